@@ -6,7 +6,8 @@
 //! cargo run --bin fdpassctl -- call total --to 127.0.0.1:8080
 //! ```
 //!
-//! The total is in a file, in `$STATE_DIRECTORY` (`StateDirectory=` of a systemd unit) or `./counterd-state`. It
+//! The total is in a file, in the `directory` of the table `[counterd]` of the configuration, or in `$STATE_DIRECTORY`
+//! (`StateDirectory=` of a systemd unit), or in `./counterd-state`. It
 //! survives reloads, recycling, crashes and restarts. The code below is also in README.md.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::{env, process::ExitCode};
 
-use fdpassd::{Call, Daemon, Fault, WorkerInfo};
+use fdpassd::{Call, Daemon, Fault, Method, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
 /// The contents of `counter.json`, which all workers share.
@@ -40,18 +41,25 @@ struct Add {
     n: u64,
 }
 
+/// The table `[counterd]` of the configuration.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Settings {
+    directory: Option<PathBuf>,
+}
+
 /// The state of one worker process: nothing that must outlive it.
 struct Store {
     directory: PathBuf,
 }
 
 impl Store {
-    fn open(_: &WorkerInfo) -> io::Result<Store> {
-        let directory = env::var_os("STATE_DIRECTORY").unwrap_or("counterd-state".into());
+    fn open(worker: &WorkerInfo<Settings>) -> io::Result<Store> {
+        let of_unit = || env::var_os("STATE_DIRECTORY").map(PathBuf::from);
+        let directory = worker.config.directory.clone().or_else(of_unit);
+        let directory = directory.unwrap_or("counterd-state".into());
         fs::create_dir_all(&directory)?;
-        Ok(Store {
-            directory: directory.into(),
-        })
+        Ok(Store { directory })
     }
 
     fn add(&mut self, add: Add, _: &Call) -> Result<u64, Fault> {
@@ -106,8 +114,9 @@ fn io_fault(error: io::Error) -> Fault {
 
 fn main() -> ExitCode {
     Daemon::new("counterd")
+        .config::<Settings>()
         .state(Store::open)
-        .idempotent("add", Store::add)
-        .idempotent("total", Store::total)
+        .method(Method::new("add", Store::add).idempotent())
+        .method(Method::new("total", Store::total).idempotent())
         .run()
 }

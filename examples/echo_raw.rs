@@ -10,15 +10,16 @@
 
 use std::process::ExitCode;
 
-use fdpassd::{Daemon, RawValue, Reply};
+use fdpassd::{Daemon, Fault, Method, RawValue, Reply};
 
 fn main() -> ExitCode {
     Daemon::new("echod")
-        .raw("echo", |_, params: &RawValue, out: &mut Reply| {
-            out.raw(params)
-        })
-        // The method takes microseconds: no clock is read around it, and replies to pipelined requests are sent
+        // An inline method takes microseconds: no clock is read around it, and replies to pipelined requests are sent
         // together.
-        .inline()
+        .method(Method::raw("echo", echo).inline())
         .run()
+}
+
+fn echo(_: &mut (), params: &RawValue, out: &mut Reply<'_>) -> Result<(), Fault> {
+    out.raw(params)
 }

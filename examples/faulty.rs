@@ -1,33 +1,55 @@
 //! A daemon with every fault that a method, a state or its programmer can have. It is for the tests only.
 //!
 //! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state,
-//! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; `two-methods` of one name;
-//! `bad-name` of a method; `mute` instead of the answer to `check-handover`. With `file:PATH` the file has the fault
-//! for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
+//! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such
+//! as `two-methods` of one name; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
+//! no other state may have at the same time. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
 //! `second-thread` the daemon does not run in the first thread.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{IntoRawFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{self, Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, fs, hint, io, thread};
 
-use fdpassd::{Call, Daemon, Fault, WorkerInfo};
+use fdpassd::{Call, ClientId, Daemon, Fault, Method, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// The state of a worker process.
 struct State {
-    worker: WorkerInfo,
+    worker: WorkerInfo<Settings>,
     /// Calls of `whoami` since the state was made.
     calls: u64,
+    /// Clients that called `keep` and have not left, and whether their departure causes a panic.
+    kept: BTreeMap<ClientId, bool>,
+    _lock: Option<UnixListener>,
+}
+
+/// The table `[faulty]` of the configuration.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+struct Settings {
+    words: String,
+    pair: Option<Pair>,
+    /// The worker cannot make its state.
+    fails: bool,
+}
+
+#[derive(Clone, Deserialize)]
+struct Pair {
+    left: u8,
+    right: u8,
 }
 
 fn main() -> ExitCode {
@@ -38,109 +60,150 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let daemon = Daemon::new("faulty").state(make);
-    let daemon = with_waits(with_damage(with_durations(with_results(with_ends(daemon)))));
-    match env::var("FAULTY").as_deref() {
-        Ok("two-methods") => daemon.method("nan", |_, (): (), _| Ok(())).run(),
-        Ok("mute")
-            if env::args()
-                .nth(1)
-                .is_some_and(|role| role == "check-handover") =>
-        {
+    let fault = env::var("FAULTY").unwrap_or_default();
+    let name = match fault.as_str() {
+        "bad-daemon-name" => "Faulty Daemon",
+        _ => "faulty",
+    };
+    let daemon = Daemon::new(name).config::<Settings>().state(make);
+    let daemon = daemon.on_close(forget);
+    let daemon = with_durations(with_results(with_ends(daemon)));
+    let daemon = with_connections(with_waits(with_damage(daemon)));
+    let is_check = || {
+        let role = env::args().nth(1);
+        role.is_some_and(|role| role == "check-handover")
+    };
+    match fault.as_str() {
+        "two-methods" => daemon.method(nothing("nan")).run(),
+        "bad-name" => daemon.method(nothing("Bad Name")).run(),
+        "no-name" => daemon.method(nothing("")).run(),
+        "taken-name" => daemon.method(nothing("ping")).run(),
+        "bad-reply-name" => daemon.method(nothing("x").reply_name("error")).run(),
+        "mute" if is_check() => {
             block(Duration::MAX);
             ExitCode::FAILURE
         }
-        Ok("bad-name") => daemon.method("Bad Name", |_, (): (), _| Ok(())).run(),
         _ => daemon.run(),
     }
+}
+
+/// Returns a method that does nothing.
+fn nothing(name: &str) -> Method<State> {
+    Method::new(name, |_, (): (), _| Ok(()))
 }
 
 /// Adds `whoami`, and methods that end the process.
 fn with_ends(daemon: Daemon<State>) -> Daemon<State> {
     daemon
-        .method("whoami", |state: &mut State, (): (), call: &Call| {
-            Ok::<Value, Fault>(whoami(state, call))
-        })
-        .method("exit", |_, status: i32, _| -> Result<(), Fault> {
-            process::exit(status)
-        })
-        .method("abort", |_, (): (), _| -> Result<(), Fault> {
+        .method(Method::new(
+            "whoami",
+            |state: &mut State, (): (), call: &Call| Ok::<Value, Fault>(whoami(state, call)),
+        ))
+        .method(Method::new(
+            "exit",
+            |_, status: i32, _| -> Result<(), Fault> { process::exit(status) },
+        ))
+        .method(Method::new("abort", |_, (): (), _| -> Result<(), Fault> {
             process::abort()
-        })
+        }))
         // Ends the process at each attempt up to this one.
-        .idempotent("exit_until", |_, attempt: u32, call| {
-            if call.attempt < attempt {
-                process::exit(3);
-            }
-            Ok(call.attempt)
-        })
+        .method(
+            Method::new("exit_until", |_, attempt: u32, call| {
+                if call.attempt < attempt {
+                    process::exit(3);
+                }
+                Ok(call.attempt)
+            })
+            .idempotent(),
+        )
         // Ends the process as a bug in C would.
-        .method("segv", |_, (): (), _| -> Result<(), Fault> {
+        .method(Method::new("segv", |_, (): (), _| -> Result<(), Fault> {
             // std's handler catches the first: it is no stack overflow, so the handler lets the next one through.
             loop {
                 let _ = kill(Pid::this(), Signal::SIGSEGV);
             }
-        })
-        .method("panic", |_, words: String, _| -> Result<(), Fault> {
-            panic!("{words}")
-        })
+        }))
+        .method(Method::new(
+            "panic",
+            |_, words: String, _| -> Result<(), Fault> { panic!("{words}") },
+        ))
+        // Panics in another thread.
+        .method(Method::new("panic_elsewhere", |_, words: String, _| {
+            let thread = thread::Builder::new().name("fetcher".to_owned());
+            let ended = thread.spawn(move || panic!("{words}")).map_err(io_fault)?;
+            Ok(ended.join().is_err())
+        }))
 }
 
 /// Adds methods with unusual results.
 fn with_results(daemon: Daemon<State>) -> Daemon<State> {
     daemon
-        .method("log", |_, (times, words): (u32, String), call| {
-            (0..times).for_each(|_| log::warn!(event = "asked", client = call.client.0; "{words}"));
-            Ok(())
-        })
-        .method("nan", |_, (): (), _| Ok([f64::NAN, f64::INFINITY, 1.0]))
-        .method("anything", |_, any: Value, _| Ok(any))
-        .method(
+        .method(Method::new(
+            "log",
+            |_, (times, words): (u32, String), call| {
+                (0..times)
+                    .for_each(|_| log::warn!(event = "asked", client = call.client.0; "{words}"));
+                Ok(())
+            },
+        ))
+        .method(Method::new("settings", |state: &mut State, (): (), _| {
+            let Settings { words, pair, .. } = state.worker.config.clone();
+            Ok((words, pair.map(|pair| (pair.left, pair.right))))
+        }))
+        .method(Method::new("nan", |_, (): (), _| {
+            Ok([f64::NAN, f64::INFINITY, 1.0])
+        }))
+        .method(Method::new("anything", |_, any: Value, _| Ok(any)))
+        .method(Method::new(
             "fault",
             |_, (code, message): (String, String), _| -> Result<(), Fault> {
                 Err(Fault::new(code, message))
             },
-        )
+        ))
 }
 
 /// Adds methods that take time, and one that reports its deadline.
 fn with_durations(daemon: Daemon<State>) -> Daemon<State> {
     daemon
-        .method("spin", |_, milliseconds: u64, _| {
+        .method(Method::new("spin", |_, milliseconds: u64, _| {
             spin(Duration::from_millis(milliseconds));
             Ok(())
-        })
-        .method("sleep", |_, milliseconds: u64, _| {
+        }))
+        .method(Method::new("sleep", |_, milliseconds: u64, _| {
             block(Duration::from_millis(milliseconds));
             Ok(())
-        })
+        }))
         // Never returns, although it is declared to take microseconds.
-        .method("livelock", |_, (): (), _| -> Result<(), Fault> {
-            spin(Duration::MAX);
-            Ok(())
-        })
-        .inline()
+        .method(
+            Method::new("livelock", |_, (): (), _| -> Result<(), Fault> {
+                spin(Duration::MAX);
+                Ok(())
+            })
+            .inline(),
+        )
         // A side effect that can be counted: one more line in a file.
-        .method("count", |_, (path, line): (String, String), _| {
-            append(&path, &line).map_err(io_fault)
-        })
+        .method(Method::new(
+            "count",
+            |_, (path, line): (String, String), _| append(&path, &line).map_err(io_fault),
+        ))
         // Returns the milliseconds after which the process may be killed, if it may.
-        .method("deadline", |_, (): (), call| {
+        .method(Method::new("deadline", |_, (): (), call| {
             Ok(call.deadline.map(|at| {
                 u64::try_from(at.saturating_duration_since(Instant::now()).as_millis()).ok()
             }))
-        })
+        }))
 }
 
 /// Adds methods that damage what the process shares with others.
 fn with_damage(daemon: Daemon<State>) -> Daemon<State> {
     daemon
         // Overwrites words of the shared memory, from this word on, as a broken worker may.
-        .method("scribble", |_, (at, words): (u64, Vec<u64>), _| {
-            scribble(at, &words).map_err(io_fault)
-        })
+        .method(Method::new(
+            "scribble",
+            |_, (at, words): (u64, Vec<u64>), _| scribble(at, &words).map_err(io_fault),
+        ))
         // The same, but not if another worker finds the request in what this one has left.
-        .method(
+        .method(Method::new(
             "scribble_in",
             |_, (pid, at, words): (u32, u64, Vec<u64>), _| {
                 let is_meant = pid == process::id();
@@ -150,62 +213,113 @@ fn with_damage(daemon: Daemon<State>) -> Daemon<State> {
                     .map(drop)
                     .map_err(io_fault)
             },
-        )
+        ))
         // Sends any datagram over the channel, or closes it and continues.
-        .method("send_datagram", |_, datagram: Vec<u8>, _| {
+        .method(Method::new("send_datagram", |_, datagram: Vec<u8>, _| {
             let channel = channel().map_err(io_fault)?;
             send(channel, &datagram, MsgFlags::MSG_NOSIGNAL).map_err(|e| io_fault(e.into()))
-        })
-        .method("hang_up", |_, (): (), _| {
+        }))
+        .method(Method::new("hang_up", |_, (): (), _| {
             let channel = channel().map_err(io_fault)?;
             close(channel).map_err(|e| io_fault(e.into()))
-        })
+        }))
         // Closes the sockets of other clients. Their numbers may be reused.
-        .method("close_others", |_, (how, count): (String, usize), _| {
-            close_others(&how, count).map_err(io_fault)
-        })
+        .method(Method::new(
+            "close_others",
+            |_, (how, count): (String, usize), _| close_others(&how, count).map_err(io_fault),
+        ))
         // Forks, and returns twice.
-        .method("fork", |_, (): (), _| {
+        .method(Method::new("fork", |_, (): (), _| {
             // SAFETY: that the child returns while its parent answers others is the purpose of this method.
             let forked = unsafe { fork() }.map_err(|e| io_fault(e.into()))?;
             if forked.is_child() {
                 spin(Duration::from_millis(3));
             }
             Ok(())
-        })
+        }))
 }
 
 /// Adds methods that wait for something else.
 fn with_waits(daemon: Daemon<State>) -> Daemon<State> {
     daemon
-        .method("spin_inline", |_, milliseconds: u64, _| {
-            spin(Duration::from_millis(milliseconds));
-            Ok(())
-        })
-        .inline()
-        .idempotent("sleep_again", |_, milliseconds: u64, call| {
-            block(Duration::from_millis(milliseconds));
-            Ok(call.attempt)
-        })
+        .method(
+            Method::new("spin_inline", |_, milliseconds: u64, _| {
+                spin(Duration::from_millis(milliseconds));
+                Ok(())
+            })
+            .inline(),
+        )
+        .method(
+            Method::new("sleep_again", |_, milliseconds: u64, call| {
+                block(Duration::from_millis(milliseconds));
+                Ok(call.attempt)
+            })
+            .idempotent(),
+        )
         // Runs a script, and waits for it.
-        .method("shell", |_, script: String, _| {
+        .method(Method::new("shell", |_, script: String, _| {
             let status = process::Command::new("sh")
                 .args(["-c", &script])
                 .status()
                 .map_err(io_fault)?;
             Ok(status.code())
-        })
+        }))
         // The writer of the FIFO decides when this ends.
-        .method("read_line", |_, path: String, _| {
+        .method(Method::new("read_line", |_, path: String, _| {
             read_line(&path).map_err(|e| Fault::new("io", e.to_string()))
-        })
+        }))
         // The same, but only in the first attempt; a later one returns its number.
-        .idempotent("read_line_once", |_, path: String, call| {
-            match call.attempt {
-                1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
-                attempt => Ok(format!("attempt {attempt}")),
-            }
-        })
+        .method(
+            Method::new("read_line_once", |_, path: String, call| {
+                match call.attempt {
+                    1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
+                    attempt => Ok(format!("attempt {attempt}")),
+                }
+            })
+            .idempotent(),
+        )
+}
+
+/// Adds methods that concern the connection of their caller.
+fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
+    daemon
+        .method(Method::new(
+            "keep",
+            |state: &mut State, panics: bool, call: &Call| {
+                state.kept.insert(call.client, panics);
+                Ok(())
+            },
+        ))
+        .method(Method::new("kept", |state: &mut State, (): (), _| {
+            Ok(state.kept.keys().copied().collect::<Vec<_>>())
+        }))
+        // Ends when its caller has left, or has shut down its sending side.
+        .method(Method::new("until_left", |_, (): (), call: &Call| {
+            wait_while(|| call.is_connected());
+            log::info!("client {} has left", call.client);
+            Ok(())
+        }))
+        .method(Method::new(
+            "until_half_closed",
+            |_, (): (), call: &Call| {
+                wait_while(|| !call.is_half_closed());
+                log::info!("client {} sends nothing more", call.client);
+                Ok(call.is_connected())
+            },
+        ))
+}
+
+fn forget(state: &mut State, client: ClientId) {
+    if let Some(panics) = state.kept.remove(&client) {
+        log::info!("worker {} forgets client {client}", state.worker.worker);
+        assert!(!panics, "it cannot forget");
+    }
+}
+
+fn wait_while(condition: impl Fn() -> bool) {
+    while condition() {
+        block(Duration::from_millis(1));
+    }
 }
 
 fn whoami(state: &mut State, call: &Call) -> Value {
@@ -217,7 +331,10 @@ fn whoami(state: &mut State, call: &Call) -> Value {
     })
 }
 
-fn make(worker: &WorkerInfo) -> Result<State, String> {
+fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
+    if worker.config.fails {
+        return Err("the table says so".to_owned());
+    }
     static MADE: AtomicBool = AtomicBool::new(false);
     let fault = env::var("FAULTY").unwrap_or_default();
     let fault = fault.strip_prefix("file:").map_or(fault.clone(), |path| {
@@ -239,10 +356,19 @@ fn make(worker: &WorkerInfo) -> Result<State, String> {
             _ => {}
         }
     }
+    let lock = (fault == "lock").then(take_lock).transpose();
     Ok(State {
         worker: worker.clone(),
         calls: 0,
+        kept: BTreeMap::new(),
+        _lock: lock.map_err(|e| format!("another state has the lock: {e}"))?,
     })
+}
+
+/// Takes a name that only one socket of this network namespace may have.
+fn take_lock() -> io::Result<UnixListener> {
+    let name = format!("faulty-{}", process::id());
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
 /// Writes from 1 byte to 64 KiB at a time, to no client.

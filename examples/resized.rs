@@ -10,7 +10,7 @@
 
 use std::process::ExitCode;
 
-use fdpassd::{Call, Daemon, Fault, RawValue, Reply, WorkerInfo};
+use fdpassd::{Call, Daemon, Fault, Method, RawValue, Reply, WorkerInfo};
 use serde::{Deserialize, Serialize};
 
 /// The state of one worker process. One method at a time may change it.
@@ -40,12 +40,12 @@ fn main() -> ExitCode {
         .version(env!("CARGO_PKG_VERSION"))
         .state(open)
         // A second run returns the same result, so another worker may run it again if the first one dies in it.
-        .idempotent("fit", fit)
-        .method("report", |resizer: &mut Resizer, (): (), _: &Call| {
-            report(resizer)
-        })
-        .raw("original", original)
-        .reply_name("picture")
+        .method(Method::new("fit", fit).idempotent())
+        .method(Method::new(
+            "report",
+            |resizer: &mut Resizer, (): (), _: &Call| report(resizer),
+        ))
+        .method(Method::raw("original", original).reply_name("picture"))
         .run()
 }
 

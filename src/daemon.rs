@@ -5,11 +5,12 @@ mod run;
 use std::fmt;
 use std::process::ExitCode;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 
-use crate::worker::{self, Call, Fault, Methods, Reply, WorkerInfo};
+use crate::config::Config;
+use crate::config::own::{self, TableCheck};
+use crate::proto::names::{ClientId, is_daemon_name};
+use crate::worker::{self, Constructor, Hooks, Method, Methods, WorkerInfo};
 
 /// The name of the daemon of this package, unlike those that are written with its library.
 const SHIPPED: &str = "fdpassd";
@@ -21,149 +22,234 @@ const SHIPPED: &str = "fdpassd";
 /// every reload, recycle, crash and panic: see *Where to keep state* in README.md.
 ///
 /// ```no_run
-/// use fdpassd::{Call, Daemon, Fault};
+/// use fdpassd::{Call, Daemon, Fault, Method};
+///
+/// fn is_prime(primes: &mut Vec<u64>, n: u64, _: &Call) -> Result<bool, Fault> {
+///     Ok(primes.contains(&n))
+/// }
 ///
 /// fn main() -> std::process::ExitCode {
 ///     Daemon::new("primed")
 ///         .state(|_worker| Ok::<Vec<u64>, Fault>(vec![2, 3, 5, 7]))
-///         .idempotent("is_small_prime", |primes: &mut Vec<u64>, n: u64, _call: &Call| {
-///             Ok(primes.contains(&n))
-///         })
+///         .method(Method::new("is_small_prime", is_prime).idempotent())
 ///         .run()
 /// }
 /// ```
-pub struct Daemon<S = ()> {
+pub struct Daemon<S = (), C = ()> {
     name: String,
     version: &'static str,
-    methods: Methods<S>,
+    /// How the daemon's own table is checked; none if every key in it is unknown.
+    check: Option<TableCheck>,
+    parse: fn(&str) -> Result<C, String>,
+    constructor: Constructor<S>,
+    methods: Vec<Method<S>>,
+    hooks: Hooks<S>,
 }
 
-impl Daemon<()> {
+/// What the roles of a daemon need.
+pub(crate) struct Parts<S> {
+    pub(crate) name: String,
+    version: &'static str,
+    check: Option<TableCheck>,
+    pub(crate) methods: Methods<S>,
+}
+
+impl Daemon {
     /// Returns a daemon of this name, with the methods `ping` and `methods`.
+    ///
+    /// The name is `[a-z][a-z0-9_-]{0,31}`: it is also that of files, directories, processes and the user of a unit.
     #[must_use]
-    pub fn new(name: &str) -> Daemon<()> {
-        let methods = Methods::new(Box::new(|_| Ok(())));
+    pub fn new(name: impl Into<String>) -> Daemon {
         Daemon {
-            name: name.to_owned(),
+            name: name.into(),
             version: env!("CARGO_PKG_VERSION"),
-            methods,
+            check: None,
+            parse: |_| Ok(()),
+            constructor: Box::new(|_, _| Ok(())),
+            methods: Vec::new(),
+            hooks: Hooks::default(),
         }
     }
 
-    /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
-    /// is logged, and another worker is started after a while. It is called again after a method has panicked.
+    /// Reads a table of the daemon's own from the configuration: `[NAME]`, for a daemon of that name. [`Daemon::state`]
+    /// receives it as [`WorkerInfo::config`].
     ///
-    /// # Panics
-    /// When methods were added before: they belong to another state.
+    /// The table is checked wherever the configuration is: at the start, by `-t`, `fdpassctl config check` and each
+    /// reload. A value that `C` refuses, a missing key, and a key that `C` ignores are errors with their places, and a
+    /// reload with one changes nothing. `config show` and `-T` show the keys that the files have; `C` knows the others.
+    /// A table that is missing is an empty one, so defaults belong in the type. It has at most 16 KiB.
+    ///
+    /// A reload starts new workers, which read the new table. The table of a running worker does not change.
+    ///
+    /// ```no_run
+    /// use std::path::PathBuf;
+    ///
+    /// use fdpassd::{Daemon, Fault, WorkerInfo};
+    /// use serde::Deserialize;
+    ///
+    /// /// ```toml
+    /// /// [spelld]
+    /// /// words = "/usr/share/dict/words"
+    /// /// ```
+    /// #[derive(Deserialize)]
+    /// #[serde(default, rename_all = "kebab-case")]
+    /// struct Settings {
+    ///     words: PathBuf,
+    /// }
+    ///
+    /// impl Default for Settings {
+    ///     fn default() -> Settings {
+    ///         let words = "/usr/share/dict/words".into();
+    ///         Settings { words }
+    ///     }
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Daemon::new("spelld")
+    ///         .config::<Settings>()
+    ///         .state(|worker: &WorkerInfo<Settings>| std::fs::read_to_string(&worker.config.words))
+    ///         .run()
+    /// }
+    /// ```
     #[must_use]
-    pub fn state<S: 'static, E: fmt::Display>(
-        self,
-        make: impl Fn(&WorkerInfo) -> Result<S, E> + 'static,
-    ) -> Daemon<S> {
-        assert!(
-            self.methods.has_no_own(),
-            "state() comes before the first method"
-        );
-        let methods = Methods::new(Box::new(move |worker| {
-            make(worker).map_err(|e| e.to_string())
-        }));
+    pub fn config<C: DeserializeOwned + 'static>(self) -> Daemon<(), C> {
         Daemon {
             name: self.name,
             version: self.version,
-            methods,
+            check: Some(own::check_as::<C>),
+            parse: own::parse::<C>,
+            constructor: Box::new(|_, _| Ok(())),
+            methods: self.methods,
+            hooks: self.hooks,
         }
     }
 }
 
-impl<S: 'static> Daemon<S> {
+impl<C: 'static> Daemon<(), C> {
+    /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
+    /// is logged, and another worker is started after a while. It is called again after a method has panicked; the old
+    /// state is dropped before.
+    ///
+    /// Methods that were added before use no state.
+    #[must_use]
+    pub fn state<S: 'static, E: fmt::Display>(
+        self,
+        make: impl Fn(&WorkerInfo<C>) -> Result<S, E> + 'static,
+    ) -> Daemon<S> {
+        let parse = self.parse;
+        Daemon {
+            name: self.name,
+            version: self.version,
+            check: self.check,
+            parse: |_| Ok(()),
+            constructor: Box::new(move |worker, table| {
+                let config = parse(table).map_err(|why| format!("table {}: {why}", worker.name))?;
+                make(&worker.with_config(config)).map_err(|e| e.to_string())
+            }),
+            methods: self
+                .methods
+                .into_iter()
+                .map(Method::for_any_state)
+                .collect(),
+            hooks: self.hooks.for_any_state(),
+        }
+    }
+}
+
+impl<S: 'static, C: 'static> Daemon<S, C> {
     /// Sets the version that `-V` and the status show, such as `env!("CARGO_PKG_VERSION")`; the default is fdpassd's own.
     #[must_use]
-    pub fn version(mut self, version: &'static str) -> Daemon<S> {
+    pub fn version(mut self, version: &'static str) -> Daemon<S, C> {
         self.version = version;
         self
     }
 
-    /// Adds a method: its `params` are parsed into `P`, and its return value is the `result`.
+    /// Adds a method. The order in which methods are added has no meaning.
+    #[must_use]
+    pub fn method(mut self, method: Method<S>) -> Daemon<S, C> {
+        self.methods.push(method);
+        self
+    }
+
+    /// Sets a function that a worker calls when it does not serve a client any more, for what its state keeps for each
+    /// client: the client has left, was closed, or was moved to another worker. The last call counts.
     ///
-    /// Names are `[a-z][a-z0-9_.-]{0,63}`, but not `error`. Replies are called NAME + `_r`, see [`Daemon::reply_name`].
-    /// Params that are no `P` are answered with `bad_params`, a panic with `crashed`.
-    #[must_use]
-    pub fn method<P, R>(
-        mut self,
-        name: &str,
-        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
-    ) -> Daemon<S>
-    where
-        P: DeserializeOwned,
-        R: Serialize,
-    {
-        self.methods.add_typed(name, false, call);
-        self
-    }
-
-    /// Adds a method that may run once more if its worker died in it: one without side effects, or whose second run
-    /// changes nothing.
-    #[must_use]
-    pub fn idempotent<P, R>(
-        mut self,
-        name: &str,
-        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
-    ) -> Daemon<S>
-    where
-        P: DeserializeOwned,
-        R: Serialize,
-    {
-        self.methods.add_typed(name, true, call);
-        self
-    }
-
-    /// Adds a method that gets its params as the client wrote them, and writes its result itself: nothing is copied or
-    /// parsed unless it does so.
+    /// It is called after the last request of the client in this worker. After a move, the next request of the client
+    /// runs in another worker, whose state knows nothing of it; the client may also come back. So the state is the place
+    /// for what can be rebuilt: a cache, a prepared statement. The function is not called when the worker dies, as its
+    /// state dies as well. It has no deadline and should take microseconds: all clients of the worker wait for it.
     ///
     /// ```no_run
-    /// # use fdpassd::{Daemon, RawValue, Reply};
-    /// Daemon::new("echod").raw("echo", |_, params: &RawValue, out: &mut Reply| out.raw(params)).run();
+    /// use std::collections::HashMap;
+    ///
+    /// use fdpassd::{Call, ClientId, Daemon, Fault, Method};
+    ///
+    /// type Last = HashMap<ClientId, String>;
+    ///
+    /// fn swap(last: &mut Last, text: String, call: &Call) -> Result<Option<String>, Fault> {
+    ///     Ok(last.insert(call.client, text))
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Daemon::new("swapd")
+    ///         .state(|_worker| Ok::<Last, Fault>(Last::new()))
+    ///         .method(Method::new("swap", swap))
+    ///         .on_close(|last, client| drop(last.remove(&client)))
+    ///         .run()
+    /// }
     /// ```
     #[must_use]
-    pub fn raw(
-        mut self,
-        name: &str,
-        call: impl Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault> + 'static,
-    ) -> Daemon<S> {
-        self.methods.add(name, false, Box::new(call));
+    pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S, C> {
+        self.hooks.on_close = Some(Box::new(call));
         self
     }
 
-    /// Names the replies of the method that was added last.
-    #[must_use]
-    pub fn reply_name(mut self, name: &str) -> Daemon<S> {
-        self.methods.rename_reply(name);
-        self
-    }
-
-    /// Marks the method that was added last as one that takes microseconds: no clock is read around it, and replies to
-    /// pipelined requests are sent together.
-    #[must_use]
-    pub fn inline(mut self) -> Daemon<S> {
-        self.methods.make_inline();
-        self
-    }
-
-    /// Returns the parts of a worker.
-    pub(crate) fn into_parts(self) -> (String, Methods<S>) {
-        (self.name, self.methods.complete())
+    /// Returns what the roles need.
+    ///
+    /// # Errors
+    /// All errors of the program, each in a sentence.
+    pub(crate) fn into_parts(self) -> Result<Parts<S>, Vec<String>> {
+        let mut mistakes = Vec::new();
+        if !is_daemon_name(&self.name) {
+            mistakes.push(format!(
+                "{:?} is not a valid name for a daemon: [a-z][a-z0-9_-]{{0,31}}",
+                self.name
+            ));
+        }
+        if self.check.is_some() && Config::has_section(&self.name) {
+            mistakes.push(format!(
+                "{:?} is a table of every configuration; a daemon with a table of its own needs another name",
+                self.name
+            ));
+        }
+        match Methods::new(self.methods, self.constructor, self.hooks) {
+            Ok(methods) if mistakes.is_empty() => Ok(Parts {
+                name: self.name,
+                version: self.version,
+                check: self.check,
+                methods,
+            }),
+            Ok(_) => Err(mistakes),
+            Err(more) => Err([mistakes, more].concat()),
+        }
     }
 
     /// Runs the daemon in the role that its arguments select: as master, as one of its workers, as its exporter, or to
-    /// test a configuration. Returns the exit code for `main`.
+    /// test a configuration. Returns the exit code for `main`. An error of the program, such as two methods of one name,
+    /// is printed, and the exit code is 70.
     ///
     /// It should be called by the first thread of the process. The kernel keeps the account of no other thread until
     /// the master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let version = self.version;
-        let (name, methods) = self.into_parts();
-        run::run(&name, version, methods)
+        let name = self.name.clone();
+        match self.into_parts() {
+            Ok(parts) => {
+                own::set(&name, parts.check);
+                run::run(&name, parts.version, parts.methods)
+            }
+            Err(mistakes) => run::refuse_program(&name, &mistakes),
+        }
     }
 }
 
@@ -174,6 +260,6 @@ impl<S: 'static> Daemon<S> {
 #[must_use]
 pub fn fdpassd_main() -> ExitCode {
     Daemon::new(SHIPPED)
-        .idempotent("pi", worker::pi_method)
+        .method(Method::new("pi", worker::pi_method).idempotent())
         .run()
 }

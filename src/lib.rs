@@ -14,9 +14,16 @@
 //! use std::collections::HashSet;
 //! use std::fs;
 //!
-//! use fdpassd::{Call, Daemon, Fault};
+//! use fdpassd::{Call, Daemon, Fault, Method};
 //!
 //! type Words = HashSet<String>;
+//!
+//! fn check(words: &mut Words, word: String, _: &Call) -> Result<bool, Fault> {
+//!     match word.as_str() {
+//!         "" => Err(Fault::bad_params("the word is empty")),
+//!         word => Ok(words.contains(word)),
+//!     }
+//! }
 //!
 //! fn main() -> std::process::ExitCode {
 //!     Daemon::new("spelld")
@@ -27,12 +34,9 @@
 //!         })
 //!         // Params are any type that implements `Deserialize`, results any that implements `Serialize`. The method is
 //!         // idempotent: it may run again if its worker dies in it.
-//!         .idempotent("check", |words: &mut Words, word: String, _: &Call| match word.as_str() {
-//!             "" => Err(Fault::bad_params("the word is empty")),
-//!             word => Ok(words.contains(word)),
-//!         })
+//!         .method(Method::new("check", check).idempotent())
 //!         // `client` is the same for all requests of a connection, whichever worker runs them.
-//!         .method("whoami", |_, (): (), call: &Call| Ok((call.client, call.peer.to_string())))
+//!         .method(Method::new("whoami", |_, (): (), call: &Call| Ok((call.client, call.peer.to_string()))))
 //!         .run()
 //! }
 //! ```
@@ -43,9 +47,13 @@
 //! * **State is per process.** Each worker has its own, and it is rebuilt at every reload, recycle, restart, upgrade, crash
 //!   and panic. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs in a database
 //!   or a file that all workers share; `examples/counterd.rs` and README.md (*Where to keep state*) show how.
-//! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`.
-//! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method was added by
-//!   [`Daemon::idempotent`]; otherwise its caller gets `crashed`.
+//! * **Settings.** [`Daemon::config`] reads a table of the daemon's own, `[NAME]`, from its configuration.
+//! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
+//!   panic in another thread is logged with the name of the thread and ends only that thread.
+//! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client
+//!   moves to another worker. A long method asks [`Call::is_connected`].
+//! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method is
+//!   [idempotent](Method::idempotent); otherwise its caller gets `crashed`.
 //! * **Child processes.** Start programs by fork and exec, as [`std::process::Command`] does: clients' sockets and the shared
 //!   memory are close-on-exec, but a child that only forks would keep copies of them. A child that returns from the
 //!   method that forked it is ended. Each worker leads a session (setsid(2)), and everything its methods have started is
@@ -101,7 +109,7 @@ mod worker;
 pub use daemon::{Daemon, fdpassd_main as daemon_main};
 pub use proto::names::{ClientId, Generation, Peer, WorkerId};
 pub use serde_json::value::RawValue;
-pub use worker::{Call, Fault, Reply, WorkerInfo};
+pub use worker::{Call, Fault, Method, Reply, WorkerInfo};
 
 /// Runs `fdpassctl` with the arguments of this process and returns its exit code.
 ///

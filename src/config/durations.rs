@@ -40,7 +40,7 @@ impl<const MIN: u64, const MAX: u64> Notation for Lasting<MIN, MAX> {
     }
 }
 
-/// What `TCP_KEEPIDLE` takes (tcp(7)): seconds up to a limit of Linux.
+/// The range of `TCP_KEEPIDLE` (tcp(7)): seconds up to a limit of Linux.
 pub(super) struct KeepAlive;
 
 impl Notation for KeepAlive {

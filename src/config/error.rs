@@ -97,10 +97,18 @@ impl Error {
         Error::at(origin, text, offset..offset, &message, None)
     }
 
-    /// Creates an error that the parser or a type has found.
-    pub(super) fn from_toml(source: &SourceText, error: &toml::de::Error) -> Error {
+    /// Creates an error that the parser or a type has found. `own` is the name of the daemon's own table, if there may be
+    /// one.
+    pub(super) fn from_toml(
+        source: &SourceText,
+        error: &toml::de::Error,
+        own: Option<&str>,
+    ) -> Error {
         let SourceText { origin, text } = source;
-        let message = reword(error.message());
+        let mut message = reword(error.message());
+        if let Some(own) = own.filter(|_| message.contains(", expected one of `listen`, ")) {
+            message.push_str(&format!(", `{own}`"));
+        }
         let Some(span) = error.span() else {
             return Error::from_file(origin, &message);
         };
@@ -111,6 +119,11 @@ impl Error {
             Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
             None => Error::at(origin, text, span, &message, advice(&message)),
         }
+    }
+
+    /// Returns the message of such an error, without its place.
+    pub(super) fn reworded(error: &toml::de::Error) -> String {
+        reword(error.message())
     }
 
     /// Creates an error that [`super::check`] has found, at the first of its places that one of the files has.

@@ -49,14 +49,18 @@ impl Config {
         let values = self.values().into_iter();
         let entries = values.map(|(section, key, value)| {
             let value = value.or_else(|| self.value_instead(section, key));
-            let key = full_name(section, key);
+            (full_name(section, key), value)
+        });
+        let own = self.own_values().into_iter();
+        let entries = entries.chain(own.map(|(key, value)| (key, Some(value))));
+        let entry = |(key, value)| {
             let origin = match given.contains(&key) {
                 true => KeyOrigin::File,
                 false => KeyOrigin::Default,
             };
             Key { key, value, origin }
-        });
-        entries.collect()
+        };
+        entries.map(entry).collect()
     }
 
     /// Returns the text of [`Config::to_toml`], with a comment for each key that is not set.
@@ -74,7 +78,22 @@ impl Config {
                 });
             }
         }
+        if let Some(own) = &self.own {
+            dump.push_str(&format!("\n[{}]\n", own.name));
+            for (key, value) in own.values() {
+                dump.push_str(&format!("{key} = {value}\n"));
+            }
+        }
         dump
+    }
+
+    /// Returns the full name and the value in TOML of every key of the daemon's own table.
+    fn own_values(&self) -> BTreeMap<String, String> {
+        let own = self.own.iter().flat_map(|own| {
+            let name = |key: &str| full_name(&own.name, key);
+            own.values().map(move |(key, value)| (name(&key), value))
+        });
+        own.collect()
     }
 
     /// Returns what is different in `next`. Keys that are not set there come last.
@@ -98,6 +117,16 @@ impl Config {
             })
             .collect();
         changes.extend(self.change_of_variables(next));
+        let (own_before, own_next) = (self.own_values(), next.own_values());
+        let keys: BTreeSet<&String> = own_before.keys().chain(own_next.keys()).collect();
+        changes.extend(keys.into_iter().filter_map(|key| {
+            let (from, to) = (own_before.get(key).cloned(), own_next.get(key).cloned());
+            (from != to).then(|| Change {
+                key: key.clone(),
+                from,
+                to,
+            })
+        }));
         changes.sort_by_key(|change| change.to.is_none());
         changes
     }
@@ -154,6 +183,11 @@ fn full_name(section: &str, key: &str) -> String {
 #[must_use]
 pub fn quoted(text: &str) -> String {
     Value::from(text).to_string()
+}
+
+/// Returns the names of all tables that every configuration has.
+pub(super) fn sections() -> [&'static str; SECTIONS.len()] {
+    SECTIONS.map(|(name, _)| name)
 }
 
 /// All keys in the order of the reference, which is that of the fields of [`Config`].

@@ -6,26 +6,29 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use toml::de::{DeTable, Deserializer, ValueDeserializer};
 use toml::{Table, Value};
 
 use super::Config;
 use super::check::Conflict;
 use super::error::Error;
 use super::keys::{Keys, Loaded, keys_of};
+use super::own::{OwnTable, Rule};
 use super::source::SourceText;
 
 /// Parses all texts as one configuration and checks it.
 pub(super) fn parse(
     texts: &[SourceText],
+    own: Rule<'_>,
     check: impl FnOnce(&mut Config) -> Result<(), Conflict>,
 ) -> Result<Loaded, Error> {
     let mut keys = BTreeMap::new();
     let mut merged = Table::new();
     let mut config = Config::default();
     for source in texts {
-        let fail = |error| Error::from_toml(source, &error);
+        let fail = |error| Error::from_toml(source, &error, own.name());
         // This checks the types of all values, as only here their places are known.
-        config = toml::from_str(&source.text).map_err(fail)?;
+        config = parse_one(source, own.name()).map_err(fail)?;
         for key in keys_of(&source.text) {
             if let Some(first) = keys.insert(key.clone(), source) {
                 return Err(Error::given_twice(first, source, &key));
@@ -33,10 +36,21 @@ pub(super) fn parse(
         }
         merge(&mut merged, toml::from_str(&source.text).map_err(fail)?);
     }
+    let table = own
+        .name()
+        .and_then(|name| Some((name, merged.remove(name)?)));
     if texts.len() > 1 {
         config = Config::deserialize(merged)
             .map_err(|error| Error::from_file(&texts[0].origin, error.message()))?;
     }
+    config.own = table.and_then(|(name, value)| match value {
+        Value::Table(keys) => Some(OwnTable {
+            name: name.to_owned(),
+            keys,
+        }),
+        _ => None,
+    });
+    own.check(texts, config.own.as_ref())?;
     config.app.set_directory(texts);
     check(&mut config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
     let files = texts.iter().map(|text| PathBuf::from(&text.origin));
@@ -46,6 +60,21 @@ pub(super) fn parse(
         files: files.collect(),
     })
 }
+
+/// Parses one text without the daemon's own table.
+fn parse_one(source: &SourceText, own: Option<&str>) -> Result<Config, toml::de::Error> {
+    let mut document = DeTable::parse(&source.text)?;
+    let table = own.and_then(|name| document.get_mut().remove(name));
+    if let Some(table) = table.filter(|table| table.get_ref().as_table().is_none()) {
+        // It causes the error of a value that is no table, with its place.
+        IgnoredTable::deserialize(ValueDeserializer::from(table))?;
+    }
+    Config::deserialize(Deserializer::from(document))
+}
+
+/// Any table.
+#[derive(Deserialize)]
+struct IgnoredTable {}
 
 /// Adds keys, none of which is there yet.
 fn merge(merged: &mut Table, more: Table) {

@@ -24,12 +24,15 @@ mod merge;
 mod metrics;
 mod names;
 mod notation;
+pub(crate) mod own;
 mod read;
 mod source;
 #[cfg(test)]
 mod tests;
 mod values;
 mod workers;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +48,7 @@ pub use self::metrics::{HostName, MetricsConfig};
 pub use self::names::Identities;
 use self::names::Names;
 use self::notation::table;
+use self::own::{OwnTable, Rule};
 use self::read::Pipes;
 use self::source::SourceText;
 pub use self::values::size;
@@ -62,7 +66,7 @@ pub const MAX_HOSTS: usize = 64;
 
 /// The whole configuration.
 ///
-/// [`Config::load`] and [`Config::parse`] return one. Deserializing it directly leaves out the checks of keys against
+/// [`Config::load`] and [`Config::parse_kept`] return one. Deserializing it directly leaves out the checks of keys against
 /// each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -75,7 +79,7 @@ pub struct Config {
     /// The program that executes the methods, if there is one.
     #[serde(deserialize_with = "table")]
     pub app: AppConfig,
-    /// What clients may use.
+    /// The limits of what clients may use.
     #[serde(deserialize_with = "table")]
     pub limits: Limits,
     /// The control socket.
@@ -87,6 +91,9 @@ pub struct Config {
     /// Where log lines go.
     #[serde(with = "log")]
     pub log: Log,
+    /// The table of the daemon's own, if the files have it.
+    #[serde(skip)]
+    pub(crate) own: Option<OwnTable>,
 }
 
 impl Config {
@@ -94,10 +101,11 @@ impl Config {
     /// file it is the default.
     ///
     /// # Errors
-    /// A file that cannot be read, a key in two files, those of [`Config::parse`], and a key of the app that refers to
+    /// A file that cannot be read, a key in two files; the first syntax error, unknown key or invalid value, then an error
+    /// in the daemon's own table, then the first conflict between values, and then a key of the app that refers to
     /// something that is missing.
     pub fn load(place: ConfigPlace<'_>) -> Result<Loaded, Error> {
-        merge::parse(&place.read(Pipes::Read)?, |config| {
+        merge::parse(&place.read(Pipes::Read)?, Rule::for_file(), |config| {
             check::check(config)?;
             app::outside::read_context(&mut config.app)
         })
@@ -115,11 +123,11 @@ impl Config {
         force: bool,
     ) -> Result<Loaded, Error> {
         let read_context = |next: &mut Config| app::outside::read_context(&mut next.app);
-        self.load_with(keys, place, force, read_context)
+        self.load_with(Rule::for_file(), keys, place, force, read_context)
     }
 
     /// As [`Config::load_next`] without `force`, but looks up nothing: no user or group has a member, and nothing that
-    /// the keys of the app refer to is read.
+    /// the keys of the app refer to is read. Nor does it check the daemon's own table.
     ///
     /// # Errors
     /// Those of [`Config::load_next`], except for names.
@@ -128,19 +136,21 @@ impl Config {
         keys: &Keys,
         place: ConfigPlace<'_>,
     ) -> Result<Loaded, Error> {
-        Names::Known(Identities::default())
-            .during(|| self.load_with(keys, place, false, |_| Ok(())))
+        let rule = Rule::unchecked();
+        let names = Names::Known(Identities::default());
+        names.during(|| self.load_with(rule, keys, place, false, |_| Ok(())))
     }
 
     fn load_with(
         &self,
+        rule: Rule<'_>,
         keys: &Keys,
         place: ConfigPlace<'_>,
         force: bool,
         read_context: impl FnOnce(&mut Config) -> Result<(), Conflict>,
     ) -> Result<Loaded, Error> {
         let texts = place.read(Pipes::Refuse)?;
-        let loaded = merge::parse(&texts, |next| {
+        let loaded = merge::parse(&texts, rule, |next| {
             check::check(next)?;
             check::check_next(self, next)?;
             read_context(next)
@@ -154,20 +164,26 @@ impl Config {
     /// Parses and checks `text`, which errors name `origin`.
     ///
     /// # Errors
-    /// The first syntax error, unknown key or invalid value, and then the first conflict between values.
+    /// Those of [`Config::load`].
+    #[cfg(test)]
     pub fn parse(text: &str, origin: &str) -> Result<Config, Error> {
+        Config::parse_by(Rule::for_file(), text, origin)
+    }
+
+    fn parse_by(rule: Rule<'_>, text: &str, origin: &str) -> Result<Config, Error> {
         let text = SourceText {
             origin: origin.to_owned(),
             text: text.to_owned(),
         };
-        merge::parse(&[text], |config| check::check(config)).map(|loaded| loaded.config)
+        merge::parse(&[text], rule, |config| check::check(config)).map(|loaded| loaded.config)
     }
 
     /// Parses the configuration of the previous master, which had these identities. Users and groups have their numbers;
-    /// without them they are looked up, and one that cannot be resolved has no members.
+    /// without them they are looked up, and one that cannot be resolved has no members. The daemon's own table is not
+    /// checked: workers report that they cannot read it, while their clients stay.
     ///
     /// # Errors
-    /// Those of [`Config::parse`], except for names.
+    /// Those of [`Config::load`], except for files, names and the table.
     pub fn parse_kept(
         text: &str,
         origin: &str,
@@ -196,19 +212,39 @@ impl Config {
         names: Names,
         saved: Option<&Identities>,
     ) -> Result<Config, Error> {
-        let mut config = names.during(|| Config::parse(text, origin))?;
+        let mut config = names.during(|| Config::parse_by(Rule::unchecked(), text, origin))?;
         if let Some(saved) = saved {
             config.app.context = saved.app.clone();
         }
         Ok(config)
     }
 
-    /// Returns a file for [`Config::parse`] with every key that has a value.
+    /// Returns a file for [`Config::parse_kept`] with every key that has a value.
     ///
     /// A path that is not UTF-8 is written lossily; no file can contain one.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).unwrap_or_else(|e| format!("# cannot be written: {e}\n"))
+        let own = self.own.as_ref().map(|own| (&own.name, &own.keys));
+        let own = own.map_or_else(String::new, |own| {
+            toml::to_string(&BTreeMap::from([own])).unwrap_or_default()
+        });
+        match toml::to_string(self) {
+            Ok(text) => text + &own,
+            Err(e) => format!("# cannot be written: {e}\n"),
+        }
+    }
+
+    /// Returns the keys of the daemon's own table as TOML; nothing if there is no table.
+    pub(crate) fn own_table(&self) -> String {
+        self.own
+            .as_ref()
+            .map_or_else(String::new, OwnTable::to_text)
+    }
+
+    /// Returns whether a daemon of this name cannot have a table of its own, because every configuration has a table, or
+    /// a key, of that name.
+    pub(crate) fn has_section(name: &str) -> bool {
+        keys::sections().contains(&name) || name == "listen"
     }
 }
 
@@ -223,6 +259,7 @@ impl Default for Config {
             control: ControlConfig::default(),
             metrics: MetricsConfig::default(),
             log: log::default(),
+            own: None,
         }
     }
 }

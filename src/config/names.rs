@@ -76,7 +76,7 @@ pub(super) enum Names {
     Strict,
     /// The databases of the system; an unknown name has the number [`NONE`].
     Lenient,
-    /// These identities alone; an unknown name has the number [`NONE`].
+    /// Only these identities; an unknown name has the number [`NONE`].
     Known(Identities),
 }
 

@@ -44,7 +44,7 @@ pub(super) enum WrittenValue<'a> {
 
 /// Why a value is refused.
 pub(super) enum Rejection {
-    /// It differs from [`Notation::expected`].
+    /// The value differs from [`Notation::expected`].
     Unexpected,
     /// The whole message.
     Because(String),

@@ -148,7 +148,7 @@ pub(super) struct CallArguments {
     /// The method, for example "ping"
     pub(super) method: String,
 
-    /// Its params as JSON
+    /// The params as JSON
     #[arg(value_name = "PARAMS", value_parser = json, allow_negative_numbers = true)]
     pub(super) params: Option<Box<RawValue>>,
 
@@ -220,7 +220,7 @@ pub(super) enum ChangeVerb {
     },
     /// Close a client
     Kick {
-        /// Its number, as "fdpassctl clients" shows it
+        /// The number of the client, as "fdpassctl clients" shows it
         #[arg(value_name = "CLIENT", value_parser = value_parser!(u64).map(ClientId))]
         client: ClientId,
     },

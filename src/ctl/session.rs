@@ -20,7 +20,7 @@ use crate::sys::user::Holder;
 /// The name of the daemon, as in its paths.
 pub(super) const DAEMON: &str = "fdpassd";
 
-/// What the command line and the environment set for all verbs.
+/// The settings from the command line and the environment for all verbs.
 #[derive(Debug)]
 pub(super) struct Session {
     places: Vec<PathBuf>,

@@ -1,7 +1,7 @@
 //! `status`: lines about the daemon, a row for each worker, and a row for each worker that has lost its seat.
 //!
-//! Numbers are shortened (`--json` has them in full), and the tables usually fit 80 columns. Memory is in MiB. What is
-//! not known is blank.
+//! Numbers are shortened (`--json` has them in full), and the tables usually fit 80 columns. Memory is in MiB.
+//! Unknown values are blank.
 
 use std::fmt::Display;
 use std::io::{self, Write};

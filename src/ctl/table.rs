@@ -1,7 +1,7 @@
 //! Tables for people.
 //!
-//! A column is as wide as its widest cell, in characters: characters of double width are counted as one. What is not
-//! known is blank.
+//! A column is as wide as its widest cell, in characters: characters of double width are counted as one. Cells
+//! of unknown values are blank.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_flush_left_and_numbers_right_with_and_without_colours() {
+    fn words_align_left_and_numbers_right_with_or_without_colour() {
         let row = |[a, b, c]: [&str; 3]| {
             [
                 Cell::from(a.to_owned()),

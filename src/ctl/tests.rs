@@ -231,12 +231,12 @@ impl Daemon {
     }
 
     /// Answers each request with the next of `replies`, then closes. It has no events, like an old daemon.
-    fn that_says(replies: impl IntoIterator<Item = String>) -> Daemon {
+    fn that_replies(replies: impl IntoIterator<Item = String>) -> Daemon {
         let replies: Vec<_> = replies.into_iter().collect();
         Daemon::start(move |mut client| {
             for reply in replies {
                 asked_for(&mut client);
-                say(&mut client, &reply);
+                send_reply(&mut client, &reply);
             }
         })
     }
@@ -275,7 +275,7 @@ fn asked_for(client: &mut UnixStream) -> String {
         if !request.starts_with(r#"{"in":"events""#) {
             return request;
         }
-        say(client, &fault("unknown_verb", "there is no verb"));
+        send_reply(client, &fault("unknown_verb", "there is no verb"));
     }
 }
 
@@ -285,7 +285,7 @@ fn send(to: &mut impl Write, order: ByteOrder, body: &str) -> io::Result<()> {
 }
 
 /// Sends a daemon's reply.
-fn say(client: &mut UnixStream, reply: &str) {
+fn send_reply(client: &mut UnixStream, reply: &str) {
     send(client, ByteOrder::Little, reply).expect("fdpassctl reads");
 }
 
@@ -313,7 +313,7 @@ fn daemons_version() -> String {
 
 #[test]
 fn status_is_a_table_or_the_daemons_own_json() {
-    let ran = Daemon::that_says([reply("status", &status())]).asked(&["status"]);
+    let ran = Daemon::that_replies([reply("status", &status())]).asked(&["status"]);
     assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::Done, ""));
     assert!(
         ran.out
@@ -324,7 +324,7 @@ fn status_is_a_table_or_the_daemons_own_json() {
 
     // The daemon may be newer, with unknown members.
     let result = r#"{ "name":"x", "future" : 1e400 }"#;
-    let ran = Daemon::that_says([format!(r#"{{"out":"status","result":{result}}}"#)])
+    let ran = Daemon::that_replies([format!(r#"{{"out":"status","result":{result}}}"#)])
         .asked(&["--json", "status"]);
     assert_eq!(
         (ran.exit, ran.out),
@@ -334,12 +334,12 @@ fn status_is_a_table_or_the_daemons_own_json() {
 
 #[test]
 fn an_error_reply_has_exit_code_1_or_that_of_forbidden() {
-    let ran = Daemon::that_says([fault("busy", r"too \u001b[1mmany")]).asked(&["status"]);
+    let ran = Daemon::that_replies([fault("busy", r"too \u001b[1mmany")]).asked(&["status"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
         (ExitStatus::Failed, "fdpassctl: busy: too \\x1b[1mmany\n")
     );
-    let ran = Daemon::that_says([daemons_version(), fault("forbidden", "stop needs root")])
+    let ran = Daemon::that_replies([daemons_version(), fault("forbidden", "stop needs root")])
         .asked(&["stop"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
@@ -348,7 +348,7 @@ fn an_error_reply_has_exit_code_1_or_that_of_forbidden() {
             "fdpassctl: forbidden: stop needs root\n"
         )
     );
-    let ran = Daemon::that_says([fault("of_the_future", "x")]).asked(&["status"]);
+    let ran = Daemon::that_replies([fault("of_the_future", "x")]).asked(&["status"]);
     assert_eq!(ran.exit, ExitStatus::Failed);
 }
 
@@ -362,7 +362,7 @@ fn an_invalid_reply_has_its_own_exit_code() {
         r#"{"out":"status","result":{}}"#,
         r#"{"out":"x","result":1}"#,
     ] {
-        let ran = Daemon::that_says([garbage.to_owned()]).asked(&["status"]);
+        let ran = Daemon::that_replies([garbage.to_owned()]).asked(&["status"]);
         assert_eq!(ran.exit, ExitStatus::NoReply, "{garbage}: {}", ran.err);
     }
 }
@@ -496,7 +496,7 @@ fn version_needs_no_daemon() {
         ran.out,
         format!("{{\"fdpassctl\":\"{own}\",\"daemon\":null}}\n")
     );
-    let ran = Daemon::that_says([daemons_version()]).asked(&["version"]);
+    let ran = Daemon::that_replies([daemons_version()]).asked(&["version"]);
     assert_eq!(
         (ran.exit, ran.out),
         (

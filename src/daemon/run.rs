@@ -44,11 +44,16 @@ struct Options {
     version: bool,
 }
 
+/// Reports errors of the program, in which no role can run.
+pub(super) fn refuse_program(name: &str, mistakes: &[String]) -> ExitCode {
+    for mistake in mistakes {
+        fail(name, EX_SOFTWARE, mistake);
+    }
+    ExitCode::from(EX_SOFTWARE)
+}
+
 /// Runs a daemon from its arguments to its exit code.
 pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Methods<S>) -> ExitCode {
-    if let Some(mistake) = methods.mistakes().first() {
-        return fail(name, EX_SOFTWARE, mistake);
-    }
     if let Err(e) = logging::survive_file_size_limit() {
         return fail(name, EX_OSERR, &format!("cannot catch SIGXFSZ: {e}"));
     }

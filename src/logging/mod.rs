@@ -212,7 +212,7 @@ impl log::Log for Facade {
     }
 }
 
-/// A copy of [`Output::lost_total`], which every turn of a loop reads without the lock.
+/// A copy of [`Output::lost_total`], which every iteration of a loop reads without the lock.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 static OUTPUT: Mutex<Output<Stderr>> = Mutex::new(Output::new(Stderr));
@@ -223,19 +223,24 @@ thread_local! {
 }
 
 /// Makes a panic end the process while it exists: half a line may be written, and the state of the output is unknown.
-struct Inside;
+struct Inside {
+    /// A hook or a destructor logs during a panic that began outside.
+    was_panicking: bool,
+}
 
 impl Inside {
     fn enter() -> Inside {
         IS_INSIDE.set(true);
-        Inside
+        Inside {
+            was_panicking: std::thread::panicking(),
+        }
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
         IS_INSIDE.set(false);
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.was_panicking {
             std::process::abort();
         }
     }

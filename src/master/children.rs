@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::master::workers::lifecycle::Outfit;
+use crate::master::workers::actions::Outfit;
 use crate::master::workers::messages::Attended;
 use crate::master::{Error, Master, memory};
 use crate::pool::Action;

@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-/// An end that somebody must look into, each kind with its exit status (sysexits.h).
+/// An end that an operator must examine, each kind with its exit status (sysexits.h).
 #[derive(Debug)]
 pub enum Error {
     /// An address or a socket cannot be had: 69.
@@ -13,7 +13,7 @@ pub enum Error {
     NoWorker(String),
     /// The system refuses what is needed: 71.
     System(String),
-    /// This user may not: 77.
+    /// The user is not permitted: 77.
     Permission(String),
 }
 
@@ -39,7 +39,7 @@ impl Error {
         }
     }
 
-    /// The same, with more to say of it.
+    /// Returns the error with `more` appended to its sentence.
     pub(super) fn with(mut self, more: &str) -> Error {
         match &mut self {
             Error::Unavailable(s)
@@ -51,7 +51,7 @@ impl Error {
         self
     }
 
-    /// The same, with other words for some of it.
+    /// Returns the error with some words of its sentence replaced.
     pub(super) fn replace(mut self, words: &str, by: &str) -> Error {
         match &mut self {
             Error::Unavailable(s)

@@ -192,7 +192,7 @@ impl Exporter {
         let Some(outage) = self.outage.as_mut().filter(|outage| outage.is_due(now)) else {
             return false;
         };
-        if let Err(e) = self.listener.bind_anew() {
+        if let Err(e) = self.listener.bind_again() {
             outage.failed(&e, now);
             return false;
         }

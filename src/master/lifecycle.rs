@@ -1,4 +1,4 @@
-//! What the daemon as a whole is doing, and what may begin in the meantime.
+//! The state of the daemon as a whole, and which operations may begin in it.
 //!
 //! ```text
 //! Running ── reload ───▶ Reloading ──▶ Running     applied, rejected or rolled back

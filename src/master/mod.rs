@@ -74,13 +74,13 @@ pub use self::service_manager::{report_failure, wait_before_failing};
 /// Announces the addresses at which the daemon serves.
 pub type Announce = Box<dyn Fn(&[String])>;
 
-/// What a master starts with.
+/// The arguments of a master.
 pub struct MasterSetup {
     /// The daemon's name.
     pub name: String,
-    /// Its version.
+    /// The daemon's version.
     pub version: &'static str,
-    /// Its configuration.
+    /// The configuration.
     pub loaded: Loaded,
     /// The file of the configuration; `None` if none was named and the standard file does not exist.
     pub config_file: Option<PathBuf>,
@@ -280,51 +280,31 @@ impl Master {
 
     /// Returns when the loop must run although no event occurs.
     fn deadline(&self) -> Option<Instant> {
-        let asked_balance = self
-            .workers
-            .requested_rebalance
-            .as_ref()
-            .map(|asked| asked.until);
+        let requested_rebalance = self.workers.requested_rebalance.as_ref();
+        let store = self.handover.store.as_ref();
         // The gate was opened in this iteration, and no event reports that the queue of a closing listener is empty.
-        let leaving = (!self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none())
-            .then(|| self.clock.now());
-        let exporter = self.exporter.as_ref().and_then(Exporter::deadline);
-        let (pool, gate, control) = (
+        let is_closing = !self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none();
+        [
             self.workers.pool.deadline(),
-            self.listeners.gate.deadline(),
-            self.control.clients.deadline(),
-        );
-        let (watch, notifier) = (
             self.workers.watch.deadline(),
-            self.manager.notifier.deadline(),
-        );
-        let upgrade = self.handover.upgrade.as_ref().map(Upgrade::deadline);
-        let outgoing = self.workers.outgoing.as_ref().map(Outgoing::deadline);
-        let store = self
-            .handover
-            .store
-            .as_ref()
-            .and_then(|store| store.canaries.deadline());
-        let others = [
-            watch,
-            notifier,
-            asked_balance,
-            leaving,
-            upgrade,
-            exporter,
-            outgoing,
-            store,
-            self.reloads.deadline(),
+            self.workers.outgoing.as_ref().map(Outgoing::deadline),
+            requested_rebalance.map(|requested| requested.until),
+            self.listeners.gate.deadline(),
             self.listeners.outage_deadline(),
-            self.control.outage.as_ref().map(Outage::deadline),
+            is_closing.then(|| self.clock.now()),
             self.clients.handshakes_deadline(),
             self.clients.ending_apps_deadline(),
-        ];
-        [pool, gate, control]
-            .into_iter()
-            .chain(others)
-            .flatten()
-            .min()
+            self.control.clients.deadline(),
+            self.control.outage.as_ref().map(Outage::deadline),
+            self.handover.upgrade.as_ref().map(Upgrade::deadline),
+            store.and_then(|store| store.canaries.deadline()),
+            self.manager.notifier.deadline(),
+            self.exporter.as_ref().and_then(Exporter::deadline),
+            self.reloads.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Hands over if this is a restart. Otherwise closes everything, then replies to the control clients that requested

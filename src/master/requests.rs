@@ -15,16 +15,16 @@ use crate::proto::control::{
 };
 use crate::sys::poll::PollEvent;
 
-/// Time in which requests are answered in a turn of the loop. Many slow requests delay clients by no more than this and
-/// one request.
+/// Time in which requests are answered in an iteration of the loop. Many slow requests delay clients by no more than
+/// this and one request.
 const CONTROL_BUDGET: Duration = Duration::from_millis(5);
 
 /// The answer to a permitted request.
 type VerbResult = Result<Answer, Refusal>;
 
 impl Master {
-    /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] a turn; the others are served in the
-    /// next turn, before those that have been served.
+    /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] an iteration; the others are served in
+    /// the next iteration, before those that have been served.
     pub(super) fn serve_control_clients(&mut self, events: &[PollEvent], now: Instant) {
         let begin = Instant::now();
         for (number, event) in self.control.clients.order(events) {
@@ -227,7 +227,7 @@ impl Master {
         Ok(())
     }
 
-    /// Sends the replies whose results are there, at the end of a turn of the loop.
+    /// Sends the replies whose results are there, at the end of an iteration of the loop.
     pub(super) fn complete_requests(&mut self, now: Instant) {
         if let Some(moves) = self.end_balance(now) {
             let reply = ControlReply::new(Verb::Rebalance, &Rebalanced { moves });

@@ -8,9 +8,10 @@
 //! WATCHDOG=1    the loop runs; sent at half of WatchdogSec=
 //! ```
 //!
-//! Nothing here waits. A message that the manager does not accept now is kept, in its order, and sent again. Each state is
-//! sent at the end of the loop's turn in which it began, with the status of then. A status is sent when it has changed, once
-//! a second at most; the loop does not wake up for it. It is escaped, so that nothing in it is taken for an assignment.
+//! Nothing here waits. A message that the manager does not accept now is kept, in its order, and sent again. Each state
+//! is sent at the end of the iteration of the loop in which it began, with the status of then. A status is sent when it
+//! has changed, once a second at most; the loop does not wake up for it. It is escaped, so that nothing in it is taken
+//! for an assignment.
 
 mod notifier;
 mod summary;
@@ -40,7 +41,7 @@ pub(super) struct ManagerLink {
     pub(super) notifier: Notifier,
     /// Called once, when the first worker is ready.
     pub(super) announce: Option<Announce>,
-    /// States that have begun in this turn of the loop.
+    /// States that have begun in this iteration of the loop.
     states: Vec<String>,
 }
 
@@ -88,8 +89,8 @@ impl ManagerLink {
         }
     }
 
-    /// At the end of a turn of the loop: sends the states that have begun, the watchdog's message, messages that could
-    /// not be sent, and the status, each if it is due.
+    /// At the end of an iteration of the loop: sends the states that have begun, the watchdog's message, messages that
+    /// could not be sent, and the status, each if it is due.
     pub(super) fn report(&mut self, summary: Summary, details: &Details<'_>, now: Instant) {
         let is_ready = self.announce.is_none();
         for state in self.states.drain(..) {

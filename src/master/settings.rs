@@ -15,7 +15,7 @@ pub(super) struct SettingsInForce {
     pub(super) config: Config,
     /// The keys that its files have.
     pub(super) keys: Keys,
-    /// Its file; `None` if none was named and the standard one does not exist.
+    /// The file; `None` if none was named and the standard one does not exist.
     pub(super) file: Option<PathBuf>,
     /// All files that it was read from, in their order.
     pub(super) files: Vec<PathBuf>,
@@ -27,7 +27,7 @@ pub(super) struct SettingsInForce {
     pub(super) stale: Option<String>,
     /// Why lines go to standard error instead of the log.
     pub(super) missing_log: Option<String>,
-    /// Its generation.
+    /// The generation.
     pub(super) generation: Generation,
     /// The last generation that was given to any configuration.
     pub(super) last_generation: Generation,

@@ -7,7 +7,7 @@ use super::capacity::{client_limits, control_clients, target, worker_count};
 use super::control::access::Roles;
 use super::control::server::ControlClients;
 use super::exporter::{self, Exporter};
-use super::handover::inherited::descriptors_left;
+use super::handover::inherited::available_descriptors;
 use super::listeners::conflict::OwnListeners;
 use super::listeners::control_listener::open_control;
 use super::listeners::gate::Gate;
@@ -51,7 +51,7 @@ impl Master {
         let mut origin = std::mem::replace(&mut setup.origin, MasterOrigin::Fresh);
         origin.log_faults();
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let descriptors = descriptors_left(limit, setup.handed.count(), origin.queues());
+        let descriptors = available_descriptors(limit, setup.handed.count(), origin.queue_count());
         let count = worker_count(setup.loaded.config.workers.count);
         let limits = client_limits(&setup.loaded.config, count, descriptors)?;
         limits.warn_if_lowered();

@@ -1,8 +1,8 @@
-//! What the poller tells an event by.
+//! The tokens that identify the sources of events in the poller.
 
 use crate::proto::names::WorkerId;
 
-/// Where an event comes from. In the order in which a turn of the loop takes them in.
+/// Where an event comes from. In the order in which an iteration of the loop handles them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     Signals,

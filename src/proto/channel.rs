@@ -69,7 +69,7 @@ pub enum ToWorker {
     Stop(Stop),
     /// Some leases were revoked: the worker drops its copies of those clients and reports it.
     LeasesRevoked,
-    /// Asks for a heartbeat in the shared memory, which shows that the worker's loop turns.
+    /// Asks for a heartbeat in the shared memory, which shows that the worker's loop runs.
     Ping,
     /// Give up every lease, report it, and exit.
     Retire,
@@ -129,6 +129,9 @@ pub struct Start {
     /// The app that the worker starts, if it has one.
     #[serde(default)]
     pub app: Option<AppSpec>,
+    /// The keys of the daemon's own table, as TOML.
+    #[serde(default)]
+    pub own_table: String,
 }
 
 /// The settings of a worker.

@@ -18,7 +18,7 @@
 //!
 //! A handoff queue may be unpacked by another version than has packed it. Fields are only ever added, at the end of a
 //! record or to the JSON, and mean nothing if they are missing; a reader ignores the unknown end of a longer record.
-//! What cannot be left out has another kind.
+//! A field that must not be ignored needs another kind of datagram.
 
 use serde::{Deserialize, Serialize};
 
@@ -41,9 +41,9 @@ pub enum HandoffMessage {
 pub struct ShmRecord {
     /// The id of the worker that used it.
     pub worker: WorkerId,
-    /// That worker's seat.
+    /// The seat of the worker.
     pub seat: u32,
-    /// That worker's configuration.
+    /// The generation of the worker.
     pub generation: Generation,
     /// Slots in the shared memory.
     pub slots: u32,
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_datagram_fits_into_eight_kib_with_what_the_kernel_adds() {
+    fn a_full_datagram_with_kernel_overhead_fits_into_eight_kib() {
         let usual = client_record(1, OrderRule::Big);
         let far = ClientRecord {
             offsets: Offsets {

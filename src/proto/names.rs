@@ -27,6 +27,14 @@ pub struct WorkerId(pub u64);
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
+/// Returns whether this is a daemon's name: `[a-z][a-z0-9_-]{0,31}`. It is part of file names, and the name of a table
+/// in the configuration, of processes and of a user.
+#[must_use]
+pub fn is_daemon_name(name: &str) -> bool {
+    matches!(name.as_bytes(), [b'a'..=b'z', rest @ ..]
+        if rest.len() <= 31 && rest.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')))
+}
+
 macro_rules! show_number {
     ($($Number:ident)*) => {
         $(impl fmt::Display for $Number {

@@ -320,7 +320,7 @@ impl<'a> Header<'a> {
 mod tests {
     use super::*;
 
-    fn header(test: impl FnOnce(Header)) {
+    pub(super) fn header(test: impl FnOnce(Header)) {
         let words: Vec<AtomicU64> = (0..2048).map(|_| AtomicU64::new(0)).collect();
         test(Header::new(&words));
     }

@@ -51,7 +51,7 @@ const MAX_DATAGRAM_LEN: usize = 16 * 1024;
 /// How long packing waits for the death of an app that was killed, in ms.
 const APP_END_TIMEOUT: libc::c_int = 1000;
 
-/// What is known of client records, see `proto/lease.rs`.
+/// The format of client records, see `proto/lease.rs`.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordFormat {
     /// Bytes of a record whose other bytes are 0 and need not be sent.
@@ -82,7 +82,7 @@ pub struct ShmOffsets {
     pub left_behind: usize,
     /// Where the time of packing is noted.
     pub packed_at: usize,
-    /// Returns whether a lease word says that the client of this lease is still with this worker.
+    /// Returns whether the client of this lease, by its lease word, is still with this worker.
     pub is_here: fn(word: u64, lease_number: u32) -> bool,
 }
 
@@ -350,7 +350,7 @@ impl EmergencyHandoff {
         }
     }
 
-    /// Returns whether the shared memory, too, says that the client is here.
+    /// Returns whether the client is here according to the shared memory, too.
     fn is_here(&self, record: &Record) -> bool {
         let (slot, lease_number) = (self.format.lease_in)(record);
         let lease = self

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -180,13 +181,26 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
     }
 }
 
-/// Returns whether the other end of a pipe or of a pair of sockets is closed, without waiting.
+/// Returns whether the other end of a pipe, or of both directions of a connection, is closed, without waiting.
 ///
 /// # Errors
 /// Those of poll(2) except EINTR.
 pub fn has_ended(fd: impl AsFd) -> io::Result<bool> {
+    has_any(fd, PollFlags::empty())
+}
+
+/// Returns whether the other end of a connection sends nothing more (POLLRDHUP), or has ended, without waiting. Bytes
+/// that it has sent before may still be unread.
+///
+/// # Errors
+/// Those of poll(2) except EINTR.
+pub fn has_stopped_sending(fd: impl AsFd) -> io::Result<bool> {
+    has_any(fd, PollFlags::from_bits_retain(libc::POLLRDHUP))
+}
+
+fn has_any(fd: impl AsFd, flags: PollFlags) -> io::Result<bool> {
     loop {
-        match poll_one(&fd, PollFlags::empty(), PollTimeout::ZERO) {
+        match poll_one(&fd, flags, PollTimeout::ZERO) {
             Ok(found) => return Ok(!found.is_empty()),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),

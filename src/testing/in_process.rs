@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Parts};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
 use crate::worker::{Call, Fault, RunningService, Service, WorkerInfo};
@@ -17,12 +17,12 @@ const REPLY: usize = 1 << 20;
 /// The methods of a daemon with one state, in this process: a worker without clients. For unit tests of methods.
 ///
 /// ```
-/// use fdpassd::{Call, Daemon, Fault};
+/// use fdpassd::{Call, Daemon, Fault, Method};
 /// use fdpassd::testing::InProcess;
 ///
 /// let daemon = Daemon::new("spelld")
 ///     .state(|_| Ok::<Vec<String>, Fault>(vec!["lease".to_owned()]))
-///     .idempotent("check", |words: &mut Vec<String>, word: String, _: &Call| Ok(words.contains(&word)));
+///     .method(Method::new("check", |words: &mut Vec<String>, word: String, _: &Call| Ok(words.contains(&word))));
 /// let mut worker = InProcess::start(daemon).expect("the state can be made");
 /// assert_eq!(worker.call("check", "lease").expect("a result"), true);
 /// assert_eq!(worker.call("check", 2).expect_err("no word").code(), "bad_params");
@@ -30,22 +30,33 @@ const REPLY: usize = 1 << 20;
 pub struct InProcess(Box<dyn Service>);
 
 impl InProcess {
-    /// Makes the state.
+    /// Makes the state, without a configuration.
     ///
     /// # Errors
-    /// The reason why the state cannot be made, or the first mistake in the methods, such as an invalid name.
-    pub fn start<S: 'static>(daemon: Daemon<S>) -> Result<InProcess, String> {
-        let (name, methods) = daemon.into_parts();
-        if let Some(mistake) = methods.mistakes().first() {
-            return Err(mistake.clone());
-        }
+    /// The reason why the state cannot be made, or the errors of the program, such as an invalid name.
+    pub fn start<S: 'static, C: 'static>(daemon: Daemon<S, C>) -> Result<InProcess, String> {
+        InProcess::start_with(daemon, "")
+    }
+
+    /// Makes the state. `table` has the keys of the daemon's own table in the configuration, as TOML.
+    ///
+    /// # Errors
+    /// Those of [`InProcess::start`], and that the table cannot be read.
+    pub fn start_with<S: 'static, C: 'static>(
+        daemon: Daemon<S, C>,
+        table: &str,
+    ) -> Result<InProcess, String> {
+        let parts = daemon.into_parts();
+        let Parts { name, methods, .. } = parts.map_err(|mistakes| mistakes.join("\n"))?;
         let info = WorkerInfo {
             name,
             worker: WorkerId(1),
             seat: 0,
             generation: Generation(1),
+            config: (),
         };
-        Ok(InProcess(Box::new(RunningService::start(methods, info)?)))
+        let service = RunningService::start(methods, info, table.to_owned())?;
+        Ok(InProcess(Box::new(service)))
     }
 
     /// Calls a method as client 1 from 127.0.0.1, with attempt 1, and returns the result. A panic of the method returns
@@ -71,6 +82,7 @@ impl InProcess {
             peer,
             attempt: 1,
             deadline: None,
+            socket: None,
         };
         let mut buffer = vec![0; REPLY];
         let length = self

@@ -135,7 +135,7 @@ impl Running {
     #[track_caller]
     pub fn status(&self) -> Status {
         let status = self.ctl("status").expect("the status is never refused");
-        serde_json::from_value(status).expect("the status is what proto::control says")
+        serde_json::from_value(status).expect("the status is that of proto::control")
     }
 
     /// Waits until the status satisfies `is_so` and returns it. `awaited` describes the condition if it does not come true.

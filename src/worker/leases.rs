@@ -98,13 +98,15 @@ impl WorkerLoop<'_> {
         slot.release(connection.lease_number, LeaseState::Closed);
         death::pass(Point::AfterClosed);
         self.master.closed.push(index);
+        self.left.close(connection.client);
     }
 
     /// Forgets a client whose lease is over. Its slot, regions and connection belong to the master.
     pub(super) fn release(&mut self, index: u32) {
-        if self.forget(index).is_none() {
+        let Some(connection) = self.forget(index) else {
             return;
-        }
+        };
+        self.left.release(connection.client);
         self.parking.revoke(index);
         self.shm.header().set_parked(self.parking.total());
         self.master.released.push(index);

@@ -2,21 +2,27 @@
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::thread;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::builtin;
+use super::hooks::Hooks;
+use super::method::Method;
 use super::reply::{Call, Fault, Reply};
 use crate::proto::channel::MethodName;
-use crate::proto::names::{Generation, WorkerId};
-use crate::proto::rpc::{Code, is_method_name};
+use crate::proto::names::{ClientId, Generation, WorkerId};
+use crate::proto::rpc::Code;
 use crate::sys::fork;
 
-/// The worker process that constructs a state.
+/// Methods that every daemon has.
+const PING: &str = "ping";
+const METHODS: &str = "methods";
+
+/// The worker process that constructs a state. `C` is the type of the daemon's own table in the configuration, see
+/// [`Daemon::config`](crate::Daemon::config).
 #[derive(Clone, Debug)]
-pub struct WorkerInfo {
+pub struct WorkerInfo<C = ()> {
     /// The daemon's name.
     pub name: String,
     /// The worker's id; never reused.
@@ -25,153 +31,89 @@ pub struct WorkerInfo {
     pub seat: u32,
     /// The configuration it serves.
     pub generation: Generation,
+    /// The daemon's own table in that configuration.
+    pub config: C,
 }
 
-type Handler<S> = Box<dyn Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault>>;
-type Constructor<S> = Box<dyn Fn(&WorkerInfo) -> Result<S, String>>;
-
-/// One method.
-pub(crate) struct Method<S> {
-    name: String,
-    reply_name: String,
-    idempotent: bool,
-    inline: bool,
-    handler: Handler<S>,
+impl WorkerInfo {
+    /// Returns the same with a table.
+    pub(crate) fn with_config<C>(&self, config: C) -> WorkerInfo<C> {
+        WorkerInfo {
+            name: self.name.clone(),
+            worker: self.worker,
+            seat: self.seat,
+            generation: self.generation,
+            config,
+        }
+    }
 }
 
-/// All methods of a daemon, in the order of their names, and the constructor of their state.
+/// Makes a state, for a worker and the text of the daemon's own table.
+pub(crate) type Constructor<S> = Box<dyn Fn(&WorkerInfo, &str) -> Result<S, String>>;
+
+/// All methods of a daemon, in the order of their names, the constructor of their state, and its other functions.
 pub(crate) struct Methods<S> {
     all: Vec<Method<S>>,
-    /// The method that was added last, to which further settings apply.
-    last: usize,
     constructor: Constructor<S>,
-    /// Errors of the program, reported when the daemon is started.
-    mistakes: Vec<String>,
+    hooks: Hooks<S>,
 }
 
 impl<S: 'static> Methods<S> {
-    /// Returns the method `ping`, which every daemon has; [`Methods::complete`] adds `methods`.
-    pub(crate) fn new(constructor: Constructor<S>) -> Methods<S> {
-        let mut methods = Methods {
-            all: Vec::new(),
-            last: 0,
-            constructor,
-            mistakes: Vec::new(),
-        };
-        methods.add(
-            "ping",
-            true,
-            Box::new(|_, params, out| builtin::ping(params, out)),
-        );
-        methods.rename_reply("pong");
-        methods.make_inline();
-        methods
-    }
-
-    /// Adds `methods`, which lists all methods, itself included.
-    pub(crate) fn complete(mut self) -> Methods<S> {
-        self.add("methods", true, Box::new(|_, _, _| Ok(())));
-        let names = self.names();
-        self.all[self.last].handler = Box::new(move |_, _, out| out.json(&names));
-        self
-    }
-
-    pub(crate) fn add(&mut self, name: &str, idempotent: bool, handler: Handler<S>) {
-        if !is_method_name(name) {
-            self.mistakes.push(format!(
-                "{name:?} is not a valid method name: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""
-            ));
-        }
-        let method = Method {
-            name: name.to_owned(),
-            reply_name: format!("{name}_r"),
-            idempotent,
-            inline: false,
-            handler,
-        };
-        match self
-            .all
-            .binary_search_by(|other| other.name.as_str().cmp(name))
-        {
-            Ok(_) => self.mistakes.push(format!("duplicate method {name:?}")),
-            Err(place) => {
-                self.all.insert(place, method);
-                self.last = place;
+    /// Adds the methods that every daemon has: `ping`, and `methods`, which lists all methods, itself included.
+    ///
+    /// # Errors
+    /// All errors of the program in these methods, each in a sentence.
+    pub(crate) fn new(
+        own: Vec<Method<S>>,
+        constructor: Constructor<S>,
+        hooks: Hooks<S>,
+    ) -> Result<Methods<S>, Vec<String>> {
+        let mut mistakes: Vec<String> = own.iter().flat_map(Method::mistakes).collect();
+        let ping = Method::raw(PING, |_, params, out| builtin::ping(params, out));
+        let list = Method::raw(METHODS, |_, _, _| Ok(()));
+        let mut all = vec![
+            ping.idempotent().inline().reply_name("pong"),
+            list.idempotent(),
+        ];
+        for method in own {
+            let name = &method.name;
+            if [PING, METHODS].contains(&name.as_str()) {
+                mistakes.push(format!(
+                    "every daemon has a method {name:?}; yours needs another name"
+                ));
+            } else if all.iter().any(|other| other.name == *name) {
+                mistakes.push(format!("duplicate method {name:?}"));
+            } else {
+                all.push(method);
             }
         }
-    }
-
-    pub(crate) fn add_typed<P, R>(
-        &mut self,
-        name: &str,
-        idempotent: bool,
-        call: impl Fn(&mut S, P, &Call) -> Result<R, Fault> + 'static,
-    ) where
-        P: DeserializeOwned,
-        R: Serialize,
-    {
-        self.add(
-            name,
-            idempotent,
-            Box::new(move |state, params, out| {
-                let params = parse_params(params.get())?;
-                let circumstances = *out.call();
-                out.json(&call(state, params, &circumstances)?)
-            }),
-        );
-    }
-
-    /// Sets the name of the last method's replies.
-    pub(crate) fn rename_reply(&mut self, reply_name: &str) {
-        match is_method_name(reply_name) {
-            true => self.all[self.last].reply_name = reply_name.to_owned(),
-            false => self
-                .mistakes
-                .push(format!("{reply_name:?} is not a valid reply name")),
+        if !mistakes.is_empty() {
+            return Err(mistakes);
         }
-    }
-
-    /// Marks the last method as one that takes microseconds.
-    pub(crate) fn make_inline(&mut self) {
-        self.all[self.last].inline = true;
-    }
-
-    /// Returns whether no method has been added yet.
-    pub(crate) fn has_no_own(&self) -> bool {
-        self.all.len() == 1 && self.mistakes.is_empty()
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut methods = Methods {
+            all,
+            constructor,
+            hooks,
+        };
+        let names = methods.names();
+        let list = methods.all.iter_mut().find(|method| method.name == METHODS);
+        list.expect("it was added").handler = Box::new(move |_, _, out| out.json(&names));
+        Ok(methods)
     }
 
     /// Removes a method, if there is one of that name.
     pub(crate) fn remove(&mut self, name: &str) {
         self.all.retain(|method| method.name != name);
-        self.last = 0;
-    }
-
-    /// Returns the errors of the program.
-    pub(crate) fn mistakes(&self) -> &[String] {
-        &self.mistakes
     }
 
     fn names(&self) -> Vec<MethodName> {
         let name = |method: &Method<S>| MethodName {
             name: method.name.clone(),
-            idempotent: method.idempotent,
+            idempotent: method.is_idempotent,
         };
         self.all.iter().map(name).collect()
     }
-}
-
-/// Parses params into a method's own type.
-///
-/// If that contains a [`serde_json::Value`], an object with the key `$serde_json::private::RawValue` would be parsed as
-/// more JSON, with a fresh budget of recursion at each level: a frame of them overflows the stack. No valid request has
-/// that key.
-fn parse_params<P: DeserializeOwned>(params: &str) -> Result<P, Fault> {
-    if params.contains("$serde_json::private::") {
-        let message = "the key \"$serde_json::private::…\" is not accepted";
-        return Err(Fault::bad_params(message));
-    }
-    serde_json::from_str(params).map_err(|e| Fault::bad_params(e.to_string()))
 }
 
 /// The methods as the worker's loop calls them, independent of the type of their state.
@@ -193,7 +135,7 @@ pub(crate) trait Service {
         &mut self,
         index: usize,
         params: &RawValue,
-        call: Call,
+        call: Call<'_>,
         buffer: &mut [u8],
         order: Order,
     ) -> Result<usize, Failure>;
@@ -206,6 +148,15 @@ pub(crate) trait Service {
         let _ = index;
         None
     }
+
+    /// Returns whether the state is notified of clients that have left.
+    fn wants_left_clients(&self) -> bool;
+
+    /// Notifies the state that this worker does not serve the client any more.
+    ///
+    /// # Errors
+    /// Why this process cannot continue: the function panicked, and the state cannot be rebuilt.
+    fn client_has_left(&mut self, client: ClientId) -> Result<(), String>;
 }
 
 pub(crate) use crate::proto::frame::ByteOrder as Order;
@@ -224,8 +175,10 @@ pub(crate) enum Failure {
 /// Methods with their state.
 pub(crate) struct RunningService<S> {
     methods: Methods<S>,
-    state: S,
+    /// Missing only while it is created again.
+    state: Option<S>,
     info: WorkerInfo,
+    own_table: String,
     /// The index of the method that was found last.
     last: usize,
 }
@@ -235,19 +188,21 @@ impl<S: 'static> RunningService<S> {
     pub(crate) fn start(
         methods: Methods<S>,
         info: WorkerInfo,
+        own_table: String,
     ) -> Result<RunningService<S>, String> {
-        let state = construct(&methods, &info)?;
+        let state = construct(&methods, &info, &own_table)?;
         Ok(RunningService {
             methods,
-            state,
+            state: Some(state),
             info,
+            own_table,
             last: 0,
         })
     }
 }
 
-fn construct<S>(methods: &Methods<S>, info: &WorkerInfo) -> Result<S, String> {
-    let made = catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info)));
+fn construct<S>(methods: &Methods<S>, info: &WorkerInfo, table: &str) -> Result<S, String> {
+    let made = catch_unwind(AssertUnwindSafe(|| (methods.constructor)(info, table)));
     fork::end_child();
     match made {
         Ok(made) => made,
@@ -273,11 +228,11 @@ impl<S: 'static> Service for RunningService<S> {
     }
 
     fn is_idempotent(&self, index: usize) -> bool {
-        self.methods.all[index].idempotent
+        self.methods.all[index].is_idempotent
     }
 
     fn is_inline(&self, index: usize) -> bool {
-        self.methods.all[index].inline
+        self.methods.all[index].is_inline
     }
 
     fn has_own_methods(&self) -> bool {
@@ -289,31 +244,66 @@ impl<S: 'static> Service for RunningService<S> {
         &mut self,
         index: usize,
         params: &RawValue,
-        call: Call,
+        call: Call<'_>,
         buffer: &mut [u8],
         order: Order,
     ) -> Result<usize, Failure> {
         let method = &self.methods.all[index];
+        let Some(state) = &mut self.state else {
+            return Err(Failure::Broken("there is no state".to_owned()));
+        };
         let mut reply = Reply::new(buffer, &method.reply_name, call);
         // A panic may leave the state inconsistent: it is replaced.
         let returned = catch_unwind(AssertUnwindSafe(|| {
-            (method.handler)(&mut self.state, params, &mut reply)
+            (method.handler)(state, params, &mut reply)
         }));
         // A child forked by the method would answer a second time.
         fork::end_child();
         match returned {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
-            Ok(Err(fault)) => Err(Failure::Fault(fault)),
+            Ok(Err(fault)) => Err(Failure::Fault(method.permitted(fault))),
             Err(_) => {
                 log::error!(
                     "method {:?} {}; its state is created again",
                     method.name,
                     last_panic()
                 );
-                self.state = construct(&self.methods, &self.info).map_err(Failure::Broken)?;
+                self.renew().map_err(Failure::Broken)?;
                 Err(Failure::Panicked)
             }
         }
+    }
+
+    fn wants_left_clients(&self) -> bool {
+        self.methods.hooks.on_close.is_some()
+    }
+
+    fn client_has_left(&mut self, client: ClientId) -> Result<(), String> {
+        let (Some(call), Some(state)) = (&self.methods.hooks.on_close, &mut self.state) else {
+            return Ok(());
+        };
+        let returned = catch_unwind(AssertUnwindSafe(|| call(state, client)));
+        fork::end_child();
+        if returned.is_err() {
+            log::error!("on_close {}; the state is created again", last_panic());
+            self.renew()?;
+        }
+        Ok(())
+    }
+}
+
+impl<S: 'static> RunningService<S> {
+    /// Replaces the state after a panic. The old one is dropped first: it may hold a lock, a port or a file that the new
+    /// one needs.
+    fn renew(&mut self) -> Result<(), String> {
+        let old = self.state.take();
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(old)));
+        fork::end_child();
+        if dropped.is_err() {
+            log::error!("the drop of the old state {}", last_panic());
+        }
+        self.state = Some(construct(&self.methods, &self.info, &self.own_table)?);
+        Ok(())
     }
 }
 
@@ -322,10 +312,21 @@ thread_local! {
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Keeps the message of a panic, so that the worker logs it in one line with the consequence.
+/// Keeps the message of a panic of this thread, so that the worker logs it in one line with the consequence. A panic of
+/// another thread is logged with the name of the thread: it ends that thread only.
 pub(crate) fn remember_panics() {
-    panic::set_hook(Box::new(|info| {
-        LAST_PANIC.with(|last| last.replace(info.to_string().replacen('\n', " ", 1)));
+    let serving = thread::current().id();
+    panic::set_hook(Box::new(move |info| {
+        let panic = info.to_string().replacen('\n', " ", 1);
+        if thread::current().id() == serving {
+            LAST_PANIC.with(|last| last.replace(panic));
+        } else {
+            let name = thread::current()
+                .name()
+                .unwrap_or("without a name")
+                .to_owned();
+            log::error!("thread {name:?} {panic}");
+        }
     }));
 }
 

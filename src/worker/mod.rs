@@ -10,8 +10,10 @@ mod connection;
 mod deadlines;
 mod death;
 mod handoff;
+mod hooks;
 mod leases;
 mod master_link;
+mod method;
 mod methods;
 mod parking;
 mod reply;
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 use apps::App;
 use connection::{Connection, WaitingFor};
 use deadlines::Timers;
+use hooks::LeftClients;
 use master_link::MasterLink;
 use parking::Parking;
 use turn::{Ended, FOREIGN, Purpose, Tools, turn};
@@ -44,8 +47,10 @@ use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
+pub(crate) use hooks::Hooks;
+pub use method::Method;
 pub use methods::WorkerInfo;
-pub(crate) use methods::{Methods, RunningService, Service};
+pub(crate) use methods::{Constructor, Methods, RunningService, Service};
 pub use reply::{Call, Fault, Reply};
 pub(crate) use start::{Error, run};
 
@@ -87,6 +92,7 @@ struct WorkerLoop<'c> {
     is_packing: bool,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
+    left: LeftClients,
 }
 
 /// The time of the loop.
@@ -161,11 +167,13 @@ impl<'c> WorkerLoop<'c> {
             full_since: None,
             is_packing: false,
             handoff,
+            left: LeftClients::default(),
         })
     }
 
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
+        self.left = LeftClients::new(service.wants_left_clients());
         let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
@@ -199,6 +207,7 @@ impl<'c> WorkerLoop<'c> {
                 // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
                 self.hand_off_clients(service)?;
             }
+            self.notify_of_left_clients(service);
             self.shm.header().set_log_errors(logging::errors());
             let now = self.time.now;
             self.shm.header().record_busy(now, now - woken);

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,11 +12,11 @@ use serde_json::value::RawValue;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::{self, Code, NULL};
-use crate::sys::fork;
+use crate::sys::{fork, poll};
 
 /// The circumstances of one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Call {
+pub struct Call<'a> {
     /// The client: the same for all requests of a connection, in every worker, and never reused.
     pub client: ClientId,
     /// The client's address, as the kernel reported it when it connected.
@@ -24,6 +25,29 @@ pub struct Call {
     pub attempt: u32,
     /// When the process may be killed during this call; none while no deadline applies.
     pub deadline: Option<Instant>,
+    /// None in a unit test.
+    pub(crate) socket: Option<BorrowedFd<'a>>,
+}
+
+impl Call<'_> {
+    /// Returns whether the client could still receive the reply, for a method that takes long. Each call is one poll(2).
+    ///
+    /// A client has left if its connection is closed on both sides or broken. A Unix client that closes its socket has
+    /// left at once. A TCP client that closes its socket cannot be distinguished from one that has shut down its sending
+    /// side and waits for the reply, until something is sent to it: see [`Call::is_half_closed`].
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let has_left = |socket| poll::has_ended(socket).unwrap_or(false);
+        !self.socket.is_some_and(has_left)
+    }
+
+    /// Returns whether the client sends nothing more: it has shut down its sending side, or has left. If the clients of
+    /// a daemon never do the former, this is the sign by which a method ends early. Each call is one poll(2).
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        let is_half_closed = |socket| poll::has_stopped_sending(socket).unwrap_or(false);
+        self.socket.is_some_and(is_half_closed)
+    }
 }
 
 /// The reason why there is no result: the error reply `{"code": …, "message": …}`.
@@ -35,6 +59,10 @@ pub struct Fault {
 
 impl Fault {
     /// Returns a fault with a code of the method's own, for programs, and a sentence for people.
+    ///
+    /// A code is `[a-z][a-z0-9_.-]{0,63}`, but not `error`. Codes by which the daemon itself answers, such as `timeout`,
+    /// would mislead clients. If a method returns one of them, or an invalid code, its caller gets `internal`, and the
+    /// log names the code; only `bad_params` and `internal` are the method's as well.
     ///
     /// ```
     /// let fault = fdpassd::Fault::new("no_such_image", "there is no image of that name");
@@ -81,13 +109,13 @@ impl std::error::Error for Fault {}
 #[derive(Debug)]
 pub struct Reply<'a> {
     out: Frame<'a>,
-    call: Call,
+    call: Call<'a>,
     name: &'a str,
     has_result: bool,
 }
 
 impl<'a> Reply<'a> {
-    pub(crate) fn new(buffer: &'a mut [u8], name: &'a str, call: Call) -> Reply<'a> {
+    pub(crate) fn new(buffer: &'a mut [u8], name: &'a str, call: Call<'a>) -> Reply<'a> {
         Reply {
             out: Frame::new(buffer),
             call,
@@ -98,7 +126,7 @@ impl<'a> Reply<'a> {
 
     /// Returns the circumstances of this request.
     #[must_use]
-    pub fn call(&self) -> &Call {
+    pub fn call(&self) -> &Call<'a> {
         &self.call
     }
 
@@ -223,12 +251,13 @@ mod tests {
     use super::*;
     use std::net::SocketAddr;
 
-    fn call() -> Call {
+    fn call() -> Call<'static> {
         Call {
             client: ClientId(1),
             peer: Peer::from(SocketAddr::from(([127, 0, 0, 1], 1))),
             attempt: 1,
             deadline: None,
+            socket: None,
         }
     }
 

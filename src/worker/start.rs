@@ -110,13 +110,15 @@ fn serve<S: 'static>(
         worker: start.worker,
         seat: start.seat,
         generation: start.generation,
+        config: (),
     };
     let mut methods = methods;
     if start.app.is_some() {
         // The demonstration is no part of a service of its own.
         methods.remove(builtin::DEMONSTRATION);
     }
-    let mut own = RunningService::start(methods, info)?;
+    let own_table = std::mem::take(&mut start.own_table);
+    let mut own = RunningService::start(methods, info, own_table)?;
     let Some(spec) = &start.app else {
         return serve_methods(
             channel,

@@ -46,18 +46,20 @@ fn with<T: Default>(change: impl FnOnce(&mut T)) -> T {
 
 /// Returns `ping`, and `deadline`, which returns in how many ms it is killed.
 fn service() -> RunningService<()> {
-    let mut methods = Methods::new(Box::new(|_| Ok(())));
-    methods.add_typed("deadline", false, |(), (): (), call| {
+    let deadline = Method::new("deadline", |(), (): (), call: &Call| {
         let left = |deadline: Instant| (deadline - Instant::now()).as_millis() as u64;
         Ok(call.deadline.map(left))
     });
+    let methods = Methods::new(vec![deadline], Box::new(|_, _| Ok(())), Hooks::default())
+        .expect("they are valid");
     let info = WorkerInfo {
         name: "test".to_owned(),
         worker: WorkerId(1),
         seat: 0,
         generation: Generation(1),
+        config: (),
     };
-    RunningService::start(methods.complete(), info).expect("the state can be made")
+    RunningService::start(methods, info, String::new()).expect("the state can be made")
 }
 
 struct Master {

@@ -19,7 +19,7 @@ use self::havoc::Havoc;
 use self::load::{Load, Seen, Shared};
 use self::plan::Plan;
 use self::witness::Witness;
-use crate::common::figures::assert_counted;
+use crate::common::metrics::assert_counted;
 use crate::common::random::Random;
 use crate::common::{at_rest, faulty, kernel};
 

@@ -51,7 +51,7 @@ fn bash_completes_verbs_and_their_values() {
 }
 
 #[test]
-fn zsh_takes_them_for_the_completions_of_fdpassctl() {
+fn zsh_loads_the_completions_of_fdpassctl() {
     let script = "autoload -Uz compinit && compinit -D -u && source $1 && print -- $_comps[fdpassctl] && whence -w _fdpassctl";
     let Some(lines) = completed("zsh", &["-f"], script) else {
         return;

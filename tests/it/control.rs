@@ -4,11 +4,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Status, Version};
-use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::Client;
 use serde_json::json;
 
-use crate::common::program::{FDPASSCTL, OtherUser, Program, control_socket, wait_for_clients};
+use crate::common::program::{
+    FDPASSCTL, OtherUser, Program, control_client, control_socket, wait_for_clients,
+};
 use crate::common::{kernel, start};
 
 /// Control clients at a time, and how many of them are kept for admins.
@@ -19,7 +20,7 @@ const PER_USER: usize = 8;
 #[test]
 fn one_connection_asks_every_verb_repeatedly() {
     let daemon = start("workers.count = 2");
-    let mut client = connect(&daemon);
+    let mut client = control_client(&daemon);
     for params in ["", ",\"params\":null", ",\"params\":{}", ",\"more\":1"] {
         client.send_frame(format!("{{\"in\":\"version\"{params}}}"));
         let version: Version =
@@ -35,7 +36,7 @@ fn one_connection_asks_every_verb_repeatedly() {
         let status: Status = serde_json::from_str(reply.result.get()).expect("a status");
         assert_eq!((status.pid, status.workers.len()), (daemon.pid(), 2));
     }
-    // Of the second kind each is answered at the end of a turn of the master's loop.
+    // Of the second kind each is answered at the end of an iteration of the master's loop.
     for verb in ["version", "undrain"] {
         (0..50).for_each(|_| client.request(verb, ()));
         (0..50).for_each(|_| assert_eq!(client.reply().name, verb));
@@ -45,7 +46,7 @@ fn one_connection_asks_every_verb_repeatedly() {
 #[test]
 fn an_invalid_request_is_refused_and_the_connection_stays() {
     let daemon = start("");
-    let mut client = connect(&daemon);
+    let mut client = control_client(&daemon);
     for (request, code, words) in [
         ("", "bad_request", "empty"),
         ("garbage", "bad_request", "expected"),
@@ -94,7 +95,7 @@ fn an_invalid_request_is_refused_and_the_connection_stays() {
 #[test]
 fn a_request_may_have_64_kib_and_one_byte_more_is_the_end() {
     let daemon = start("");
-    let mut client = connect(&daemon);
+    let mut client = control_client(&daemon);
     let verb = "{\"in\":\"version\"}";
     let longest = format!("{verb}{}", " ".repeat(MAX_REQUEST as usize - verb.len()));
     client.send_frame(&longest);
@@ -113,7 +114,7 @@ fn a_control_client_beyond_the_limit_is_refused() {
     let daemon = start("");
     // The connections that checked whether it serves have ended.
     wait_for_clients(&control_socket(&daemon), 0);
-    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| connect(&daemon)).collect();
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| control_client(&daemon)).collect();
     clients
         .iter_mut()
         .for_each(|client| client.send_frame("{\"in\":\"status\"}"));
@@ -122,7 +123,7 @@ fn a_control_client_beyond_the_limit_is_refused() {
             serde_json::from_value(client.reply().value().expect("a result")).expect("a status");
         assert_eq!(status.pid, daemon.pid());
     }
-    let mut excess = connect(&daemon);
+    let mut excess = control_client(&daemon);
     let fault = excess.reply().value().expect_err("there are enough");
     assert_eq!(
         fault.to_string(),
@@ -132,7 +133,7 @@ fn a_control_client_beyond_the_limit_is_refused() {
     clients.iter_mut().for_each(ask_version);
     clients.pop();
     wait_for_clients(&control_socket(&daemon), CLIENTS - 1);
-    ask_version(&mut connect(&daemon));
+    ask_version(&mut control_client(&daemon));
     assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
 }
 
@@ -187,7 +188,7 @@ fn eight_at_a_time_of_each_user_and_eight_are_kept_for_root() {
 fn half_a_control_request_times_out_and_delays_no_other() {
     let daemon = start("");
     let begin = Instant::now();
-    let (mut halfway, mut silent) = (connect(&daemon), connect(&daemon));
+    let (mut halfway, mut silent) = (control_client(&daemon), control_client(&daemon));
     let frame = halfway.frame("{\"in\":\"version\"}");
     halfway.send(&frame[..10]);
     assert_eq!(daemon.status().clients, 0);
@@ -212,7 +213,7 @@ fn half_a_control_request_times_out_and_delays_no_other() {
 fn a_control_client_that_never_reads_is_closed() {
     let daemon = start("");
     let socket = control_socket(&daemon);
-    let mut deaf = connect(&daemon);
+    let mut deaf = control_client(&daemon);
     let requests: Vec<u8> = (0..3000)
         .flat_map(|_| deaf.frame("{\"in\":\"status\"}"))
         .collect();
@@ -305,11 +306,6 @@ fn a_socket_with_a_strict_mode_forbids_reading() {
         socket.display()
     );
     assert!(said.err.starts_with(&sentence), "{}", said.err);
-}
-
-#[track_caller]
-fn connect(daemon: &Running) -> Client {
-    Client::connect(&Address::Unix(control_socket(daemon)))
 }
 
 #[track_caller]

@@ -1,18 +1,21 @@
 //! Slow, deaf and hostile control clients delay no other client and cost nothing.
 
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::MAX_REQUEST;
-use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
-use crate::common::program::{control_socket, wait_for_clients};
+use crate::common::program::{
+    FDPASSCTL, OtherUser, Program, control_client, control_socket, ctl, wait_for_clients,
+};
 use crate::common::{kernel, let_pass, start};
 
 #[test]
@@ -22,21 +25,21 @@ fn hostile_control_clients_delay_no_other_and_cost_no_cpu() {
     rpc.call("ping", 0).expect("a result");
     let drain = json!({"in": "drain", "params": {"wait": true}}).to_string();
 
-    let _silent = connect(&daemon);
-    let mut halfway = connect(&daemon);
+    let _silent = control_client(&daemon);
+    let mut halfway = control_client(&daemon);
     let frame = halfway.frame("{\"in\":\"version\"}");
     halfway.send(&frame[..10]);
     let deaf = stream(&daemon);
     deaf.set_nonblocking(true).expect("O_NONBLOCK");
     let statuses = halfway.frame("{\"in\":\"status\"}").repeat(100);
     while (&deaf).write(&statuses).is_ok() {}
-    let mut waiting = connect(&daemon);
+    let mut waiting = control_client(&daemon);
     waiting.send_frame(&drain);
-    let mut half_closed = connect(&daemon);
+    let mut half_closed = control_client(&daemon);
     half_closed.send_frame(&drain);
     half_closed.finish();
     // Far more than is kept of it while it waits.
-    let mut eager = connect(&daemon);
+    let mut eager = control_client(&daemon);
     let more = eager.frame("{\"in\":\"version\"}").repeat(5_000);
     let (mut writer, first) = (eager.writer(), eager.frame(&drain));
     let sending = thread::spawn(move || {
@@ -74,7 +77,7 @@ fn many_requests_at_once_are_answered_in_turn_with_others() {
     // Both wait while the master stands still, and what each asked for is logged when it is answered.
     kernel::stop(daemon.pid());
     let ask = |method: &str, count| {
-        let mut client = connect(&daemon);
+        let mut client = control_client(&daemon);
         // No two are the same, for lines that repeat are counted.
         for number in 0..count {
             client.send_frame(
@@ -112,7 +115,7 @@ fn many_requests_at_once_are_answered_in_turn_with_others() {
 #[test]
 fn requests_before_a_half_close_are_answered() {
     let daemon = start("");
-    let mut client = connect(&daemon);
+    let mut client = control_client(&daemon);
     let asked = [
         client.frame("{\"in\":\"status\"}"),
         client.frame("{\"in\":\"version\"}"),
@@ -133,7 +136,7 @@ fn a_client_that_hangs_up_while_it_waits_is_forgotten() {
     let daemon = start("");
     let mut rpc = daemon.connect();
     rpc.call("ping", 0).expect("a result");
-    let mut clients: Vec<Client> = (0..3).map(|_| connect(&daemon)).collect();
+    let mut clients: Vec<Client> = (0..3).map(|_| control_client(&daemon)).collect();
     let frame = clients[0].frame(json!({"in": "drain", "params": {"wait": true}}).to_string());
     clients.iter_mut().for_each(|client| client.send(&frame));
     clients[1].finish();
@@ -233,10 +236,65 @@ fn hostile_clients_in_parallel_delay_no_other() {
     wait_for_clients(&socket, 0);
 }
 
+#[test]
+fn refused_requests_of_a_reader_are_reported_by_a_limit() {
+    let Some(other) = OtherUser::new() else {
+        return;
+    };
+    let daemon = start("workers.count = 1\ncontrol.mode = \"0666\"");
+    daemon.wait_for_workers();
+    let socket = control_socket(&daemon);
+    for path in [daemon.directory(), &socket] {
+        fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours");
+    }
+    let tool = other.directory().join("fdpassctl");
+    fs::copy(FDPASSCTL, &tool).expect("there is room");
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7; do for j in 1 2 3 4 5 6; do {} -s {} scale 3; done; done",
+        tool.display(),
+        socket.display()
+    );
+    let begin = Instant::now();
+    let mut command = other.command("/bin/sh", 61_234);
+    let said = Program::start(command.args(["-c", &script])).finish();
+    let most = 16 + begin.elapsed().as_secs() + 2;
+    assert_eq!(
+        said.err
+            .matches("forbidden: changing things needs root")
+            .count(),
+        42,
+        "{}",
+        said.err
+    );
+    let_pass(Duration::from_millis(1100));
+    Program::start(other.command(&tool, 61_234).args([
+        "-s",
+        &socket.display().to_string(),
+        "scale",
+        "3",
+    ]))
+    .finish();
+    let events = ctl(&daemon, &["events", "--json"]).out;
+    let reported = events.matches("\"forbidden\"").count() as u64;
+    assert!(
+        (17..=most + 2).contains(&reported),
+        "{reported} reports, at most {most}: {events}"
+    );
+    // All are reported if they come as slowly as that.
+    assert!(
+        42 <= most || events.contains("earlier requests forbidden"),
+        "{events}"
+    );
+    assert_eq!(
+        daemon.stderr().matches("refused: changing things").count() as u64,
+        reported
+    );
+}
+
 /// Clients of the RPC and of the control socket are answered.
 #[track_caller]
 fn answers(daemon: &Running, rpc: &mut Client, count: u32) {
-    let mut control = connect(daemon);
+    let mut control = control_client(daemon);
     for number in 0..count {
         assert_eq!(rpc.call("ping", number).expect("a result"), number);
         control.send_frame("{\"in\":\"status\"}");
@@ -259,9 +317,4 @@ fn refused(socket: &Path, sent: &[u8], code: &str) -> std::io::Result<()> {
 
 fn stream(daemon: &Running) -> UnixStream {
     UnixStream::connect(control_socket(daemon)).expect("the daemon listens")
-}
-
-#[track_caller]
-fn connect(daemon: &Running) -> Client {
-    Client::connect(&Address::Unix(control_socket(daemon)))
 }

@@ -1,21 +1,20 @@
 //! Access by role on the control socket: root, the daemon's user, members of groups, strangers.
 
-use std::env;
-use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader, Lines, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod connection;
+mod users;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
 
 use fdpassd::proto::control::{Events, Kind, Status, Verb};
-use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Setup, eventually};
+use fdpassd::testing::eventually;
 use nix::sys::signal::Signal;
 
-use crate::common::needs::skip;
-use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, ctl, wait_for_clients};
+use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, wait_for_clients};
 use crate::common::{FDPASSD, kernel};
+use connection::Hand;
 
 /// The user that the daemon runs as, and its group. Neither has a name, nor has any of the others.
 const DAEMON: u32 = 61_200;
@@ -387,179 +386,4 @@ fn limits_exclude_strangers_and_do_not_count_admins_by_user() {
     assert_eq!(codes(admitted), [Some(0); 28]);
     assert_eq!(codes(excess), [Some(1)]);
     assert!(daemon.program.is_running());
-}
-
-/// A connection of another user, which sends the requests that it reads: this program, run once more.
-struct Hand {
-    child: Child,
-    asks: ChildStdin,
-    replies: Lines<BufReader<ChildStdout>>,
-}
-
-/// Where the hand is to connect.
-const SOCKET: &str = "FDPASSD_TEST_HAND";
-
-impl Hand {
-    #[track_caller]
-    fn of(daemon: &Daemon, (uid, gid, groups): Who<'_>) -> Hand {
-        let program = env::current_exe().expect("/proc is mounted");
-        let mut command = daemon.others.command_in(program, uid, gid, groups);
-        command
-            .args(["--exact", "control_roles::hand", "--ignored", "--nocapture"])
-            .env(SOCKET, daemon.socket());
-        // It panics when the connection is closed.
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut child = command.spawn().expect("it runs");
-        let asks = child.stdin.take().expect("piped");
-        let replies = BufReader::new(child.stdout.take().expect("piped")).lines();
-        Hand {
-            child,
-            asks,
-            replies,
-        }
-    }
-
-    /// Returns the pid of the connection: setpriv(1) becomes the program.
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The reply's name and result; nothing if the daemon closes the connection instead.
-    #[track_caller]
-    fn ask(&mut self, request: &str) -> Option<String> {
-        writeln!(self.asks, "{request}").ok()?;
-        let says = |line: io::Result<String>| {
-            line.expect("it says text")
-                .strip_prefix('>')
-                .map(str::to_owned)
-        };
-        self.replies.by_ref().find_map(says)
-    }
-}
-
-impl Drop for Hand {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-#[ignore = "a helper of other tests, see Hand"]
-fn hand() {
-    let Some(socket) = env::var_os(SOCKET) else {
-        return;
-    };
-    let mut client = Client::connect(&Address::Unix(PathBuf::from(socket)));
-    for request in io::stdin().lines() {
-        client.send_frame(request.expect("a line"));
-        let reply = client.reply();
-        // Past the harness, which may be in the middle of a line.
-        writeln!(io::stdout(), "\n>{} {}", reply.name, reply.result).expect("somebody reads");
-    }
-}
-
-#[test]
-fn a_directory_in_tmp_of_another_user_is_passed_over() {
-    let Some(others) = OtherUser::new() else {
-        return;
-    };
-    // Unlike that of another run of this test.
-    let user = 1_000_000 + std::process::id();
-    let temporary = PathBuf::from(format!("/tmp/fdpassd-{user}"));
-    let (config, home) = (
-        others.directory().join("config.toml"),
-        others.directory().join("home"),
-    );
-    fs::write(&config, "listen = [\"127.0.0.1:0\"]\nworkers.count = 1\n")
-        .expect("it is our directory");
-    fs::create_dir(&home)
-        .and_then(|()| chown(&home, Some(user), Some(user)))
-        .expect("root may");
-    let prepared = |program: &str| {
-        let mut command = others.command(program, user);
-        command
-            .env_remove("RUNTIME_DIRECTORY")
-            .env_remove("XDG_RUNTIME_DIR")
-            .env_remove("FDPASSD_SOCKET");
-        command.env("HOME", &home);
-        command
-    };
-    for (owner, mode, is_used) in [
-        (user + 1, 0o755, false),
-        (user, 0o777, false),
-        (user, 0o700, true),
-    ] {
-        fs::create_dir(&temporary).expect("it is new");
-        let _removed = Removed(&temporary);
-        // A foreign socket waits for fdpassctl there.
-        let trap = (!is_used)
-            .then(|| UnixListener::bind(temporary.join("control.sock")).expect("it is free"));
-        if trap.is_some() {
-            fs::set_permissions(
-                temporary.join("control.sock"),
-                Permissions::from_mode(0o666),
-            )
-            .expect("root may");
-        }
-        chown(&temporary, Some(owner), Some(owner)).expect("root may");
-        fs::set_permissions(&temporary, Permissions::from_mode(mode)).expect("root may");
-        let said = Program::start(prepared(FDPASSCTL).arg("status")).finish();
-        assert_eq!(said.code, Some(3), "{said:?}");
-        assert_eq!(said.err.contains("/tmp/fdpassd-"), is_used, "{}", said.err);
-
-        let mut daemon = Program::start(prepared(FDPASSD).arg("-c").arg(&config));
-        assert!(daemon.line().contains(" listens on "));
-        let place = if is_used {
-            temporary.join("control.sock")
-        } else {
-            home.join(".fdpassd/control.sock")
-        };
-        let said = Program::start(prepared(FDPASSCTL).args(["version", "--json"])).finish();
-        assert!(
-            said.out.contains(&format!("\"pid\":{}", daemon.pid())),
-            "{place:?}: {said:?}"
-        );
-        assert!(UnixStream::connect(&place).is_ok(), "{place:?}");
-        if let Some(trap) = trap {
-            trap.set_nonblocking(true).expect("it is a socket");
-            assert_eq!(
-                trap.accept().expect_err("nobody came").kind(),
-                io::ErrorKind::WouldBlock
-            );
-        }
-    }
-}
-
-#[test]
-fn an_unmapped_user_may_change_nothing() {
-    let tried = Command::new("unshare").args(["--user", "true"]).output();
-    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        return skip(
-            "namespaces",
-            &format!("no user namespace can be made: {tried:?}"),
-        );
-    }
-    // It has the same number there as all others: none is mapped.
-    let daemon = Setup::new("unshare", "workers.count = 1")
-        .argument("--user")
-        .argument(FDPASSD)
-        .start();
-    let daemon = daemon.expect("it serves");
-    daemon.wait_for_log("is also that of all users from outside of its user namespace");
-    let said = ctl(&daemon, &["undrain"]);
-    let sentence = "fdpassctl: forbidden: changing things needs root\n";
-    assert_eq!((said.code, said.err.as_str()), (Some(77), sentence));
-    assert_eq!(ctl(&daemon, &["status"]).code, Some(0));
-}
-
-struct Removed<'a>(&'a Path);
-
-impl Drop for Removed<'_> {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(self.0);
-    }
 }

@@ -1,6 +1,6 @@
 //! `examples/counterd.rs`: its count is right, whatever happens to its workers and its master.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 use std::thread;
 
@@ -9,14 +9,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::faulty::example;
+use crate::common::read;
 
 const SENDERS: usize = 4;
 const ADDITIONS: u64 = 50;
 
 #[test]
 fn the_readme_shows_the_example() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |file| fs::read_to_string(root.join(file)).expect("it is there");
     let (example, readme) = (read("examples/counterd.rs"), read("README.md"));
     let (_, code) = example
         .split_once("\n\n")

@@ -10,13 +10,11 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use fdpassd::proto::names::Address;
-use fdpassd::testing::{Running, TIMEOUT, eventually};
+use fdpassd::testing::{TIMEOUT, eventually};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
 
-use crate::common::faulty;
-use crate::common::let_pass;
 use crate::common::namespace::{is_inside, this_test};
+use crate::common::{faulty, frame, let_pass, tcp_address};
 
 /// Fast Open for clients and listeners, by data in a SYN without a cookie, on every listener (ip-sysctl.rst).
 const ALWAYS: &str = "1543";
@@ -45,13 +43,6 @@ fn tc(arguments: &str) {
         status.is_ok_and(|status| status.success()),
         "tc {arguments}"
     );
-}
-
-fn address(daemon: &Running) -> SocketAddr {
-    match daemon.address() {
-        Address::Tcp(address) => *address,
-        Address::Unix(path) => panic!("{} is none of TCP", path.display()),
-    }
 }
 
 /// Connects with these bytes in the SYN, behind which the link is stopped.
@@ -94,10 +85,6 @@ fn states(port: u16) -> Vec<String> {
     of_port.map(|fields| fields[3].to_owned()).collect()
 }
 
-fn frame(body: &str) -> Vec<u8> {
-    [&(body.len() as u32).to_le_bytes()[..], body.as_bytes()].concat()
-}
-
 fn receive(client: &mut TcpStream) -> String {
     let mut prefix = [0; 4];
     client.read_exact(&mut prefix).expect("a reply");
@@ -124,7 +111,7 @@ fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
     }
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
-    let to = address(&daemon);
+    let to = tcp_address(&daemon);
     let (exit, half) = (
         frame(r#"{"in":"exit_until","params":2}"#),
         frame(r#"{"in":"ping","params":7}"#),
@@ -163,7 +150,7 @@ fn a_fast_open_client_with_a_reply_in_flight_survives() {
     }
     let daemon = faulty::start("workers.count = 2");
     daemon.wait_for_workers();
-    let to = address(&daemon);
+    let to = tcp_address(&daemon);
     let exit = frame(r#"{"in":"exit_until","params":2}"#);
     let sleep = frame(r#"{"in":"sleep","params":20}"#);
     let (ping, pong) = filling(4 + exit.len() + sleep.len());

@@ -137,7 +137,7 @@ fn time_in_a_frozen_cgroup_expires_no_timeout() {
 }
 
 #[test]
-fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
+fn a_frozen_master_alone_expires_no_timeout_of_a_worker() {
     let daemon = faulty::start(
         "workers.count = 2\nlimits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"",
     );
@@ -166,7 +166,7 @@ fn a_gap_of_the_master_alone_is_no_time_of_a_worker() {
 }
 
 #[test]
-fn a_gap_of_a_worker_alone_is_no_time_of_its_clients() {
+fn a_frozen_worker_alone_expires_no_timeout_of_its_clients() {
     let daemon = faulty::start(
         "workers.count = 1\n[limits]\nframe-timeout = \"2s\"\nidle-timeout = \"2s\"\nstall-timeout = \"10m\"\n\
          request-timeout = \"none\"",
@@ -228,7 +228,7 @@ fn bytes_that_arrive_during_a_method_are_not_late() {
 
 /// From the end of one master to the beginning of the next nobody can serve them.
 #[test]
-fn time_without_a_master_is_no_time_of_its_clients() {
+fn time_without_a_master_expires_no_timeout_of_its_clients() {
     for how in ["TERM", "KILL"] {
         let manager = ServiceManager::new();
         let config =

@@ -10,7 +10,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
 use serde_json::json;
 
-use crate::common::figures::assert_counted;
+use crate::common::metrics::assert_counted;
 use crate::common::{faulty, ping_of, pong_of};
 
 const ROUNDS: usize = 12;

@@ -83,7 +83,7 @@ fn its_methods_are_listed_with_those_that_every_daemon_has() {
 }
 
 #[test]
-fn everything_of_it_goes_by_its_own_name() {
+fn a_daemon_of_your_own_uses_its_own_name_everywhere() {
     let resized = example("resized");
     let version = env!("CARGO_PKG_VERSION");
     let said = run(&resized, &["-V"]);
@@ -205,7 +205,7 @@ fn a_state_that_cannot_be_rebuilt_ends_the_worker() {
 }
 
 #[test]
-fn numbers_that_json_has_not_become_null() {
+fn nan_and_infinity_become_null() {
     let daemon = faulty::start("");
     assert_eq!(
         daemon.call("nan", ()).expect("a result"),
@@ -218,9 +218,9 @@ fn a_fault_has_the_code_and_message_of_the_method() {
     let daemon = faulty::start("");
     for (code, message) in [
         ("no_such_image", "there is none"),
-        ("", ""),
-        ("\"", "\n\u{0}\u{1b}\u{202e}µ"),
-        ("error", "x"),
+        ("no.such-image2", ""),
+        ("bad_params", "\n\u{0}\u{1b}\u{202e}µ"),
+        ("internal", "x"),
     ] {
         let fault = daemon.call("fault", (code, message)).expect_err("a fault");
         assert_eq!((fault.code(), fault.message()), (code, message));
@@ -231,6 +231,58 @@ fn a_fault_has_the_code_and_message_of_the_method() {
         fault.code() == "long" && long.starts_with(fault.message().trim_end_matches('…')),
         "{fault}"
     );
+}
+
+#[test]
+fn codes_of_the_daemon_and_invalid_ones_become_internal() {
+    let daemon = faulty::start("");
+    let rule = "a code is [a-z][a-z0-9_.-]{0,63}, but not \"error\"";
+    let of_daemon = "only the daemon itself uses it";
+    for (code, why) in [
+        ("timeout", of_daemon),
+        ("crashed", of_daemon),
+        ("overloaded", of_daemon),
+        ("unknown_method", of_daemon),
+        ("", rule),
+        ("Not Found", rule),
+        ("error", rule),
+    ] {
+        let fault = daemon.call("fault", (code, "why")).expect_err("a fault");
+        assert_eq!((fault.code(), fault.message()), ("internal", "why"));
+        daemon.wait_for_log(&format!(
+            "method \"fault\" returned a fault with the code {code:?}: {why}; its caller got \"internal\""
+        ));
+    }
+    let long = "x".repeat(100_000);
+    let fault = daemon.call("fault", (&long, "why")).expect_err("a fault");
+    assert_eq!(fault.code(), "internal");
+    daemon.wait_for_log(&format!("the code {:?}: {rule}", "x".repeat(64)));
+}
+
+#[test]
+fn the_old_state_is_dropped_before_the_new_one_is_made() {
+    let daemon = faulty::start_with("lock", "workers.count = 1").expect("it serves");
+    let mut client = daemon.connect();
+    let first = whoami(&mut client);
+    for _ in 0..3 {
+        let fault = client.call("panic", "again").expect_err("it panics");
+        assert_eq!(fault.code(), "crashed");
+        let then = whoami(&mut client);
+        assert_eq!((then.pid, then.calls), (first.pid, 1));
+    }
+}
+
+#[test]
+fn a_panic_of_another_thread_is_logged_with_its_name() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    let first = whoami(&mut client);
+    let panicked = client.call("panic_elsewhere", "over there");
+    assert_eq!(panicked.expect("a result"), true);
+    daemon.wait_for_log("error thread \"fetcher\" panicked at examples/faulty.rs:");
+    daemon.wait_for_log(": over there");
+    // Neither the request nor the state is affected.
+    assert_eq!(whoami(&mut client).calls, first.calls + 1);
 }
 
 #[test]
@@ -299,17 +351,41 @@ fn a_result_that_is_too_long_is_an_error_reply() {
 }
 
 #[test]
-fn mistakes_in_method_names_are_reported_at_the_start() {
-    for (mistake, sentence) in [
-        ("two-methods", "faulty: duplicate method \"nan\"\n"),
+fn errors_of_the_program_are_reported_at_the_start() {
+    let rule = "[a-z][a-z0-9_.-]{0,63}, but not \"error\"";
+    for (error, sentence) in [
+        ("two-methods", "duplicate method \"nan\"".to_owned()),
         (
             "bad-name",
-            "faulty: \"Bad Name\" is not a valid method name: [a-z][a-z0-9_.-]{0,63}, but not \"error\"\n",
+            format!("\"Bad Name\" is not a valid method name: {rule}"),
+        ),
+        (
+            "no-name",
+            format!("\"\" is not a valid method name: {rule}"),
+        ),
+        (
+            "taken-name",
+            "every daemon has a method \"ping\"; yours needs another name".to_owned(),
+        ),
+        (
+            "bad-reply-name",
+            format!("\"error\" is not a valid name for replies of method \"x\": {rule}"),
         ),
     ] {
-        let error = faulty::start_with(mistake, "").expect_err("it is a mistake");
-        assert_eq!((error.code(), error.stderr()), (Some(70), sentence));
+        let refused = faulty::start_with(error, "").expect_err("it is an error");
+        assert_eq!(
+            (refused.code(), refused.stderr()),
+            (Some(70), format!("faulty: {sentence}\n").as_str())
+        );
     }
+    let refused = faulty::start_with("bad-daemon-name", "").expect_err("it is an error");
+    assert_eq!(
+        (refused.code(), refused.stderr()),
+        (
+            Some(70),
+            "Faulty Daemon: \"Faulty Daemon\" is not a valid name for a daemon: [a-z][a-z0-9_-]{0,31}\n"
+        )
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use fdpassd::testing::{Client, Running, Setup};
 
 use crate::common::namespace::{is_inside, this_test};
 use crate::common::needs::skip;
-use crate::common::{FDPASSD, at_rest, kernel, let_pass, start};
+use crate::common::{FDPASSD, at_rest, kernel, let_pass, start, tcp_address};
 
 #[test]
 fn clients_beyond_the_limit_on_open_files_wait() {
@@ -189,9 +189,7 @@ fn clients_that_come_and_go_leave_nothing_behind() {
 
     come_and_go(CLIENTS);
     assert_eq!(at_rest(&daemon, descriptors), before);
-    let Address::Tcp(address) = daemon.address() else {
-        panic!("it listens on TCP")
-    };
+    let address = tcp_address(&daemon);
     assert_eq!(kernel::close_waits(address.port()), 0);
     let status = daemon.status();
     let total = (CLIENTS + AT_A_TIME) as u64;
@@ -242,9 +240,7 @@ fn clients_of_an_ipv6_network_share_a_limit() {
     }
     let config = "listen = [\"[::]:0\"]\nworkers.count = 1\nlimits.max-clients-per-address = 1\n";
     let daemon = start(config);
-    let Address::Tcp(bound) = daemon.address() else {
-        panic!("it is one of TCP")
-    };
+    let bound = tcp_address(&daemon);
     // A client of a local address has that address itself.
     let connect = |ip: &str| {
         Client::connect(&Address::Tcp(std::net::SocketAddr::new(

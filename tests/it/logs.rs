@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use fdpassd::testing::{Running, Setup, eventually};
 use serde_json::Value;
 
-use crate::common::faulty;
 use crate::common::needs::skip;
 use crate::common::program::ctl;
-use crate::common::start;
+use crate::common::{faulty, start};
 
 #[test]
 fn master_and_workers_reopen_a_renamed_log_file() {

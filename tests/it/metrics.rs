@@ -1,4 +1,4 @@
-//! The figures: in a form that Prometheus reads, and true over deaths, respawns and reloads.
+//! The metrics: in a form that Prometheus reads, and true over deaths, respawns and reloads.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use fdpassd::testing::{Client, eventually};
 use serde_json::json;
 
 use crate::common::faulty::{self, Execution};
-use crate::common::figures::{figures, sum, text};
+use crate::common::metrics::{samples, sum, text};
 use crate::common::needs::skip;
 use crate::common::{kernel, start};
 
@@ -37,7 +37,7 @@ fn requests_are_counted_by_method_and_result() {
     // How long a request took is noted behind the sending of its reply, which the client may have before.
     let noted = |count: u32| {
         eventually("all requests are noted", || {
-            let now = figures(&daemon);
+            let now = samples(&daemon);
             (now["fdpassd_request_duration_seconds_count"] == f64::from(count)).then_some(now)
         })
     };
@@ -118,7 +118,7 @@ fn deaths_are_counted_by_cause_and_moves_by_reason() {
         daemon.wait_for_workers();
         client = daemon.connect();
     }
-    let now = figures(&daemon);
+    let now = samples(&daemon);
     for (cause, count) in [
         ("signal", 2.0),
         ("crash", 1.0),
@@ -153,7 +153,7 @@ fn deaths_are_counted_by_cause_and_moves_by_reason() {
     daemon
         .ctl_with("hold", json!({ "worker": held }))
         .expect("it is done");
-    let now = figures(&daemon);
+    let now = samples(&daemon);
     assert!(now["fdpassd_moves_total{reason=\"drain\"}"] >= before + 10.0);
     assert!(now["fdpassd_moves_total{reason=\"hold\"}"] > 0.0);
     assert_eq!(now["fdpassd_workers{state=\"held\"}"], 1.0);
@@ -163,7 +163,7 @@ fn deaths_are_counted_by_cause_and_moves_by_reason() {
 fn reloads_limits_and_current_values_are_in_the_metrics() {
     let daemon = start("workers.count = 1\nlimits.max-clients-per-address = 2");
     daemon.wait_for_workers();
-    let before = figures(&daemon);
+    let before = samples(&daemon);
     assert_eq!(
         (
             before["fdpassd_config_last_reload_successful"],
@@ -174,7 +174,7 @@ fn reloads_limits_and_current_values_are_in_the_metrics() {
     daemon
         .reload_with("workers.count = 0")
         .expect_err("it is rejected");
-    let rejected = figures(&daemon);
+    let rejected = samples(&daemon);
     assert_eq!(rejected["fdpassd_config_last_reload_successful"], 0.0);
     assert_eq!(rejected["fdpassd_reloads_total{result=\"rejected\"}"], 1.0);
     let applied_at = "fdpassd_config_last_reload_success_timestamp_seconds";
@@ -194,7 +194,7 @@ fn reloads_limits_and_current_values_are_in_the_metrics() {
         .replies()
         .iter()
         .for_each(|reply| assert_eq!(reply.name, "error"));
-    let now = figures(&daemon);
+    let now = samples(&daemon);
     assert_eq!(now["fdpassd_config_last_reload_successful"], 1.0);
     assert_eq!(now["fdpassd_reloads_total{result=\"applied\"}"], 1.0);
     assert_eq!(
@@ -220,7 +220,7 @@ fn reloads_limits_and_current_values_are_in_the_metrics() {
         );
     }
     daemon.ctl("drain").expect("it is done");
-    assert_eq!(figures(&daemon)["fdpassd_accepting"], 0.0);
+    assert_eq!(samples(&daemon)["fdpassd_accepting"], 0.0);
     drop(held);
 }
 

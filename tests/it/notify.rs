@@ -405,7 +405,7 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
 }
 
 #[test]
-fn workers_know_nothing_of_the_manager() {
+fn workers_have_no_variables_of_the_service_manager() {
     let manager = Manager::new();
     let setup = manager
         .setup("workers.count = 2")

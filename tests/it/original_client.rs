@@ -6,12 +6,10 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fdpassd::proto::names::Address;
-use fdpassd::testing::Running;
 use serde_json::{Value, json};
 
 use crate::common::needs::skip;
-use crate::common::start;
+use crate::common::{start, tcp_address};
 
 #[test]
 fn the_original_client_is_served_without_a_stall() {
@@ -24,7 +22,7 @@ fn the_original_client_is_served_without_a_stall() {
     let usual = began.elapsed();
     drop(client);
 
-    let mut socket = TcpStream::connect(address(&daemon)).expect("the daemon listens");
+    let mut socket = TcpStream::connect(tcp_address(&daemon)).expect("the daemon listens");
     let began = Instant::now();
     for i in 0..100 {
         let text = format!("ireader {i}");
@@ -67,11 +65,7 @@ fn rpc(socket: &mut TcpStream, method: &str, params: &Value) -> io::Result<(Stri
 #[test]
 fn the_original_client_in_python_is_served() {
     let daemon = start(CONFIG);
-    let port = address(&daemon)
-        .rsplit_once(':')
-        .expect("a TCP address")
-        .1
-        .to_owned();
+    let port = tcp_address(&daemon).port().to_string();
     let python = Command::new("python3")
         .args(["-c", PYTHON, &port])
         .stdin(Stdio::null())
@@ -123,10 +117,3 @@ const CONFIG: &str = if cfg!(target_endian = "little") {
 } else {
     "listen = [{ address = \"127.0.0.1:0\", byte-order = \"big\" }]"
 };
-
-fn address(daemon: &Running) -> String {
-    match daemon.address() {
-        Address::Tcp(address) => address.to_string(),
-        Address::Unix(path) => panic!("a Unix socket: {}", path.display()),
-    }
-}

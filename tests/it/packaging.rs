@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::common::needs::skip;
 use crate::common::program::run;
+use crate::common::{read, root};
 
 #[test]
 fn the_unit_has_what_the_daemon_relies_on() {
@@ -68,7 +69,7 @@ fn an_instance_is_the_same_with_names_of_its_own() {
 }
 
 #[test]
-fn little_is_left_that_a_captured_daemon_could_do() {
+fn the_exposure_of_the_unit_is_low() {
     let unit = read("packaging/systemd/fdpassd.service");
     let private = read("packaging/systemd/drop-ins/private-network.conf");
     for (name, text, most) in [
@@ -143,12 +144,4 @@ fn values<'u>(unit: &'u [(String, String)], key: &str) -> Vec<&'u str> {
         .filter(|(found, _)| found == key)
         .map(|(_, value)| value.as_str())
         .collect()
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(file: &str) -> String {
-    fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("cannot read {file}: {e}"))
 }

@@ -17,7 +17,7 @@ use crate::common::http::{get, metrics_address};
 use crate::common::needs::skip;
 use crate::common::program::control_socket;
 use crate::common::upgrade::upgrade;
-use crate::common::{FDPASSD, kernel, start};
+use crate::common::{FDPASSD, frame, kernel, start};
 
 const CONFIG: &str = "
 listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]
@@ -85,10 +85,6 @@ impl Lingering {
         }
         sent.map(|_| self.peer)
     }
-}
-
-fn frame(body: &str) -> Vec<u8> {
-    [&(body.len() as u32).to_le_bytes()[..], body.as_bytes()].concat()
 }
 
 fn connect(path: &Path) -> UnixStream {

@@ -6,7 +6,7 @@ use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 
 use crate::common::faulty::{self, whoami};
-use crate::common::{kernel, start};
+use crate::common::{kernel, ping_all, start};
 
 #[test]
 fn idle_clients_survive_every_kill_of_their_workers() {
@@ -201,13 +201,6 @@ fn workers_leave_when_their_master_is_killed() {
     eventually("both have said why", || {
         (daemon.stderr().matches("the master is gone").count() == 2).then_some(())
     });
-}
-
-#[track_caller]
-fn ping_all(clients: &mut [Client]) {
-    for client in clients {
-        assert_eq!(client.call("ping", 1).expect("a result"), 1);
-    }
 }
 
 /// Waits until nothing of any client is in a worker's hands: all of them sleep.

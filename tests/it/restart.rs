@@ -11,12 +11,12 @@ use serde_json::json;
 use crate::common::faulty::{Execution, example};
 use crate::common::load::Load;
 use crate::common::program::ctl;
-use crate::common::{FDPASSD, kernel, ping_of, pong_of};
+use crate::common::{FDPASSD, kernel, metrics, ping_all, ping_of, pong_of};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
 #[test]
-fn a_restart_keeps_every_client_whatever_it_is_at() {
+fn a_restart_keeps_every_client_in_any_state() {
     for how in [How::Term, How::Kill] {
         let manager = ServiceManager::new();
         let daemon = start(&manager, FDPASSD, BOTH);
@@ -73,7 +73,7 @@ fn a_restart_keeps_every_client_whatever_it_is_at() {
 }
 
 #[test]
-fn counters_numbers_and_changes_survive() {
+fn a_restart_keeps_counters_ids_and_changes() {
     for how in [How::Term, How::Kill] {
         let manager = ServiceManager::new();
         let daemon = start(&manager, FDPASSD, "workers.count = 2");
@@ -128,10 +128,7 @@ fn counters_numbers_and_changes_survive() {
         let mut next = daemon.connect();
         next.call("ping", 1).expect("a pong");
         assert_eq!(daemon.status().accepted_total, 2);
-        let metrics = daemon.ctl("metrics").expect("they are told")["text"]
-            .as_str()
-            .expect("text")
-            .to_owned();
+        let metrics = metrics::text(&daemon);
         assert!(
             metrics.contains("\nfdpassd_requests_total{method=\"ping\",result=\"ok\"} 12\n"),
             "{metrics}"
@@ -258,10 +255,7 @@ fn a_bad_file_or_address_ends_no_existing_client() {
     client.call("ping", 3).expect("a pong");
     let stale = daemon.status().config_stale.expect("it is told");
     assert!(stale.contains(&address.to_string()), "{stale}");
-    let metrics = daemon.ctl("metrics").expect("they are told")["text"]
-        .as_str()
-        .expect("text")
-        .to_owned();
+    let metrics = metrics::text(&daemon);
     assert!(metrics.contains("\nfdpassd_config_stale 1\n"), "{metrics}");
 
     daemon
@@ -404,13 +398,6 @@ fn restart_program(
         .expect("the next master serves");
     daemon.wait_for_workers();
     daemon
-}
-
-#[track_caller]
-fn ping_all(clients: &mut [Client]) {
-    for (client, number) in clients.iter_mut().zip(0_u64..) {
-        assert_eq!(client.call("ping", number).expect("a pong"), number);
-    }
 }
 
 fn last_event(daemon: &Running) -> u64 {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use fdpassd::proto::control::Verb;
 use toml::Table;
 
-use crate::common::FDPASSD;
 use crate::common::program::{FDPASSCTL, Said, run};
+use crate::common::{FDPASSD, root};
 
 #[test]
 fn every_shipped_configuration_is_good_and_is_the_default() {
@@ -241,7 +241,7 @@ fn nothing_waits_by_sleeping() {
 }
 
 #[test]
-fn the_lints_that_hold_the_house_together_are_on() {
+fn the_required_lints_are_on() {
     let manifest: Table = read(&root().join("Cargo.toml")).parse().expect("TOML");
     for (tool, lint, level) in [
         ("rust", "missing_docs", "warn"),
@@ -291,10 +291,6 @@ fn dump(config: &Path) -> String {
     let said = fdpassd("-T", config);
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
     said.out
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn read(file: &Path) -> String {

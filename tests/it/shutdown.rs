@@ -195,6 +195,43 @@ fn a_daemon_can_be_stopped_while_its_workers_start() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+#[test]
+fn two_sigterms_at_once_are_one() {
+    let together = (0..60).any(|_| {
+        let mut daemon = faulty::start("workers.count = 1\nlimits.drain-timeout = \"20s\"");
+        daemon.wait_for_workers();
+        let mut client = daemon.connect();
+        client.request("sleep", 1000);
+        daemon.wait_until("it executes", |status| {
+            status.workers.iter().any(|worker| worker.executing > 0)
+        });
+        // As timeout(1) does: to its child, then to its group. The daemon has taken the first one by then.
+        let begin = Instant::now();
+        daemon.signal("TERM");
+        let_pass(Duration::from_millis(30));
+        daemon.signal("TERM");
+        // An answer comes from an iteration of the loop; the second comes from one after the signal.
+        let _ = (daemon.status(), daemon.status());
+        if begin.elapsed() > Duration::from_millis(180) {
+            // Two signals count as one within 200 ms, which a busy machine has exceeded: another try.
+            return false;
+        }
+        assert!(
+            client.reply().value().is_ok(),
+            "the reply comes: {}",
+            daemon.stderr()
+        );
+        assert!(daemon.wait().success());
+        assert!(
+            !daemon.stderr().contains("SIGTERM again"),
+            "{}",
+            daemon.stderr()
+        );
+        true
+    });
+    assert!(together, "no two signals came within 200 ms");
+}
+
 /// A client whose request never ends.
 #[track_caller]
 fn spin(daemon: &Running) -> Client {

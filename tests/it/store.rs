@@ -2,9 +2,9 @@
 
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 
-use crate::common::FDPASSD;
 use crate::common::faulty::{Execution, example};
 use crate::common::program::ctl;
+use crate::common::{FDPASSD, metrics, ping_all};
 
 const LOSES: &str = "a restart would lose all clients: the service manager keeps no descriptors of this daemon, or not all";
 
@@ -24,7 +24,7 @@ fn an_emptied_store_is_filled_again() {
         said.contains("RESTART   would lose all clients: the service manager keeps no"),
         "{said}"
     );
-    assert!(metrics(&daemon).contains("\nfdpassd_restart_keeps_clients 0\n"));
+    assert!(metrics::text(&daemon).contains("\nfdpassd_restart_keeps_clients 0\n"));
     eventually("the manager gets a status", || {
         let lost = |told: &String| told.ends_with("; a restart would lose all clients");
         manager.told().iter().any(lost).then_some(())
@@ -34,7 +34,7 @@ fn an_emptied_store_is_filled_again() {
         status.restart_keeps_clients
     });
     assert_eq!(stored(&manager), names);
-    assert!(metrics(&daemon).contains("\nfdpassd_restart_keeps_clients 1\n"));
+    assert!(metrics::text(&daemon).contains("\nfdpassd_restart_keeps_clients 1\n"));
     for sentence in [
         LOSES,
         "the service manager has all of it again: a restart keeps the clients",
@@ -166,18 +166,4 @@ fn clients_of(daemon: &Running, count: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..count).map(|_| daemon.connect()).collect();
     ping_all(&mut clients);
     clients
-}
-
-#[track_caller]
-fn ping_all(clients: &mut [Client]) {
-    for (client, number) in clients.iter_mut().zip(0_u64..) {
-        assert_eq!(client.call("ping", number).expect("a pong"), number);
-    }
-}
-
-fn metrics(daemon: &Running) -> String {
-    daemon.ctl("metrics").expect("they are told")["text"]
-        .as_str()
-        .expect("text")
-        .to_owned()
 }

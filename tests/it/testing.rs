@@ -27,7 +27,7 @@ fn a_killed_worker_is_replaced_and_its_client_stays() {
 }
 
 #[test]
-fn the_operators_side_can_be_asked_with_params_and_later() {
+fn control_requests_may_have_params_and_be_read_later() {
     let daemon = start("");
     let mut version = daemon.ctl_request("version", ());
     let refused = daemon
@@ -41,7 +41,7 @@ fn the_operators_side_can_be_asked_with_params_and_later() {
 }
 
 #[test]
-fn another_configuration_lies_where_the_daemon_reads_it() {
+fn a_written_configuration_is_where_the_daemon_reads_it() {
     let daemon = start("");
     daemon.write_config("log.level = \"warn\"");
     let checked = Command::new(FDPASSD)

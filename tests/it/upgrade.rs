@@ -15,8 +15,8 @@ use crate::common::faulty::{Execution, example, whoami};
 use crate::common::load::Load;
 use crate::common::needs::skip_part;
 use crate::common::program::{FDPASSCTL, Program, control_socket, run, wait_for_clients};
-use crate::common::upgrade::{Programs, assert_refused, begin, ping_all, upgrade, verdict};
-use crate::common::{FDPASSD, kernel, start};
+use crate::common::upgrade::{Programs, assert_refused, begin, upgrade, verdict};
+use crate::common::{FDPASSD, kernel, ping_all, start};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 

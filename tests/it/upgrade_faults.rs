@@ -11,11 +11,10 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::faulty::{example, start_with, start_with_switch};
-use crate::common::http;
 use crate::common::load::Load;
 use crate::common::strace::Traced;
-use crate::common::upgrade::{Programs, assert_refused, begin, ping_all, upgrade, verdict};
-use crate::common::{FDPASSD, kernel};
+use crate::common::upgrade::{Programs, assert_refused, begin, upgrade, verdict};
+use crate::common::{FDPASSD, http, kernel, metrics, ping_all};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
@@ -163,12 +162,12 @@ fn worker_deaths_during_an_upgrade_are_noticed() {
                 .all(|event| event.message.contains("killed by signal 9")),
             "{died:?}"
         );
-        let figures = daemon.ctl("metrics").expect("it is told")["text"].to_string();
+        let samples = metrics::text(&daemon);
         assert!(
-            figures.contains(&format!(
-                "worker_deaths_total{{cause=\\\"signal\\\"}} {victims}"
+            samples.contains(&format!(
+                "worker_deaths_total{{cause=\"signal\"}} {victims}"
             )),
-            "{figures}"
+            "{samples}"
         );
         assert_children(&daemon, workers);
     }

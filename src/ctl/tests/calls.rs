@@ -68,7 +68,7 @@ fn a_call_goes_to_the_first_listener_in_its_byte_order() {
         OrderRule::Big,
         Some(0),
     );
-    let ran = Daemon::that_says([reply("status", &status)]).asked(&["call", "ping"]);
+    let ran = Daemon::that_replies([reply("status", &status)]).asked(&["call", "ping"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
         (ExitStatus::Done, "null\n"),

@@ -7,24 +7,24 @@ use crate::proto::names::ClientId;
 #[test]
 fn stop_waits_for_the_end() {
     let stopped = |killed| reply("stop", &Stopped { pid: 4711, killed });
-    let ran = Daemon::that_says([daemons_version(), stopped(0)]).asked(&["stop"]);
+    let ran = Daemon::that_replies([daemons_version(), stopped(0)]).asked(&["stop"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
         (ExitStatus::Done, "fdpassd (pid 4711) stopped\n")
     );
-    let ran = Daemon::that_says([daemons_version(), stopped(2)]).asked(&["stop"]);
+    let ran = Daemon::that_replies([daemons_version(), stopped(2)]).asked(&["stop"]);
     assert_eq!(
         ran.out,
         "fdpassd (pid 4711) stopped; killed 2 workers that did not finish in time\n"
     );
-    let ran = Daemon::that_says([daemons_version(), stopped(0)]).asked(&["stop", "--json"]);
+    let ran = Daemon::that_replies([daemons_version(), stopped(0)]).asked(&["stop", "--json"]);
     assert_eq!(ran.out, "{\"pid\":4711,\"killed\":0}\n");
 
     let ran = Daemon::start(move |mut client| {
         asked_for(&mut client);
-        say(&mut client, &daemons_version());
+        send_reply(&mut client, &daemons_version());
         asked_for(&mut client);
-        say(&mut client, &stopped(0));
+        send_reply(&mut client, &stopped(0));
         let _ = client.read_to_end(&mut Vec::new()); // still there until fdpassctl gives up
     })
     .asked(&["stop", "--timeout", "500ms"]);
@@ -39,10 +39,10 @@ fn asked(arguments: &[&str], verb: &str, result: &impl serde::Serialize) -> (Str
     let reply = reply(verb, result);
     let ran = Daemon::start(move |mut client| {
         asked_for(&mut client);
-        say(&mut client, &daemons_version());
+        send_reply(&mut client, &daemons_version());
         tell.send(asked_for(&mut client))
             .expect("it is listened to");
-        say(&mut client, &reply);
+        send_reply(&mut client, &reply);
     })
     .asked(arguments);
     (told.recv().expect("it told before"), ran)
@@ -250,7 +250,7 @@ fn a_long_change_continues_after_the_timeout() {
     let try_it = |change: &[&str], doing: Option<&&str>| {
         let ran = Daemon::start(move |mut client| {
             asked_for(&mut client);
-            say(&mut client, &daemons_version());
+            send_reply(&mut client, &daemons_version());
             asked_for(&mut client);
             let _ = client.read_to_end(&mut Vec::new());
         })
@@ -314,7 +314,7 @@ fn a_change_that_fails_has_its_exit_code() {
                 "the answer is no valid reply: ",
             ),
         ] {
-            let ran = Daemon::that_says([daemons_version(), reply]).asked(change);
+            let ran = Daemon::that_replies([daemons_version(), reply]).asked(change);
             assert_eq!((ran.exit, ran.out.as_str()), (exit, ""), "{change:?}");
             assert!(
                 ran.err.starts_with(&format!("fdpassctl: {said}")),
@@ -343,7 +343,7 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
     let mut refusal = Refusal::new(RefusalCode::Rejected, "unknown key `listne`");
     refusal.place = Some(place);
     for json in [&[][..], &["--json"]] {
-        let ran = Daemon::that_says([daemons_version(), reply("error", &refusal)])
+        let ran = Daemon::that_replies([daemons_version(), reply("error", &refusal)])
             .asked(&[&["reload"], json].concat());
         assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Failed, ""));
         let shown = display.replace('\x1b', "\\x1b");
@@ -356,7 +356,7 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
     for place in ["7", "{}", "[]", r#"{"display":7}"#] {
         let reply =
             format!(r#"{{"out":"error","result":{{"code":"x","message":"y","place":{place}}}}}"#);
-        let ran = Daemon::that_says([daemons_version(), reply]).asked(&["reload"]);
+        let ran = Daemon::that_replies([daemons_version(), reply]).asked(&["reload"]);
         assert_eq!(
             (ran.exit, ran.err.as_str()),
             (ExitStatus::Failed, "fdpassctl: x: y\n")

@@ -248,7 +248,7 @@ fn without_a_second_connection_events_come_at_the_end() {
                 "version" => daemons_version(),
                 _ => reload(&happening),
             };
-            say(&mut client, &reply);
+            send_reply(&mut client, &reply);
         }
     })
     .asked(&["reload"]);
@@ -335,7 +335,7 @@ fn events_are_lines_and_dropped_ones_are_counted() {
         let mut client = listener.accept().expect("accept").0;
         let request = next_request(&mut client).expect("a request");
         assert_eq!(request, r#"{"in":"events","params":{"after":1}}"#);
-        say(&mut client, &said()[0]);
+        send_reply(&mut client, &said()[0]);
     })
     .asked(&["events", "--after", "1"]);
     let expected = format!(
@@ -379,7 +379,7 @@ fn events_are_followed_until_the_daemon_ends() {
         let ran = Daemon::start(|mut client| {
             let mut expect = |request: &str, reply: &str| {
                 assert_eq!(next_request(&mut client).as_deref(), Some(request));
-                say(&mut client, reply);
+                send_reply(&mut client, reply);
             };
             expect(r#"{"in":"version"}"#, &daemons_version());
             expect(r#"{"in":"events","params":{}}"#, &events(&[DIED], 2, 0));
@@ -417,11 +417,11 @@ fn following_continues_with_the_same_daemon_only() {
             for pid in pids {
                 let mut client = listener.accept().expect("accept").0;
                 next_request(&mut client).expect("it asks who this is");
-                say(&mut client, &version(pid));
+                send_reply(&mut client, &version(pid));
                 // fdpassctl leaves if this is another daemon.
                 if let Some(request) = next_request(&mut client) {
                     assert!(request.starts_with(r#"{"in":"events""#), "{request}");
-                    say(&mut client, &events(&[NEWER], 3, 0));
+                    send_reply(&mut client, &events(&[NEWER], 3, 0));
                 }
             }
         })
@@ -447,7 +447,7 @@ fn following_ends_if_the_daemon_does_not_answer() {
     // The first page is due at once; only later ones may take longer than the timeout.
     let daemon = Daemon::start(|mut client| {
         next_request(&mut client).expect("a request");
-        say(&mut client, &daemons_version());
+        send_reply(&mut client, &daemons_version());
         next_request(&mut client).expect("a request");
         assert_eq!(next_request(&mut client), None);
     });

@@ -75,7 +75,7 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
     assert_eq!(*asked, [json!({"worker": 1}), from(1, 1000), from(2, 0)]);
 
     let ids = |arguments: &[&str]| -> Vec<String> {
-        let ran = Daemon::that_says(pages()).asked(&[&["clients"], arguments].concat());
+        let ran = Daemon::that_replies(pages()).asked(&[&["clients"], arguments].concat());
         assert_eq!(ran.exit, ExitStatus::Done, "{}", ran.err);
         ran.out
             .lines()
@@ -85,7 +85,8 @@ ID PEER            LISTENER       WORKER AGE IDLE REQUESTS MOVES BYTES
     };
     assert_eq!(ids(&["--sort", "requests"]), ["1", "3", "2"]);
     assert_eq!(ids(&["--sort", "requests", "--reverse"]), ["2", "3", "1"]);
-    let ran = Daemon::that_says(pages()).asked(&["clients", "--sort", "requests", "--most", "1"]);
+    let ran =
+        Daemon::that_replies(pages()).asked(&["clients", "--sort", "requests", "--most", "1"]);
     assert!(
         ran.out.ends_with("\n1 of 3 clients\n") && ran.out.lines().count() == 3,
         "{}",
@@ -102,7 +103,7 @@ fn all_pages_are_one_in_json_with_unchanged_clients() {
             format!(r#"{{"out":"clients","result":{{"clients":[{odd}],"next":null,"more":1}}}}"#);
         [page(&[client(3, 30)], Some((1, 1))), odd]
     };
-    let ran = Daemon::that_says(pages()).asked(&["clients", "--json"]);
+    let ran = Daemon::that_replies(pages()).asked(&["clients", "--json"]);
     assert_eq!(
         (ran.exit, ran.out),
         (
@@ -110,7 +111,7 @@ fn all_pages_are_one_in_json_with_unchanged_clients() {
             format!("{{\"clients\":[{first},{odd}],\"next\":null}}\n")
         )
     );
-    let ran = Daemon::that_says(pages()).asked(&[
+    let ran = Daemon::that_replies(pages()).asked(&[
         "clients",
         "--json",
         "--sort",
@@ -127,7 +128,7 @@ fn all_pages_are_one_in_json_with_unchanged_clients() {
 #[test]
 fn repeated_pages_are_an_invalid_reply() {
     for cursors in [[(1, 5), (1, 5)], [(1, 5), (1, 4)], [(2, 0), (1, 9)]] {
-        let ran = Daemon::that_says(cursors.map(|next| page(&[client(1, 1)], Some(next))))
+        let ran = Daemon::that_replies(cursors.map(|next| page(&[client(1, 1)], Some(next))))
             .asked(&["clients"]);
         let said = "fdpassctl: the answer is no valid reply: its pages repeat\n";
         assert_eq!(
@@ -141,7 +142,7 @@ fn repeated_pages_are_an_invalid_reply() {
         move |_: &str, _: &Value| Some(page(&[], Some((1, slot.fetch_add(1, Ordering::Relaxed)))));
     let ran = Daemon::that_answers(endless).asked(&["clients", "--timeout", "100ms"]);
     assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::NoReply, ""));
-    let ran = Daemon::that_says([page(&[client(1, 1)], Some((1, 1)))]).asked(&["clients"]);
+    let ran = Daemon::that_replies([page(&[client(1, 1)], Some((1, 1)))]).asked(&["clients"]);
     assert_eq!(
         (ran.exit, ran.out.as_str()),
         (ExitStatus::NoReply, ""),
@@ -168,7 +169,7 @@ fn looked(line: &str, request: &str, result: &impl serde::Serialize, words: &str
         let ran = Daemon::start(move |mut client| {
             tell.send(asked_for(&mut client))
                 .expect("it is listened to");
-            say(&mut client, &reply);
+            send_reply(&mut client, &reply);
         })
         .asked(&[&arguments[..], more].concat());
         assert_eq!(
@@ -269,11 +270,11 @@ fn metrics_are_escaped_on_a_terminal_only() {
         )
     };
     assert_eq!(
-        Daemon::that_says([hostile()]).asked(&["metrics"]).out,
+        Daemon::that_replies([hostile()]).asked(&["metrics"]).out,
         "a\x1b[2J\nb\n"
     );
     let seen =
-        Daemon::that_says([hostile()]).asked_seen(&["metrics"], Seen::new(true, true, |_| None));
+        Daemon::that_replies([hostile()]).asked_seen(&["metrics"], Seen::new(true, true, |_| None));
     assert_eq!(seen.out, "a\\x1b[2J\nb\n");
 }
 

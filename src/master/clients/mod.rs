@@ -46,8 +46,8 @@ pub(crate) struct Clients {
     pub(crate) next_id: u64,
     /// All clients.
     count: u64,
-    /// Clients that have left since this master began.
-    left: u64,
+    /// Clients that were removed since this master began.
+    removed: u64,
     pub(crate) max: u64,
     /// No worker will serve a client without one.
     is_closing: bool,
@@ -68,7 +68,7 @@ impl Clients {
             addresses: Addresses::new(&config.limits, [].iter()),
             next_id: 1,
             count: 0,
-            left: 0,
+            removed: 0,
             max,
             is_closing: false,
             layout,
@@ -82,9 +82,9 @@ impl Clients {
         self.count
     }
 
-    /// Returns the number of clients that have left since this master began.
-    pub(crate) fn left(&self) -> u64 {
-        self.left
+    /// Returns the number of clients that were removed since this master began.
+    pub(crate) fn removed(&self) -> u64 {
+        self.removed
     }
 
     /// Counts how many clients each address has, if that is limited, with those that are leased.
@@ -193,17 +193,23 @@ impl Clients {
     /// Removes or queues the clients that a dead worker had. Returns the number of clients that are kept.
     pub(crate) fn recover(
         &mut self,
-        left: DeadWorkerClients,
+        recovery: DeadWorkerClients,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> usize {
-        for (error, client) in left.lost {
+        for (error, client) in recovery.lost {
             self.lose(Loss::from_error(&error), &error, client, telemetry);
         }
-        for client in left.ended {
+        for client in recovery.ended {
             self.remove(client, telemetry);
         }
-        self.requeue_left(left.recovered, left.app, Reason::Death, telemetry, now)
+        self.requeue_left(
+            recovery.recovered,
+            recovery.app,
+            Reason::Death,
+            telemetry,
+            now,
+        )
     }
 
     /// Queues the clients of a dead worker, those with an interrupted request when its app has ended. Returns their
@@ -252,7 +258,7 @@ impl Clients {
         log::debug!("client {} ({}) closed", client.id, client.peer);
         self.addresses.leave(&client.peer);
         self.count -= 1;
-        self.left += 1;
+        self.removed += 1;
         self.write_figures(telemetry);
     }
 

@@ -96,7 +96,7 @@ impl ControlClient {
         } else if self.pending.is_some() {
             (!is_deaf).then_some(Interest::Read)
         } else if self.has_request() {
-            // The request is handled in the next turn, which begins at once because the socket is writable.
+            // The request is handled in the next iteration, which begins at once because the socket is writable.
             Some(Interest::Write)
         } else {
             Some(Interest::Read)

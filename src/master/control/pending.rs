@@ -17,9 +17,9 @@ pub(crate) struct PendingReply {
 /// The condition for the reply to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum PendingKind {
-    /// The result is known; it is sent at the end of the loop's turn.
+    /// The result is known; it is sent at the end of the loop's iteration.
     Known(Result<ControlReply, Refusal>),
-    /// The request is done; the reply has the state at the end of the loop's turn.
+    /// The request is done; the reply has the state at the end of the loop's iteration.
     Done(Verb),
     /// The daemon has stopped.
     Stopped,

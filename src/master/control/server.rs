@@ -1,7 +1,7 @@
 //! Serves control clients: each request gets one reply, from the master's own tables.
 //!
 //! No control client can make the master wait: received and unread bytes are bounded and have a deadline, and of each
-//! client one request is answered in a turn of the loop.
+//! client one request is answered in an iteration of the loop.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -71,7 +71,7 @@ impl ControlClients {
 
     /// Accepts the control clients that want to connect.
     pub(crate) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
-        // The loop accepts no more in a turn than can wait, however fast clients reconnect.
+        // The loop accepts no more in an iteration than can wait, however fast clients reconnect.
         let looks = iter::once(Look::First).chain(iter::repeat(Look::Next));
         for look in looks.take(CONTROL_BACKLOG as usize + 1) {
             let socket = match accept(listener, look) {
@@ -272,7 +272,7 @@ impl ControlClients {
         self.clients.iter().filter_map(pending).collect()
     }
 
-    /// Sets the result of all pending requests that wait for it. It is sent at the end of the loop's turn.
+    /// Sets the result of all pending requests that wait for it. It is sent at the end of the loop's iteration.
     pub(crate) fn resolve(
         &mut self,
         waits_for_it: impl Fn(&PendingKind) -> bool,
@@ -285,7 +285,7 @@ impl ControlClients {
         }
     }
 
-    /// Sends the reply to a client's request. Its next request is handled in the next turn.
+    /// Sends the reply to a client's request. Its next request is handled in the next iteration.
     pub(crate) fn complete(
         &mut self,
         number: u64,

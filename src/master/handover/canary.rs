@@ -37,7 +37,7 @@ const REFUSED: &str = "the service manager keeps no descriptors of this daemon, 
 /// The state of the store, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Canaries {
-    /// Our ends of the stored canaries: the first, and the one after everything.
+    /// The master's ends of the stored canaries: the first, and the one after everything.
     ends: Vec<OwnedFd>,
     /// Ends when the manager has received everything.
     barrier: Option<OwnedFd>,
@@ -77,7 +77,7 @@ impl Canaries {
     }
 
     /// Removes all canaries, also those of an earlier master.
-    pub(crate) fn retire(&mut self, notifier: &mut Notifier, poller: &Poller, now: Instant) {
+    pub(crate) fn remove_all(&mut self, notifier: &mut Notifier, poller: &Poller, now: Instant) {
         for end in self.ends.drain(..).chain(self.barrier.take()) {
             let _ = poller.remove(&end);
         }
@@ -102,7 +102,7 @@ impl Canaries {
     }
 
     /// Requests the confirmation of everything that was stored.
-    pub(crate) fn confirm(
+    pub(crate) fn send_barrier(
         &mut self,
         notifier: &mut Notifier,
         poller: &Poller,
@@ -123,15 +123,16 @@ impl Canaries {
         events: &mut EventLog,
         now: Instant,
     ) {
-        self.retire(notifier, poller, now);
+        self.remove_all(notifier, poller, now);
         let sent = self.send(notifier, poller, now);
-        if let Err(e) = sent.and_then(|()| self.confirm(notifier, poller, now)) {
-            self.mark_lost(&no_canary(&e), notifier, poller, events, now);
+        if let Err(e) = sent.and_then(|()| self.send_barrier(notifier, poller, now)) {
+            self.mark_failed(&no_canary(&e), notifier, poller, events, now);
         }
     }
 
-    /// Notes that the store does not keep what it was sent. Everything is stored again as soon as it accepts something.
-    pub(crate) fn mark_lost(
+    /// Notes that the store does not keep what it was sent, or that no canary can be made. Everything is stored again as
+    /// soon as the store accepts something.
+    pub(crate) fn mark_failed(
         &mut self,
         reason: &str,
         notifier: &mut Notifier,
@@ -139,7 +140,7 @@ impl Canaries {
         events: &mut EventLog,
         now: Instant,
     ) {
-        self.retire(notifier, poller, now);
+        self.remove_all(notifier, poller, now);
         self.is_confirmed = false;
         let is_first = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(|| Outage::new(now, reason));
@@ -175,7 +176,7 @@ fn is_hung_up(end: &OwnedFd) -> bool {
 }
 
 impl Master {
-    /// Handles an event of a canary or of a barrier; events of retired ones are harmless.
+    /// Handles an event of a canary or of a barrier; events of removed ones are harmless.
     pub(crate) fn check_store(&mut self, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;
@@ -183,7 +184,7 @@ impl Master {
         let (notifier, events) = (&mut self.manager.notifier, &mut self.telemetry.events);
         let canaries = &mut store.canaries;
         if canaries.has_ended() {
-            return canaries.mark_lost(REFUSED, notifier, &self.poller, events, now);
+            return canaries.mark_failed(REFUSED, notifier, &self.poller, events, now);
         }
         let Some(barrier) = canaries.barrier.take_if(|barrier| is_hung_up(barrier)) else {
             return;
@@ -216,7 +217,7 @@ impl Master {
 
     /// Stores everything again at SIGTERM. Returns whether the next master will have the clients, as far as that can be
     /// known within a moment.
-    pub(crate) fn confirm_store(&mut self, now: Instant) -> bool {
+    pub(crate) fn store_and_confirm(&mut self, now: Instant) -> bool {
         let Some(canaries) = self.handover.store.as_ref().map(|store| &store.canaries) else {
             return false;
         };

@@ -1,4 +1,4 @@
-//! What a starting master finds of an earlier one: its state file, its listeners, and its clients.
+//! The state file, the listeners and the clients that a starting master finds of an earlier one.
 //!
 //! Each of them is taken over independently: the service manager may have lost some descriptors, and the state file may
 //! be damaged or of another version. Listeners are identified by their addresses, and clients by the handoff queues;
@@ -32,7 +32,7 @@ const DESCRIPTORS_PER_HANDED: u64 = 2;
 
 /// Returns the descriptors for clients, workers and listeners: `limit` without those for `handed` sockets that systemd
 /// has passed and for the store, which has `queues` handoff queues.
-pub(crate) fn descriptors_left(limit: u64, handed: usize, queues: usize) -> u64 {
+pub(crate) fn available_descriptors(limit: u64, handed: usize, queues: usize) -> u64 {
     let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)
     } else {
@@ -52,7 +52,7 @@ fn space_for_clients(
     handed: usize,
     queues: usize,
 ) -> Result<usize, Error> {
-    let descriptors = descriptors_left(limit, handed, queues);
+    let descriptors = available_descriptors(limit, handed, queues);
     let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
     // One datagram of clients is open before it is known which of them stay.
     let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
@@ -63,7 +63,7 @@ fn space_for_clients(
     Ok(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
-/// What an earlier master has left.
+/// Everything that an earlier master has left.
 #[derive(Debug)]
 pub struct Inherited {
     pub(crate) saved_state: SavedState,
@@ -75,7 +75,7 @@ pub struct Inherited {
     pub(crate) faults: Vec<String>,
 }
 
-/// What is known of the store while it is taken over.
+/// Facts about the store while it is taken over.
 struct Findings {
     stored: Stored,
     faults: Vec<String>,
@@ -157,10 +157,10 @@ impl Inherited {
     }
 
     /// Returns the number of handoff queues.
-    pub(crate) fn queues(&self) -> usize {
+    pub(crate) fn queue_count(&self) -> usize {
         self.kept
             .as_ref()
-            .map_or(0, |(_, handoff)| handoff.queues())
+            .map_or(0, |(_, handoff)| handoff.queue_count())
     }
 
     /// Returns the configuration that was applied last, if there are clients that would be closed without it.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! leave a restart    store (what the manager keeps), canary (whether it does), restart (the exit)
-//! formats            state_file, snapshot; the queues: queues, `proto/handoff.rs`
-//! upgrade            upgrade (check, execute), program (trust), snapshot (written), resume (read again)
+//! formats            state_file, upgrade_snapshot; the queues: queues, `proto/handoff.rs`
+//! upgrade            upgrade (check, execute), program (trust), upgrade_snapshot (written), resume (read again)
 //! take over          inherited (sort what was left), unpack (the queues), origin (where from), restore (into `Master`)
 //! ```
 
@@ -22,11 +22,11 @@ pub(crate) mod queues;
 pub(crate) mod restart;
 pub(crate) mod restore;
 pub(crate) mod resume;
-pub(crate) mod snapshot;
 pub(crate) mod state_file;
 pub(crate) mod store;
 pub(crate) mod unpack;
 pub(crate) mod upgrade;
+pub(crate) mod upgrade_snapshot;
 
 /// The state for the next master, or for the next program of this process.
 #[derive(Debug)]

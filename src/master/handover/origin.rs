@@ -18,7 +18,7 @@ pub enum MasterOrigin {
     Fresh,
     /// Another process has left its state and its clients with the service manager.
     Restarted(Box<Inherited>),
-    /// This process was a master before it executed this program.
+    /// The process was a master before it executed this program.
     Upgraded(Box<Inherited>, Box<CarriedOver>),
 }
 
@@ -76,8 +76,8 @@ impl MasterOrigin {
     }
 
     /// Returns the number of handoff queues.
-    pub(crate) fn queues(&self) -> usize {
-        self.inherited().map_or(0, Inherited::queues)
+    pub(crate) fn queue_count(&self) -> usize {
+        self.inherited().map_or(0, Inherited::queue_count)
     }
 
     /// Takes the listeners of the earlier master.

@@ -136,30 +136,30 @@ impl HandoffQueues {
         shm: &MasterShm,
         clients: Vec<(ClientRecord, BorrowedFd<'_>)>,
     ) -> usize {
-        let mut is_off = self.load(
+        let mut is_sent = self.send(
             &HandoffMessage::Shm(Box::new(record.clone())),
             &[shm.file().as_fd()],
         );
         let (records, sockets): (Vec<ClientRecord>, Vec<BorrowedFd<'_>>) =
             clients.into_iter().unzip();
         let most = ClientRecord::max_in_datagram(&records);
-        let mut left = 0;
+        let mut without_space = 0;
         for (records, sockets) in records.chunks(most).zip(sockets.chunks(most)) {
-            is_off = is_off
-                && self.load(
+            is_sent = is_sent
+                && self.send(
                     &HandoffMessage::Clients(record.worker, records.to_vec()),
                     sockets,
                 );
-            left += if is_off { 0 } else { records.len() };
+            without_space += if is_sent { 0 } else { records.len() };
         }
-        left
+        without_space
     }
 
     /// Sends a datagram into the first queue with space. Returns whether there was one.
-    fn load(&mut self, what: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
+    fn send(&mut self, message: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0
             .iter_mut()
-            .any(|ends| matches!(ends.into.send(what, descriptors), Ok(Sent::Queued)))
+            .any(|ends| matches!(ends.into.send(message, descriptors), Ok(Sent::Queued)))
     }
 }
 

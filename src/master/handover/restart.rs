@@ -49,7 +49,7 @@ impl Master {
         if self.handover.store.is_none() {
             return false;
         }
-        if !self.confirm_store(now) {
+        if !self.store_and_confirm(now) {
             self.check_store(now);
             self.telemetry.counts.losses.add(Loss::Store, clients);
             log::error!(
@@ -119,11 +119,13 @@ impl Master {
             return;
         };
         let orphans = std::mem::take(&mut store.orphans).into_iter();
-        let left: usize = orphans.map(|orphan| store.queues.pack(&orphan)).sum();
+        let without_space: u64 = orphans
+            .map(|orphan| store.queues.pack(&orphan) as u64)
+            .sum();
         let is_in_doubt = store.canaries.outage().is_some();
-        if left > 0 {
-            self.clients.subtract(left as u64);
-            self.telemetry.counts.losses.add(Loss::Store, left as u64);
+        if without_space > 0 {
+            self.clients.subtract(without_space);
+            self.telemetry.counts.losses.add(Loss::Store, without_space);
             self.write_state();
         }
         self.clients.write_figures(&self.telemetry);
@@ -132,15 +134,15 @@ impl Master {
         }
         self.manager.notifier.flush(FLUSH_TIMEOUT);
         let clients = self.clients.count();
-        match left {
+        match without_space {
             _ if self.handover.has_store_ended() => log::error!(
                 "the service manager has kept nothing: {} lost",
                 Counted(clients, "client")
             ),
             0 => log::info!("left {} to the next master", Counted(clients, "client")),
-            left => log::error!(
+            _ => log::error!(
                 "no space: {} closed, {clients} left to the next master",
-                Counted(left, "client"),
+                Counted(without_space, "client"),
             ),
         }
         self.listeners

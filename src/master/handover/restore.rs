@@ -136,17 +136,17 @@ impl Master {
         let is_restart = unpacked.shms().next().is_some();
         let before = self.telemetry.counts.losses.clone();
         let mut moved = 0;
-        for left in unpacked.take_left() {
-            for (reason, client) in left.lost {
+        for recovery in unpacked.recover_all() {
+            for (reason, client) in recovery.lost {
                 self.clients.add(1);
                 let loss = Loss::from_error(&reason);
                 self.clients
                     .lose(loss, &reason, client, &mut self.telemetry);
             }
-            self.clients.add(left.recovered.len() as u64);
+            self.clients.add(recovery.recovered.len() as u64);
             moved += self.clients.requeue_left(
-                left.recovered,
-                left.app,
+                recovery.recovered,
+                recovery.app,
                 Reason::Restart,
                 &mut self.telemetry,
                 now,

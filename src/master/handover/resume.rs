@@ -13,10 +13,10 @@ use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::inherited::Inherited;
 use crate::master::handover::origin::MasterOrigin;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
-use crate::master::handover::snapshot::{UpgradeSnapshot, WorkerSnapshot};
 use crate::master::handover::state_file::StateFile;
 use crate::master::handover::store::Stored;
 use crate::master::handover::unpack::ReceivedHandoff;
+use crate::master::handover::upgrade_snapshot::{UpgradeSnapshot, WorkerSnapshot};
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::workers::trust::Believed;
 use crate::master::workers::worker::{Life, Worker};
@@ -24,7 +24,7 @@ use crate::master::{Announce, Handed, MasterSetup};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;
 
-/// What continues in an upgrade besides the saved state: this process has had it all the time.
+/// Everything that continues in an upgrade besides the saved state: this process has had it all the time.
 #[derive(Debug)]
 pub struct CarriedOver {
     pub(crate) next_client: u64,
@@ -73,12 +73,12 @@ fn ago(now: Instant, lasted: Duration) -> Instant {
 
 impl WorkerSnapshot {
     /// Returns the worker, and whether it is held.
-    fn revive(self, layout: u32, left: &mut LeftOpen, now: Instant) -> io::Result<(Worker, bool)> {
+    fn revive(self, layout: u32, fds: &mut LeftOpen, now: Instant) -> io::Result<(Worker, bool)> {
         let layout = Layout::with_version(layout, self.slots, self.longest)
             .ok_or(io::ErrorKind::InvalidData)?;
-        let shm = MasterShm::from_file(File::from(left.take(self.shm)?), layout)?;
-        let channel = Channel::new(left.take(self.channel)?);
-        let leases = Leases::from_snapshot(self.slots, self.leases, |number| left.take(number))?;
+        let shm = MasterShm::from_file(File::from(fds.take(self.shm)?), layout)?;
+        let channel = Channel::new(fds.take(self.channel)?);
+        let leases = Leases::from_snapshot(self.slots, self.leases, |number| fds.take(number))?;
         let identity = (self.id, self.pid, self.seat, self.generation);
         let started = ago(now, self.up);
         let mut worker = Worker::adopt(identity, channel, shm, leases, self.methods, started);
@@ -93,10 +93,10 @@ impl WorkerSnapshot {
 }
 
 /// Takes the descriptors of these records.
-fn take_all<T>(left: &mut LeftOpen, records: Vec<(T, RawFd)>) -> io::Result<Vec<(T, OwnedFd)>> {
+fn take_all<T>(fds: &mut LeftOpen, records: Vec<(T, RawFd)>) -> io::Result<Vec<(T, OwnedFd)>> {
     records
         .into_iter()
-        .map(|(record, number)| Ok((record, left.take(number)?)))
+        .map(|(record, number)| Ok((record, fds.take(number)?)))
         .collect()
 }
 
@@ -104,19 +104,19 @@ fn take_all<T>(left: &mut LeftOpen, records: Vec<(T, RawFd)>) -> io::Result<Vec<
 fn revive_store(
     queues: Vec<(RawFd, RawFd)>,
     state_file: Option<RawFd>,
-    left: &mut LeftOpen,
+    fds: &mut LeftOpen,
 ) -> io::Result<Option<(StateFile, ReceivedHandoff)>> {
     let ends = queues.into_iter().map(|(into, out)| {
         Ok(QueueEnds {
-            into: Channel::new(left.take(into)?),
-            out: Channel::new(left.take(out)?),
+            into: Channel::new(fds.take(into)?),
+            out: Channel::new(fds.take(out)?),
         })
     });
     let queues = HandoffQueues::from_ends(ends.collect::<io::Result<_>>()?);
     let Some(number) = state_file else {
         return Ok(None);
     };
-    let state_file = StateFile::open(File::from(left.take(number)?)).map_err(io::Error::other)?;
+    let state_file = StateFile::open(File::from(fds.take(number)?)).map_err(io::Error::other)?;
     Ok(Some((state_file, ReceivedHandoff::empty(queues))))
 }
 
@@ -131,20 +131,20 @@ impl UpgradeSnapshot {
         version: &'static str,
         announcer: impl FnOnce(String) -> Announce,
     ) -> io::Result<(MasterSetup, Option<File>)> {
-        let (mut left, now) = (LeftOpen::default(), Instant::now());
+        let (mut fds, now) = (LeftOpen::default(), Instant::now());
         let (are_foreign, layout) = (self.has_foreign_workers(), self.versions.layout);
         let workers = self.workers.into_iter();
         let workers = workers
-            .map(|worker| worker.revive(layout, &mut left, now))
+            .map(|worker| worker.revive(layout, &mut fds, now))
             .collect::<io::Result<_>>()?;
-        let control = ControlListener::from_fd(left.take(self.control.0)?, &self.control.1.0);
-        let log = self.log.and_then(|number| left.take(number).ok());
-        let kept = revive_store(self.handoff_queues, self.state_file, &mut left)?;
-        let listeners = take_all(&mut left, self.listeners)?;
-        let handed = Handed::from_named(take_all(&mut left, self.handed)?);
+        let control = ControlListener::from_fd(fds.take(self.control.0)?, &self.control.1.0);
+        let log = self.log.and_then(|number| fds.take(number).ok());
+        let kept = revive_store(self.handoff_queues, self.state_file, &mut fds)?;
+        let listeners = take_all(&mut fds, self.listeners)?;
+        let handed = Handed::from_named(take_all(&mut fds, self.handed)?);
         let control_clients = self.control_clients.into_iter();
         let control_clients = control_clients
-            .filter_map(|client| Some((left.take(client.socket).ok()?, client)))
+            .filter_map(|client| Some((fds.take(client.socket).ok()?, client)))
             .collect();
         let command_line = self.saved_state.command_line.clone();
         let config_file = self.saved_state.config_file.clone();

@@ -53,9 +53,9 @@ pub(crate) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
     if name(version) != name(MAGIC) {
         return Err("it has no version of fdpassd".to_owned());
     }
-    let is_older = number(version) <= number(MAGIC);
+    let is_not_newer = number(version) <= number(MAGIC);
     let is_readable = name(oldest) == name(MAGIC) && number(oldest) <= number(MAGIC);
-    if number(version) > 0 && (is_older || is_readable) {
+    if number(version) > 0 && (is_not_newer || is_readable) {
         return Ok(());
     }
     Err(format!(
@@ -65,9 +65,9 @@ pub(crate) fn check_version(version: u64, oldest: u64) -> Result<(), String> {
     ))
 }
 
-const WHAT: usize = 0;
-const HALF: usize = 1;
-const WHAT_FOR: usize = 5;
+const VERSION_WORD: usize = 0;
+const ACTIVE_WORD: usize = 1;
+const OLDEST_WORD: usize = 5;
 
 /// Number of words in use.
 const WORDS: usize = 6;
@@ -159,8 +159,8 @@ impl StateFile {
 
     /// Marks the file as one of this version.
     fn mark(&self) {
-        self.words[WHAT_FOR].store(OLDEST, Ordering::Release);
-        self.words[WHAT].store(MAGIC, Ordering::Release);
+        self.words[OLDEST_WORD].store(OLDEST, Ordering::Release);
+        self.words[VERSION_WORD].store(MAGIC, Ordering::Release);
     }
 
     /// Opens the state file of another master, which stays unchanged until the first write.
@@ -173,7 +173,7 @@ impl StateFile {
         }
         let state_file = StateFile::from_file(file).map_err(|e| e.to_string())?;
         let word = |index: usize| state_file.words[index].load(Ordering::Acquire);
-        check_version(word(WHAT), word(WHAT_FOR)).map(|()| state_file)
+        check_version(word(VERSION_WORD), word(OLDEST_WORD)).map(|()| state_file)
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -195,9 +195,9 @@ impl StateFile {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         self.mark();
-        let idle = 1 - (self.words[HALF].load(Ordering::Relaxed) & 1);
-        self.file.write_all_at(&text, PAGE + idle * HALF_LEN)?;
-        self.words[HALF].store((text.len() as u64) << 1 | idle, Ordering::Release);
+        let inactive = 1 - (self.words[ACTIVE_WORD].load(Ordering::Relaxed) & 1);
+        self.file.write_all_at(&text, PAGE + inactive * HALF_LEN)?;
+        self.words[ACTIVE_WORD].store((text.len() as u64) << 1 | inactive, Ordering::Release);
         Ok(())
     }
 
@@ -206,8 +206,8 @@ impl StateFile {
     /// # Errors
     /// The reason why it cannot be read.
     pub(crate) fn read(&self) -> Result<SavedState, String> {
-        let half = self.words[HALF].load(Ordering::Acquire);
-        let (index, length) = (half & 1, half >> 1);
+        let active = self.words[ACTIVE_WORD].load(Ordering::Acquire);
+        let (index, length) = (active & 1, active >> 1);
         if length > HALF_LEN {
             return Err("its length is not valid".to_owned());
         }
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_written_state_is_read_and_invalid_files_are_rejected() {
+    fn the_last_written_state_is_read_and_invalid_ones_rejected() {
         let state_file = StateFile::new().expect("memfd");
         let written = |events| SavedState {
             events,
@@ -251,15 +251,15 @@ mod tests {
         assert!(state_file.write(&too_long).is_err());
         assert_eq!(state_file.read().expect("it is as it was").events, 4);
 
-        state_file.words[HALF].store(u64::MAX, Ordering::Relaxed);
+        state_file.words[ACTIVE_WORD].store(u64::MAX, Ordering::Relaxed);
         assert!(state_file.read().is_err());
-        state_file.words[HALF].store(9 << 1, Ordering::Relaxed);
+        state_file.words[ACTIVE_WORD].store(9 << 1, Ordering::Relaxed);
         assert!(state_file.read().is_err(), "cut short");
         let found = |version: u8, oldest: u8| {
             let word =
                 |number| u64::from_le_bytes([b'f', b'd', b'p', b'a', b's', b's', b'd', number]);
-            state_file.words[WHAT].store(word(version), Ordering::Relaxed);
-            state_file.words[WHAT_FOR].store(word(oldest), Ordering::Relaxed);
+            state_file.words[VERSION_WORD].store(word(version), Ordering::Relaxed);
+            state_file.words[OLDEST_WORD].store(word(oldest), Ordering::Relaxed);
             StateFile::open(state_file.file().try_clone().expect("dup")).map(drop)
         };
         for (version, oldest) in [(1, 0), (2, 2), (3, 2), (200, 1)] {
@@ -272,7 +272,7 @@ mod tests {
                 "{error}"
             );
         }
-        state_file.words[WHAT].store(7, Ordering::Relaxed);
+        state_file.words[VERSION_WORD].store(7, Ordering::Relaxed);
         assert!(
             StateFile::open(state_file.file().try_clone().expect("dup")).is_err(),
             "it is nothing of fdpassd"

@@ -1,5 +1,5 @@
-//! What this master keeps with the service manager for the next one: the state file, both ends of each handoff queue,
-//! and the listeners.
+//! The descriptors that this master keeps with the service manager for the next one: the state file, both ends of each
+//! handoff queue, and the listeners.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -35,7 +35,7 @@ pub(crate) struct HandoffStore {
     pub(crate) orphans: Vec<OrphanedShm>,
 }
 
-/// What the service manager has.
+/// The descriptors that the service manager has.
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
     /// Names that are in use.
@@ -124,7 +124,7 @@ impl HandoffStore {
         for name in std::mem::take(&mut self.stored.spoilt) {
             notifier.drop_stored(&name, now);
         }
-        self.canaries.retire(notifier, poller, now);
+        self.canaries.remove_all(notifier, poller, now);
         self.canaries.send(notifier, poller, now)?;
         let state_file = self.state_file.file().as_fd();
         self.stored
@@ -146,7 +146,7 @@ impl HandoffStore {
             self.stored.add(name, listener.as_fd(), notifier, now);
         }
         self.canaries.send(notifier, poller, now)?;
-        self.canaries.confirm(notifier, poller, now)
+        self.canaries.send_barrier(notifier, poller, now)
     }
 
     /// Writes the state file.
@@ -173,7 +173,7 @@ impl Master {
             let events = &mut self.telemetry.events;
             store
                 .canaries
-                .mark_lost(&no_canary(&e), notifier, &self.poller, events, now);
+                .mark_failed(&no_canary(&e), notifier, &self.poller, events, now);
         }
     }
 

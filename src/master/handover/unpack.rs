@@ -39,7 +39,7 @@ pub(crate) struct Unpacked {
     clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that are closed already.
     pub(crate) lost: By<Loss>,
-    /// Clients that had left when others were crowded out.
+    /// Clients that had disconnected when others were crowded out.
     ended: u64,
     /// The reasons why datagrams could not be used.
     pub(crate) faults: Vec<String>,
@@ -54,7 +54,7 @@ struct UnpackedClient {
 }
 
 impl UnpackedClient {
-    /// Returns the client, or `None` if it has left.
+    /// Returns the client, or `None` if it has disconnected.
     fn into_client(self) -> Option<Client> {
         let peer = match socket::peer(&self.socket).ok()? {
             Ok(address) => Peer::from(address),
@@ -84,14 +84,14 @@ fn recover(
     shm.settle();
     let header = shm.header();
     let leases = Leases::from_records(record.slots, clients);
-    let mut left = leases
-        .into_left(shm, header.final_writes(), false)
+    let mut recovery = leases
+        .recover_clients(shm, header.final_writes(), false)
         .at_once();
     let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);
-    for (unleased, _) in &mut left.recovered {
+    for (unleased, _) in &mut recovery.recovered {
         unleased.excuse(packed_for);
     }
-    left
+    recovery
 }
 
 /// Handoff queues and their contents, which are packed again unless they are taken over.
@@ -125,7 +125,7 @@ impl ReceivedHandoff {
         }
     }
 
-    pub(crate) fn queues(&self) -> usize {
+    pub(crate) fn queue_count(&self) -> usize {
         self.queues.ends().len()
     }
 
@@ -138,7 +138,7 @@ impl ReceivedHandoff {
         let unpacked = &mut self.unpacked;
         let known = unpacked.clients.len() as u64
             + unpacked.lost.total()
-            + unpacked.left_behind()
+            + unpacked.not_packed()
             + unpacked.ended;
         unpacked
             .lost
@@ -256,12 +256,12 @@ impl Unpacked {
             .iter()
             .filter_map(|(_, id)| self.clients.remove(id))
             .collect();
-        let (lefts, stray) = self.sort_out(out);
+        let (recoveries, stray) = self.sort_out(out);
         let before = self.lost.total();
         self.lost.add(Loss::Store, stray);
         for DeadWorkerClients {
             recovered, lost, ..
-        } in lefts
+        } in recoveries
         {
             self.lost
                 .add(Loss::Descriptors, (recovered.len() + lost.len()) as u64);
@@ -284,7 +284,7 @@ impl Unpacked {
     }
 
     /// Recovers these clients, and returns the number of those whose shared memory is missing, which are closed.
-    /// Clients that have left are ignored.
+    /// Clients that have disconnected are ignored.
     fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<DeadWorkerClients>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
@@ -307,15 +307,15 @@ impl Unpacked {
     }
 
     /// Recovers all clients. Those whose shared memory is missing are closed, and counted.
-    pub(crate) fn take_left(&mut self) -> Vec<DeadWorkerClients> {
+    pub(crate) fn recover_all(&mut self) -> Vec<DeadWorkerClients> {
         let clients = mem::take(&mut self.clients).into_values().collect();
-        let (left, stray) = self.sort_out(clients);
-        self.lost.add(Loss::Store, stray + self.left_behind());
-        left
+        let (recoveries, stray) = self.sort_out(clients);
+        self.lost.add(Loss::Store, stray + self.not_packed());
+        recoveries
     }
 
     /// Returns the number of clients that workers could not pack.
-    fn left_behind(&self) -> u64 {
+    fn not_packed(&self) -> u64 {
         self.shms()
             .map(|(record, shm)| shm.header().left_behind().min(record.slots.into()))
             .sum()

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::logging;
 use crate::master::control::pending::PendingKind;
 use crate::master::handover::program::open_trusted;
-use crate::master::handover::snapshot::UpgradeSnapshot;
+use crate::master::handover::upgrade_snapshot::UpgradeSnapshot;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::events::Asker;
 use crate::master::{Master, exporter};

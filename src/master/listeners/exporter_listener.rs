@@ -60,7 +60,7 @@ impl ExporterListener {
     }
 
     /// Replaces a socket that has ended by another one at the same address.
-    pub(crate) fn bind_anew(&mut self) -> Result<(), Error> {
+    pub(crate) fn bind_again(&mut self) -> Result<(), Error> {
         let another = ExporterListener::bind(&self.address)?;
         // The earlier file was replaced. Its inode number may be that of the new one.
         drop(self.file.take().map(SocketFile::left));

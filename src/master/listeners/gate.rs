@@ -51,8 +51,8 @@ impl fmt::Display for Pause {
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) pause: Option<Pause>,
-    /// Set while the system is out of a resource: when the pause ends, and how many clients had left when it began. A
-    /// client that leaves frees a descriptor and ends it as well.
+    /// Set while the system is out of a resource: when the pause ends, and how many clients had been removed when it
+    /// began. A client that leaves frees a descriptor and ends it as well.
     exhausted: Option<(Instant, u64)>,
     /// The reason that was reported last, and when.
     reported: Option<(Pause, Instant)>,
@@ -84,12 +84,12 @@ impl Gate {
     /// Ends the pause for lack of resources if it is over.
     fn relieve(&mut self, clients: &Clients, now: Instant) {
         self.exhausted
-            .take_if(|(until, left)| *until <= now || clients.left() != *left);
+            .take_if(|(until, removed)| *until <= now || clients.removed() != *removed);
     }
 }
 
 impl Listeners {
-    /// Opens or closes the gate, according to the state at the end of a turn of the loop.
+    /// Opens or closes the gate, according to the state at the end of an iteration of the loop.
     pub(crate) fn set_gate(
         &mut self,
         lifecycle: Lifecycle,
@@ -154,7 +154,7 @@ impl Listeners {
         telemetry: &mut Telemetry,
         now: Instant,
     ) {
-        self.gate.exhausted = Some((now + ACCEPT_PAUSE, clients.left()));
+        self.gate.exhausted = Some((now + ACCEPT_PAUSE, clients.removed()));
         let sentence = format!("cannot accept clients: {error}; they wait until that is over");
         self.report_pause(Pause::Exhausted, &sentence, clients, telemetry, now);
     }

@@ -4,8 +4,8 @@
 //! Such a socket never listens again. listen(2) on a TCP socket would make the kernel accept clients that are shut down
 //! from the start. Another socket is bound to the same address instead: at once, then every second, after half a minute
 //! every 30 s. Until that succeeds, the status gives the reason. The poller reports the end as a hang-up, also for a
-//! disarmed listener: so it is handled in the turn of the loop in which it occurs. A listener that the daemon itself
-//! has ended is not in the poller any more.
+//! disarmed listener: so it is handled in the iteration of the loop in which it occurs. A listener that the daemon
+//! itself has ended is not in the poller any more.
 
 use std::time::{Duration, Instant};
 

@@ -72,7 +72,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// What is not as the operator wants it.
+/// The differences from the state that the operator wants.
 pub(crate) struct Details<'a> {
     pub(crate) last_reload: Option<&'a LastReload>,
     /// Why the configuration in force is older than the file.

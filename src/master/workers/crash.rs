@@ -276,11 +276,11 @@ impl Workers {
         &mut self,
         end: WorkerEnd<'_>,
         methods: &[MethodName],
-        left: &DeadWorkerClients,
+        recovery: &DeadWorkerClients,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> Blame {
-        let suspects = Suspect::all(methods, left);
+        let suspects = Suspect::all(methods, recovery);
         let is_killed = matches!(end.first_exit(), Exit::Signal { number: KILL, .. });
         let mut blame = Blame {
             request: name_all(&suspects),

@@ -46,7 +46,7 @@ pub(crate) struct DeadWorker {
     worker: Worker,
     /// All that its thread, or its process, has written, if that is known.
     written: Option<Writes>,
-    /// Its last messages told that it was ready.
+    /// `Ready` was among the last messages.
     pub(crate) has_become_ready: bool,
 }
 
@@ -125,15 +125,15 @@ impl Workers {
             app: app.gone.as_ref(),
         };
         let is_timed_out = doom == Some(Doom::TimedOut);
-        let mut left = leases.into_left(&shm, written, is_timed_out);
-        let blame = self.lay_blame(end, &methods, &left, telemetry, now);
+        let mut recovery = leases.recover_clients(&shm, written, is_timed_out);
+        let blame = self.lay_blame(end, &methods, &recovery, telemetry, now);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
-        let waiting = std::mem::take(&mut left.waiting);
+        let waiting = std::mem::take(&mut recovery.waiting);
         clients.await_handshakes(shm, waiting, is_timed_out, now);
-        let lost = left.lost.len();
-        let moved = clients.recover(left, telemetry, now);
+        let lost = recovery.lost.len();
+        let moved = clients.recover(recovery, telemetry, now);
         let is_out_of_memory = blame.is_out_of_memory;
         let dropped = is_out_of_memory.then(|| memory::relieve(clients));
         for (client, peer) in &blame.culprits {

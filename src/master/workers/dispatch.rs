@@ -94,7 +94,7 @@ impl Workers {
         }
     }
 
-    /// Sends the leases made in this turn of the loop. The leases of a worker with a full channel are withdrawn.
+    /// Sends the leases made in this iteration of the loop. The leases of a worker with a full channel are withdrawn.
     pub(crate) fn flush_leases(
         &mut self,
         clients: &mut Clients,

@@ -20,12 +20,12 @@ use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
 use crate::sys::process::{self, Executable};
 
+pub(crate) mod actions;
 pub(crate) mod app;
 pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
-pub(crate) mod lifecycle;
 pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;

@@ -111,7 +111,7 @@ impl Doom {
     }
 }
 
-/// What a worker may be given.
+/// Whether a worker may be given leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Intake {
     Open,
@@ -119,13 +119,13 @@ enum Intake {
     Full {
         is_watched: bool,
     },
-    /// No lease could be sent when so many were picked up: there is space when these are more.
+    /// No lease could be sent when this number was picked up: there is space when it is higher.
     Throttled {
         picked_up: u64,
     },
 }
 
-/// When the loop of a worker was last seen to turn.
+/// When the loop of a worker was last seen to run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Heartbeat {
     /// The number of heartbeats then.

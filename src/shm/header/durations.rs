@@ -166,12 +166,8 @@ fn quantile(buckets: &[u64; BUCKETS], q: f64) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::header;
     use super::*;
-
-    fn header(test: impl FnOnce(Header)) {
-        let words: Vec<AtomicU64> = (0..2048).map(|_| AtomicU64::new(0)).collect();
-        test(Header::new(&words));
-    }
 
     #[test]
     fn buckets_are_at_most_a_quarter_longer_than_a_duration() {

@@ -69,7 +69,7 @@ pub(super) fn receive_raw(
     let received = loop {
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
-        // SAFETY: every pointer in the message is to live memory of the length that stands beside it.
+        // SAFETY: every pointer in the message refers to live memory of the length next to it.
         let received = unsafe {
             libc::recvmsg(
                 from,
@@ -100,7 +100,7 @@ pub(super) fn receive_raw(
     // SAFETY: pure arithmetic.
     let bytes = (head.cmsg_len as usize).saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
     let count = (bytes / size_of::<RawFd>()).min(MAX_PASSED);
-    // SAFETY: cmsg_len says that this many descriptors are there, and `descriptors` has space for them.
+    // SAFETY: by cmsg_len this many descriptors are there, and `descriptors` has space for them.
     unsafe {
         std::ptr::copy_nonoverlapping(
             libc::CMSG_DATA(header),

@@ -4,6 +4,7 @@ use serde_json::value::RawValue;
 
 use crate::proto::app::{AppMethod, MAX_METHODS};
 use crate::proto::channel::MethodName;
+use crate::proto::names::ClientId;
 use crate::proto::rpc::is_method_name;
 use crate::worker::methods::{Failure, Order, Service};
 use crate::worker::reply::{Call, Reply};
@@ -117,6 +118,14 @@ impl Service for AppService<'_> {
             return reply.seal(order).map_err(Failure::Fault);
         }
         self.own.call(index, params, call, buffer, order)
+    }
+
+    fn wants_left_clients(&self) -> bool {
+        self.own.wants_left_clients()
+    }
+
+    fn client_has_left(&mut self, client: ClientId) -> Result<(), String> {
+        self.own.client_has_left(client)
     }
 
     fn app_method(&self, index: usize) -> Option<(&str, &str)> {

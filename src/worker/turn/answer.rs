@@ -1,6 +1,7 @@
 //! One frame and its reply: from its last byte to the commit.
 
 use std::ops::Range;
+use std::os::fd::AsFd;
 
 use serde_json::value::RawValue;
 
@@ -22,6 +23,7 @@ impl Turn<'_, '_> {
             peer: self.connection.peer,
             attempt: u32::from(self.flags.crash_count) + 1,
             deadline: self.tools.deadline(),
+            socket: Some(self.connection.socket.as_fd()),
         };
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
         let begin = self.cursors.rx.1 as usize + answered as usize;

@@ -149,6 +149,7 @@ impl Turn<'_, '_> {
             peer: self.connection.peer,
             attempt: 1,
             deadline: None,
+            socket: None,
         };
         let method = answer.request.method;
         let reply_max = self.tools.shm.layout().max_reply();

@@ -2,11 +2,11 @@
 
 pub mod cgroup;
 pub mod faulty;
-pub mod figures;
 pub mod holder;
 pub mod http;
 pub mod kernel;
 pub mod load;
+pub mod metrics;
 pub mod namespace;
 pub mod needs;
 pub mod page;
@@ -17,10 +17,14 @@ pub mod restart;
 pub mod strace;
 pub mod upgrade;
 
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use fdpassd::testing::{Running, eventually};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, eventually};
 
 /// The shipped daemon.
 pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
@@ -29,6 +33,31 @@ pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
 #[track_caller]
 pub fn start(config: &str) -> Running {
     Running::start(FDPASSD, config).expect("the daemon serves")
+}
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns the text of a file of the repository.
+#[track_caller]
+pub fn read(file: &str) -> String {
+    fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("cannot read {file}: {e}"))
+}
+
+/// Returns the address of a daemon that listens on TCP first.
+#[track_caller]
+pub fn tcp_address(daemon: &Running) -> SocketAddr {
+    match daemon.address() {
+        Address::Tcp(address) => *address,
+        Address::Unix(path) => panic!("{} is a Unix socket", path.display()),
+    }
+}
+
+/// Returns a little-endian frame with this body.
+pub fn frame(body: &str) -> Vec<u8> {
+    [&(body.len() as u32).to_le_bytes()[..], body.as_bytes()].concat()
 }
 
 /// Lets time pass, to show that something does *not* happen. No test waits for a fact like this.
@@ -47,6 +76,14 @@ pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
         let measured = measure();
         (kernel::all_at_rest(daemon.pid())? == before).then_some(measured)
     })
+}
+
+/// Pings each client with its number.
+#[track_caller]
+pub fn ping_all(clients: &mut [Client]) {
+    for (client, number) in clients.iter_mut().zip(0_u64..) {
+        assert_eq!(client.call("ping", number).expect("a pong"), number);
+    }
 }
 
 /// A ping whose body is of just that many bytes, from 26 on.

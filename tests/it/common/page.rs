@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use super::root;
 
 /// All pages.
 pub const PAGES: [&str; 5] = [
@@ -27,7 +29,7 @@ pub struct Entry {
 }
 
 pub fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(name)
+    root().join("man").join(name)
 }
 
 impl Page {

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fdpassd::testing::{Running, eventually};
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, eventually};
 use tempfile::TempDir;
 
 use super::needs::skip;
@@ -134,6 +135,12 @@ pub fn short_timeout(daemon: &Running) -> String {
 /// Returns the path of this daemon's control socket, unless its configuration has another one.
 pub fn control_socket(daemon: &Running) -> PathBuf {
     daemon.directory().join("control.sock")
+}
+
+/// Connects a client to the control socket.
+#[track_caller]
+pub fn control_client(daemon: &Running) -> Client {
+    Client::connect(&Address::Unix(control_socket(daemon)))
 }
 
 /// Waits until exactly this number is connected to a Unix socket, accepted or not: the kernel lists each of them by the

@@ -35,6 +35,10 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
     }
     let workers = daemon.worker_pids();
     if how == How::Kill {
+        // A master that is killed before that leaves an incomplete store: so may the first master.
+        daemon.wait_until("the store is confirmed", |status| {
+            status.restart_keeps_clients
+        });
         daemon.signal("KILL");
         daemon.wait();
     } else {
@@ -51,9 +55,5 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
         .start_after(daemon)
         .expect("the next master serves");
     daemon.wait_for_workers();
-    // A master that is killed before that leaves an incomplete store.
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
     daemon
 }

@@ -95,10 +95,3 @@ pub fn assert_refused(told: Result<Value, Value>, code: &str, words: &str) {
         "{fault}"
     );
 }
-
-#[track_caller]
-pub fn ping_all(clients: &mut [Client]) {
-    for (client, number) in clients.iter_mut().zip(0_u64..) {
-        assert_eq!(client.call("ping", number).expect("a pong"), number);
-    }
-}

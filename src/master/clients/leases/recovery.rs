@@ -69,13 +69,13 @@ impl Leases {
 
     /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if that is known;
     /// `is_timed_out` is whether it was killed for the request that it was executing.
-    pub(crate) fn into_left(
+    pub(crate) fn recover_clients(
         mut self,
         shm: &MasterShm,
         written: Option<Writes>,
         is_timed_out: bool,
     ) -> DeadWorkerClients {
-        let mut left = DeadWorkerClients {
+        let mut recovery = DeadWorkerClients {
             app: shm.header().app(),
             ..DeadWorkerClients::default()
         };
@@ -108,25 +108,25 @@ impl Leases {
                     })
                 }
                 Some(LeaseState::Closed) => {
-                    left.ended.push(client);
+                    recovery.ended.push(client);
                     continue;
                 }
                 // A slot with a client cannot be free: the shared memory is inconsistent.
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
             match recovered {
-                Ok(unleased) => left.recovered.push((unleased, interrupted)),
+                Ok(unleased) => recovery.recovered.push((unleased, interrupted)),
                 // The connection had already ended.
                 Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
-                    left.ended.push(client)
+                    recovery.ended.push(client)
                 }
                 Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
-                    left.waiting.push((slot, client))
+                    recovery.waiting.push((slot, client))
                 }
-                Err(lost) => left.lost.push(lost),
+                Err(lost) => recovery.lost.push(lost),
             }
         }
-        left
+        recovery
     }
 }
 

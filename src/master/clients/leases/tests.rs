@@ -556,11 +556,11 @@ impl World {
             let life = self.lives.get_mut(&id).expect("there");
             life.faults = life.faults.saturating_add(1);
         }
-        let left = leases.into_left(&old, Some(self.sum), false);
-        assert!(left.lost.is_empty(), "{:?}", left.lost);
-        assert_eq!(before, left.recovered.len() + left.ended.len());
+        let recovery = leases.recover_clients(&old, Some(self.sum), false);
+        assert!(recovery.lost.is_empty(), "{:?}", recovery.lost);
+        assert_eq!(before, recovery.recovered.len() + recovery.ended.len());
         let mut faults = Vec::new();
-        for (unleased, request) in left.recovered {
+        for (unleased, request) in recovery.recovered {
             if let Some(request) = request {
                 assert_eq!(
                     (request.method, request.crash_count),
@@ -571,7 +571,8 @@ impl World {
             self.take_in(Ok(unleased));
         }
         assert_eq!(faults, Vec::from_iter(interrupted));
-        self.over.extend(left.ended.iter().map(|client| client.id));
+        self.over
+            .extend(recovery.ended.iter().map(|client| client.id));
         (self.sum, self.heard) = (Writes::default(), 0);
         self.held.clear();
         self.said.clear();
@@ -920,7 +921,7 @@ proptest! {
             assert_eq!(leases.clients(), leases.iter().count());
         }
         let leases = mem::replace(leases, Leases::new(SLOTS));
-        let DeadWorkerClients { recovered, ended: also_ended, lost, .. } = leases.into_left(shm, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
+        let DeadWorkerClients { recovered, ended: also_ended, lost, .. } = leases.recover_clients(shm, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
         back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
         back.extend(lost.into_iter().map(Err));
         ended.extend(also_ended.iter().map(|client| client.id));

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-use super::super::snapshot::UpgradeSnapshot;
+use super::super::upgrade_snapshot::UpgradeSnapshot;
 use super::*;
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
@@ -138,9 +138,12 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
         (shm_record.layout, shm_record.worker, shm.layout().version()),
         (1, WorkerId(1), 1)
     );
-    let left = unpacked.take_left().pop().expect("there is one");
-    assert!(left.lost.is_empty() && left.ended.is_empty(), "{left:?}");
-    let mut found: Vec<_> = left
+    let recovery = unpacked.recover_all().pop().expect("there is one");
+    assert!(
+        recovery.lost.is_empty() && recovery.ended.is_empty(),
+        "{recovery:?}"
+    );
+    let mut found: Vec<_> = recovery
         .recovered
         .into_iter()
         .map(|(unleased, _)| unleased)
@@ -302,9 +305,13 @@ fn a_handoff_that_is_not_taken_over_is_packed_again() {
     let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], 1000)
         .take_over()
         .1;
-    let left = unpacked.take_left().pop().expect("there is one");
+    let recovery = unpacked.recover_all().pop().expect("there is one");
     assert_eq!(
-        (left.recovered.len(), left.lost.len(), unpacked.lost.total()),
+        (
+            recovery.recovered.len(),
+            recovery.lost.len(),
+            unpacked.lost.total()
+        ),
         (400, 0, 0)
     );
     for (
@@ -315,7 +322,7 @@ fn a_handoff_that_is_not_taken_over_is_packed_again() {
             ..
         },
         _,
-    ) in left.recovered
+    ) in recovery.recovered
     {
         let expected = record(u32::try_from(client.id.0).expect("it is one of these"));
         assert_eq!(
@@ -337,9 +344,9 @@ fn a_handoff_that_is_not_taken_over_is_packed_again() {
         .take_over()
         .1;
     let mut kept: Vec<u64> = unpacked
-        .take_left()
+        .recover_all()
         .into_iter()
-        .flat_map(|left| left.recovered)
+        .flat_map(|recovery| recovery.recovered)
         .map(|(unleased, _)| unleased.client.id.0)
         .collect();
     kept.sort_unstable();

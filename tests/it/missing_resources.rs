@@ -8,8 +8,7 @@ use fdpassd::proto::control::Status;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 
-use crate::common::upgrade::ping_all;
-use crate::common::{FDPASSD, http};
+use crate::common::{FDPASSD, http, ping_all};
 
 const CONFIG: &str = r#"
     workers.count = 2

@@ -1,4 +1,4 @@
-//! Outages of the control socket: another process has ended it, or its file is gone.
+//! Binds the control socket again when another process has ended it, or its file is gone.
 
 use std::time::Instant;
 
@@ -48,7 +48,7 @@ impl ControlServer {
         };
         if let Err(e) = self
             .listener
-            .bind_anew(config.socket.is_none(), config.mode())
+            .bind_again(config.socket.is_none(), config.mode())
         {
             return outage.failed(&e, now);
         }

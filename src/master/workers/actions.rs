@@ -1,4 +1,4 @@
-//! The lifecycle of workers: the effects that the pool decides on.
+//! The actions of the pool on workers: start, stop, retire, kill.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -20,7 +20,7 @@ use crate::proto::text::Counted;
 use crate::shm::Layout;
 use crate::sys::poll::{Interest, Poller};
 
-/// What a new worker is given.
+/// The equipment of a new worker.
 pub(crate) struct Outfit<'m> {
     /// The daemon's name.
     pub(crate) name: &'m str,
@@ -57,6 +57,7 @@ impl Workers {
             handoff_queues: outfit.queues.len() as u32,
             settings: settings(outfit.config, outfit.level, id, outfit.buffers),
             app: outfit.config.app.spec(),
+            own_table: outfit.config.own_table(),
         };
         let spawned = Worker::spawn(&self.executable, start, outfit.queues, outfit.layout, now)
             .and_then(|worker| {

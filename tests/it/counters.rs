@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fdpassd::proto::control::WorkerState;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager};
 use serde_json::json;
 
 use crate::common::faulty::{self, example};
-use crate::common::figures::{assert_counted, figures, sum};
+use crate::common::metrics::{assert_counted, samples, sum};
 use crate::common::random::Random;
 use crate::common::restart::{How, restart};
 use crate::common::start;
@@ -27,9 +28,24 @@ fn failed_starts_are_no_deaths() {
     assert_eq!(status.deaths_total, 0);
     daemon.kill_worker(0);
     assert_eq!(daemon.status().deaths_total, 1);
-    let figures = figures(&daemon);
-    assert!(figures["fdpassd_worker_failed_starts_total"] >= 3.0);
-    assert_eq!(sum(&figures, "fdpassd_worker_deaths_total"), 1.0);
+    let samples = samples(&daemon);
+    assert!(samples["fdpassd_worker_failed_starts_total"] >= 3.0);
+    assert_eq!(sum(&samples, "fdpassd_worker_deaths_total"), 1.0);
+}
+
+#[test]
+fn a_worker_killed_while_it_starts_is_a_failed_start() {
+    let (daemon, switch) = faulty::start_with_switch("workers.count = 2");
+    daemon.wait_for_workers();
+    switch.set("hang:1");
+    daemon.signal_worker(1, "KILL");
+    daemon.wait_until("its successor is starting", |status| {
+        status.deaths_total == 1 && status.workers[1].state == WorkerState::Starting
+    });
+    switch.set("");
+    daemon.kill_worker(1);
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.failed_starts_total), (1, 1));
 }
 
 #[test]
@@ -46,13 +62,13 @@ fn clients_that_a_worker_cannot_watch_are_lost_and_counted() {
         (status.clients, status.lost_total) == (0, 1)
     });
     assert_eq!(
-        figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
+        samples(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
         1.0
     );
     // A worker's counts stay after its end.
     daemon.kill_worker(0);
     assert_eq!(
-        figures(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
+        samples(&daemon)["fdpassd_clients_lost_total{reason=\"worker\"}"],
         1.0
     );
     let mut client: Client = daemon.connect();
@@ -117,7 +133,7 @@ fn a_hundred_restarts_forget_no_request() {
         let how = How::ALL[round % How::ALL.len()];
         daemon = restart(&manager, daemon, how, &program);
         assert_counted(&daemon, requests, errors);
-        let now = figures(&daemon);
+        let now = samples(&daemon);
         assert_eq!(now["fdpassd_handler_panics_total"], panics as f64);
         for (name, value) in before
             .iter()
@@ -181,14 +197,14 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
         client.call("ping", 1).expect("a pong");
         assert_counted(&daemon, requests, 0);
         assert_eq!(
-            figures(&daemon)["fdpassd_worker_counters_rejected_total"],
+            samples(&daemon)["fdpassd_worker_counters_rejected_total"],
             f64::from(round)
         );
         daemon.wait_for_log("invalid counters: ");
         daemon.kill_worker(0);
         assert_counted(&daemon, requests, 0);
         assert_eq!(
-            figures(&daemon)["fdpassd_worker_counters_rejected_total"],
+            samples(&daemon)["fdpassd_worker_counters_rejected_total"],
             f64::from(round)
         );
     }
@@ -197,7 +213,7 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
 /// Workers are killed, replaced and moved from, and masters end in every way, under clients that read every reply before they
 /// leave. What they have counted is what the daemon has counted. For four seconds, or as many as `STORM_SECONDS` says.
 #[test]
-fn figures_are_exact_after_a_storm() {
+fn counters_are_exact_after_random_kills() {
     const CLIENTS: usize = 8;
     let mut random = Random::new("STORM_SEED");
     let seconds =
@@ -207,6 +223,8 @@ fn figures_are_exact_after_a_storm() {
     let program = programs.copy(&example("faulty"));
     let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 3";
     let mut daemon = manager.setup(&program, config).start().expect("it serves");
+    // The daemon serves when one worker is ready. The kill of a worker that still starts is a failed start, no death.
+    daemon.wait_for_workers();
     let addresses = daemon.addresses().to_vec();
     let is_over = &AtomicBool::new(false);
     let (mut done, mut kills) = (BTreeMap::new(), 0);
@@ -266,7 +284,7 @@ fn figures_are_exact_after_a_storm() {
     assert_eq!(
         (
             status.failed_starts_total,
-            figures(&daemon)["fdpassd_worker_counters_rejected_total"]
+            samples(&daemon)["fdpassd_worker_counters_rejected_total"]
         ),
         (0, 0.0)
     );

@@ -1,4 +1,4 @@
-//! The figures that the daemon publishes.
+//! The metrics that the daemon publishes.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub fn text(daemon: &Running) -> String {
 
 /// Each sample by its name and labels.
 #[track_caller]
-pub fn figures(daemon: &Running) -> BTreeMap<String, f64> {
+pub fn samples(daemon: &Running) -> BTreeMap<String, f64> {
     let text = text(daemon);
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     samples
@@ -25,12 +25,12 @@ pub fn figures(daemon: &Running) -> BTreeMap<String, f64> {
 }
 
 /// The sum over a family.
-pub fn sum(figures: &BTreeMap<String, f64>, family: &str) -> f64 {
+pub fn sum(samples: &BTreeMap<String, f64>, family: &str) -> f64 {
     let is_of = |name: &str| {
         name.strip_prefix(family)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
     };
-    figures
+    samples
         .iter()
         .filter(|(name, _)| is_of(name))
         .map(|(_, value)| value)
@@ -47,20 +47,20 @@ pub fn assert_counted(daemon: &Running, requests: u64, errors: u64) {
         (requests, errors)
     );
     // A request's duration is recorded behind the sending of its reply, which the client may have before.
-    let figures = eventually("the durations of all requests are recorded", || {
+    let samples = eventually("the durations of all requests are recorded", || {
         let of_histogram = [
             "fdpassd_request_duration_seconds_count",
             "fdpassd_request_duration_seconds_bucket{le=\"+Inf\"}",
         ];
-        let figures = figures(daemon);
-        (of_histogram.map(|name| figures[name]) == [requests as f64; 2]).then_some(figures)
+        let samples = samples(daemon);
+        (of_histogram.map(|name| samples[name]) == [requests as f64; 2]).then_some(samples)
     });
     assert_eq!(
-        sum(&figures, "fdpassd_requests_total"),
+        sum(&samples, "fdpassd_requests_total"),
         requests as f64,
         "by method"
     );
-    let with_error = figures
+    let with_error = samples
         .iter()
         .filter(|(name, _)| name.contains("result=\"error\""));
     assert_eq!(

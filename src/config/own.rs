@@ -1,0 +1,356 @@
+//! The table of a daemon's own: `[NAME]` in the configuration of a daemon of that name, if its program reads one.
+//!
+//! Its type belongs to the program, so it is kept as TOML, and each process of the daemon parses what it needs. The name
+//! and the type are set once per process, before a configuration is read.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+use toml::{Spanned, Table, Value};
+
+use super::check::Conflict;
+use super::error::Error;
+use super::source::SourceText;
+
+/// The longest table, in bytes of TOML: a worker receives it in its first message.
+const MAX_LEN: usize = 16 * 1024;
+
+/// Checks a table against a type. Returns the paths of keys that the type ignores.
+pub(crate) type TableCheck = fn(Spanned<DeValue<'_>>) -> Result<Vec<String>, toml::de::Error>;
+
+/// Checks a table against the type `T`.
+///
+/// # Errors
+/// The first key that is missing or has a wrong value.
+pub(crate) fn check_as<T: DeserializeOwned>(
+    table: Spanned<DeValue<'_>>,
+) -> Result<Vec<String>, toml::de::Error> {
+    let mut ignored = Vec::new();
+    let note = |path: serde_ignored::Path<'_>| ignored.push(path.to_string());
+    // A panic must not end a master that takes over clients.
+    let parsed = catch_unwind(AssertUnwindSafe(|| {
+        serde_ignored::deserialize::<_, _, T>(ValueDeserializer::from(table), note).map(drop)
+    }));
+    match parsed {
+        Ok(parsed) => parsed.map(|()| ignored),
+        Err(_) => Err(serde::de::Error::custom(
+            "the program panicked when it read this table",
+        )),
+    }
+}
+
+/// Parses the text of a table, which was checked before.
+///
+/// # Errors
+/// As [`check_as`], if another program has checked it.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|e| e.message().to_owned())
+}
+
+/// The table that the program of this process reads.
+#[derive(Debug)]
+struct Schema {
+    name: String,
+    check: Option<TableCheck>,
+}
+
+static SCHEMA: OnceLock<Schema> = OnceLock::new();
+
+/// Sets the daemon's name, and how its table is checked if its program reads one. Only the first call counts.
+pub(crate) fn set(name: &str, check: Option<TableCheck>) {
+    let name = name.to_owned();
+    let _ = SCHEMA.set(Schema { name, check });
+}
+
+/// The rule for the table in one parse of a configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rule<'a> {
+    /// The name of the table, if it may be there.
+    name: Option<&'a str>,
+    check: Option<TableCheck>,
+}
+
+impl Rule<'static> {
+    /// Returns the rule for a file: the table is checked, or is an unknown key.
+    pub(super) fn for_file() -> Rule<'static> {
+        let schema = SCHEMA.get().filter(|schema| schema.check.is_some());
+        Rule {
+            name: schema.map(|schema| schema.name.as_str()),
+            check: schema.and_then(|schema| schema.check),
+        }
+    }
+
+    /// Returns the rule for a configuration that was in force, and for one that is not put into force.
+    pub(super) fn unchecked() -> Rule<'static> {
+        Rule {
+            name: SCHEMA.get().map(|schema| schema.name.as_str()),
+            check: None,
+        }
+    }
+}
+
+impl<'a> Rule<'a> {
+    pub(super) fn name(self) -> Option<&'a str> {
+        self.name
+    }
+
+    /// Checks the table in these texts, which together have this one.
+    pub(super) fn check(self, texts: &[SourceText], whole: Option<&OwnTable>) -> Result<(), Error> {
+        let (Some(name), Some(check)) = (self.name, self.check) else {
+            return Ok(());
+        };
+        let text = whole.map_or_else(String::new, OwnTable::to_text);
+        let fail = |message: String, place: String| {
+            let places = vec![place, name.to_owned()];
+            Error::from_conflict(texts, &Conflict { message, places })
+        };
+        if text.len() > MAX_LEN {
+            let message = format!(
+                "the table {name} has more than {MAX_LEN} bytes; more belongs in a file of its own"
+            );
+            return Err(fail(message, name.to_owned()));
+        }
+        let table = match DeTable::parse(&text) {
+            Ok(table) => check(to_value(table)),
+            Err(error) => Err(error),
+        };
+        let ignored = table.map_err(|error| {
+            // The place is known only in the file that causes the same error.
+            let found = texts.iter().find_map(|source| {
+                let table = DeTable::parse(&source.text)
+                    .ok()?
+                    .into_inner()
+                    .remove(name)?;
+                let own = check(table).err()?;
+                (own.message() == error.message()).then(|| Error::from_toml(source, &own, None))
+            });
+            found.unwrap_or_else(|| {
+                let error = Error::reworded(&error);
+                fail(format!("table {name}: {error}"), name.to_owned())
+            })
+        })?;
+        match ignored.first() {
+            None => Ok(()),
+            Some(path) => {
+                // An option has a step of its own.
+                let steps: Vec<&str> = path.split('.').filter(|step| *step != "?").collect();
+                let key = steps.last().copied().unwrap_or_default();
+                let place = format!("{name}.{}", steps.join("."));
+                Err(fail(format!("unknown key `{key}`"), place))
+            }
+        }
+    }
+}
+
+fn to_value(table: Spanned<DeTable<'_>>) -> Spanned<DeValue<'_>> {
+    let span = table.span();
+    Spanned::new(span, DeValue::Table(table.into_inner()))
+}
+
+/// The table, and its name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OwnTable {
+    pub(super) name: String,
+    pub(super) keys: Table,
+}
+
+impl OwnTable {
+    /// Returns the keys of the table as TOML, without the header.
+    #[must_use]
+    pub(crate) fn to_text(&self) -> String {
+        toml::to_string(&self.keys).unwrap_or_default()
+    }
+
+    /// Returns every key and its value in TOML, each on one line, in the order of their names.
+    pub(super) fn values(&self) -> impl Iterator<Item = (String, String)> {
+        let values = self.keys.iter();
+        values.map(|(key, value)| (key_on_one_line(key), on_one_line(value)))
+    }
+}
+
+fn on_one_line(value: &Value) -> String {
+    match value {
+        Value::String(text) => string_on_one_line(text),
+        Value::Array(values) => {
+            let values: Vec<_> = values.iter().map(on_one_line).collect();
+            format!("[{}]", values.join(", "))
+        }
+        Value::Table(keys) => {
+            let pairs = keys
+                .iter()
+                .map(|(key, value)| format!("{} = {}", key_on_one_line(key), on_one_line(value)));
+            format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn key_on_one_line(key: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match key.is_empty() || !key.chars().all(is_bare) {
+        true => string_on_one_line(key),
+        false => key.to_owned(),
+    }
+}
+
+/// Writes a basic string, whose escapes are those of JSON. TOML also wants DEL escaped.
+fn string_on_one_line(text: &str) -> String {
+    let json = serde_json::Value::from(text).to_string();
+    json.replace('\u{7f}', "\\u007f")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::super::{Config, merge};
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[allow(dead_code)]
+    struct Settings {
+        url: String,
+        #[serde(default)]
+        pool: Option<Pool>,
+    }
+
+    #[derive(Deserialize)]
+    #[allow(dead_code)]
+    struct Pool {
+        size: u8,
+    }
+
+    fn parse(texts: &[&str], check: Option<TableCheck>) -> Result<Config, Error> {
+        let texts: Vec<SourceText> = (1..)
+            .zip(texts)
+            .map(|(number, text)| SourceText {
+                origin: format!("{number}.toml"),
+                text: (*text).to_owned(),
+            })
+            .collect();
+        let name = Some("spelld");
+        let rule = Rule { name, check };
+        merge::parse(&texts, rule, |_| Ok(())).map(|loaded| loaded.config)
+    }
+
+    fn checked(texts: &[&str]) -> Result<Config, Error> {
+        parse(texts, Some(check_as::<Settings>))
+    }
+
+    #[test]
+    fn a_table_in_several_files_is_one_table() {
+        let config = checked(&[
+            "spelld.url = \"x\"",
+            "workers.count = 2",
+            "[spelld.pool]\nsize = 3",
+        ])
+        .expect("it is good");
+        assert_eq!(config.own_table(), "url = \"x\"\n\n[pool]\nsize = 3\n");
+        let text = config.to_toml();
+        let again = parse(&[&text], None).expect("it is good");
+        assert_eq!(again, config, "{text}");
+        let again = checked(&[&config.dump()]).expect("it is good");
+        assert_eq!(again, config, "{}", config.dump());
+    }
+
+    #[test]
+    fn errors_in_the_table_have_their_places() {
+        for (texts, place, words) in [
+            (&["[spelld]\nurl = 3"][..], "1.toml:2:7: ", "invalid type"),
+            (&["# x\n[spelld]"], "1.toml:2:1: ", "missing key `url`"),
+            (&["workers.count = 1"], "1.toml: ", "missing key `url`"),
+            (&[], "the default: ", "table spelld: missing key `url`"),
+            (
+                &["[spelld]\nurl = \"\"\nulr = 1"],
+                "1.toml:3:1: ",
+                "unknown key `ulr`",
+            ),
+            (
+                &["[spelld]\nurl = \"\"\npool = { size = 1, s = 2 }"],
+                "1.toml:3:20: ",
+                "unknown key `s`",
+            ),
+            (
+                &["spelld.url = \"\"", "\nspelld.pool.size = 256"],
+                "2.toml:2:20: ",
+                "invalid value: integer `256`",
+            ),
+            (
+                &["spelld.url = \"\"", "spelld.url = \"\""],
+                "2.toml:1:8: ",
+                "`spelld.url` is given twice",
+            ),
+            (&["spelld = 1"], "1.toml:1:10: ", "invalid type: integer"),
+            (
+                &["spelld.url = \"\"\n[speld]\n"],
+                "1.toml:2:2: ",
+                "`log`, `spelld`",
+            ),
+        ] {
+            let error = checked(texts).expect_err("it is no good").in_one_line();
+            assert!(error.starts_with(place) && error.contains(words), "{error}");
+        }
+        let long = format!("spelld.url = \"{}\"", "x".repeat(MAX_LEN));
+        let error = checked(&[&long]).expect_err("it is too long").in_one_line();
+        assert!(
+            error.starts_with("1.toml:1:1: ") && error.contains("16384 bytes"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn values_of_the_table_are_on_one_line() {
+        let text =
+            "x = \"a\\n\\u007f\\\\\\\"é\"\n\"a b\" = [{ \"\" = 1979-05-27 }, [], 1.0]\ny = {}\n";
+        let keys: Table = text.parse().expect("it is TOML");
+        let name = "spelld".to_owned();
+        let own = OwnTable { name, keys };
+        let lines = own
+            .values()
+            .map(|(key, value)| format!("{key} = {value}\n"));
+        let written: String = lines.collect();
+        assert_eq!(written.lines().count(), 3, "{written}");
+        assert_eq!(
+            written.parse::<Table>().expect("it is TOML"),
+            own.keys,
+            "{written}"
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_type_is_an_error() {
+        struct Panics;
+        impl<'de> Deserialize<'de> for Panics {
+            fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Panics, D::Error> {
+                panic!("on purpose")
+            }
+        }
+        let error = parse(&["[spelld]"], Some(check_as::<Panics>)).expect_err("it panics");
+        assert!(error.message().contains("the program panicked"), "{error}");
+    }
+
+    #[test]
+    fn changes_include_the_table() {
+        let before = checked(&["spelld.url = \"a\"\nspelld.pool.size = 1"]).expect("it is good");
+        let next = checked(&["spelld.url = \"b\""]).expect("it is good");
+        let changes = before.changes(&next);
+        let found: Vec<_> = changes
+            .iter()
+            .map(|change| {
+                (
+                    change.key.as_str(),
+                    change.from.as_deref(),
+                    change.to.as_deref(),
+                )
+            })
+            .collect();
+        let expected = [
+            ("spelld.url", Some("\"a\""), Some("\"b\"")),
+            ("spelld.pool", Some("{ size = 1 }"), None),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(before.changes(&before), []);
+    }
+}

@@ -1,0 +1,152 @@
+//! The addresses to listen on, and the keys of each.
+
+use super::*;
+
+#[test]
+fn an_invalid_address_is_refused_alone_and_in_a_table() {
+    let message = "\"localhost:80\" is not a valid address: expected an IP address and a port (\"127.0.0.1:8080\", \
+                   \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\"), or a socket of \
+                   systemd's (\"systemd:rpc\")";
+    refused("listen = [\n  «\"localhost:80\",\n]", message);
+    refused("[[listen]]\naddress = «\"localhost:80\"", message);
+    refused(
+        "listen = [«\"unix:x\"]",
+        "the path \"x\" of a Unix socket must be absolute",
+    );
+    for name in ["", "a:b", "ä", "a\tb"] {
+        let message =
+            format!("{name:?} is not a valid descriptor name: 1 to 255 ASCII characters but \":\"");
+        refused(
+            &format!(
+                "listen = [«{}]",
+                serde_json::json!(format!("systemd:{name}"))
+            ),
+            &message,
+        );
+    }
+    for (length, fits) in [(255, true), (256, false)] {
+        assert_eq!(
+            format!("systemd:{}", "x".repeat(length))
+                .parse::<Source>()
+                .is_ok(),
+            fits
+        );
+    }
+    refused(
+        "listen = [{ address = «5 }]",
+        "invalid value: integer `5`, expected an address in quotes, such as \"127.0.0.1:8080\"",
+    );
+}
+
+#[test]
+fn a_table_of_listen_is_checked_like_any_other() {
+    refused("listen = [«{ backlog = 5 }]", "missing key `address`");
+    refused(
+        "[[listen]]\naddress = \"[::]:1\"\n«[[listen]]\nbacklog = 5",
+        "missing key `address`",
+    );
+    let error = refused(
+        "listen = [\"[::]:1\", { «adress = \"[::]:2\" }]",
+        "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`, `freebind`",
+    );
+    assert_eq!(error.help(), Some("did you mean \"address\"?"));
+    refused(
+        "listen = [{ address = \"[::]:1\", «address = \"[::]:2\" }]",
+        "`address` is given twice, the first time at /etc/fdpassd.toml:1:13",
+    );
+}
+
+#[test]
+fn an_unknown_owner_or_group_is_refused() {
+    refused(
+        "listen = [{ address = \"unix:/x\", owner = «\"no one\" }]",
+        "there is no user \"no one\"",
+    );
+    refused(
+        "listen = [{ address = \"unix:/x\", group = «\"no one\" }]",
+        "there is no group \"no one\"",
+    );
+    let message = "invalid value: integer `0`, expected the name or the number of a user in quotes";
+    refused("listen = [{ address = \"unix:/x\", owner = «0 }]", message);
+}
+
+#[test]
+fn keys_of_unix_sockets_are_refused_for_tcp() {
+    let message = "mode, owner and group are for Unix sockets, [::]:1 is a TCP address";
+    for key in ["mode = \"0660\"", "owner = \"0\"", "group = \"0\""] {
+        refused(
+            &format!("listen = [{{ «{key}, address = \"[::]:1\" }}]"),
+            message,
+        );
+        refused(
+            &format!("[[listen]]\naddress = \"[::]:1\"\n«{key}"),
+            message,
+        );
+        let message = "mode, owner and group are for Unix sockets, systemd:rpc is made by systemd (SocketMode=, \
+                       SocketUser=, SocketGroup=)";
+        refused(
+            &format!("listen = [{{ address = \"systemd:rpc\", «{key} }}]"),
+            message,
+        );
+    }
+}
+
+#[test]
+fn listen_needs_one_address_and_each_only_once() {
+    refused(
+        "\n«listen = []",
+        "there must be at least one address to listen on",
+    );
+    refused(
+        "listen = [\"[::1]:1\", «\"[0::1]:1\"]",
+        "[::1]:1 is already listened on by an earlier entry",
+    );
+    refused(
+        "listen = [\"unix:/x/y\", { backlog = 1, «address = \"unix:/x//y\" }]",
+        "unix:/x//y is already listened on by an earlier entry",
+    );
+    refused(
+        "[[listen]]\naddress = \"0.0.0.0:1\"\n[[listen]]\n«address = \"0.0.0.0:1\"",
+        "0.0.0.0:1 is already listened on by an earlier entry",
+    );
+    refused(
+        "listen = [\"systemd:rpc\", «\"systemd:rpc\"]",
+        "systemd:rpc is already listened on by an earlier entry",
+    );
+    assert_eq!(
+        parse("listen = [\"[::1]:0\", \"[::1]:0\", \"systemd:a\", \"systemd:b\"]")
+            .listen
+            .len(),
+        4
+    );
+}
+
+#[test]
+fn more_than_64_listeners_are_refused() {
+    let entries = |count: u16| {
+        (1..=count)
+            .map(|port| format!("\"[::]:{port}\",\n"))
+            .collect::<String>()
+    };
+    assert_eq!(
+        parse(&format!("listen = [{}]", entries(64))).listen.len(),
+        64
+    );
+    let marked = format!("listen = [{}«\"[::]:65\", \"[::]:66\"]", entries(64));
+    refused(
+        &marked,
+        "at most 64 addresses can be listened on, these are 66",
+    );
+}
+
+#[test]
+fn automatic_byte_order_is_refused_for_long_frames() {
+    let message = "byte-order \"auto\" needs a max-frame below 16MiB: with longer frames, \
+                   the length of a short big-endian one is valid in little-endian order too";
+    let listen = "listen = [\"[::]:1\", { address = \"[::]:2\", «byte-order = \"auto\" }]";
+    refused(
+        &format!("{listen}\n[limits]\nmax-frame = \"16MiB\""),
+        message,
+    );
+    parse(&format!("{listen}\n[limits]\nmax-frame = 16777215").replace('«', ""));
+}

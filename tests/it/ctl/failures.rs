@@ -1,0 +1,165 @@
+//! Failures: their exit codes and sentences.
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use fdpassd::proto::control::Verb;
+
+use crate::common::program::{FDPASSCTL, control_socket, run};
+use crate::common::{faulty, start};
+
+#[test]
+fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
+    let daemon = faulty::start("workers.count = 1");
+    let directory = tempfile::tempdir().expect("a directory");
+    let nobody = directory.path().join("nobody.sock").display().to_string();
+    let address = daemon.address().to_string();
+    let cases: [(&[&str], i32, &str); 14] = [
+        (
+            &["call", "nope", "--to", &address],
+            1,
+            "fdpassctl: unknown_method: unknown method \"nope\"\n",
+        ),
+        (
+            &["call", "pi", "\"x\"", "--to", &address],
+            1,
+            "fdpassctl: unknown_method: unknown method \"pi\"\n",
+        ),
+        (
+            &["call", "fault", "[\"mine\",\"a\\nb\"]", "--to", &address],
+            1,
+            "fdpassctl: mine: a\\nb\n",
+        ),
+        (
+            &["call", "panic", "\"x\"", "--to", &address],
+            1,
+            "fdpassctl: crashed: ",
+        ),
+        (
+            &["call", "exit", "3", "--to", &address],
+            1,
+            "fdpassctl: crashed: ",
+        ),
+        (
+            &[
+                "call",
+                "spin",
+                "60000",
+                "--timeout",
+                "0.2",
+                "--to",
+                &address,
+            ],
+            4,
+            "fdpassctl: no reply within 200ms\n",
+        ),
+        (
+            &["status", "-s", &nobody],
+            3,
+            "fdpassd is not running (no socket at ",
+        ),
+        (&["stop", "-s", &nobody], 3, "nobody.sock"),
+        (
+            &["call", "ping", "--to", "127.0.0.1:1"],
+            3,
+            "nothing listens at 127.0.0.1:1",
+        ),
+        (&["call", "ping", "{", "--to", &address], 64, "not JSON"),
+        (
+            &["call", "ping", "--to", "here"],
+            64,
+            "expected an IP address and a port",
+        ),
+        (&["status", "--timeout", "soon"], 64, "--timeout"),
+        (&["reload!"], 64, "Usage: fdpassctl"),
+        (&[], 64, "Usage: fdpassctl"),
+    ];
+    for (arguments, code, words) in cases {
+        let said = run(FDPASSCTL, arguments);
+        assert_eq!(
+            (said.code, said.out.as_str()),
+            (Some(code), ""),
+            "{arguments:?}: {}",
+            said.err
+        );
+        assert!(
+            said.err.contains(words),
+            "{arguments:?}: {words:?} is not in {:?}",
+            said.err
+        );
+    }
+    let said = run(FDPASSCTL, &["--help"]);
+    assert!(
+        said.out.lines().count() < 24 && said.out.lines().all(|line| line.chars().count() <= 80),
+        "{}",
+        said.out
+    );
+    for verb in Verb::ALL
+        .iter()
+        .map(|verb| verb.as_str())
+        .chain(["call", "completions"])
+    {
+        let mut words = said.out.split([' ', ',', '\n']);
+        assert!(
+            said.code == Some(0) && words.any(|word| word == verb),
+            "{verb}: {}",
+            said.out
+        );
+    }
+}
+
+#[test]
+fn no_valid_reply_in_time_exits_with_4() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mute = directory.path().join("mute.sock");
+    let listener = UnixListener::bind(&mute).expect("the path is free");
+    let mute = mute.display().to_string();
+    let said = run(FDPASSCTL, &["status", "-s", &mute, "--timeout", "0.2"]);
+    assert_eq!(
+        (said.code, said.err.as_str()),
+        (Some(4), "fdpassctl: no reply within 200ms\n")
+    );
+    drop(listener.accept().expect("it has connected"));
+
+    let answers: [&[u8]; 5] = [
+        b"",
+        b"\x05\0\0\0hello",
+        b"\xff\xff\xff\xff",
+        b"\x02\0\0\0{}",
+        b"\x09\0\0\0{\"out\":1",
+    ];
+    for answer in answers {
+        let said = thread::scope(|threads| {
+            threads.spawn(|| listener.accept().expect("it connects").0.write_all(answer));
+            run(FDPASSCTL, &["status", "-s", &mute])
+        });
+        assert_eq!(
+            (said.code, said.out.as_str()),
+            (Some(4), ""),
+            "{answer:?}: {}",
+            said.err
+        );
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let daemon = start("workers.count = 1");
+    let socket = control_socket(&daemon).display().to_string();
+    for verb in [
+        "status",
+        "events",
+        "metrics",
+        "config show",
+        "completions zsh",
+    ] {
+        let script = format!("\"$0\" {verb} -s \"$1\" | head -1");
+        let said = run("/bin/sh", &["-c", &script, FDPASSCTL, &socket]);
+        assert_eq!(
+            (said.code, said.err.as_str(), said.out.lines().count()),
+            (Some(0), "", 1),
+            "{verb}"
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! The examples of the pages and of the guide work when they are pasted.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use fdpassd::testing::TIMEOUT;
+
+use crate::common::needs::skip;
+use crate::common::page::Page;
+use crate::common::program::{Program, control_socket, run};
+use crate::common::{FDPASSD, read, start, tcp_address};
+
+#[test]
+fn the_alerts_of_the_guide_are_good_rules() {
+    if Command::new("promtool").arg("--version").output().is_err() {
+        return skip("promtool", "there is no promtool");
+    }
+    let guide = read("docs/operating.md");
+    let (_, rules) = guide.split_once("```yaml\n").expect("there are rules");
+    let (rules, _) = rules.split_once("```").expect("they end");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), rules).expect("it is our file");
+    let said = run(
+        "promtool",
+        &["check", "rules", &file.path().display().to_string()],
+    );
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+}
+
+#[test]
+fn the_client_in_python_works_when_it_is_pasted() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("python3", "there is no python3");
+    }
+    let page = Page::of("fdpassd-rpc.7").section("EXAMPLES");
+    let program = page.display_after("A client in Python:");
+    assert!(program.lines().count() <= 10, "{program}");
+    let daemon = start("");
+    let address = tcp_address(&daemon);
+    assert!(program.contains("8080"), "{program}");
+    let said = run(
+        "python3",
+        &["-c", &program.replace("8080", &address.port().to_string())],
+    );
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    assert_eq!(said.out, page.display_after("It prints:"));
+}
+
+#[test]
+fn the_watcher_in_python_works_when_it_is_pasted() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("python3", "there is no python3");
+    }
+    let program = Page::of("fdpassd-control.7")
+        .section("EXAMPLES")
+        .display_after("Follow what happens, in Python:");
+    let daemon = start("workers.count = 1");
+    let program = program.replace(
+        "/run/fdpassd/control.sock",
+        &control_socket(&daemon).display().to_string(),
+    );
+    let mut watcher = Program::start(Command::new("python3").args(["-c", &program]));
+    let line = watcher.line();
+    assert!(
+        line.starts_with("debug worker 1 (pid ") && line.ends_with(" started\n"),
+        "{line:?}"
+    );
+    assert!(watcher.is_running());
+}
+
+#[test]
+fn the_daemon_answers_with_the_bytes_in_the_pages() {
+    let daemon =
+        start("listen = [{ address = \"127.0.0.1:0\", byte-order = \"auto\" }]\nworkers.count = 2");
+    daemon.wait_for_workers();
+    let address = tcp_address(&daemon);
+    let rpc = dumps("fdpassd-rpc.7");
+    assert!(rpc.len() > 3, "{rpc:?}");
+    for (request, expected) in rpc {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream
+            .set_read_timeout(Some(TIMEOUT))
+            .expect("it takes a timeout");
+        stream.write_all(&request).expect("it takes the request");
+        stream.shutdown(Shutdown::Write).expect("it is connected");
+        let mut replies = Vec::new();
+        stream
+            .read_to_end(&mut replies)
+            .expect("it answers, and closes then");
+        assert_eq!(replies, expected);
+    }
+    daemon.wait_until("the clients have left", |status| status.clients == 0);
+    let control = dumps("fdpassd-control.7");
+    assert!(!control.is_empty());
+    for (request, expected) in control {
+        let mut stream = UnixStream::connect(control_socket(&daemon)).expect("it listens");
+        stream
+            .set_read_timeout(Some(TIMEOUT))
+            .expect("it takes a timeout");
+        stream.write_all(&request).expect("it takes the request");
+        let mut reply = vec![0; expected.len()];
+        stream.read_exact(&mut reply).expect("it answers");
+        assert_eq!(reply, expected);
+    }
+}
+
+#[test]
+fn the_examples_of_configurations_are_good() {
+    let examples = Page::of("fdpassd.toml.5").section("EXAMPLES").displays();
+    assert!(examples.len() > 2);
+    for example in examples {
+        // Not every machine has these groups.
+        let example = example
+            .replace("\"operators\"", "\"0\"")
+            .replace("\"monitoring\"", "\"0\"");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), &example).expect("it is our file");
+        let said = run(FDPASSD, &["-t", "-c", &file.path().display().to_string()]);
+        assert_eq!(said.code, Some(0), "{example}\n{}", said.err);
+    }
+}
+
+#[test]
+fn the_example_of_a_mistake_is_real_output() {
+    let display = Page::of("fdpassd.toml.5")
+        .section("DIAGNOSTICS")
+        .displays()
+        .remove(0);
+    let (_, shown) = display
+        .split_once('\n')
+        .expect("what fdpassctl says comes first");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().display().to_string();
+    fs::write(file.path(), "[workers]\ndispatch = \"least\"\n").expect("it is our file");
+    let said = run(FDPASSD, &["-t", "-c", &path]);
+    assert_eq!(said.code, Some(78));
+    assert_eq!(
+        said.err.replace(&path, "/etc/fdpassd.toml"),
+        format!("fdpassd: {shown}")
+    );
+}
+
+/// Requests and replies that a page shows in bytes.
+fn dumps(page: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let displays = Page::of(page).section("EXAMPLES").displays();
+    let dump = |display: &String| {
+        let (request, reply) = display.split_once("\n\n")?;
+        Some((bytes(request)?, bytes(reply)?))
+    };
+    displays.iter().filter_map(dump).collect()
+}
+
+/// Those of lines such as `7b 7d   {}`, which are told twice; nothing if these are no such lines.
+fn bytes(lines: &str) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    for line in lines.lines() {
+        let (hex, shown) = line.split_at_checked(47)?;
+        let bytes: Option<Vec<u8>> = hex
+            .split_whitespace()
+            .map(|byte| u8::from_str_radix(byte, 16).ok())
+            .collect();
+        let bytes = bytes.filter(|bytes| !bytes.is_empty())?;
+        let text: String = bytes
+            .iter()
+            .map(|byte| {
+                if (32..127).contains(byte) {
+                    *byte as char
+                } else {
+                    '.'
+                }
+            })
+            .collect();
+        assert_eq!(shown.strip_prefix("   "), Some(text.as_str()), "{line}");
+        all.extend(bytes);
+    }
+    Some(all)
+}
