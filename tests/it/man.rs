@@ -77,18 +77,20 @@ fn the_page_has_exactly_the_verbs_and_options_of_fdpassctl() {
             .iter()
             .filter(|entry| entry.head[1] == *verb)
             .collect();
-        let own: BTreeSet<String> = options_of(&help(&[verb]))
-            .difference(&general)
-            .cloned()
-            .collect();
-        let told: BTreeSet<String> = of_verb.iter().flat_map(|entry| entry.options()).collect();
-        assert_eq!(told, own, "{verb}");
-        all.extend(own);
-        // `config` has verbs of its own.
         let inner: BTreeSet<String> = verbs_of(&help(&[verb]))
             .into_iter()
             .filter(|inner| inner != "help")
             .collect();
+        let helps = inner.iter().map(|inner| help(&[verb, inner]));
+        let own: BTreeSet<String> = std::iter::once(help(&[verb]))
+            .chain(helps)
+            .flat_map(|help| options_of(&help))
+            .filter(|option| !general.contains(option))
+            .collect();
+        let told: BTreeSet<String> = of_verb.iter().flat_map(|entry| entry.options()).collect();
+        assert_eq!(told, own, "{verb}");
+        all.extend(own);
+        // `config` and `app` have verbs of their own.
         if !inner.is_empty() {
             let told: BTreeSet<String> =
                 of_verb.iter().map(|entry| entry.head[2].clone()).collect();
@@ -483,6 +485,52 @@ fn the_client_in_python_works_when_it_is_pasted() {
     );
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
     assert_eq!(said.out, page.display_after("It prints:"));
+}
+
+#[test]
+fn the_app_in_python_works_when_it_is_pasted() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("python3", "there is no python3");
+    }
+    let page = Page::of("fdpassd-app.7").section("EXAMPLES");
+    let program = page.display_after("An app in Python without a library:");
+    assert_eq!(program.lines().count(), 12, "{program}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("app.py");
+    fs::write(&file, program).expect("it is our directory");
+    let file = file.display().to_string();
+    let said = run(FDPASSCTL, &["app", "check", "--", "python3", &file]);
+    assert_eq!(said.code, Some(0), "{}", said.out);
+
+    // Its bytes are those of the page.
+    let displays = page.displays();
+    let hello = displays.iter().find_map(|display| bytes(display));
+    let (request, answer) = dumps("fdpassd-app.7").remove(0);
+    let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+    let mut app = Command::new("sh")
+        .args(["-c", "exec python3 \"$0\" 3<&0 </dev/null", &file])
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .expect("a shell");
+    ours.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+    ours.write_all(&request).expect("it is connected");
+    let expected = [hello.expect("it has one"), answer].concat();
+    let mut written = vec![0; expected.len()];
+    ours.read_exact(&mut written).expect("it answers");
+    assert_eq!(written, expected);
+    drop(ours);
+    assert!(app.wait().expect("our child").success());
+}
+
+#[test]
+fn the_page_has_the_methods_that_checks_use() {
+    let told = Page::of("fdpassd-app.7").section("CHECKS").words("Cm");
+    let source = read("src/ctl/app/requests.rs");
+    let used = source.lines().filter_map(|line| {
+        let (_, name) = line.split_once(": &str = \"check_")?;
+        Some(format!("check_{}", name.trim_end_matches("\";")))
+    });
+    assert_eq!(told, used.collect());
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All pages.
-pub const PAGES: [&str; 5] = [
+pub const PAGES: [&str; 6] = [
     "fdpassctl.8",
+    "fdpassd-app.7",
     "fdpassd-control.7",
     "fdpassd-rpc.7",
     "fdpassd.8",
