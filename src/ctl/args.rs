@@ -77,6 +77,12 @@ pub(super) enum CtlVerb {
     Call(CallArguments),
     /// Show the versions of fdpassctl and of the running daemon
     Version,
+    /// Check that a program is an app
+    #[command(subcommand_value_name = "check", disable_help_subcommand = true)]
+    App {
+        #[command(subcommand)]
+        what: AppVerb,
+    },
     #[command(flatten)]
     Change(ChangeVerb),
     /// Print a shell completion script
@@ -141,6 +147,28 @@ pub(super) enum ConfigVerb {
     Show,
     /// Show what a reload would change, or what is wrong with the file
     Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AppVerb {
+    /// Start a program as an app, and check what it answers
+    ///
+    /// It needs no daemon. fdpassd-app(7) is the protocol.
+    ///
+    /// It also has the methods that some of the checks need.
+    Check(AppCheckArguments),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct AppCheckArguments {
+    /// Only this check; may be given more than once
+    #[arg(long, value_name = "CHECK", hide_possible_values = true)]
+    #[arg(value_parser = PossibleValuesParser::new(CHECK_NAMES))]
+    pub(super) only: Vec<String>,
+
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(super) command: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -344,6 +372,34 @@ const LEVELS: [LogLevel; 5] = [
     LogLevel::Trace,
 ];
 
+/// The names of the checks of an app, in their order.
+pub(super) const CHECK_NAMES: [&str; 24] = [
+    "hello",
+    "descriptor",
+    "probe",
+    "unknown",
+    "closed",
+    "signals",
+    "log",
+    "params",
+    "null",
+    "integers",
+    "half-frames",
+    "many-frames",
+    "large-frames",
+    "too-long",
+    "concurrency",
+    "overtaking",
+    "fault",
+    "crash",
+    "cancel",
+    "stop",
+    "stop-long",
+    "end",
+    "end-busy",
+    "by-hand",
+];
+
 /// The heading of the options that every verb has.
 const COMMON: &str = "Global options";
 
@@ -365,8 +421,8 @@ Workers  scale, recycle   set their number; replace one or all
 Daemon   reload, upgrade  apply the configuration file; run the new program
          stop             shut down gracefully
          log-level, reopen-log   show or change the log level; reopen the file
-         version          versions of fdpassctl and of the daemon
-         completions      a shell completion script (bash, zsh or fish)
+         version, completions    versions; a script for bash, zsh or fish
+Apps     app              check a program that is to be an app
 Options  -s, --socket <PATH>, -i, --instance <NAME>   select another daemon
          --timeout <TIME>      how long to wait: 10s, or 1m for long operations
          --json, -q, --quiet   one line of JSON; no progress on standard error

@@ -31,6 +31,8 @@ pub(super) enum Error {
     },
     /// The daemon whose events were followed has ended.
     Ended { name: String, pid: u32 },
+    /// A program is not right as an app. Holds how many checks it has failed.
+    AppFailed(String),
     /// Standard output failed.
     Output(io::Error),
 }
@@ -45,7 +47,7 @@ impl Error {
                 Closed | NoReply(_) | Timeout(_) => ExitStatus::NoReply,
                 Usage(_) => ExitStatus::Usage,
             },
-            Error::Output(_) => ExitStatus::Failed,
+            Error::Output(_) | Error::AppFailed(_) => ExitStatus::Failed,
             Error::Ended { .. } => ExitStatus::NotRunning,
             Error::StillGoing { .. } => ExitStatus::StillGoing,
         }
@@ -83,6 +85,7 @@ impl fmt::Display for Error {
                 )
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
+            Error::AppFailed(checks) => write!(f, "the app fails {checks}"),
             Error::Output(cause) => write!(f, "cannot write the result: {cause}"),
         }
     }

@@ -4,6 +4,7 @@
 //! people is escaped; output for programs (`call`, `--json`) is what was received, byte for byte. fdpassctl knows of
 //! the daemon only the vocabulary in [`proto`](crate::proto).
 
+mod app;
 mod args;
 mod call;
 mod change;
@@ -27,7 +28,7 @@ use std::ffi::OsString;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
-use args::{Arguments, CtlVerb};
+use args::{AppVerb, Arguments, CtlVerb};
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use error::{Error, ExitStatus};
@@ -107,6 +108,9 @@ fn perform(
         CtlVerb::Call(call) => call::perform(call, session, out),
         CtlVerb::Version => version(session, out),
         CtlVerb::Change(change) => change::perform(change, session, out, err),
+        CtlVerb::App {
+            what: AppVerb::Check(arguments),
+        } => app::check(arguments, session, out),
         CtlVerb::Completions { shell } => completions(*shell, out),
     }
 }

@@ -103,6 +103,17 @@ fn queues(fd: RawFd) -> io::Result<(u64, u64)> {
     Ok((count(unread), count(unacknowledged)))
 }
 
+/// Returns whether the other end of a Unix stream socket has read everything that was written to this end.
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn is_read(socket: impl AsFd) -> io::Result<bool> {
+    let mut unread = 0;
+    // SAFETY: the argument is a pointer to an int.
+    unsafe { unacknowledged_bytes(socket.as_fd().as_raw_fd(), &raw mut unread) }?;
+    Ok(unread == 0)
+}
+
 /// Returns the bytes received and not read of a connection that has received its SYN only.
 fn peek(fd: RawFd) -> io::Result<u64> {
     let mut bytes = [0u8; SYN_DATA];

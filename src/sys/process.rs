@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
-pub use app::{AppProcess, AppProgram, AppStdio, end_of, kill_app, spawn_app, wire};
+pub use app::{AppProcess, AppProgram, AppStdio, end_of, kill_app, open_pidfd, spawn_app, wire};
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
 pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;

@@ -29,7 +29,8 @@ fn bash_completes_verbs_and_their_values() {
         ask() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _fdpassctl fdpassctl \"${@: -1}\" \"${@: -2:1}\"; echo \"${COMPREPLY[@]}\"; }
         ask fdpassctl re
         ask fdpassctl clients --sort ''
-        ask fdpassctl config ''";
+        ask fdpassctl config ''
+        ask fdpassctl app check --only ''";
     let Some(lines) = completed("bash", &["--norc", "--noprofile"], script) else {
         return;
     };
@@ -48,6 +49,11 @@ fn bash_completes_verbs_and_their_values() {
     );
     assert_eq!(words(&lines[1]), "age bytes idle requests");
     assert_eq!(words(&lines[2]), "check show");
+    assert!(
+        words(&lines[3]).contains("cancel"),
+        "the names of the checks: {}",
+        lines[3]
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod common;
 
 mod activation;
+mod app_check;
 mod app_keys;
 mod balance;
 mod chaos;

@@ -214,19 +214,20 @@ impl Master {
             return Some(Vec::new());
         };
         let moves = self.workers.plan(from, &self.workers.loads(now));
-        let (sums, count) = (sum_up(from, &moves), moves.len() as u64);
+        let (sums, planned) = (sum_up(from, &moves), moves.len());
         if is_dry {
             log::info!(
                 "{asker}: {} would be moved from worker {from}",
-                Counted(count, "client")
+                Counted(planned, "client")
             );
         } else {
             let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-            self.workers
+            let count = self
+                .workers
                 .move_clients(from, moves, clients, telemetry, &self.poller);
             let about = About {
                 worker: Some(from),
-                clients: Some(count),
+                clients: Some(count as u64),
                 ..asker.about()
             };
             let sentence = format_args!(

@@ -176,7 +176,7 @@ impl Snapshot<'_> {
             generation: worker.map_or(self.settings.generation, |worker| worker.generation),
             state: member.map_or(WorkerState::Waiting, worker_state),
             clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
-            executing: header.map_or(0, |header| u64::from(header.executing().is_some())),
+            executing: header.map_or(0, |header| header.in_progress()),
             requests_total: totals.requests,
             errors_total: totals.errors,
             panics_total: totals.panics,
@@ -231,10 +231,15 @@ fn uneven(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
 
 /// Returns what a worker without a seat still waits for.
 fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
+    let away = worker.shm.header().away();
     match (member.state, worker.method_in_turn()) {
         (MemberState::Held { .. }, _) if clients == 0 => "its release".to_owned(),
         (MemberState::Killed, _) => "its end".to_owned(),
         (MemberState::Starting { .. } | MemberState::Ready { .. }, _) => "its successor".to_owned(),
+        (_, _) if away > 0 => format!(
+            "{} of its app to be answered",
+            Counted(away as usize, "request")
+        ),
         (_, Some(method)) => format!("method {method:?} to return"),
         (_, None) if clients > 0 => format!("the turns of {} to end", Counted(clients, "client")),
         (_, None) => "its exit".to_owned(),

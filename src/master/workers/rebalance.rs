@@ -43,8 +43,11 @@ impl Workers {
             Step::Watch(id) => self.count_requests(id),
             Step::Move(id) => {
                 let moves = self.plan(id, &loads);
-                let count = moves.len();
-                self.move_clients(id, moves, clients, telemetry, poller);
+                let count = self.move_clients(id, moves, clients, telemetry, poller);
+                if count == 0 {
+                    // Each of them was in a turn, or its request is away.
+                    return;
+                }
                 let about = About {
                     worker: Some(id),
                     clients: Some(count as u64),
@@ -103,8 +106,8 @@ impl Workers {
         rebalance::plan(load, loads, &clients)
     }
 
-    /// Revokes the leases of those of these clients that are in no turn, and has the clients leased to their new
-    /// workers.
+    /// Revokes the leases of those of these clients that are in no turn and have no request away, and has the clients
+    /// leased to their new workers. Returns their number.
     pub(crate) fn move_clients(
         &mut self,
         from: WorkerId,
@@ -112,9 +115,9 @@ impl Workers {
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
-    ) {
+    ) -> usize {
         let Some(worker) = self.all.get_mut(&from) else {
-            return;
+            return 0;
         };
         let mut revoked = Vec::new();
         for Move { client, to, .. } in moves {
@@ -128,9 +131,11 @@ impl Workers {
                 })
             }));
         }
-        if clients.requeue(revoked, Reason::Rebalance, telemetry) > 0 {
+        let moved = clients.requeue(revoked, Reason::Rebalance, telemetry);
+        if moved > 0 {
             self.send(from, ToWorker::LeasesRevoked, poller);
         }
+        moved
     }
 }
 

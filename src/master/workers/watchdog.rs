@@ -6,6 +6,9 @@
 //! heartbeat returns, it gets work again; if that does not happen within `request-timeout`, it is killed, but only
 //! after one more check: it may have recovered since the last one. Without clients there are no checks and no wake-ups.
 //!
+//! A worker whose app answers nothing for `stall-timeout` while requests wait for a permit is stuck, too: it gets work
+//! again when an answer comes. It is not killed, because it checks the time of each request itself.
+//!
 //! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and on an
 //! overloaded machine they were moved to and fro so fast that hardly any was served.
 
@@ -42,7 +45,47 @@ impl Watch {
     }
 }
 
+/// What a worker's app had done when requests were first found waiting for a permit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AppWatch {
+    /// How long the app had run.
+    ran: Option<Duration>,
+    /// The requests that were answered when the worker was found stuck because of its app.
+    stuck_at: Option<u64>,
+}
+
 impl Worker {
+    /// Returns how long requests have waited for a permit while the app answers nothing.
+    fn check_app(&mut self, clock: &LoopClock) -> Duration {
+        let full_since = self.shm.header().full_since();
+        let waited = full_since.map_or(Duration::ZERO, |since| ago(since, clock));
+        let ran = |pid| process::scheduling(pid).map(|scheduling| scheduling.ran);
+        if waited.is_zero() {
+            self.app_watch.ran = None;
+        } else if self.app_watch.ran.is_none() {
+            self.app_watch.ran = self.app.pid.and_then(ran);
+        }
+        waited
+    }
+
+    /// Returns whether the worker was stuck because of its app and may still be. The requests that waited were moved, so
+    /// only an answer shows that the app works.
+    fn is_app_silent(&mut self) -> bool {
+        let answered = self.believed.counters().requests();
+        let is_silent = self.app_watch.stuck_at == Some(answered) && self.shm.header().away() > 0;
+        if !is_silent {
+            self.app_watch.stuck_at = None;
+        }
+        is_silent
+    }
+
+    /// Returns whether the app answers nothing for lack of a CPU.
+    fn is_app_starved(&self, limit: Duration) -> bool {
+        self.app
+            .pid
+            .is_some_and(|pid| has_starved(pid, self.app_watch.ran, limit))
+    }
+
     /// Returns when the current turn began: ns of CLOCK_MONOTONIC.
     fn turn_since(&self) -> Option<u64> {
         self.shm.header().turn().map(|turn| turn.since)
@@ -120,11 +163,16 @@ impl Worker {
 
     /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run since.
     fn is_starved(&self, limit: Duration) -> bool {
-        let (Some(then), Some(now)) = (self.heartbeat.ran, process::scheduling(self.pid)) else {
-            return false;
-        };
-        now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
+        has_starved(self.pid, self.heartbeat.ran, limit)
     }
+}
+
+/// Returns whether a process is runnable and has hardly run since it had run for `then`.
+fn has_starved(pid: u32, then: Option<Duration>, limit: Duration) -> bool {
+    let (Some(then), Some(now)) = (then, process::scheduling(pid)) else {
+        return false;
+    };
+    now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
 }
 
 /// Returns the time since `since`, by the same clock, without the time in which this process could not run.
@@ -194,10 +242,14 @@ impl Workers {
                     Finding::Held => {
                         // It may have been in a turn at the last attempt.
                         self.revoke_and_notify(id, Reason::Hold, clients, telemetry, poller);
-                        None
+                        // No message tells of the end of a turn, or of an answer of the app.
+                        let worker = self.all.get(&id);
+                        worker
+                            .is_some_and(|worker| worker.leases.clients() > 0)
+                            .then(|| now + HELD_CHECK)
                     }
-                    Finding::Stuck(silent) => {
-                        self.stall(id, silent, clients, telemetry, poller);
+                    Finding::Stuck(stuck) => {
+                        self.stall(id, stuck, clients, telemetry, poller);
                         None
                     }
                     Finding::Nothing(next) => next,
@@ -237,7 +289,14 @@ impl Workers {
         }
         let (limit, request_timeout) = (stall_limit(config), config.limits.request_timeout);
         let (silent, stuck_at) = worker.check_heartbeat(limit, clock, now);
+        let waited = worker.check_app(clock);
+        if silent < limit && waited >= limit {
+            return self.check_full(id, waited, limit, now);
+        }
         if silent < limit {
+            if worker.is_app_silent() {
+                return Finding::Nothing(None);
+            }
             if self.pool.revived(id) {
                 let name = worker.name();
                 let sentence = format_args!("{name} responds again; back in rotation");
@@ -245,7 +304,8 @@ impl Workers {
                     .events
                     .note(Kind::WorkerRevived, worker.about(), sentence);
             }
-            return Finding::Nothing(stuck_at);
+            let full_at = (!waited.is_zero()).then(|| now + (limit - waited));
+            return Finding::Nothing(stuck_at.into_iter().chain(full_at).min());
         }
         let is_overdue =
             request_timeout.is_some_and(|most| silent >= most) && worker.is_executing();
@@ -254,17 +314,39 @@ impl Workers {
         }
         let kill_by = request_timeout.and_then(|most| now.checked_add(most.saturating_sub(silent)));
         if self.pool.stalled(id, kill_by) {
-            Finding::Stuck(silent)
+            Finding::Stuck(Stuck::Itself(silent))
         } else {
             Finding::Nothing(None)
         }
     }
 
-    /// Moves the clients of a worker that has been stuck for `silent`, which does not count against them.
+    /// Finds a worker stuck whose app has answered nothing for `waited`, unless the app only waits for a CPU.
+    fn check_full(
+        &mut self,
+        id: WorkerId,
+        waited: Duration,
+        limit: Duration,
+        now: Instant,
+    ) -> Finding {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return Finding::Nothing(None);
+        };
+        if worker.is_app_starved(limit) {
+            return Finding::Nothing(now.checked_add(limit / 2));
+        }
+        worker.app_watch.stuck_at = Some(worker.believed.counters().requests());
+        if self.pool.stalled(id, None) {
+            Finding::Stuck(Stuck::App(waited))
+        } else {
+            Finding::Nothing(None)
+        }
+    }
+
+    /// Moves the clients of a worker that is stuck. The time does not count against them.
     fn stall(
         &mut self,
         id: WorkerId,
-        silent: Duration,
+        stuck: Stuck,
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
@@ -273,7 +355,18 @@ impl Workers {
             return;
         };
         telemetry.counts.stalls += 1;
-        let name = worker.name_with_request();
+        let (silent, what) = match stuck {
+            Stuck::Itself(silent) => {
+                let name = worker.name_with_request();
+                (silent, format!("{name} is stuck for {silent:.1?}"))
+            }
+            Stuck::App(waited) => {
+                let away = Counted(worker.shm.header().away() as usize, "request");
+                let name = worker.name();
+                let what = format!("{name}: its app has answered none of {away} for {waited:.1?}");
+                (waited, what)
+            }
+        };
         let mut revoked = worker.leases.revoke_all(&worker.shm);
         revoked
             .iter_mut()
@@ -288,7 +381,7 @@ impl Workers {
             self.send(id, ToWorker::LeasesRevoked, poller);
         }
         let sentence = format_args!(
-            "{name} is stuck for {silent:.1?}; {} moved to other workers until it responds",
+            "{what}; {} moved to other workers until it responds",
             Counted(moved, "client")
         );
         telemetry.events.note(Kind::WorkerStalled, about, sentence);
@@ -300,8 +393,15 @@ enum Finding {
     /// There is nothing to do; when the worker would be stuck, if that can be foreseen.
     Nothing(Option<Instant>),
     Held,
-    /// The worker has just been found stuck, for this long.
-    Stuck(Duration),
+    /// The worker has just been found stuck.
+    Stuck(Stuck),
+}
+
+/// What is stuck, and for how long.
+enum Stuck {
+    Itself(Duration),
+    /// Its app: requests wait for a permit.
+    App(Duration),
 }
 
 /// Returns the time after which a worker is stuck.
@@ -314,6 +414,9 @@ fn stall_limit(config: &Config) -> Duration {
 
 /// A worker that has run for longer without a heartbeat is in no ordinary turn.
 const LONG_RUN: Duration = Duration::from_millis(10);
+
+/// Time between the checks of a held worker that still has clients.
+const HELD_CHECK: Duration = Duration::from_millis(20);
 
 /// Shortest time until the next check, whatever the clocks show.
 const MIN_WAIT: Duration = Duration::from_millis(1);

@@ -11,6 +11,7 @@ use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::trust::Believed;
+use crate::master::workers::watchdog::AppWatch;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
@@ -48,6 +49,7 @@ pub(crate) struct Worker {
     /// The worker's counters, as far as they are plausible.
     pub(crate) believed: Believed,
     pub(crate) heartbeat: Heartbeat,
+    pub(crate) app_watch: AppWatch,
     intake: Intake,
     /// Messages that wait for the channel.
     unsent: VecDeque<ToWorker>,
@@ -222,6 +224,7 @@ impl Worker {
             life: Life::Starting,
             believed: Believed::new(started),
             heartbeat: Heartbeat::default(),
+            app_watch: AppWatch::default(),
             intake: Intake::Open,
             unsent: VecDeque::new(),
         }

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use super::root;
 
 /// All pages.
-pub const PAGES: [&str; 5] = [
+pub const PAGES: [&str; 6] = [
     "fdpassctl.8",
+    "fdpassd-app.7",
     "fdpassd-control.7",
     "fdpassd-rpc.7",
     "fdpassd.8",

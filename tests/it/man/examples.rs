@@ -10,7 +10,7 @@ use fdpassd::testing::TIMEOUT;
 
 use crate::common::needs::skip;
 use crate::common::page::Page;
-use crate::common::program::{Program, control_socket, run};
+use crate::common::program::{FDPASSCTL, Program, control_socket, run};
 use crate::common::{FDPASSD, read, start, tcp_address};
 
 #[test]
@@ -28,6 +28,52 @@ fn the_alerts_of_the_guide_are_good_rules() {
         &["check", "rules", &file.path().display().to_string()],
     );
     assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+}
+
+#[test]
+fn the_app_in_python_works_when_it_is_pasted() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("python3", "there is no python3");
+    }
+    let page = Page::of("fdpassd-app.7").section("EXAMPLES");
+    let program = page.display_after("An app in Python without a library:");
+    assert_eq!(program.lines().count(), 12, "{program}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("app.py");
+    fs::write(&file, program).expect("it is our directory");
+    let file = file.display().to_string();
+    let said = run(FDPASSCTL, &["app", "check", "--", "python3", &file]);
+    assert_eq!(said.code, Some(0), "{}", said.out);
+
+    // Its bytes are those of the page.
+    let displays = page.displays();
+    let hello = displays.iter().find_map(|display| bytes(display));
+    let (request, answer) = dumps("fdpassd-app.7").remove(0);
+    let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+    let mut app = Command::new("sh")
+        .args(["-c", "exec python3 \"$0\" 3<&0 </dev/null", &file])
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .expect("a shell");
+    ours.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+    ours.write_all(&request).expect("it is connected");
+    let expected = [hello.expect("it has one"), answer].concat();
+    let mut written = vec![0; expected.len()];
+    ours.read_exact(&mut written).expect("it answers");
+    assert_eq!(written, expected);
+    drop(ours);
+    assert!(app.wait().expect("our child").success());
+}
+
+#[test]
+fn the_page_has_the_methods_that_checks_use() {
+    let told = Page::of("fdpassd-app.7").section("CHECKS").words("Cm");
+    let source = read("src/ctl/app/requests.rs");
+    let used = source.lines().filter_map(|line| {
+        let (_, name) = line.split_once(": &str = \"check_")?;
+        Some(format!("check_{}", name.trim_end_matches("\";")))
+    });
+    assert_eq!(told, used.collect());
 }
 
 #[test]

@@ -64,18 +64,20 @@ fn the_page_has_exactly_the_verbs_and_options_of_fdpassctl() {
             .iter()
             .filter(|entry| entry.head[1] == *verb)
             .collect();
-        let own: BTreeSet<String> = options_of(&help(&[verb]))
-            .difference(&general)
-            .cloned()
-            .collect();
-        let told: BTreeSet<String> = of_verb.iter().flat_map(|entry| entry.options()).collect();
-        assert_eq!(told, own, "{verb}");
-        all.extend(own);
-        // `config` has verbs of its own.
         let inner: BTreeSet<String> = verbs_of(&help(&[verb]))
             .into_iter()
             .filter(|inner| inner != "help")
             .collect();
+        let helps = inner.iter().map(|inner| help(&[verb, inner]));
+        let own: BTreeSet<String> = std::iter::once(help(&[verb]))
+            .chain(helps)
+            .flat_map(|help| options_of(&help))
+            .filter(|option| !general.contains(option))
+            .collect();
+        let told: BTreeSet<String> = of_verb.iter().flat_map(|entry| entry.options()).collect();
+        assert_eq!(told, own, "{verb}");
+        all.extend(own);
+        // `config` and `app` have verbs of their own.
         if !inner.is_empty() {
             let told: BTreeSet<String> =
                 of_verb.iter().map(|entry| entry.head[2].clone()).collect();

@@ -1,0 +1,196 @@
+//! The checks, in their order, and those of a start.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::dialog::{App, CLIENT, Failure};
+use super::{Check, Finding, Suite, ends, frames, requests};
+use crate::proto::app::{DESCRIPTOR, DESCRIPTOR_VARIABLE, MAX_FRAME_VARIABLE};
+use crate::proto::text::Counted;
+use crate::sys::poll::{Interest, wait_for};
+use crate::sys::process::open_pidfd;
+
+macro_rules! checks {
+    ($($name:literal => $run:path,)*) => {
+        /// All checks, in their order.
+        pub(super) const CHECKS: &[Check] = &[$(Check { name: $name, run: $run },)*];
+    };
+}
+
+checks! {
+    "hello" => hello,
+    "descriptor" => descriptor,
+    "probe" => probe,
+    "unknown" => unknown,
+    "closed" => closed,
+    "signals" => ends::signals,
+    "log" => log,
+    "params" => requests::params,
+    "null" => requests::null,
+    "integers" => requests::integers,
+    "half-frames" => frames::half_frames,
+    "many-frames" => frames::many_frames,
+    "large-frames" => frames::large_frames,
+    "too-long" => frames::too_long,
+    "concurrency" => requests::concurrency,
+    "overtaking" => requests::overtaking,
+    "fault" => requests::fault,
+    "crash" => requests::crash,
+    "cancel" => requests::cancel,
+    "stop" => ends::stop,
+    "stop-long" => ends::stop_long,
+    "end" => ends::end,
+    "end-busy" => ends::end_busy,
+    "by-hand" => by_hand,
+}
+
+/// Hello comes first, in time, and is right. Another app starts later, so this one is kept only if it is right.
+fn hello(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    let begin = Instant::now();
+    let app = suite.start().inspect_err(|_| suite.is_dead = true)?;
+    let text = format!(
+        "{} with concurrency {}, after {} ms",
+        Counted(app.hello.methods.len(), "method"),
+        app.hello.concurrency,
+        begin.elapsed().as_millis()
+    );
+    suite.app = Some(app);
+    Finding::passed(text)
+}
+
+/// No program that the app starts inherits its end of the socket pair.
+fn descriptor(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    let process = format!("/proc/{}", suite.app()?.process.pid());
+    let target = |number: &str| fs::read_link(format!("{process}/fd/{number}"));
+    let Ok(wire) = target(&DESCRIPTOR.to_string()) else {
+        return Finding::skipped("descriptor 3 has another number, or /proc cannot be read");
+    };
+    let Ok(open) = fs::read_dir(format!("{process}/fd")) else {
+        return Finding::skipped("/proc cannot be read");
+    };
+    for number in open.flatten().map(|entry| entry.file_name()) {
+        let number = number.to_string_lossy();
+        if target(&number).is_ok_and(|other| other == wire) && !is_closed_by_exec(&process, &number)
+        {
+            return Err(format!(
+                "descriptor {number} is not close-on-exec: a program that the app starts would keep the socket open"
+            )
+            .into());
+        }
+    }
+    Finding::passed("descriptor 3 is close-on-exec")
+}
+
+/// Returns whether a descriptor is close-on-exec, by proc_pid_fdinfo(5).
+fn is_closed_by_exec(process: &str, number: &str) -> bool {
+    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+    let info = fs::read_to_string(format!("{process}/fdinfo/{number}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_none_or(|flags| flags & CLOSE_ON_EXEC != 0)
+}
+
+fn probe(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    suite.with(App::probe)?;
+    Finding::passed("a probe is answered")
+}
+
+/// Messages and members of a later version are ignored.
+fn unknown(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    suite.with(|app| {
+        app.send("{\"weather\":{\"wind\":[1,2]}}");
+        app.send("{\"cancel\":999999,\"why\":\"gone\"}");
+        app.probe()
+    })?;
+    if !suite.app()?.has(requests::ECHO) {
+        return Finding::passed("an unknown message and a late cancel are ignored");
+    }
+    suite.with(|app| {
+        let (id, frame) = app.frame(requests::ECHO, Some("1"));
+        // The worker's members and one more, params still last.
+        let body = String::from_utf8_lossy(&frame[4..]).into_owned();
+        let body = body.replacen("\"attempt\"", "\"later\":{\"x\":[1]},\"attempt\"", 1);
+        app.send(&body);
+        requests::expect_echo(app, id, "1")
+    })?;
+    Finding::passed("unknown messages and members and a late cancel are ignored")
+}
+
+/// The end of a client disturbs nothing.
+fn closed(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    if !suite.app()?.hello.closes {
+        return Finding::skipped("the hello has no \"closes\"");
+    }
+    suite.with(|app| {
+        app.send(&format!("{{\"closed\":{CLIENT}}}"));
+        app.probe()
+    })?;
+    Finding::passed("a closed client is accepted")
+}
+
+/// Standard output is the log, written line by line.
+fn log(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    const LINE: &str = "a line for the log";
+    if let Some(skipped) = requests::lacks(suite, requests::PRINT)? {
+        return Ok(skipped);
+    }
+    suite.with(|app| {
+        app.call(requests::PRINT, Some(&format!("\"{LINE}\"")))?
+            .map_err(|fault| requests::unwanted(&fault))?;
+        app.wait_for("the line on standard output, flushed at its end,", |app| {
+            let lines = &app.process.output.lines;
+            lines.iter().any(|line| line.ends_with(LINE)).then_some(())
+        })
+    })?;
+    Finding::passed("a printed line is in the log at once")
+}
+
+/// Without its descriptor the program ends, with a sentence for whoever has started it.
+fn by_hand(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    const USAGE: i32 = 64;
+    let mut child = Command::new(&suite.command[0])
+        .args(&suite.command[1..])
+        .env_remove(DESCRIPTOR_VARIABLE)
+        .env_remove(MAX_FRAME_VARIABLE)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(|e| e.to_string())?;
+    let ended = open_pidfd(child.id())
+        .and_then(|pidfd| wait_for(pidfd.as_fd(), Interest::Read, suite.timeout));
+    // The group, too: it may have children.
+    let _ = crate::sys::process::kill_group(child.id());
+    let _ = child.kill();
+    let status = child.wait().map_err(|e| e.to_string())?;
+    let mut said = String::new();
+    if let Some(mut error) = child.stderr.take() {
+        let _ = error.read_to_string(&mut said);
+    }
+    match ended {
+        Ok(true) if status.code() == Some(USAGE) && !said.is_empty() => Finding::passed(format!(
+            "started by hand, it says: {}",
+            said.lines().next().unwrap_or_default()
+        )),
+        Ok(true) => Finding::noted(format!(
+            "started by hand, it ended with {status}; 64 and a sentence on standard error would help"
+        )),
+        _ => Finding::noted("started by hand, it does not end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_check_can_be_selected() {
+        let names: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
+        assert_eq!(names, crate::ctl::args::CHECK_NAMES);
+    }
+}

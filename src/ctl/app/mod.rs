@@ -1,0 +1,218 @@
+//! `app check`: starts a program as a worker starts its app, and checks what it answers.
+
+mod checks;
+mod dialog;
+mod ends;
+mod frames;
+mod process;
+mod requests;
+
+use std::io::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use self::checks::CHECKS;
+use self::dialog::{App, Failure};
+use super::args::AppCheckArguments;
+use super::error::Error;
+use super::session::Session;
+use super::style::{BAD, FAINT, GOOD, NOTED};
+use crate::proto::text::{Counted, Escaped};
+
+/// Checks a program, and prints each result as soon as it is known.
+pub(super) fn check(
+    arguments: &AppCheckArguments,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    let mut suite = Suite::new(&arguments.command, session.timeout);
+    let mut results = Vec::new();
+    let is_wanted =
+        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|o| o == name);
+    for check in CHECKS.iter().filter(|check| is_wanted(check.name)) {
+        let result = suite.perform(check);
+        if !session.json {
+            show(&result, session, out)?;
+        }
+        results.push(result);
+    }
+    let count = |outcome| results.iter().filter(|r| r.outcome == outcome).count();
+    let (passed, failed) = (count(Outcome::Passed), count(Outcome::Failed));
+    let (skipped, noted) = (count(Outcome::Skipped), count(Outcome::Noted));
+    let written = if session.json {
+        let summary = Summary {
+            passed,
+            failed,
+            skipped,
+            noted,
+            checks: &results,
+        };
+        serde_json::to_string(&summary)
+            .map_err(Into::into)
+            .and_then(|json| writeln!(out, "{json}"))
+    } else {
+        writeln!(
+            out,
+            "{passed} passed, {failed} failed, {skipped} skipped, {noted} noted"
+        )
+    };
+    written.map_err(Error::Output)?;
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::AppFailed(Counted(failed, "check").to_string())),
+    }
+}
+
+fn show(result: &Checked, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+    let (word, style) = match result.outcome {
+        Outcome::Passed => ("passed ", GOOD),
+        Outcome::Failed => ("failed ", BAD),
+        Outcome::Skipped => ("skipped", FAINT),
+        Outcome::Noted => ("noted  ", NOTED),
+    };
+    let word = session.seen.paint().on(style, word);
+    let text = Escaped(&result.text);
+    writeln!(out, "{word}  {:WIDTH$}  {text}", result.check)
+        .and_then(|()| {
+            let mut log = result.log.iter();
+            log.try_for_each(|line| writeln!(out, "         | {}", Escaped(line)))
+        })
+        .and_then(|()| out.flush())
+        .map_err(Error::Output)
+}
+
+/// The width of the longest name of a check.
+const WIDTH: usize = 16;
+
+/// The result of all checks, for programs.
+#[derive(Serialize)]
+struct Summary<'a> {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    noted: usize,
+    checks: &'a [Checked],
+}
+
+/// The result of one check.
+#[derive(Debug, Serialize)]
+struct Checked {
+    check: &'static str,
+    outcome: Outcome,
+    text: String,
+    /// The end of the app's log, if that may explain a failure.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    log: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+    Noted,
+}
+
+/// What a check has found, if it has not failed.
+#[derive(Debug)]
+enum Finding {
+    /// The app is right.
+    Passed(String),
+    /// The app is right, with a property that its author should know.
+    Noted(String),
+    /// The app lacks what the check needs.
+    Skipped(String),
+}
+
+impl Finding {
+    fn passed(text: impl Into<String>) -> Result<Finding, Failure> {
+        Ok(Finding::Passed(text.into()))
+    }
+
+    fn noted(text: impl Into<String>) -> Result<Finding, Failure> {
+        Ok(Finding::Noted(text.into()))
+    }
+
+    fn skipped(text: impl Into<String>) -> Result<Finding, Failure> {
+        Ok(Finding::Skipped(text.into()))
+    }
+}
+
+/// A check: its name, and what it does.
+struct Check {
+    name: &'static str,
+    run: fn(&mut Suite<'_>) -> Result<Finding, Failure>,
+}
+
+/// The program, and a running app that checks share.
+struct Suite<'a> {
+    command: &'a [String],
+    timeout: Duration,
+    app: Option<App>,
+    /// Whether the app has never started: then no other check says anything.
+    is_dead: bool,
+}
+
+impl<'a> Suite<'a> {
+    fn new(command: &'a [String], timeout: Duration) -> Suite<'a> {
+        Suite {
+            command,
+            timeout,
+            app: None,
+            is_dead: false,
+        }
+    }
+
+    fn perform(&mut self, check: &Check) -> Checked {
+        let found = match self.is_dead {
+            true => Finding::skipped("the app does not start"),
+            false => (check.run)(self).and_then(|finding| self.settle().map(|()| finding)),
+        };
+        let (outcome, text, log) = match found {
+            Ok(Finding::Passed(text)) => (Outcome::Passed, text, Vec::new()),
+            Ok(Finding::Noted(text)) => (Outcome::Noted, text, Vec::new()),
+            Ok(Finding::Skipped(text)) => (Outcome::Skipped, text, Vec::new()),
+            Err(Failure { text, log }) => {
+                // Its state is unknown. The next check gets a new one.
+                self.app = None;
+                (Outcome::Failed, text, log)
+            }
+        };
+        Checked {
+            check: check.name,
+            outcome,
+            text,
+            log,
+        }
+    }
+
+    /// Returns the shared app, and starts it if there is none.
+    fn app(&mut self) -> Result<&mut App, Failure> {
+        let app = match self.app.take() {
+            Some(app) => app,
+            None => self.start()?,
+        };
+        Ok(self.app.insert(app))
+    }
+
+    /// Starts an app for this check alone.
+    fn start(&mut self) -> Result<App, Failure> {
+        App::start(self.command, self.timeout)
+    }
+
+    /// Runs a part of a check with the shared app. Its failure gets the end of the log.
+    fn with<T>(&mut self, part: impl FnOnce(&mut App) -> Result<T, String>) -> Result<T, Failure> {
+        let app = self.app()?;
+        part(app).map_err(|text| app.failure(text))
+    }
+
+    /// Waits until nothing more comes of a check, such as a second answer.
+    fn settle(&mut self) -> Result<(), Failure> {
+        match &mut self.app {
+            Some(app) => app.settle().map_err(|text| app.failure(text)),
+            None => Ok(()),
+        }
+    }
+}

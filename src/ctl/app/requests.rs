@@ -1,0 +1,251 @@
+//! Checks with requests, of the methods that an app has for them.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::dialog::{App, Failure, excerpt};
+use super::{Finding, Suite};
+use crate::proto::app::AppFault;
+
+/// Returns its params as its result.
+pub(super) const ECHO: &str = "check_echo";
+
+/// Waits as many ms as its params say.
+pub(super) const SLEEP: &str = "check_sleep";
+
+/// Answers with the error that its params are.
+const FAULT: &str = "check_fault";
+
+/// Raises an exception that it does not handle.
+const CRASH: &str = "check_crash";
+
+/// Prints its params, a string, as a line.
+pub(super) const PRINT: &str = "check_print";
+
+/// Returns the finding of a check that needs a method, if the app has no such method.
+pub(super) fn lacks(suite: &mut Suite<'_>, method: &str) -> Result<Option<Finding>, Failure> {
+    let has = suite.app()?.has(method);
+    Ok((!has).then(|| Finding::Skipped(format!("the app has no method {method}"))))
+}
+
+/// A JSON value. `serde_json::Value` does not decode every text: see proto/rpc.rs.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(untagged)]
+enum Json {
+    Null,
+    Bool(bool),
+    Number(f64),
+    Text(String),
+    List(Vec<Json>),
+    Object(BTreeMap<String, Json>),
+}
+
+/// Checks that an answer is the JSON value that was sent.
+pub(super) fn expect_echo(app: &mut App, id: u64, sent: &str) -> Result<(), String> {
+    let got = app.answer(id)?.map_err(|fault| unwanted(&fault))?;
+    let parse = |text: &str| serde_json::from_str::<Json>(text).map_err(|e| e.to_string());
+    if parse(sent)? == parse(&got)? {
+        return Ok(());
+    }
+    let (sent, got) = (excerpt(sent.as_bytes()), excerpt(got.as_bytes()));
+    Err(format!("{ECHO} returned {got} for {sent}"))
+}
+
+/// Returns the sentence about an error that should be a result.
+pub(super) fn unwanted(fault: &AppFault) -> String {
+    format!("an error came, {}: {}", fault.code, fault.message)
+}
+
+/// Each params arrive as they were sent, and each answer has the number of its request.
+pub(super) fn params(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    const VALUES: [&str; 12] = [
+        "true",
+        "0",
+        "-0.5e-3",
+        "9007199254740991",
+        "\"\"",
+        "\"é \\u0000 \\\" \\\\ \\/ \\ud83d\\ude00 \u{1f600}\"",
+        "\",\\\"params\\\":{\\\"id\\\":1}\"",
+        "[]",
+        "{}",
+        "[ 1 ,\n[\t[ ] ], \"\" ]",
+        "{\"params\":1,\"id\":2,\"in\":\"x\",\"cancel\":3}",
+        "[[[[[[[[[[[[[[[[{\"a\":{\"b\":[null,false]}}]]]]]]]]]]]]]]]]",
+    ];
+    if let Some(skipped) = lacks(suite, ECHO)? {
+        return Ok(skipped);
+    }
+    suite.with(|app| {
+        VALUES.iter().try_for_each(|value| {
+            let id = app.request(ECHO, Some(value));
+            expect_echo(app, id, value)
+        })
+    })?;
+    Finding::passed("params arrive as they were sent")
+}
+
+/// `null` is a result, and a request may have no params.
+pub(super) fn null(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    if let Some(skipped) = lacks(suite, ECHO)? {
+        return Ok(skipped);
+    }
+    suite.with(|app| {
+        let id = app.request(ECHO, Some("null"));
+        expect_echo(app, id, "null")?;
+        // Without params either answer is right.
+        app.call(ECHO, None).map(drop)
+    })?;
+    Finding::passed("null is a result, and params may be missing")
+}
+
+/// Integers beyond 64 bits and 53 bits.
+pub(super) fn integers(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    const LARGE: [&str; 2] = [
+        "9007199254740993",
+        "340282366920938463463374607431768211457",
+    ];
+    if let Some(skipped) = lacks(suite, ECHO)? {
+        return Ok(skipped);
+    }
+    for sent in LARGE {
+        match suite.with(|app| app.call(ECHO, Some(sent)))? {
+            Ok(got) if got == sent => {}
+            Ok(got) => {
+                let got = excerpt(got.as_bytes());
+                return Finding::noted(format!(
+                    "the app rounds large integers: {sent} became {got}"
+                ));
+            }
+            Err(fault) => {
+                return Finding::noted(format!("the app refuses {sent}: {}", fault.message));
+            }
+        }
+    }
+    Finding::passed("integers are exact")
+}
+
+/// As many requests as the app permits are out at a time.
+pub(super) fn concurrency(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    if let Some(skipped) = lacks(suite, ECHO)? {
+        return Ok(skipped);
+    }
+    let permitted = suite.app()?.hello.concurrency;
+    suite.with(|app| {
+        let sent: Vec<(u64, String)> = (0..permitted)
+            .map(|n| {
+                let params = format!("[{n}]");
+                (app.request(ECHO, Some(&params)), params)
+            })
+            .collect();
+        sent.iter()
+            .try_for_each(|(id, params)| expect_echo(app, *id, params))
+    })?;
+    Finding::passed(format!("{permitted} at a time are answered"))
+}
+
+/// Whether a short request is answered while a longer one waits.
+pub(super) fn overtaking(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    for method in [SLEEP, ECHO] {
+        if let Some(skipped) = lacks(suite, method)? {
+            return Ok(skipped);
+        }
+    }
+    let permitted = suite.app()?.hello.concurrency;
+    if permitted == 1 {
+        return Finding::skipped("the app has one request at a time");
+    }
+    if overtakes(suite)? {
+        return Finding::passed("a short request is answered while a longer one waits");
+    }
+    Finding::noted(format!(
+        "requests are answered one after another; with concurrency {permitted} each waits for all before it"
+    ))
+}
+
+/// Returns whether a request and a probe are answered while another request waits.
+pub(super) fn overtakes(suite: &mut Suite<'_>) -> Result<bool, Failure> {
+    suite.with(|app| {
+        let slow = app.request(SLEEP, Some("1000"));
+        let fast = app.request(ECHO, Some("1"));
+        let overtakes = app.first_of([slow, fast])? == fast;
+        if overtakes {
+            app.probe()?;
+        }
+        app.answer(fast)?.map_err(|fault| unwanted(&fault))?;
+        app.answer(slow)?.map_err(|fault| unwanted(&fault))?;
+        Ok(overtakes)
+    })
+}
+
+/// An error that a method means has its code and message.
+pub(super) fn fault(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    if let Some(skipped) = lacks(suite, FAULT)? {
+        return Ok(skipped);
+    }
+    let (code, message) = ("no_such_item", "there is no \"tea\" in 茶");
+    suite.with(|app| {
+        let params = "{\"code\":\"no_such_item\",\"message\":\"there is no \\\"tea\\\" in 茶\"}";
+        match app.call(FAULT, Some(params))? {
+            Err(fault) if fault.code == code && fault.message == message => Ok(()),
+            Err(fault) => Err(format!(
+                "another error came, {}: {}",
+                fault.code, fault.message
+            )),
+            Ok(result) => Err(format!("a result came: {}", excerpt(result.as_bytes()))),
+        }
+    })?;
+    Finding::passed("an error has its code and message")
+}
+
+/// An exception is `crashed`, with the name of its class only.
+pub(super) fn crash(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    if let Some(skipped) = lacks(suite, CRASH)? {
+        return Ok(skipped);
+    }
+    let mut app = suite.start()?;
+    let checked = crash_of(&mut app);
+    checked.map_err(|text| app.failure(text))
+}
+
+fn crash_of(app: &mut App) -> Result<Finding, String> {
+    let fault = match app.call(CRASH, None)? {
+        Err(fault) => fault,
+        Ok(result) => {
+            let result = excerpt(result.as_bytes());
+            return Err(format!("a result came: {result}"));
+        }
+    };
+    if fault.code != "crashed" {
+        return Err(format!("the code is {:?}, not \"crashed\"", fault.code));
+    }
+    if fault.message.contains(['\n', '/']) {
+        let message = excerpt(fault.message.as_bytes());
+        return Err(format!(
+            "the client would read more than the class of the exception: {message}"
+        ));
+    }
+    // It may end then, as Go does.
+    let text = match app.probe() {
+        Ok(()) => "an exception is \"crashed\", and the app continues",
+        Err(_) if app.process.has_wire_ended() => "an exception is \"crashed\", and the app ends",
+        Err(text) => return Err(text),
+    };
+    Ok(Finding::Passed(text.to_owned()))
+}
+
+/// A request that is cancelled is answered, once.
+pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    if let Some(skipped) = lacks(suite, SLEEP)? {
+        return Ok(skipped);
+    }
+    for why in ["gone", "timeout"] {
+        suite.with(|app| {
+            let waiting = app.request(SLEEP, Some("1500"));
+            app.send(&format!("{{\"cancel\":{waiting},\"why\":\"{why}\"}}"));
+            app.answer(waiting).map(drop)?;
+            app.settle()
+        })?;
+    }
+    Finding::passed("a cancelled request is answered, once")
+}
