@@ -275,7 +275,7 @@ impl WorkerLoop<'_> {
                 break;
             }
         }
-        if let Some(AppGone { end, reason }) = self.app.as_mut().and_then(App::end) {
+        if let Some(AppGone { end, reason }) = self.app.as_mut().and_then(|app| app.end("")) {
             self.take_back_unwritten(service);
             self.end_with_app(end, reason);
         }

@@ -130,7 +130,7 @@ fn serve<S: 'static>(
         );
     };
     let starting = StartingApp::spawn(spec, layout.max_reply());
-    let starting = starting.map_err(|e| format!("its app cannot be started: {e}"))?;
+    let starting = starting.map_err(|reason| format!("its app {reason}"))?;
     let pid = starting.pid();
     send(channel, &ToMaster::AppStarted(AppStarted { pid }))
         .map_err(|e| format!("cannot report to the master: {e}"))?;

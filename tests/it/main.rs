@@ -9,6 +9,7 @@ mod common;
 mod activation;
 mod app_check;
 mod app_keys;
+mod apps;
 mod balance;
 mod chaos;
 mod children;

@@ -193,8 +193,9 @@ impl App {
         process::resident_memory(self.process.pid).is_some_and(|bytes| bytes > most)
     }
 
-    /// Returns how the app has ended, with all lines that it has written; `None` if it runs.
-    pub(super) fn end(&mut self) -> Option<AppGone> {
+    /// Returns how the app has ended, with the last line that it has written; `None` if it runs. `when` follows the exit in
+    /// the reason.
+    pub(super) fn end(&mut self, when: &str) -> Option<AppGone> {
         let exit = match process::end_of(&self.process.pidfd) {
             Ok(None) => return None,
             Ok(Some(exit)) => exit,
@@ -208,11 +209,11 @@ impl App {
             Exit::Status(status) => AppEnd::Exited(status),
             Exit::Signal { number, .. } => AppEnd::Killed(number),
         };
-        let reason = match exit {
-            Exit::Status(_) => exit.to_string(),
-            Exit::Signal { .. } => format!("was {exit}"),
+        let was = match exit {
+            Exit::Status(_) => "",
+            Exit::Signal { .. } => "was ",
         };
-        let reason = self.with_last_line(reason);
+        let reason = self.with_last_line(format!("{was}{exit}{when}"));
         Some(AppGone { end, reason })
     }
 

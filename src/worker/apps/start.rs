@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use log::Level;
 
@@ -11,6 +12,8 @@ use crate::proto::app::{
     AppInfo, AppOutput, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
     MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
 };
+use crate::proto::channel::{AppEnd, AppGone};
+use crate::proto::hardening::{self, Failure};
 use crate::proto::text::Escaped;
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
@@ -32,10 +35,20 @@ impl StartingApp {
     /// Starts an app. `max_reply` is the longest reply in bytes.
     ///
     /// # Errors
-    /// Those of the calls that start a process.
-    pub(in crate::worker) fn spawn(spec: &AppSpec, max_reply: usize) -> io::Result<StartingApp> {
-        let (app, poller) = spawn(spec, max_reply + ENVELOPE_LEN)?;
-        app.watch(&poller)?;
+    /// Why it cannot be started, for the operator: a sentence without its subject.
+    pub(in crate::worker) fn spawn(
+        spec: &AppSpec,
+        max_reply: usize,
+    ) -> Result<StartingApp, String> {
+        let spawned = spawn(spec, max_reply + ENVELOPE_LEN).map_err(|e| {
+            let program = Path::new(spec.command.first().map_or("", String::as_str));
+            let hint = hardening::hint(Failure::Path(program, e.kind()), is_service());
+            let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+            format!("cannot be started: {}: {e}{hint}", program.display())
+        });
+        let (app, poller) = spawned?;
+        app.watch(&poller)
+            .map_err(|e| format!("cannot be watched: {e}"))?;
         Ok(StartingApp {
             app,
             poller,
@@ -147,8 +160,8 @@ impl App {
                     }
                 }
             }
-            if let Some(gone) = self.end().filter(|_| has_ended) {
-                return Err(format!("{} before its hello", gone.reason));
+            if let Some(gone) = self.end(BEFORE_HELLO).filter(|_| has_ended) {
+                return Err(with_hint(&gone));
             }
         }
     }
@@ -172,9 +185,7 @@ impl App {
             Ok(None) if end == ReadEnd::Closed => {
                 // It is about to exit; if so, its end says more.
                 let _ = crate::sys::poll::wait_for(&self.process.pidfd, Interest::Read, LAST_WAIT);
-                let reason = self
-                    .end()
-                    .map(|gone| format!("{} before its hello", gone.reason));
+                let reason = self.end(BEFORE_HELLO).map(|gone| with_hint(&gone));
                 Err(reason.unwrap_or_else(|| "has closed descriptor 3".to_owned()))
             }
             Ok(None) => Ok(None),
@@ -184,6 +195,25 @@ impl App {
         }
     }
 }
+
+/// Returns the reason of an app's end, with its likely cause in the unit of systemd.
+fn with_hint(gone: &AppGone) -> String {
+    let hint = match gone.end {
+        AppEnd::Killed(signal) => hardening::hint(Failure::Signal(signal), is_service()),
+        _ => None,
+    };
+    match hint {
+        Some(hint) => format!("{}; {hint}", gone.reason),
+        None => gone.reason.clone(),
+    }
+}
+
+/// Returns whether systemd has started the daemon (systemd.exec(5)).
+fn is_service() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some()
+}
+
+const BEFORE_HELLO: &str = " before its hello";
 
 /// How long an app that has closed its end may take to exit before that is what is wrong with it.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(500);

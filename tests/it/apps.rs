@@ -1,0 +1,62 @@
+//! Methods of an app: what their callers, and the callers of others, see of all that an app may do.
+
+mod faults;
+mod requests;
+mod time;
+
+use std::process::Command;
+
+use fdpassd::testing::{Running, Setup, eventually};
+
+use crate::common::FDPASSD;
+use crate::common::needs::skip;
+use crate::common::root;
+
+/// Starts the daemon with the app of these tests. None if there is no python3.
+fn start(config: &str) -> Option<Running> {
+    start_with(config, &[])
+}
+
+/// As [`start`], with variables of the app's environment.
+fn start_with(config: &str, variables: &[(&str, &str)]) -> Option<Running> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        skip("python3", "there is no python3");
+        return None;
+    }
+    let app = root().join("tests/it/apps/app.py");
+    let variables: Vec<String> = variables
+        .iter()
+        .chain(&[("COUNTS", "{dir}/counts")])
+        .map(|(name, value)| format!("{name} = {value:?}"))
+        .collect();
+    let config = format!(
+        "{config}\n[app]\ncommand = [\"python3\", {app:?}]\nenvironment = {{ {} }}\n",
+        variables.join(", ")
+    );
+    let daemon = Setup::new(FDPASSD, &config).start().expect("it serves");
+    daemon.wait_for_workers();
+    Some(daemon)
+}
+
+/// Returns the pid of the app of a worker.
+fn app_of(worker: u32) -> u32 {
+    let children = format!("/proc/{worker}/task/{worker}/children");
+    let children = std::fs::read_to_string(children).expect("the worker runs");
+    let app = children.split_whitespace().next().expect("it has an app");
+    app.parse().expect("a pid")
+}
+
+fn kill(pid: u32) {
+    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.expect("kill").success());
+}
+
+/// The lines that the methods of an app have written, once there are so many.
+fn counted(daemon: &Running, least: usize) -> Vec<String> {
+    let file = daemon.directory().join("counts");
+    eventually("lines of the app", || {
+        let lines = std::fs::read_to_string(&file).unwrap_or_default();
+        let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+        (lines.len() >= least).then_some(lines)
+    })
+}

@@ -1,0 +1,110 @@
+# The app of the tests: asyncio, without a library. Each method does what its name says, wrong things among them.
+import asyncio, json, os, signal, socket, struct, sys, time
+
+for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+wire = socket.socket(fileno=3)
+wire.set_inheritable(False)
+CONCURRENCY = int(os.environ.get("CONCURRENCY", "8"))
+COUNTS = os.environ.get("COUNTS")
+cancelled = {}
+held = []
+
+
+def frame(record):
+    body = record if isinstance(record, bytes) else json.dumps(record).encode()
+    return struct.pack("<I", len(body)) + body
+
+
+def count(word):
+    if COUNTS:
+        with open(COUNTS, "a") as file:
+            file.write(f"{word}\n")
+
+
+async def answer(writer, request):
+    id, method, params = request["id"], request["in"], request.get("params")
+    result = params
+    if method == "count":
+        count(params)
+    elif method == "circumstances":
+        result = {key: value for key, value in request.items() if key not in ("id", "params")}
+    elif method == "sleep":
+        ms, word = params
+        count(word)
+        await asyncio.sleep(ms / 1000)
+        result = [word, cancelled.pop(id, None)]
+    elif method == "until_cancelled":
+        count("begun")
+        while id not in cancelled:
+            await asyncio.sleep(0.005)
+        count(cancelled[id])
+    elif method == "never":
+        count("never")
+        return
+    elif method == "block":
+        time.sleep(params / 1000)
+    elif method == "exit":
+        print("the reason of the exit", file=sys.stderr, flush=True)
+        os._exit(params)
+    elif method == "answer_and_exit":
+        wire.setblocking(True)
+        wire.sendall(frame({"id": id, "result": "last"}))
+        os._exit(0)
+    elif method == "fault":
+        writer.write(frame({"id": id, "error": {"code": params, "message": "meant"}}))
+        return
+    elif method == "write":
+        # Bytes of a frame, as the caller wants it; ID is the id of the request.
+        writer.write(frame(params.replace("ID", str(id)).encode()))
+        return
+    elif method == "write_prefix":
+        writer.write(struct.pack("<I", params))
+        return
+    elif method == "close":
+        wire.shutdown(socket.SHUT_RDWR)
+        return
+    elif method == "flood":
+        for line in range(params):
+            sys.stderr.write(f"<4>line {line} of a flood{'.' * 100}\n")
+        sys.stderr.flush()
+    elif method == "spawn":
+        # A child that keeps descriptor 3.
+        os.set_inheritable(3, True)
+        held.append(os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "1000"))
+        result = held[-1]
+    writer.write(frame({"id": id, "result": result}))
+
+
+async def main():
+    reader, writer = await asyncio.open_connection(sock=wire, limit=1 << 25)
+    methods = [
+        {"name": "echo", "idempotent": True, "reply": "echoed"},
+        {"name": "idempotent_sleep", "idempotent": True},
+    ]
+    for name in (
+        "count circumstances sleep until_cancelled never block exit answer_and_exit fault write "
+        "write_prefix close flood spawn"
+    ).split():
+        methods.append({"name": name})
+    writer.write(frame({"hello": 1, "methods": methods, "concurrency": CONCURRENCY, "later": {}}))
+    tasks = set()
+    while True:
+        try:
+            (length,) = struct.unpack("<I", await reader.readexactly(4))
+            request = json.loads(await reader.readexactly(length))
+        except asyncio.IncompleteReadError:
+            os._exit(0)
+        if "in" in request:
+            if request["in"] == "idempotent_sleep":
+                request["in"] = "sleep"
+            task = asyncio.create_task(answer(writer, request))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        elif "probe" in request:
+            writer.write(frame({"alive": request["probe"]}))
+        elif "cancel" in request:
+            cancelled[request["cancel"]] = request["why"]
+
+
+asyncio.run(main())

@@ -1,0 +1,215 @@
+//! What an app does wrong: its own callers get a typed error, the pair is replaced where the protocol is broken, the
+//! operator reads why, and no one else notices.
+
+use fdpassd::testing::{Client, Running, eventually};
+use serde_json::{Value, json};
+
+use super::{app_of, counted, kill, start, start_with};
+
+/// Calls a method, and returns the code of the error.
+#[track_caller]
+fn code(client: &mut Client, method: &str, params: Value) -> String {
+    let fault = client.call(method, params).expect_err("an error");
+    fault.code().to_owned()
+}
+
+#[test]
+fn what_is_wrong_within_an_answer_concerns_its_caller_only() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    for wrong in [
+        r#"{"id":ID,"result":NaN}"#,
+        r#"{"id":ID,"result":}"#,
+        r#"{"id":ID,"result":1"#,
+        r#"{"id":ID,"result":1,"error":{"code":"a"}}"#,
+        r#"{"id":ID}"#,
+        r#"{"id":ID,"error":7}"#,
+    ] {
+        assert_eq!(
+            code(&mut client, "write", json!(wrong)),
+            "internal",
+            "{wrong}"
+        );
+    }
+    for (given, expected) in [
+        ("no_such_item", "no_such_item"),
+        ("bad_params", "bad_params"),
+        ("crashed", "crashed"),
+        ("timeout", "internal"),
+        ("No", "internal"),
+    ] {
+        assert_eq!(code(&mut client, "fault", json!(given)), expected);
+    }
+    let long = format!(r#"{{"id":ID,"result":"{}"}}"#, "x".repeat(1_052_700));
+    assert_eq!(
+        code(&mut client, "write", json!(long)),
+        "too_large",
+        "the request itself"
+    );
+    assert_eq!(daemon.status().deaths_total, 0);
+}
+
+#[test]
+fn a_broken_protocol_ends_the_pair_and_is_logged() {
+    let Some(daemon) = start_with("workers.count = 2", &[("CONCURRENCY", "8")]) else {
+        return;
+    };
+    for (number, (method, params, reason)) in [
+        ("write", json!("no JSON"), "has broken the protocol"),
+        ("write", json!("[1]"), "has broken the protocol"),
+        (
+            "write",
+            json!(r#"{"id":999999,"result":1}"#),
+            "an answer to request 999999",
+        ),
+        (
+            "write",
+            json!(r#"{"hello":1,"methods":[]}"#),
+            "a second hello",
+        ),
+        (
+            "write_prefix",
+            json!(u32::MAX),
+            "a frame of 4294967295 bytes",
+        ),
+        ("close", Value::Null, "its app exited with status 0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+        let mut client = daemon.connect();
+        client.request(method, &params);
+        for other in &mut others {
+            other.request("ping", number);
+        }
+        let fault = client.reply().value().expect_err(reason);
+        assert_eq!(fault.code(), "crashed", "{reason}");
+        for other in &mut others {
+            assert_eq!(other.reply().value(), Ok(json!(number)), "{reason}");
+        }
+        // The connection outlives it.
+        assert_eq!(client.call("echo", number), Ok(json!(number)), "{reason}");
+        daemon.wait_for_log(reason);
+    }
+    let status = daemon.wait_for_workers();
+    assert_eq!((status.deaths_total, status.lost_total), (6, 0));
+    assert!(status.quarantined.is_empty(), "{:?}", status.quarantined);
+}
+
+#[test]
+fn an_answer_that_comes_twice_breaks_the_protocol() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let answer = r#"{"id":ID,"result":1}"#;
+    // The method answers as well.
+    client.request("write", answer);
+    assert_eq!(client.reply().value(), Ok(json!(1)));
+    client.request("count", "x");
+    assert_eq!(client.reply().value(), Ok(json!("x")));
+    assert_eq!(daemon.status().deaths_total, 0);
+    client.request("write", r#"{"id":1,"result":1}"#);
+    assert_eq!(
+        client.reply().value().expect_err("crashed").code(),
+        "crashed"
+    );
+    daemon.wait_for_log("an answer to request 1, which is not away");
+}
+
+#[test]
+fn an_exit_is_the_crash_of_its_request_alone() {
+    let Some(daemon) = start("workers.count = 2") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    assert_eq!(code(&mut client, "exit", json!(3)), "crashed");
+    daemon.wait_for_log("its app exited with status 3: the reason of the exit");
+    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    client.request("answer_and_exit", Value::Null);
+    assert_eq!(
+        client.reply().value(),
+        Ok(json!("last")),
+        "it was answered before"
+    );
+    daemon.wait_until("both deaths are known", |status| status.deaths_total == 2);
+}
+
+#[test]
+fn the_death_of_an_idle_app_is_noticed_and_costs_nothing() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    assert_eq!(client.call("count", "before"), Ok(json!("before")));
+    for deaths in 1..=3 {
+        kill(app_of(daemon.worker_pids()[0]));
+        daemon.wait_until("the death is known", |status| status.deaths_total == deaths);
+        assert_eq!(client.call("count", deaths), Ok(json!(deaths)));
+    }
+    let status = daemon.status();
+    assert!(status.quarantined.is_empty() && status.lost_total == 0);
+    assert_eq!(counted(&daemon, 4).len(), 4);
+}
+
+#[test]
+fn a_flood_on_standard_error_blocks_no_request() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut flooder = daemon.connect();
+    let mut client = daemon.connect();
+    flooder.request("flood", 20_000);
+    for number in 0..50 {
+        assert_eq!(client.call("ping", number), Ok(json!(number)));
+    }
+    assert_eq!(flooder.reply().value(), Ok(json!(20_000)));
+    daemon.wait_for_log("warn app: line 19999 of a flood");
+}
+
+#[test]
+fn a_child_that_keeps_descriptor_3_does_not_outlive_the_pair() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let child = client.call("spawn", Value::Null).expect("a pid");
+    assert_eq!(code(&mut client, "exit", json!(0)), "crashed");
+    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    let running = format!("/proc/{child}/exe");
+    eventually("its end", || {
+        (!std::path::Path::new(&running).exists()).then_some(())
+    });
+}
+
+#[test]
+fn an_app_that_cannot_start_fails_the_start_with_its_reason() {
+    for (command, reason) in [
+        (
+            "[\"sh\", \"-c\", \"echo no database >&2; exit 4\"]",
+            "exited with status 4 before its hello: no database",
+        ),
+        ("[\"true\"]", "exited with status 0 before its hello"),
+        (
+            "[\"python3\", \"-c\", \"import os,struct; b=b'{\\\"failed\\\":\\\"no cache\\\"}'; os.write(3, struct.pack('<I', len(b)) + b)\"]",
+            "cannot serve: no cache",
+        ),
+        (
+            "[\"python3\", \"-c\", \"import os,struct; b=b'{\\\"hello\\\":1,\\\"methods\\\":[{\\\"name\\\":\\\"ping\\\"}]}'; os.write(3, struct.pack('<I', len(b)) + b)\"]",
+            "its method \\\"ping\\\" has the name of a built-in one",
+        ),
+    ] {
+        let config = format!("workers.count = 1\n[app]\ncommand = {command}\n");
+        let started = fdpassd::testing::Setup::new(crate::common::FDPASSD, &config).start();
+        let error = started.map(|_: Running| ()).expect_err(reason);
+        let reason = reason.replace("\\\"", "\"");
+        assert!(
+            error.stderr().contains(&reason),
+            "{reason}: {}",
+            error.stderr()
+        );
+    }
+}

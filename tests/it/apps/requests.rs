@@ -1,0 +1,252 @@
+//! Requests that an app executes.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{counted, start, start_with};
+
+#[test]
+fn params_and_results_pass_byte_for_byte() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    for value in [
+        "null",
+        "1e400",
+        "[1, 2]",
+        "{\"a\" : \"\\u0041\", \"a\":2}",
+        "\"\"",
+    ] {
+        client.send_frame(format!(
+            "{{\"in\":\"write\",\"params\":{}}}",
+            json!(format!("{{\"id\":ID,\"result\":{value}}}"))
+        ));
+        let expected = format!("{{\"out\":\"write_r\",\"result\":{value}}}");
+        assert_eq!(
+            String::from_utf8(client.receive()).expect("UTF-8"),
+            expected
+        );
+    }
+    for length in [0, 40, 600, 5_000, 70_000, 300_000, 1_000_000] {
+        let params = "x".repeat(length);
+        client.request("echo", &params);
+        let expected = format!("{{\"out\":\"echoed\",\"result\":\"{params}\"}}");
+        assert!(client.receive() == expected.as_bytes(), "{length} bytes");
+    }
+    assert_eq!(client.call("ping", 7), Ok(json!(7)), "built in");
+    let missing = client.call("pi", 7).expect_err("the demonstration is gone");
+    assert_eq!(missing.code(), "unknown_method");
+    let methods = client.call("methods", Value::Null).expect("a list");
+    let names: Vec<&str> = methods
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|method| method["name"].as_str())
+        .collect();
+    assert!(names.contains(&"echo") && names.contains(&"methods") && !names.contains(&"pi"));
+}
+
+#[test]
+fn a_request_has_its_circumstances() {
+    let Some(daemon) = start("workers.count = 1\nlimits.request-timeout = \"20s\"") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let first = client.call("circumstances", 1).expect("a result");
+    assert_eq!(
+        (&first["in"], &first["attempt"]),
+        (&json!("circumstances"), &json!(1))
+    );
+    let peer = first["peer"].as_str().expect("a text");
+    assert!(peer.starts_with("127.0.0.1:"), "{peer}");
+    let timeout = first["timeout"].as_u64().expect("ms");
+    assert!((1..=20_000).contains(&timeout), "{timeout}");
+    let again = client.call("circumstances", 1).expect("a result");
+    assert_eq!(again["client"], first["client"]);
+    let other = daemon.call("circumstances", 1).expect("a result");
+    assert_ne!(other["client"], first["client"]);
+    client.send_frame(r#"{"in":"circumstances"}"#);
+    assert!(client.reply().value().is_ok(), "without params");
+}
+
+#[test]
+fn one_worker_has_many_requests_away_and_serves_others() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut sleepers: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
+    for (number, client) in sleepers.iter_mut().enumerate() {
+        client.request("sleep", (1_000, number));
+    }
+    assert_eq!(counted(&daemon, 8).len(), 8);
+    let mut other = daemon.connect();
+    assert_eq!(other.call("ping", 1), Ok(json!(1)));
+    // Nothing has been answered: they are away at the same time.
+    assert!(sleepers.iter_mut().all(|client| !client.has_something()));
+    for (number, client) in sleepers.iter_mut().enumerate() {
+        assert_eq!(client.reply().value(), Ok(json!([number, null])));
+    }
+}
+
+#[test]
+fn replies_of_a_client_are_in_order_whoever_executes_them() {
+    let Some(daemon) = start("workers.count = 2") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let mut expected = Vec::new();
+    for number in 0..40 {
+        match number % 4 {
+            0 => {
+                client.request("sleep", (5, number));
+                expected.push(json!([number, null]));
+            }
+            1 => {
+                client.request("ping", number);
+                expected.push(json!(number));
+            }
+            2 => {
+                let long = format!("{number}{}", "y".repeat(100_000));
+                client.request("echo", &long);
+                expected.push(json!(long));
+            }
+            _ => {
+                client.request("echo", number);
+                expected.push(json!(number));
+            }
+        }
+    }
+    client.finish();
+    for (number, expected) in expected.into_iter().enumerate() {
+        let reply = client.reply().value().expect("a result");
+        assert!(reply == expected, "{number}");
+    }
+    client.expect_end();
+}
+
+#[test]
+fn requests_beyond_the_permits_wait_and_are_answered() {
+    let Some(daemon) = start_with("workers.count = 1", &[("CONCURRENCY", "2")]) else {
+        return;
+    };
+    let mut clients: Vec<_> = (0..20).map(|_| daemon.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("sleep", (10, number));
+        client.request("echo", number);
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().value(), Ok(json!([number, null])));
+        assert_eq!(client.reply().value(), Ok(json!(number)));
+    }
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+#[test]
+fn a_caller_that_leaves_gives_its_permit_back() {
+    let config = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
+    let Some(daemon) = start_with(config, &[("CONCURRENCY", "1")]) else {
+        return;
+    };
+    let unix = daemon
+        .addresses()
+        .iter()
+        .find(|address| address.to_string().starts_with("unix:"));
+    let mut leaver = fdpassd::testing::Client::connect(unix.expect("a Unix listener"));
+    leaver.request("until_cancelled", 1);
+    assert_eq!(counted(&daemon, 1), ["begun"]);
+    let mut waiter = daemon.connect();
+    waiter.request("echo", 2);
+    drop(leaver);
+    assert_eq!(counted(&daemon, 2), ["begun", "gone"]);
+    assert_eq!(waiter.reply().value(), Ok(json!(2)));
+    let status = daemon.wait_until("it is closed", |status| status.clients == 1);
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+#[test]
+fn a_reload_and_a_recycling_wait_for_requests_that_are_away() {
+    let Some(daemon) = start("workers.count = 1\nlimits.drain-timeout = \"20s\"") else {
+        return;
+    };
+    let mut away = daemon.connect();
+    let mut idle = daemon.connect();
+    assert_eq!(idle.call("echo", 0), Ok(json!(0)));
+    for (number, verb) in ["reload", "recycle"].into_iter().enumerate() {
+        away.request("sleep", (700, number));
+        counted(&daemon, number + 1);
+        let mut change = match verb {
+            "reload" => daemon.ctl_request("reload", json!({})),
+            _ => daemon.ctl_request("recycle", json!({})),
+        };
+        // Its successor serves the idle client in the meantime.
+        assert_eq!(idle.call("echo", number), Ok(json!(number)));
+        assert_eq!(away.reply().value(), Ok(json!([number, null])));
+        assert!(change.reply().value().is_ok(), "{verb}");
+    }
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+#[test]
+fn a_stop_answers_what_is_away_and_leaves_no_process() {
+    let Some(mut daemon) = start("workers.count = 2") else {
+        return;
+    };
+    let apps: Vec<u32> = daemon
+        .worker_pids()
+        .into_iter()
+        .map(super::app_of)
+        .collect();
+    let mut client = daemon.connect();
+    client.request("sleep", (300, "x"));
+    counted(&daemon, 1);
+    daemon.signal("TERM");
+    assert_eq!(client.reply().value(), Ok(json!(["x", null])));
+    client.expect_end();
+    assert_eq!(daemon.wait().code(), Some(0));
+    for app in apps {
+        assert!(
+            !std::path::Path::new(&format!("/proc/{app}")).exists(),
+            "{app}"
+        );
+    }
+}
+
+#[test]
+fn an_idle_worker_with_an_idle_app_does_not_wake_up() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    assert_eq!(daemon.call("echo", 1), Ok(json!(1)));
+    let worker = daemon.worker_pids()[0];
+    let switches = || -> u64 {
+        [worker, super::app_of(worker)]
+            .into_iter()
+            .map(|pid| {
+                let status =
+                    std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+                let line = status
+                    .lines()
+                    .find(|line| line.starts_with("voluntary_ctxt_switches"));
+                let count = line
+                    .and_then(|line| line.split_whitespace().last())
+                    .expect("a count");
+                count.parse::<u64>().expect("a number")
+            })
+            .sum()
+    };
+    // Until both sleep.
+    let mut before = switches();
+    fdpassd::testing::eventually("both are idle", || {
+        crate::common::let_pass(Duration::from_millis(300));
+        let now = switches();
+        let is_idle = now == before;
+        before = now;
+        is_idle.then_some(())
+    });
+    crate::common::let_pass(Duration::from_millis(1500));
+    assert_eq!(switches(), before);
+}

@@ -1,0 +1,90 @@
+//! Requests of an app that take long: timeouts, an app that does not answer, and clients that wait.
+
+use serde_json::{Value, json};
+
+use super::{counted, start, start_with};
+
+#[test]
+fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let mut client = daemon.connect();
+    client.request("until_cancelled", Value::Null);
+    let fault = client.reply().value().expect_err("it is late");
+    assert_eq!(fault.code(), "timeout");
+    assert_eq!(counted(&daemon, 2), ["begun", "timeout"]);
+    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    assert_eq!(daemon.status().deaths_total, 0, "the pair lives on");
+}
+
+#[test]
+fn a_request_that_ignores_its_cancellation_ends_the_pair() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"200ms\"\nlimits.stall-timeout = \"200ms\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let mut idle = daemon.connect();
+    client.request("never", Value::Null);
+    let fault = client.reply().value().expect_err("it is late");
+    assert_eq!(fault.code(), "timeout");
+    daemon.wait_for_log("did not answer within request-timeout");
+    assert_eq!(idle.call("echo", 1), Ok(json!(1)));
+    assert_eq!(client.call("echo", 2), Ok(json!(2)));
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (1, 0));
+    assert_eq!(counted(&daemon, 1), ["never"], "it ran once");
+}
+
+#[test]
+fn an_app_of_one_request_at_a_time_is_ended_at_the_timeout() {
+    let config =
+        "workers.count = 2\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"100ms\"";
+    let Some(daemon) = start_with(config, &[("CONCURRENCY", "1")]) else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let mut others: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
+    client.request("never", Value::Null);
+    counted(&daemon, 1);
+    for (number, other) in others.iter_mut().enumerate() {
+        other.request("echo", number);
+    }
+    for (number, other) in others.iter_mut().enumerate() {
+        assert_eq!(other.reply().value(), Ok(json!(number)));
+    }
+    assert_eq!(
+        client.reply().value().expect_err("it is late").code(),
+        "timeout"
+    );
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn clients_of_an_app_whose_loop_is_blocked_go_elsewhere() {
+    let config =
+        "workers.count = 2\nlimits.request-timeout = \"none\"\nlimits.stall-timeout = \"200ms\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let mut blocker = daemon.connect();
+    let mut others: Vec<_> = (0..6).map(|_| daemon.connect()).collect();
+    for other in &mut others {
+        assert_eq!(other.call("echo", 0), Ok(json!(0)));
+    }
+    blocker.request("block", 4_000);
+    daemon.wait_until("it is found stuck", |status| status.stalls_total > 0);
+    for (number, other) in others.iter_mut().enumerate() {
+        other.request("echo", number);
+    }
+    for (number, other) in others.iter_mut().enumerate() {
+        assert_eq!(other.reply().value(), Ok(json!(number)));
+    }
+    assert!(!blocker.has_something(), "the others did not wait for it");
+    assert_eq!(blocker.reply().value(), Ok(json!(4_000)));
+    assert_eq!(daemon.status().deaths_total, 0);
+}
