@@ -373,7 +373,7 @@ const LEVELS: [LogLevel; 5] = [
 ];
 
 /// The names of the checks of an app, in their order.
-pub(super) const CHECK_NAMES: [&str; 24] = [
+pub(super) const CHECK_NAMES: [&str; 25] = [
     "hello",
     "descriptor",
     "probe",
@@ -393,6 +393,7 @@ pub(super) const CHECK_NAMES: [&str; 24] = [
     "fault",
     "crash",
     "cancel",
+    "spawn",
     "stop",
     "stop-long",
     "end",

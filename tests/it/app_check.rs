@@ -63,7 +63,7 @@ fn an_app_without_mistakes_passes_every_check() {
     let last = said.out.lines().last();
     assert_eq!(
         last,
-        Some("22 passed, 0 failed, 2 skipped, 0 noted"),
+        Some("23 passed, 0 failed, 2 skipped, 0 noted"),
         "{}",
         said.out
     );
@@ -73,7 +73,7 @@ fn an_app_without_mistakes_passes_every_check() {
     let last = said.out.lines().last();
     assert_eq!(
         last,
-        Some("24 passed, 0 failed, 0 skipped, 0 noted"),
+        Some("25 passed, 0 failed, 0 skipped, 0 noted"),
         "{}",
         said.out
     );
@@ -185,6 +185,8 @@ fn wrong_answers_are_named() {
                 "request 1: the answer has neither of result and error",
             ),
             ("too-long", "too-long", "it announced a frame of 400"),
+            ("null", "false", "check_null returned false, not null"),
+            ("spawn", "inheritable", "has the socket open"),
             ("fault", "one-code", "another error came, internal: "),
             ("crash", "crash-result", "a result came: \"oops\""),
             (

@@ -41,6 +41,7 @@ checks! {
     "fault" => requests::fault,
     "crash" => requests::crash,
     "cancel" => requests::cancel,
+    "spawn" => requests::spawn,
     "stop" => ends::stop,
     "stop-long" => ends::stop_long,
     "end" => ends::end,
@@ -149,7 +150,7 @@ fn log(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
     Finding::passed("a printed line is in the log at once")
 }
 
-/// Without its descriptor the program ends, with a sentence for whoever has started it.
+/// Without its descriptor the program ends, with a sentence on standard error.
 fn by_hand(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
     const USAGE: i32 = 64;
     let mut child = Command::new(&suite.command[0])

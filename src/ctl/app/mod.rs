@@ -115,7 +115,7 @@ enum Outcome {
     Noted,
 }
 
-/// What a check has found, if it has not failed.
+/// The finding of a check that has not failed.
 #[derive(Debug)]
 enum Finding {
     /// The app is right.
@@ -151,7 +151,7 @@ struct Suite<'a> {
     command: &'a [String],
     timeout: Duration,
     app: Option<App>,
-    /// Whether the app has never started: then no other check says anything.
+    /// Whether the app does not start: the other checks are skipped.
     is_dead: bool,
 }
 

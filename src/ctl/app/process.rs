@@ -40,7 +40,7 @@ pub(super) struct Process {
     exit: Option<Exit>,
 }
 
-/// What the app writes to standard output or standard error.
+/// The lines of standard output or standard error.
 #[derive(Debug)]
 pub(super) struct Log {
     /// The reading end; `None` after its end.
@@ -243,7 +243,7 @@ impl Drop for Process {
         kill_app(self.app.pid);
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.exit.is_none() && Instant::now() < deadline {
-            // What it has written does not matter any more.
+            // Errors in its frames do not matter any more.
             if self.turn(deadline).is_err() && self.notice_exit().is_err() {
                 break;
             }

@@ -11,7 +11,7 @@ use crate::proto::app::AppFault;
 /// Returns its params as its result.
 pub(super) const ECHO: &str = "check_echo";
 
-/// Waits as many ms as its params say.
+/// Waits for a number of ms, its params.
 pub(super) const SLEEP: &str = "check_sleep";
 
 /// Answers with the error that its params are.
@@ -22,6 +22,12 @@ const CRASH: &str = "check_crash";
 
 /// Prints its params, a string, as a line.
 pub(super) const PRINT: &str = "check_print";
+
+/// Returns nothing.
+const NULL: &str = "check_null";
+
+/// Starts a program, and returns whether that has the socket open.
+const SPAWN: &str = "check_spawn";
 
 /// Returns the finding of a check that needs a method, if the app has no such method.
 pub(super) fn lacks(suite: &mut Suite<'_>, method: &str) -> Result<Option<Finding>, Failure> {
@@ -43,13 +49,18 @@ enum Json {
 
 /// Checks that an answer is the JSON value that was sent.
 pub(super) fn expect_echo(app: &mut App, id: u64, sent: &str) -> Result<(), String> {
+    expect(app, id, sent, ECHO)
+}
+
+/// Checks that the answer of a method is this JSON value.
+fn expect(app: &mut App, id: u64, sent: &str, method: &str) -> Result<(), String> {
     let got = app.answer(id)?.map_err(|fault| unwanted(&fault))?;
     let parse = |text: &str| serde_json::from_str::<Json>(text).map_err(|e| e.to_string());
     if parse(sent)? == parse(&got)? {
         return Ok(());
     }
     let (sent, got) = (excerpt(sent.as_bytes()), excerpt(got.as_bytes()));
-    Err(format!("{ECHO} returned {got} for {sent}"))
+    Err(format!("{method} returned {got}, not {sent}"))
 }
 
 /// Returns the sentence about an error that should be a result.
@@ -94,7 +105,12 @@ pub(super) fn null(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         let id = app.request(ECHO, Some("null"));
         expect_echo(app, id, "null")?;
         // Without params either answer is right.
-        app.call(ECHO, None).map(drop)
+        app.call(ECHO, None).map(drop)?;
+        if app.has(NULL) {
+            let id = app.request(NULL, None);
+            expect(app, id, "null", NULL)?;
+        }
+        Ok(())
     })?;
     Finding::passed("null is a result, and params may be missing")
 }
@@ -248,4 +264,26 @@ pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         })?;
     }
     Finding::passed("a cancelled request is answered, once")
+}
+
+/// A program that the app starts has no copy of its socket.
+pub(super) fn spawn(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+    #[derive(Deserialize)]
+    struct Spawned {
+        open: bool,
+    }
+    if let Some(skipped) = lacks(suite, SPAWN)? {
+        return Ok(skipped);
+    }
+    suite.with(|app| {
+        let got = app.call(SPAWN, None)?.map_err(|fault| unwanted(&fault))?;
+        match serde_json::from_str::<Spawned>(&got) {
+            Ok(Spawned { open: false }) => Ok(()),
+            Ok(Spawned { open: true }) => {
+                Err("a program that the app started has the socket open".to_owned())
+            }
+            Err(e) => Err(format!("{SPAWN} returned {}: {e}", excerpt(got.as_bytes()))),
+        }
+    })?;
+    Finding::passed("a program that the app starts has no copy of the socket")
 }

@@ -125,12 +125,18 @@ def answer(request):
             return
         code = "failure" if MISTAKE == "crash-code" else "crashed"
         fault(request, code, 'Traceback:\n  File "/app.py"' if MISTAKE == "traceback" else "KeyError")
+    elif method == "check_null":
+        result(request, False if MISTAKE == "false" else None)
+    elif method == "check_spawn":
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as child:
+            result(request, {"open": os.path.exists(f"/proc/{child.pid}/fd/3")})
     elif method == "check_print":
         print(params, file=output, flush=MISTAKE != "buffers")
         result(request, None)
 
 
-METHODS = [{"name": name, "idempotent": True} for name in ("check_echo", "check_sleep", "check_fault", "check_crash", "check_print")]
+NAMES = ["check_" + name for name in "echo sleep fault crash null spawn print".split()]
+METHODS = [{"name": name, "idempotent": True} for name in NAMES]
 HELLO = {"hello": 1, "methods": METHODS, "concurrency": CONCURRENCY, "closes": True, "later": {}}
 if MISTAKE == "few-methods":
     HELLO["methods"] = [{"name": "twice"}]
