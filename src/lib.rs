@@ -50,6 +50,7 @@
 //! * **Settings.** [`Daemon::config`] reads a table of the daemon's own, `[NAME]`, from its configuration.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
+//! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers.
 //! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client
 //!   moves to another worker. A long method asks [`Call::is_connected`].
 //! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method is

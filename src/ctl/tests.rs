@@ -44,6 +44,7 @@ pub(super) fn status() -> Status {
         uptime_seconds: Some(273_600.0),
         restarts: 0,
         rss_bytes: Some(12 << 20),
+        unhealthy: None,
         last_death: None,
     };
     let draining = WorkerStatus {
@@ -60,6 +61,7 @@ pub(super) fn status() -> Status {
         uptime_seconds: Some(754.0),
         restarts: 3,
         rss_bytes: Some(8_900_000),
+        unhealthy: None,
         last_death: Some("killed by signal 11 in method \"resize\"".to_owned()),
         ..ready.clone()
     };
@@ -77,6 +79,7 @@ pub(super) fn status() -> Status {
         uptime_seconds: None,
         restarts: 5,
         rss_bytes: None,
+        unhealthy: None,
         last_death: Some("exited with status 70".to_owned()),
         ..ready.clone()
     };

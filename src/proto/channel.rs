@@ -20,6 +20,7 @@
 //!                  4 Released       u32 each     slots whose lease was revoked or given up
 //!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
 //!                  6 NearRequestLimit  -         the worker has answered almost as many requests as it may
+//!                  7 Health         JSON         whether the worker is healthy again, or why it is not
 //!
 //! lease record     see `proto/lease.rs`
 //! ```
@@ -91,6 +92,8 @@ pub enum ToMaster {
     HasCapacity,
     /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be prepared.
     NearRequestLimit,
+    /// The result of the daemon's health function has changed.
+    Health(Health),
 }
 
 /// The first message to a worker.
@@ -174,6 +177,13 @@ pub struct Failed {
     pub reason: String,
 }
 
+/// The health of a worker that is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Why the worker is not healthy; none if it is.
+    pub unhealthy: Option<String>,
+}
+
 /// Finish what has arrived, close every client, exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
@@ -252,6 +262,7 @@ impl Message for ToMaster {
             ToMaster::Released(slots) => numbers(4, slots, out),
             ToMaster::HasCapacity => out.push(5),
             ToMaster::NearRequestLimit => out.push(6),
+            ToMaster::Health(health) => json(7, health, out),
         }
     }
 
@@ -264,6 +275,7 @@ impl Message for ToMaster {
             4 => from_numbers(body).map(ToMaster::Released),
             5 if body.is_empty() => Ok(ToMaster::HasCapacity),
             6 if body.is_empty() => Ok(ToMaster::NearRequestLimit),
+            7 => from_json(body).map(ToMaster::Health),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -375,6 +387,10 @@ mod tests {
             ToMaster::Released(vec![0]),
             ToMaster::HasCapacity,
             ToMaster::NearRequestLimit,
+            ToMaster::Health(Health {
+                unhealthy: Some(reason.clone()),
+            }),
+            ToMaster::Health(Health { unhealthy: None }),
             ToMaster::Failed(Failed { reason }),
             ToMaster::Ready(Ready { version, methods }),
         ] {

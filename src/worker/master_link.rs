@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
-use crate::proto::channel::{MAX_SLOTS, ToMaster, ToWorker};
+use crate::proto::channel::{Health, MAX_SLOTS, ToMaster, ToWorker};
 use crate::sys::poll::{Interest, Poller};
 
 /// The channel to the master, and the reports that the master has yet to receive.
@@ -20,6 +20,7 @@ pub(super) struct MasterLink<'c> {
     pub(super) released: Vec<u32>,
     pub(super) has_capacity: bool,
     pub(super) is_near_limit: bool,
+    pub(super) health: Option<Health>,
 }
 
 impl<'c> MasterLink<'c> {
@@ -35,6 +36,7 @@ impl<'c> MasterLink<'c> {
             released: Vec::new(),
             has_capacity: false,
             is_near_limit: false,
+            health: None,
         })
     }
 
@@ -69,6 +71,14 @@ impl<'c> MasterLink<'c> {
         }
         while sent == Sent::Queued && !self.released.is_empty() {
             sent = send_slots(self.channel, &mut self.released, ToMaster::Released)?;
+        }
+        if sent == Sent::Queued
+            && let Some(health) = &self.health
+        {
+            sent = self.channel.send(&ToMaster::Health(health.clone()), &[])?;
+            if sent != Sent::Full {
+                self.health = None;
+            }
         }
         if sent == Sent::Queued && self.has_capacity {
             sent = self.channel.send(&ToMaster::HasCapacity, &[])?;

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use connection::{Connection, WaitingFor};
 use deadlines::Timers;
-use hooks::LeftClients;
+use hooks::{HealthSchedule, LeftClients};
 use master_link::MasterLink;
 use parking::Parking;
 use turn::{Ended, FOREIGN, Purpose, Tools, turn};
@@ -84,6 +84,7 @@ struct WorkerLoop<'c> {
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
     left: LeftClients,
+    health: HealthSchedule,
 }
 
 /// The time of the loop.
@@ -152,12 +153,14 @@ impl<'c> WorkerLoop<'c> {
             ending: Ending::default(),
             handoff,
             left: LeftClients::default(),
+            health: HealthSchedule::default(),
         })
     }
 
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
         self.left = LeftClients::new(service.wants_left_clients());
+        self.health = HealthSchedule::new(service.health_interval(), self.time.now);
         let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
@@ -183,6 +186,7 @@ impl<'c> WorkerLoop<'c> {
             if self.has_processed_all(had_gap || ready.len() == BATCH) {
                 self.check_deadlines(woken, service);
             }
+            self.check_health(service);
             self.send_reports()?;
             self.notify_of_left_clients(service);
             self.shm.header().set_log_errors(logging::errors());
@@ -217,7 +221,8 @@ impl<'c> WorkerLoop<'c> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
-        let deadline = self.timers.next()?;
+        let deadlines = [self.timers.next(), self.health.next()];
+        let deadline = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.time.now)))
     }
 

@@ -113,6 +113,9 @@ fn serve<S: 'static>(
     };
     let own_table = std::mem::take(&mut start.own_table);
     let mut service = RunningService::start(methods, info, own_table)?;
+    if let Some(why) = service.check_health()? {
+        return Err(format!("it is unhealthy: {why}"));
+    }
     let methods = service.names();
     let mut handoff = None;
     if !descriptors.is_empty() {

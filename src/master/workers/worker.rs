@@ -40,6 +40,8 @@ pub(crate) struct Worker {
     pub(crate) shm: MasterShm,
     pub(crate) leases: Leases,
     pub(crate) methods: Vec<MethodName>,
+    /// Why the worker is unhealthy, in the words of the daemon's own health function.
+    pub(crate) unhealthy: Option<String>,
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
     pub(crate) life: Life,
@@ -215,6 +217,7 @@ impl Worker {
             shm,
             leases,
             methods,
+            unhealthy: None,
             failure: None,
             life: Life::Starting,
             believed: Believed::new(started),
@@ -256,6 +259,7 @@ impl Worker {
         Candidate {
             worker: self.id,
             has_capacity: self.accepts(waiting, window),
+            is_unhealthy: self.unhealthy.is_some(),
             executing: u64::from(header.executing().is_some()),
             waiting,
             busy: header.busy(now),
