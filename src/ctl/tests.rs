@@ -162,7 +162,7 @@ fn ctl_seen(arguments: &[&str], environment: &[(&str, &str)], seen: Seen) -> Ran
             .map(|(_, value)| OsString::from(value))
     };
     let arguments = ["fdpassctl"].iter().chain(arguments).map(OsString::from);
-    let exit = run(arguments, var, seen, &mut out, &mut err);
+    let exit = run(FDPASSCTL, arguments, var, seen, &mut out, &mut err);
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     Ran {
         exit,
@@ -573,6 +573,7 @@ fn a_closed_pipe_is_silent_and_a_full_disk_is_reported() {
     ] {
         let mut err = Vec::new();
         let exit = run(
+            FDPASSCTL,
             ["fdpassctl", "--version"].map(OsString::from),
             |_| None,
             Seen::default(),
