@@ -66,7 +66,9 @@ fn run() -> ExitCode {
         _ => "faulty",
     };
     let daemon = Daemon::new(name).config::<Settings>().state(make);
-    let daemon = daemon.on_close(forget);
+    let daemon = daemon
+        .on_close(forget)
+        .health(Duration::from_millis(100), health);
     let daemon = with_durations(with_results(with_ends(daemon)));
     let daemon = with_connections(with_waits(with_damage(daemon)));
     let is_check = || {
@@ -307,6 +309,22 @@ fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
                 Ok(call.is_connected())
             },
         ))
+}
+
+/// The file of `FAULTY_HEALTH` has the reason why a worker is unhealthy, in all seats or, as in `1:the reason`, in one.
+fn health(state: &mut State) -> Result<(), String> {
+    let Some(path) = env::var_os("FAULTY_HEALTH") else {
+        return Ok(());
+    };
+    let reason = fs::read_to_string(path).unwrap_or_default();
+    let (seat, reason) = reason.split_once(':').unwrap_or(("", &reason));
+    let is_meant = seat.is_empty() || seat == state.worker.seat.to_string();
+    match reason {
+        "" => Ok(()),
+        _ if !is_meant => Ok(()),
+        "panic" => panic!("it cannot be examined"),
+        reason => Err(reason.to_owned()),
+    }
 }
 
 fn forget(state: &mut State, client: ClientId) {

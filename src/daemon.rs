@@ -4,6 +4,7 @@ mod run;
 
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -201,6 +202,42 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
     #[must_use]
     pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S, C> {
         self.hooks.on_close = Some(Box::new(call));
+        self
+    }
+
+    /// Sets a function by which a worker finds out whether it can do its work: whether it reaches its database, for
+    /// example. The last call counts.
+    ///
+    /// A worker calls it before it is ready, and from then on at this interval, of 100 ms or more, between two turns. An
+    /// error at the start is that of a constructor that fails: the worker does not become ready, and a reload is rolled
+    /// back. Later, an unhealthy worker gives its clients to healthy ones and gets new ones only if no healthy worker
+    /// has capacity. While no worker is healthy, clients stay and are served, so that methods can return faults of their
+    /// own; `/readyz` answers 503, so that a load balancer sends new clients elsewhere. `fdpassctl status` and the
+    /// events `worker_unhealthy` and `worker_healthy` have the reason.
+    ///
+    /// The function should take microseconds, as all clients of the worker wait for it. One that waits for a server
+    /// belongs in a thread of the state, whose last result the function returns. An idle worker wakes up for it.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use fdpassd::{Daemon, Fault};
+    /// # struct Pool { last_error: Option<String> }
+    /// Daemon::new("shopd")
+    ///     .state(|_| Ok::<Pool, Fault>(Pool { last_error: None }))
+    ///     .health(Duration::from_secs(5), |pool| match &pool.last_error {
+    ///         None => Ok(()),
+    ///         Some(why) => Err(format!("no database: {why}")),
+    ///     })
+    ///     .run();
+    /// ```
+    #[must_use]
+    pub fn health<E: fmt::Display>(
+        mut self,
+        interval: Duration,
+        check: impl Fn(&mut S) -> Result<(), E> + 'static,
+    ) -> Daemon<S, C> {
+        let check = move |state: &mut S| check(state).map_err(|e| e.to_string());
+        self.hooks.health = Some((interval, Box::new(check)));
         self
     }
 

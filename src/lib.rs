@@ -50,6 +50,7 @@
 //! * **Settings.** [`Daemon::config`] reads a table of the daemon's own, `[NAME]`, from its configuration.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
+//! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers.
 //! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client
 //!   moves to another worker. A long method asks [`Call::is_connected`].
 //! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method is
@@ -113,11 +114,25 @@ pub use worker::{Call, Fault, Method, Reply, WorkerInfo};
 
 /// Runs `fdpassctl` with the arguments of this process and returns its exit code.
 ///
-/// Looks for the control socket of a daemon named `fdpassd`. For a daemon with another name, the socket is given with
-/// `-s` or `$FDPASSD_SOCKET`.
+/// Looks for the control socket of a daemon named `fdpassd`. Another daemon is selected by `-n NAME`, `-s PATH` or
+/// `$FDPASSD_SOCKET`.
 #[must_use]
 pub fn ctl_main() -> std::process::ExitCode {
     ctl::main()
+}
+
+/// Runs a program like `fdpassctl` that controls the daemon of this name, and returns its exit code. The program has the
+/// name by which it was called, in its help and its messages.
+///
+/// ```no_run
+/// // src/bin/counterctl.rs
+/// fn main() -> std::process::ExitCode {
+///     fdpassd::ctl_main_for("counterd")
+/// }
+/// ```
+#[must_use]
+pub fn ctl_main_for(daemon: &str) -> std::process::ExitCode {
+    ctl::main_for(daemon)
 }
 
 /// Compiles the Rust code in README.md as doc tests.

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand, ValueEnum, ValueHint, value_parser};
+use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
 
 use crate::proto::control::{Recycle, Release};
 use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
-use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
+use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId, is_daemon_name};
 use crate::sys::zone;
 
 /// Controls a running fdpassd
@@ -42,9 +42,29 @@ pub(super) struct Arguments {
     #[arg(conflicts_with = "socket")]
     pub(super) instance: Option<String>,
 
+    /// Use the daemon of this name, instead of fdpassd
+    #[arg(short, long, global = true, help_heading = COMMON, value_name = "NAME", value_parser = daemon_name)]
+    #[arg(conflicts_with = "socket")]
+    pub(super) name: Option<String>,
+
     #[command(subcommand)]
     pub(super) verb: CtlVerb,
 }
+
+/// Returns the command line of a program of this name, which is `fdpassctl` or one for another daemon.
+pub(super) fn command(program: &'static str) -> Command {
+    let command = Arguments::command();
+    match program {
+        PROGRAM => command,
+        _ => command
+            .name(program)
+            .bin_name(program)
+            .override_help(HELP.replace(PROGRAM, program)),
+    }
+}
+
+/// The usual name of the program.
+pub(super) const PROGRAM: &str = "fdpassctl";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CtlVerb {
@@ -353,6 +373,13 @@ fn instance(text: &str) -> Result<String, String> {
     }
 }
 
+fn daemon_name(text: &str) -> Result<String, String> {
+    match is_daemon_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("is not a daemon's name: [a-z][a-z0-9_-]{0,31}".to_owned()),
+    }
+}
+
 fn address(text: &str) -> Result<Address, String> {
     zone::numbered(text)?.parse()
 }
@@ -422,9 +449,10 @@ Workers  scale, recycle   set their number; replace one or all
 Daemon   reload, upgrade  apply the configuration file; run the new program
          stop             shut down gracefully
          log-level, reopen-log   show or change the log level; reopen the file
-         version, completions    versions; a script for bash, zsh or fish
+         version          versions of fdpassctl and of the daemon
+         completions      a shell completion script (bash, zsh or fish)
 Apps     app              check a program that is to be an app
-Options  -s, --socket <PATH>, -i, --instance <NAME>   select another daemon
+Options  -n, --name <NAME>, -i, --instance <NAME>, -s, --socket <PATH>  daemon
          --timeout <TIME>      how long to wait: 10s, or 1m for long operations
          --json, -q, --quiet   one line of JSON; no progress on standard error
 Exit     0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
@@ -433,8 +461,6 @@ Exit     0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Arguments, String> {
@@ -526,6 +552,25 @@ mod tests {
         ] {
             parse(&format!("fdpassctl {line}")).expect_err(line);
         }
+    }
+
+    #[test]
+    fn a_daemon_has_a_name_and_perhaps_an_instance() {
+        let arguments = parse("fdpassctl -n counterd -i blue status").expect("they are valid");
+        assert_eq!(arguments.name.as_deref(), Some("counterd"));
+        assert_eq!(arguments.instance.as_deref(), Some("blue"));
+        for line in ["status -n a/b", "status --name=", "status -n x -s /x"] {
+            parse(&format!("fdpassctl {line}")).expect_err(line);
+        }
+    }
+
+    #[test]
+    fn the_help_of_another_program_has_its_name() {
+        let help = command("counterctl").render_help().to_string();
+        assert!(
+            help.starts_with("Usage: counterctl [OPTIONS]") && !help.contains(PROGRAM),
+            "{help}"
+        );
     }
 
     #[test]

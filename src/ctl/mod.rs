@@ -24,29 +24,66 @@ mod style;
 mod table;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use args::{AppVerb, Arguments, CtlVerb};
-use clap::{CommandFactory, Parser};
+use clap::FromArgMatches;
 use clap_complete::Shell;
 use error::{Error, ExitStatus};
 use output::Patient;
 use serde_json::value::RawValue;
-use session::{DAEMON, Session, parse};
+use session::{Session, parse};
 use style::{BAD, Seen};
 
 use crate::proto::control::{Metrics, Verb, Version};
+use crate::proto::names::is_daemon_name;
 use crate::proto::text::Escaped;
 use crate::rpc_client;
 
+/// The name of a program, and of the daemon that it controls if no other is given.
+#[derive(Clone, Copy, Debug)]
+struct Tool<'a> {
+    /// The library of options takes no other names.
+    program: &'static str,
+    daemon: &'a str,
+}
+
+/// `fdpassctl` itself.
+const FDPASSCTL: Tool<'static> = Tool {
+    program: args::PROGRAM,
+    daemon: "fdpassd",
+};
+
 /// Runs `fdpassctl`.
 pub(crate) fn main() -> ExitCode {
+    run_tool(FDPASSCTL)
+}
+
+/// Runs a program like `fdpassctl` for the daemon of this name.
+pub(crate) fn main_for(daemon: &str) -> ExitCode {
+    let argument = env::args_os().next().unwrap_or_default();
+    let file = Path::new(&argument).file_name().and_then(OsStr::to_str);
+    let program = file.unwrap_or(args::PROGRAM).to_owned().leak();
+    if !is_daemon_name(daemon) {
+        let _ = writeln!(
+            Patient(io::stderr()),
+            "{}: {daemon:?} is not a daemon's name",
+            Escaped(program)
+        );
+        return ExitCode::from(ExitStatus::Usage as u8);
+    }
+    run_tool(Tool { program, daemon })
+}
+
+fn run_tool(tool: Tool<'_>) -> ExitCode {
     let var = |key: &str| env::var_os(key);
     // Standard output is written by the line otherwise, and there may be a hundred thousand lines.
     let mut out = BufWriter::with_capacity(64 << 10, Patient(io::stdout().lock()));
     let exit = run(
+        tool,
         env::args_os(),
         var,
         Seen::from_environment(var),
@@ -57,14 +94,20 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(
+    tool: Tool<'_>,
     arguments: impl IntoIterator<Item = OsString>,
     var: impl Fn(&str) -> Option<OsString>,
     seen: Seen,
     out: &mut impl Write,
     err: &mut (impl Write + Send),
 ) -> ExitStatus {
-    let done = match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => perform(&arguments, &Session::new(&arguments, var, seen), out, err),
+    let parsed = args::command(tool.program).try_get_matches_from(arguments);
+    let parsed = parsed.and_then(|found| Arguments::from_arg_matches(&found));
+    let done = match parsed {
+        Ok(arguments) => {
+            let session = Session::new(&arguments, tool.daemon, var, seen);
+            perform(tool, &arguments, &session, out, err)
+        }
         Err(usage) if usage.use_stderr() => {
             // If this cannot be written either, nothing is left to do.
             let _ = write!(err, "{usage}");
@@ -80,7 +123,8 @@ fn run(
                 let _ = writeln!(
                     err,
                     "{} {}",
-                    seen.error_paint().on(BAD, "fdpassctl:"),
+                    seen.error_paint()
+                        .on(BAD, format!("{}:", Escaped(tool.program))),
                     Escaped(&error)
                 );
                 let _ = error
@@ -93,6 +137,7 @@ fn run(
 }
 
 fn perform(
+    tool: Tool<'_>,
     arguments: &Arguments,
     session: &Session,
     out: &mut impl Write,
@@ -106,12 +151,12 @@ fn perform(
         CtlVerb::LogLevel { level } => config::log_level(*level, session, out),
         CtlVerb::Metrics => metrics(session, out),
         CtlVerb::Call(call) => call::perform(call, session, out),
-        CtlVerb::Version => version(session, out),
+        CtlVerb::Version => version(tool, session, out),
         CtlVerb::Change(change) => change::perform(change, session, out, err),
         CtlVerb::App {
             what: AppVerb::Check(arguments),
         } => app::check(arguments, session, out),
-        CtlVerb::Completions { shell } => completions(*shell, out),
+        CtlVerb::Completions { shell } => completions(tool, *shell, out),
     }
 }
 
@@ -131,17 +176,18 @@ fn metrics(session: &Session, out: &mut impl Write) -> Result<(), Error> {
 }
 
 /// Prints a completion script. It is generated in memory because clap_complete panics when it cannot write.
-fn completions(shell: Shell, out: &mut impl Write) -> Result<(), Error> {
+fn completions(tool: Tool<'_>, shell: Shell, out: &mut impl Write) -> Result<(), Error> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "fdpassctl", &mut script);
+    let mut command = args::command(tool.program);
+    clap_complete::generate(shell, &mut command, tool.program, &mut script);
     out.write_all(&script).map_err(Error::Output)
 }
 
-/// Prints the version of fdpassctl, even if the daemon does not answer, and then that of the daemon.
-fn version(session: &Session, out: &mut impl Write) -> Result<(), Error> {
+/// Prints the version of the program, even if the daemon does not answer, and then that of the daemon.
+fn version(tool: Tool<'_>, session: &Session, out: &mut impl Write) -> Result<(), Error> {
     let own = env!("CARGO_PKG_VERSION");
     if !session.json {
-        writeln!(out, "fdpassctl {own}").map_err(Error::Output)?;
+        writeln!(out, "{} {own}", Escaped(tool.program)).map_err(Error::Output)?;
     }
     let daemon = match session
         .connect()
@@ -160,7 +206,7 @@ fn version(session: &Session, out: &mut impl Write) -> Result<(), Error> {
             let Version { name, version, pid } = parse(&result)?;
             writeln!(out, "{} {}, pid {pid}", Escaped(&name), Escaped(&version))
         }
-        None => writeln!(out, "{DAEMON}: not running"),
+        None => writeln!(out, "{}: not running", session.daemon),
     };
     written.map_err(Error::Output)
 }

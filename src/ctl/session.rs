@@ -17,12 +17,11 @@ use crate::proto::control;
 use crate::rpc_client::{self, Deadline, RpcClient, no_reply};
 use crate::sys::user::Holder;
 
-/// The name of the daemon, as in its paths.
-pub(super) const DAEMON: &str = "fdpassd";
-
 /// The settings from the command line and the environment for all verbs.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// The name of the daemon, as in its paths.
+    pub(super) daemon: String,
     places: Vec<PathBuf>,
     /// A directory of one of the places, which another user may have created.
     temporary: Option<PathBuf>,
@@ -36,12 +35,15 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         arguments: &Arguments,
+        daemon: &str,
         var: impl Fn(&str) -> Option<OsString>,
         seen: Seen,
     ) -> Session {
         let timeout = arguments.timeout();
-        let (places, temporary) = places(arguments, var);
+        let daemon = arguments.name.as_deref().unwrap_or(daemon).to_owned();
+        let (places, temporary) = places(arguments, &daemon, var);
         Session {
+            daemon,
             places,
             temporary,
             timeout,
@@ -101,23 +103,25 @@ impl Session {
 /// place that is given is the only one.
 fn places(
     arguments: &Arguments,
+    daemon: &str,
     var: impl Fn(&str) -> Option<OsString>,
 ) -> (Vec<PathBuf>, Option<PathBuf>) {
     if let Some(name) = &arguments.instance {
-        // The RuntimeDirectory= of fdpassd@.service.
-        let place = PathBuf::from(format!("/run/{DAEMON}-{name}/control.sock"));
+        // The RuntimeDirectory= of the unit of instances.
+        let place = PathBuf::from(format!("/run/{daemon}-{name}/control.sock"));
         return (vec![place], None);
     }
     let from_environment = || {
+        // A name on the command line is more specific.
         var("FDPASSD_SOCKET")
-            .filter(|path| !path.is_empty())
+            .filter(|path| !path.is_empty() && arguments.name.is_none())
             .map(PathBuf::from)
     };
     match arguments.socket.clone().or_else(from_environment) {
         Some(path) => (vec![path], None),
         None => (
-            control::places(DAEMON, user(), var),
-            Some(control::temporary(DAEMON, user())),
+            control::places(daemon, user(), var),
+            Some(control::temporary(daemon, user())),
         ),
     }
 }

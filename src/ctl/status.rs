@@ -41,7 +41,7 @@ fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
         let rows: Vec<_> = status.leaving.iter().map(leaving_row).collect();
         table::write(to, paint, LEAVING, &rows)?;
     }
-    write_deaths(to, &status.workers)
+    write_reasons(to, &status.workers)
 }
 
 /// Writes which daemon it is, and what it does at the moment.
@@ -245,14 +245,21 @@ fn state(state: WorkerState) -> Cell {
     Cell::styled(state.as_str(), of_state(state))
 }
 
-/// Writes why workers died, for which the rows have no room.
-fn write_deaths(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
+/// Writes why workers are unhealthy and why others died, for which the rows have no room.
+fn write_reasons(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
+    let unhealthy: Vec<_> = workers
+        .iter()
+        .filter_map(|worker| Some((worker.id?, worker.unhealthy.as_ref()?)))
+        .collect();
     let deaths: Vec<_> = workers
         .iter()
         .filter_map(|worker| Some((worker, worker.last_death.as_ref()?)))
         .collect();
-    if !deaths.is_empty() {
+    if !deaths.is_empty() || !unhealthy.is_empty() {
         writeln!(to)?;
+    }
+    for (id, why) in unhealthy {
+        writeln!(to, "worker {id} is unhealthy: {}", Escaped(why))?;
     }
     deaths
         .into_iter()

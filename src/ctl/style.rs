@@ -103,7 +103,7 @@ pub(super) fn of_state(state: WorkerState) -> Style {
     match state {
         WorkerState::Ready => GOOD,
         WorkerState::Starting | WorkerState::Draining | WorkerState::Waiting => NOTED,
-        WorkerState::Stalled | WorkerState::Held => BAD,
+        WorkerState::Stalled | WorkerState::Unhealthy | WorkerState::Held => BAD,
     }
 }
 

@@ -44,6 +44,7 @@ pub(super) fn status() -> Status {
         uptime_seconds: Some(273_600.0),
         restarts: 0,
         rss_bytes: Some(12 << 20),
+        unhealthy: None,
         last_death: None,
     };
     let draining = WorkerStatus {
@@ -60,6 +61,7 @@ pub(super) fn status() -> Status {
         uptime_seconds: Some(754.0),
         restarts: 3,
         rss_bytes: Some(8_900_000),
+        unhealthy: None,
         last_death: Some("killed by signal 11 in method \"resize\"".to_owned()),
         ..ready.clone()
     };
@@ -77,6 +79,7 @@ pub(super) fn status() -> Status {
         uptime_seconds: None,
         restarts: 5,
         rss_bytes: None,
+        unhealthy: None,
         last_death: Some("exited with status 70".to_owned()),
         ..ready.clone()
     };
@@ -159,7 +162,7 @@ fn ctl_seen(arguments: &[&str], environment: &[(&str, &str)], seen: Seen) -> Ran
             .map(|(_, value)| OsString::from(value))
     };
     let arguments = ["fdpassctl"].iter().chain(arguments).map(OsString::from);
-    let exit = run(arguments, var, seen, &mut out, &mut err);
+    let exit = run(FDPASSCTL, arguments, var, seen, &mut out, &mut err);
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     Ran {
         exit,
@@ -570,6 +573,7 @@ fn a_closed_pipe_is_silent_and_a_full_disk_is_reported() {
     ] {
         let mut err = Vec::new();
         let exit = run(
+            FDPASSCTL,
             ["fdpassctl", "--version"].map(OsString::from),
             |_| None,
             Seen::default(),

@@ -4,6 +4,7 @@ use super::daemon::DaemonClient;
 use super::host;
 use super::http::{HttpReply, HttpRequest, HttpStatus};
 use crate::proto::control::{Metrics, Status, Verb, WorkerState};
+use crate::proto::text::Escaped;
 
 /// Answers requests.
 #[derive(Debug)]
@@ -59,10 +60,10 @@ impl Answers {
     }
 }
 
-fn reply_for(reason: Option<&str>) -> HttpReply {
+fn reply_for(reason: Option<String>) -> HttpReply {
     match reason {
         None => HttpReply::sentence(HttpStatus::Ok, "ok"),
-        Some(reason) => HttpReply::sentence(HttpStatus::Unavailable, reason),
+        Some(reason) => HttpReply::sentence(HttpStatus::Unavailable, &reason),
     }
 }
 
@@ -77,6 +78,7 @@ fn health(status: &Status) -> String {
         .iter()
         .map(|missing| format!("missing: {missing}"))
         .chain(stale)
+        .chain(unhealthy_workers(status))
         .collect();
     if warnings.is_empty() {
         "ok".to_owned()
@@ -85,31 +87,47 @@ fn health(status: &Status) -> String {
     }
 }
 
+/// Returns each worker that is unhealthy, with the reason.
+fn unhealthy_workers(status: &Status) -> impl Iterator<Item = String> {
+    status.workers.iter().filter_map(|worker| {
+        let why = Escaped(worker.unhealthy.as_ref()?);
+        Some(format!("worker {} is unhealthy: {why}", worker.id?))
+    })
+}
+
+/// Returns whether a worker is in one of these states. A leaving worker serves until its successor does.
+fn has_worker(status: &Status, wanted: &[WorkerState]) -> bool {
+    let leaving = status.leaving.iter().map(|worker| worker.state);
+    let mut states = status.workers.iter().map(|w| w.state).chain(leaving);
+    states.any(|state| wanted.contains(&state))
+}
+
 /// Returns why no client is served.
-fn unhealthy(status: &Status) -> Option<&'static str> {
-    // A leaving worker serves until its successor does.
-    let states = status
-        .workers
-        .iter()
-        .map(|w| w.state)
-        .chain(status.leaving.iter().map(|w| w.state));
-    let is_ready = states.into_iter().any(|state| state == WorkerState::Ready);
+fn unhealthy(status: &Status) -> Option<String> {
     let reason = if status.stopping {
         "the daemon is stopping"
     } else {
         "no worker is ready"
     };
-    (!is_ready).then_some(reason)
+    // An unhealthy worker serves, so that the daemon need not be restarted.
+    let serves = has_worker(status, &[WorkerState::Ready, WorkerState::Unhealthy]);
+    (!serves).then(|| reason.to_owned())
 }
 
 /// Returns why new clients should go elsewhere.
-fn unready(status: &Status) -> Option<&'static str> {
-    match status {
-        Status { stopping: true, .. } => Some("the daemon is stopping"),
-        Status { drained: true, .. } => Some("the daemon is drained"),
+fn unready(status: &Status) -> Option<String> {
+    let reason = match status {
+        Status { stopping: true, .. } => "the daemon is stopping",
+        Status { drained: true, .. } => "the daemon is drained",
         Status { listeners, .. } if listeners.iter().any(|l| l.outage.is_some()) => {
-            Some("clients cannot connect to a listener")
+            "clients cannot connect to a listener"
         }
-        _ => unhealthy(status),
-    }
+        _ if has_worker(status, &[WorkerState::Ready]) => return None,
+        _ => {
+            let workers: Vec<String> = unhealthy_workers(status).collect();
+            let workers = Some(workers.join("; ")).filter(|workers| !workers.is_empty());
+            return unhealthy(status).or(workers);
+        }
+    };
+    Some(reason.to_owned())
 }

@@ -12,6 +12,8 @@ pub struct Candidate {
     pub worker: WorkerId,
     /// Whether the worker is ready and can be given a client now.
     pub has_capacity: bool,
+    /// Whether the worker is chosen only if no other has capacity.
+    pub is_unhealthy: bool,
     /// Requests that the worker is executing.
     pub executing: u64,
     /// Leases that the worker has not picked up yet.
@@ -45,11 +47,12 @@ impl Dispatcher {
     /// Returns the index of the worker for the next client; `None` if no worker has capacity.
     pub fn pick(&mut self, candidates: &[Candidate]) -> Option<usize> {
         let count = candidates.len();
-        let mut in_turn = (0..count)
+        let in_turn = (0..count)
             .map(|i| (self.next + i) % count)
             .filter(|i| candidates[*i].has_capacity);
         let chosen = match self.policy {
-            Dispatch::RoundRobin => in_turn.next(),
+            // `min_by_key` keeps the first of equals.
+            Dispatch::RoundRobin => in_turn.min_by_key(|i| candidates[*i].is_unhealthy),
             // `min_by` keeps the first of equals, so that ties go round.
             Dispatch::LeastLoaded => {
                 in_turn.min_by(|a, b| compare(&candidates[*a], &candidates[*b]))
@@ -60,13 +63,14 @@ impl Dispatcher {
     }
 }
 
-/// Compares executing requests first, then leases that are not picked up, then recent work, then clients.
+/// Compares health first, then executing requests, then leases that are not picked up, then recent work, then clients.
 ///
 /// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows which worker was
 /// scheduled last, and a few percent of work are noise: either would split the clients of a quiet daemon 170 to 30.
 fn compare(a: &Candidate, b: &Candidate) -> Ordering {
     let load = |c: &Candidate| {
         (
+            c.is_unhealthy,
             c.executing,
             c.waiting / 4,
             (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
@@ -102,6 +106,21 @@ mod tests {
         workers.iter_mut().for_each(|w| w.has_capacity = false);
         assert_eq!(dispatcher.pick(&workers), None);
         assert_eq!(dispatcher.pick(&[]), None);
+    }
+
+    #[test]
+    fn an_unhealthy_worker_is_chosen_only_if_no_other_has_capacity() {
+        for policy in [Dispatch::RoundRobin, Dispatch::LeastLoaded] {
+            let mut dispatcher = Dispatcher::new(policy);
+            let mut workers = idle(3);
+            workers[1].is_unhealthy = true;
+            workers[0].executing = 9;
+            for _ in 0..7 {
+                assert_ne!(dispatcher.pick(&workers), Some(1), "{policy:?}");
+            }
+            (workers[0].has_capacity, workers[2].has_capacity) = (false, false);
+            assert_eq!(dispatcher.pick(&workers), Some(1), "{policy:?}");
+        }
     }
 
     #[test]

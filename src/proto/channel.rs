@@ -20,8 +20,9 @@
 //!                  4 Released       u32 each     slots whose lease was revoked or given up
 //!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
 //!                  6 NearRequestLimit  -         the worker has answered almost as many requests as it may
-//!                  7 AppStarted     JSON         the pid of the worker's app, before Ready
-//!                  8 AppGone        JSON         why the worker and its app end; the worker exits after it
+//!                  7 Health         JSON         whether the worker is healthy again, or why it is not
+//!                  8 AppStarted     JSON         the pid of the worker's app, before Ready
+//!                  9 AppGone        JSON         why the worker and its app end; the worker exits after it
 //!
 //! lease record     see `proto/lease.rs`
 //! ```
@@ -95,6 +96,8 @@ pub enum ToMaster {
     /// The worker has answered [`Settings::near_limit_at`] requests, or its app uses much memory: its successor should
     /// be prepared.
     NearRequestLimit,
+    /// The result of the daemon's health function has changed.
+    Health(Health),
     /// The worker has started its app.
     AppStarted(AppStarted),
     /// The worker ends because of its app.
@@ -189,6 +192,13 @@ pub struct MethodName {
 pub struct Failed {
     /// Why, for the operator.
     pub reason: String,
+}
+
+/// The health of a worker that is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Why the worker is not healthy; none if it is.
+    pub unhealthy: Option<String>,
 }
 
 /// A worker's app was started.
@@ -301,8 +311,9 @@ impl Message for ToMaster {
             ToMaster::Released(slots) => numbers(4, slots, out),
             ToMaster::HasCapacity => out.push(5),
             ToMaster::NearRequestLimit => out.push(6),
-            ToMaster::AppStarted(started) => json(7, started, out),
-            ToMaster::AppGone(gone) => json(8, gone, out),
+            ToMaster::Health(health) => json(7, health, out),
+            ToMaster::AppStarted(started) => json(8, started, out),
+            ToMaster::AppGone(gone) => json(9, gone, out),
         }
     }
 
@@ -315,8 +326,9 @@ impl Message for ToMaster {
             4 => from_numbers(body).map(ToMaster::Released),
             5 if body.is_empty() => Ok(ToMaster::HasCapacity),
             6 if body.is_empty() => Ok(ToMaster::NearRequestLimit),
-            7 => Ok(ToMaster::AppStarted(from_json(body)?)),
-            8 => Ok(ToMaster::AppGone(from_json(body)?)),
+            7 => from_json(body).map(ToMaster::Health),
+            8 => Ok(ToMaster::AppStarted(from_json(body)?)),
+            9 => Ok(ToMaster::AppGone(from_json(body)?)),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -428,6 +440,10 @@ mod tests {
             ToMaster::Released(vec![0]),
             ToMaster::HasCapacity,
             ToMaster::NearRequestLimit,
+            ToMaster::Health(Health {
+                unhealthy: Some(reason.clone()),
+            }),
+            ToMaster::Health(Health { unhealthy: None }),
             ToMaster::Failed(Failed { reason }),
             ToMaster::Ready(Ready {
                 version,

@@ -1,21 +1,48 @@
-//! Functions of a daemon that no request calls: what it does when a client has left.
+//! Functions of a daemon that no request calls: what it does when a client has left, and whether it is healthy.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use super::WorkerLoop;
 use super::methods::Service;
+use crate::proto::channel::Health;
 use crate::proto::names::ClientId;
+use crate::sys::clock;
 
 pub(super) type OnClose<S> = Box<dyn Fn(&mut S, ClientId)>;
+pub(super) type HealthCheck<S> = Box<dyn Fn(&mut S) -> Result<(), String>>;
+
+/// The shortest time between two health checks.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The longest reason of an unhealthy worker, in characters.
+const MAX_REASON: usize = 1000;
 
 /// The functions of a daemon that no request calls.
 pub(crate) struct Hooks<S> {
     pub(crate) on_close: Option<OnClose<S>>,
+    /// With the time between two calls.
+    pub(crate) health: Option<(Duration, HealthCheck<S>)>,
 }
 
 impl<S> Default for Hooks<S> {
     fn default() -> Hooks<S> {
-        Hooks { on_close: None }
+        Hooks {
+            on_close: None,
+            health: None,
+        }
+    }
+}
+
+impl<S> Hooks<S> {
+    /// Returns the error of the program, if there is one.
+    pub(super) fn mistake(&self) -> Option<String> {
+        let (interval, _) = self.health.as_ref()?;
+        (*interval < MIN_INTERVAL).then(|| {
+            format!(
+                "the interval of health checks is {interval:?}; the shortest is {MIN_INTERVAL:?}"
+            )
+        })
     }
 }
 
@@ -25,7 +52,11 @@ impl Hooks<()> {
         let on_close = self
             .on_close
             .map(|call| -> OnClose<S> { Box::new(move |_: &mut S, client| call(&mut (), client)) });
-        Hooks { on_close }
+        let health = self.health.map(|(interval, check)| {
+            let check: HealthCheck<S> = Box::new(move |_: &mut S| check(&mut ()));
+            (interval, check)
+        });
+        Hooks { on_close, health }
     }
 }
 
@@ -61,7 +92,60 @@ impl LeftClients {
     }
 }
 
+/// The schedule of health checks.
+#[derive(Debug, Default)]
+pub(super) struct HealthSchedule {
+    /// None if the daemon has no health function.
+    interval: Option<Duration>,
+    /// ns of CLOCK_MONOTONIC.
+    next: u64,
+    /// What the master knows.
+    reported: Option<String>,
+}
+
+impl HealthSchedule {
+    /// Returns the schedule of a worker that is healthy `now`.
+    pub(super) fn new(interval: Option<Duration>, now: u64) -> HealthSchedule {
+        let mut schedule = HealthSchedule {
+            interval,
+            ..HealthSchedule::default()
+        };
+        schedule.schedule(now);
+        schedule
+    }
+
+    /// Returns when the next check is due.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.interval.map(|_| self.next)
+    }
+
+    fn schedule(&mut self, now: u64) {
+        let ns = self.interval.map_or(0, |interval| interval.as_nanos());
+        self.next = now.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
+    }
+}
+
 impl WorkerLoop<'_> {
+    /// Checks the health if that is due, and notes what the master must know.
+    pub(super) fn check_health(&mut self, service: &mut dyn Service) {
+        let is_due = self.health.next().is_some_and(|next| next <= self.time.now);
+        if !is_due || !self.may_serve() {
+            return;
+        }
+        match service.check_health() {
+            Ok(found) => {
+                let found = found.map(|why| why.chars().take(MAX_REASON).collect());
+                if found != self.health.reported {
+                    self.health.reported.clone_from(&found);
+                    self.master.health = Some(Health { unhealthy: found });
+                }
+            }
+            Err(why) => self.break_off(&why),
+        }
+        self.time.now = clock::monotonic();
+        self.health.schedule(self.time.now);
+    }
+
     /// Notifies the state of the clients that have left, after the master was: it waits for no method.
     pub(super) fn notify_of_left_clients(&mut self, service: &mut dyn Service) {
         if self.left.closed.is_empty() && self.left.moved.is_empty() {

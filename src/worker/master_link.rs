@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
-use crate::proto::channel::{AppGone, MAX_SLOTS, ToMaster, ToWorker};
+use crate::proto::channel::{AppGone, Health, MAX_SLOTS, ToMaster, ToWorker};
 use crate::sys::poll::{Interest, Poller};
 
 /// The channel to the master, and the reports that the master has yet to receive.
@@ -22,6 +22,7 @@ pub(super) struct MasterLink<'c> {
     pub(super) is_near_limit: bool,
     /// How the app has ended, because of which this worker ends.
     pub(super) app_gone: Option<AppGone>,
+    pub(super) health: Option<Health>,
 }
 
 impl<'c> MasterLink<'c> {
@@ -38,6 +39,7 @@ impl<'c> MasterLink<'c> {
             has_capacity: false,
             is_near_limit: false,
             app_gone: None,
+            health: None,
         })
     }
 
@@ -76,6 +78,14 @@ impl<'c> MasterLink<'c> {
         }
         while sent == Sent::Queued && !self.released.is_empty() {
             sent = send_slots(self.channel, &mut self.released, ToMaster::Released)?;
+        }
+        if sent == Sent::Queued
+            && let Some(health) = &self.health
+        {
+            sent = self.channel.send(&ToMaster::Health(health.clone()), &[])?;
+            if sent != Sent::Full {
+                self.health = None;
+            }
         }
         if sent == Sent::Queued && self.has_capacity {
             sent = self.channel.send(&ToMaster::HasCapacity, &[])?;

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
@@ -69,6 +70,7 @@ impl<S: 'static> Methods<S> {
         hooks: Hooks<S>,
     ) -> Result<Methods<S>, Vec<String>> {
         let mut mistakes: Vec<String> = own.iter().flat_map(Method::mistakes).collect();
+        mistakes.extend(hooks.mistake());
         let ping = Method::raw(PING, |_, params, out| builtin::ping(params, out));
         let list = Method::raw(METHODS, |_, _, _| Ok(()));
         let mut all = vec![
@@ -157,6 +159,15 @@ pub(crate) trait Service {
     /// # Errors
     /// Why this process cannot continue: the function panicked, and the state cannot be rebuilt.
     fn client_has_left(&mut self, client: ClientId) -> Result<(), String>;
+
+    /// Returns the time between two health checks, if the daemon has a health function.
+    fn health_interval(&self) -> Option<Duration>;
+
+    /// Calls the health function. Returns why the worker is unhealthy, if it is.
+    ///
+    /// # Errors
+    /// As [`Service::client_has_left`].
+    fn check_health(&mut self) -> Result<Option<String>, String>;
 }
 
 pub(crate) use crate::proto::frame::ByteOrder as Order;
@@ -289,6 +300,28 @@ impl<S: 'static> Service for RunningService<S> {
             self.renew()?;
         }
         Ok(())
+    }
+
+    fn health_interval(&self) -> Option<Duration> {
+        let health = self.methods.hooks.health.as_ref();
+        health.map(|(interval, _)| *interval)
+    }
+
+    fn check_health(&mut self) -> Result<Option<String>, String> {
+        let (Some((_, check)), Some(state)) = (&self.methods.hooks.health, &mut self.state) else {
+            return Ok(None);
+        };
+        let returned = catch_unwind(AssertUnwindSafe(|| check(state)));
+        fork::end_child();
+        match returned {
+            Ok(found) => Ok(found.err()),
+            Err(_) => {
+                let panic = last_panic();
+                log::error!("the health function {panic}; the state is created again");
+                self.renew()?;
+                Ok(Some("the health function panicked".to_owned()))
+            }
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use apps::App;
 use connection::{Connection, WaitingFor};
 use deadlines::Timers;
-use hooks::LeftClients;
+use hooks::{HealthSchedule, LeftClients};
 use master_link::MasterLink;
 use parking::Parking;
 use turn::{Ended, FOREIGN, Purpose, Tools, turn};
@@ -93,6 +93,7 @@ struct WorkerLoop<'c> {
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
     left: LeftClients,
+    health: HealthSchedule,
 }
 
 /// The time of the loop.
@@ -168,12 +169,14 @@ impl<'c> WorkerLoop<'c> {
             is_packing: false,
             handoff,
             left: LeftClients::default(),
+            health: HealthSchedule::default(),
         })
     }
 
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
         self.left = LeftClients::new(service.wants_left_clients());
+        self.health = HealthSchedule::new(service.health_interval(), self.time.now);
         let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
         while !self.is_finished() {
@@ -203,6 +206,7 @@ impl<'c> WorkerLoop<'c> {
                 self.check_app(woken);
             }
             self.flush_app()?;
+            self.check_health(service);
             if self.send_reports()? {
                 // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
                 self.hand_off_clients(service)?;
@@ -243,7 +247,7 @@ impl<'c> WorkerLoop<'c> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.timers.next(), self.app_deadline()];
+        let deadlines = [self.timers.next(), self.health.next(), self.app_deadline()];
         let deadline = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.time.now)))
     }

@@ -119,6 +119,9 @@ fn serve<S: 'static>(
     }
     let own_table = std::mem::take(&mut start.own_table);
     let mut own = RunningService::start(methods, info, own_table)?;
+    if let Some(why) = own.check_health()? {
+        return Err(format!("it is unhealthy: {why}"));
+    }
     let Some(spec) = &start.app else {
         return serve_methods(
             channel,

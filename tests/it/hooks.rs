@@ -1,5 +1,7 @@
 //! Functions of a daemon that no request calls, and what a method knows of its caller's connection.
 
+mod health;
+
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 

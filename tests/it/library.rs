@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use fdpassd::testing::{Client, Running};
@@ -135,6 +136,34 @@ fn a_daemon_of_your_own_uses_its_own_name_everywhere() {
     assert!(
         names.map(|name| assert_eq!(name, "resized\n")).count() > 0,
         "its workers go by that name too"
+    );
+    // As the user whose sockets are below this directory.
+    let by_name = |program: &Path, arguments: &[&str]| {
+        let program = program.to_str().expect("cargo's paths are UTF-8");
+        let mut command = nobody.as_ref().map_or_else(
+            || Command::new(program),
+            |nobody| nobody.command(program, 65_534),
+        );
+        let command = command.env_remove("RUNTIME_DIRECTORY");
+        command
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", home)
+            .env("HOME", home)
+            .output()
+    };
+    let named = by_name(Path::new(FDPASSCTL), &["-n", "resized", "version"]).expect("it runs");
+    let named = String::from_utf8_lossy(&named.stdout).into_owned();
+    assert!(
+        named.contains(&format!("\nresized {version}, pid ")),
+        "{named}"
+    );
+    let other = by_name(&example("counterctl"), &["status"]).expect("it runs");
+    let error = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(
+        other.status.code() == Some(3)
+            && error.starts_with("counterctl: ")
+            && error.contains("/counterd/control.sock"),
+        "{error}"
     );
     let said = run(FDPASSCTL, &["stop", "-s", &socket]);
     assert_eq!(

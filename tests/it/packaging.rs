@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
+use crate::common::faulty::example;
 use crate::common::needs::skip;
 use crate::common::program::run;
 use crate::common::{read, root};
@@ -69,6 +71,57 @@ fn an_instance_is_the_same_with_names_of_its_own() {
 }
 
 #[test]
+fn the_template_for_other_daemons_is_the_same_with_their_name() {
+    let own = read("packaging/systemd/fdpassd.service")
+        .replace(
+            "Documentation=man:fdpassd(8) man:fdpassctl(8) man:fdpassd.toml(5)\n",
+            "",
+        )
+        .replace("RPC daemon whose", "Counter whose")
+        .replace("fdpassctl", "counterctl")
+        .replace("fdpassd", "counterd");
+    let with_state = read("packaging/counterd/counterd.service");
+    let is_same = |line: &&str| !line.contains("StateDirectory") && !line.contains("STATE_");
+    assert_eq!(
+        with_state.lines().filter(is_same).collect::<Vec<_>>(),
+        own.lines().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn the_example_of_a_package_can_be_built() {
+    if !Path::new("/usr/bin/dpkg-deb").exists() {
+        return skip("dpkg-deb", "there is no dpkg-deb");
+    }
+    let target = tempfile::tempdir().expect("a directory");
+    let binaries = example("counterd");
+    let binaries = binaries.parent().expect("examples are in a directory");
+    let built = Command::new(root().join("packaging/counterd/build-deb"))
+        .arg(binaries)
+        .env("CARGO_TARGET_DIR", target.path())
+        .output()
+        .expect("it runs");
+    let error = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{error}");
+    let path = String::from_utf8_lossy(&built.stdout);
+    let tree = target.path().join("tree");
+    let tree = tree.to_str().expect("it is UTF-8");
+    let unpacked = run("/usr/bin/dpkg-deb", &["--raw-extract", path.trim(), tree]);
+    assert_eq!(unpacked.code, Some(0), "{unpacked:?}");
+    let tested = run(
+        format!("{tree}/usr/sbin/counterd"),
+        &["-t", "-c", &format!("{tree}/etc/counterd.toml")],
+    );
+    assert_eq!(tested.code, Some(0), "{tested:?}");
+    let help = run(format!("{tree}/usr/bin/counterctl"), &["--help"]).out;
+    assert!(help.starts_with("Usage: counterctl "), "{help}");
+    for script in ["postinst", "prerm", "postrm"] {
+        let checked = run("/bin/sh", &["-n", &format!("{tree}/DEBIAN/{script}")]);
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+    }
+}
+
+#[test]
 fn the_exposure_of_the_unit_is_low() {
     let unit = read("packaging/systemd/fdpassd.service");
     let private = read("packaging/systemd/drop-ins/private-network.conf");
@@ -118,6 +171,7 @@ fn the_package_is_of_this_version() {
 fn scripts_can_be_run() {
     for script in [
         "packaging/build-deb",
+        "packaging/counterd/build-deb",
         "packaging/debian/rules",
         "tests/systemd/run",
         "tests/systemd/lab",

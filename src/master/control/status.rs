@@ -174,7 +174,7 @@ impl Snapshot<'_> {
             id: worker.map(|worker| worker.id),
             pid: worker.map(|worker| worker.pid),
             generation: worker.map_or(self.settings.generation, |worker| worker.generation),
-            state: member.map_or(WorkerState::Waiting, worker_state),
+            state: member.map_or(WorkerState::Waiting, |member| worker_state(member, worker)),
             clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
             executing: header.map_or(0, |header| header.in_progress()),
             requests_total: totals.requests,
@@ -192,6 +192,7 @@ impl Snapshot<'_> {
             uptime_seconds: uptime,
             restarts: seat.spawned.saturating_sub(1),
             rss_bytes: worker.and_then(|worker| process::resident_memory(worker.pid)),
+            unhealthy: worker.and_then(|worker| worker.unhealthy.clone()),
             last_death: seat.last_death.clone(),
         }
     }
@@ -212,7 +213,7 @@ impl Snapshot<'_> {
             pid: worker.pid,
             seat: worker.seat as u32,
             generation: worker.generation,
-            state: worker_state(member),
+            state: worker_state(member, Some(worker)),
             reason,
             waits_for: waits_for(worker, member, clients),
             killed_in_seconds: by.map(|by| by.saturating_duration_since(now).as_secs_f64()),
@@ -246,10 +247,12 @@ fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
     }
 }
 
-fn worker_state(member: &Member) -> WorkerState {
+fn worker_state(member: &Member, worker: Option<&Worker>) -> WorkerState {
+    let is_unhealthy = worker.is_some_and(|worker| worker.unhealthy.is_some());
     match member.state {
         MemberState::Starting { .. } => WorkerState::Starting,
         MemberState::Ready { .. } if member.is_stalled => WorkerState::Stalled,
+        MemberState::Ready { .. } if is_unhealthy => WorkerState::Unhealthy,
         MemberState::Ready { .. } => WorkerState::Ready,
         MemberState::Held { .. } => WorkerState::Held,
         MemberState::Draining { .. } | MemberState::Killed => WorkerState::Draining,

@@ -67,6 +67,8 @@ pub(crate) enum Reason {
     Stall,
     /// The worker is held.
     Hold,
+    /// The worker is unhealthy.
+    Unhealthy,
     /// Another worker has less to do.
     Rebalance,
     /// The master was replaced, and all workers with it.
@@ -151,6 +153,7 @@ impl Label for Reason {
         (Reason::Drain, "drain"),
         (Reason::Stall, "stall"),
         (Reason::Hold, "hold"),
+        (Reason::Unhealthy, "unhealthy"),
         (Reason::Rebalance, "rebalance"),
         (Reason::Restart, "restart"),
     ];

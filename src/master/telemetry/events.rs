@@ -182,6 +182,7 @@ fn level(kind: Kind) -> Level {
         Kind::WorkerDied
         | Kind::ListenerEnded
         | Kind::WorkerStalled
+        | Kind::WorkerUnhealthy
         | Kind::WorkerKilled
         | Kind::Limit
         | Kind::ClientGivenUp

@@ -11,8 +11,9 @@ use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Life, Worker};
 use crate::proto::channel::{Ready, ToMaster, VERSION};
-use crate::proto::control::Kind;
+use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
+use crate::proto::text::Counted;
 use crate::sys::poll::Poller;
 
 /// Result of reading from a worker's channel.
@@ -49,7 +50,8 @@ impl Workers {
         };
         match worker.channel.receive(&mut self.scratch) {
             Ok(Incoming::Message(message, _)) => {
-                return self.handle(id, message, lifecycle, clients, telemetry, now);
+                let context = (lifecycle, poller);
+                return self.handle(id, message, context, clients, telemetry, now);
             }
             Ok(Incoming::Nothing) => {}
             // This is not the worker's death, which its collection reports. But no message can arrive any more. A
@@ -68,7 +70,7 @@ impl Workers {
         &mut self,
         id: WorkerId,
         message: ToMaster,
-        lifecycle: Lifecycle,
+        (lifecycle, poller): (Lifecycle, &Poller),
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         now: Instant,
@@ -105,8 +107,58 @@ impl Workers {
             // Waking the loop is enough.
             ToMaster::HasCapacity => {}
             ToMaster::NearRequestLimit => self.pool.near_request_limit(id),
+            ToMaster::Health(health) => {
+                self.set_health(id, health.unhealthy, clients, telemetry, poller);
+            }
         }
         Attended::Message
+    }
+
+    /// Notes the health of a worker. The clients of one that has become unhealthy move to healthy ones, if there are
+    /// any: without one they would only move from one unhealthy worker to another.
+    fn set_health(
+        &mut self,
+        id: WorkerId,
+        unhealthy: Option<String>,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+    ) {
+        let Some(worker) = self.all.get_mut(&id) else {
+            return;
+        };
+        let (before, about) = (worker.unhealthy.take(), worker.about());
+        worker.unhealthy.clone_from(&unhealthy);
+        let name = worker.name();
+        match unhealthy {
+            None if before.is_some() => {
+                let sentence = format_args!("{name} is healthy again");
+                telemetry.events.note(Kind::WorkerHealthy, about, sentence);
+            }
+            Some(why) if before.is_none() => {
+                let is_serving = self.ready().any(|worker| worker.id == id);
+                let has_others = self.ready().any(|worker| worker.unhealthy.is_none());
+                let moved = match is_serving && has_others {
+                    true => {
+                        self.revoke_and_notify(id, Reason::Unhealthy, clients, telemetry, poller)
+                    }
+                    false => 0,
+                };
+                let about = About {
+                    clients: Some(moved as u64),
+                    ..about
+                };
+                let consequence = match has_others {
+                    true => format!("{} moved to other workers", Counted(moved, "client")),
+                    false => "no worker is healthy, so its clients stay".to_owned(),
+                };
+                let sentence = format_args!("{name} is unhealthy: {why}; {consequence}");
+                telemetry
+                    .events
+                    .note(Kind::WorkerUnhealthy, about, sentence);
+            }
+            _ => {}
+        }
     }
 
     /// Empties slots that the worker is done with. `empty` does so with one slot.

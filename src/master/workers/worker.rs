@@ -42,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) shm: MasterShm,
     pub(crate) leases: Leases,
     pub(crate) methods: Vec<MethodName>,
+    /// Why the worker is unhealthy, in the words of the daemon's own health function.
+    pub(crate) unhealthy: Option<String>,
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
     pub(crate) app: WorkerApp,
@@ -219,6 +221,7 @@ impl Worker {
             shm,
             leases,
             methods,
+            unhealthy: None,
             failure: None,
             app: WorkerApp::default(),
             life: Life::Starting,
@@ -262,6 +265,7 @@ impl Worker {
         Candidate {
             worker: self.id,
             has_capacity: self.accepts(waiting, window),
+            is_unhealthy: self.unhealthy.is_some(),
             executing: header.in_progress(),
             waiting,
             busy: header.busy(now),

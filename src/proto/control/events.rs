@@ -115,6 +115,10 @@ named_variants! {
         WorkerStalled = "worker_stalled",
         /// A worker that was stuck continues.
         WorkerRevived = "worker_revived",
+        /// The daemon's health function reports that a worker cannot do its work.
+        WorkerUnhealthy = "worker_unhealthy",
+        /// A worker that was unhealthy is healthy again.
+        WorkerHealthy = "worker_healthy",
         /// A worker is being killed by the daemon.
         WorkerKilled = "worker_killed",
         /// A worker runs without clients, for an inspection.

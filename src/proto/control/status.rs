@@ -223,6 +223,9 @@ pub struct WorkerStatus {
     pub restarts: u64,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
+    /// Why the worker is unhealthy, if it is.
+    #[serde(default)]
+    pub unhealthy: Option<String>,
     /// Why the worker before this one ended, if it did so without a request.
     pub last_death: Option<String>,
 }
@@ -236,6 +239,8 @@ named_variants! {
         Ready = "ready",
         /// The worker is stuck: it gets no clients, and all but the one that it is stuck with were moved.
         Stalled = "stalled",
+        /// The worker is unhealthy: it serves, but gets clients only if no healthy worker has capacity.
+        Unhealthy = "unhealthy",
         /// The worker runs without clients until it is released.
         Held = "held",
         /// The worker retires.

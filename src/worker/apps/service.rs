@@ -1,5 +1,7 @@
 //! The methods of a worker with an app: its own, and those of the app.
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 
 use crate::proto::app::{AppMethod, MAX_METHODS};
@@ -126,6 +128,14 @@ impl Service for AppService<'_> {
 
     fn client_has_left(&mut self, client: ClientId) -> Result<(), String> {
         self.own.client_has_left(client)
+    }
+
+    fn health_interval(&self) -> Option<Duration> {
+        self.own.health_interval()
+    }
+
+    fn check_health(&mut self) -> Result<Option<String>, String> {
+        self.own.check_health()
     }
 
     fn app_method(&self, index: usize) -> Option<(&str, &str)> {

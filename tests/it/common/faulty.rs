@@ -68,6 +68,13 @@ pub fn start_with_switch(config: &str) -> (Running, Switch) {
     )
 }
 
+/// Starts it with a switch for the reason why its workers are unhealthy.
+pub fn start_with_health(config: &str) -> (Running, Switch) {
+    let switch = Switch(tempfile::tempdir().expect("a directory"));
+    let daemon = Setup::new(example("faulty"), config).variable("FAULTY_HEALTH", switch.path());
+    (daemon.start().expect("the daemon serves"), switch)
+}
+
 /// The worker that served a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Server {
