@@ -10,7 +10,7 @@ use super::methods::Service;
 use super::turn::{AppAnswer, Purpose};
 use super::{WorkerLoop, deadlines};
 use crate::proto::app::{CancelReason, FromApp};
-use crate::proto::channel::{AppEnd, AppGone, Health};
+use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::text::Escaped;
 use crate::sys::clock;
 use crate::sys::poll::{self, Interest, PollEvent};
@@ -94,7 +94,7 @@ impl WorkerLoop<'_> {
                     app.pulse.probed = None;
                     app.pulse.is_blocked = false;
                 }
-                FromApp::Health(unhealthy) => self.master.health = Some(Health { unhealthy }),
+                FromApp::Health(unhealthy) => self.report_health(unhealthy),
                 FromApp::Metrics(_) | FromApp::Nothing => {}
             }
         }

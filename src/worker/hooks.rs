@@ -134,16 +134,21 @@ impl WorkerLoop<'_> {
         }
         match service.check_health() {
             Ok(found) => {
-                let found = found.map(|why| why.chars().take(MAX_REASON).collect());
                 if found != self.health.reported {
                     self.health.reported.clone_from(&found);
-                    self.master.health = Some(Health { unhealthy: found });
+                    self.report_health(found);
                 }
             }
             Err(why) => self.break_off(&why),
         }
         self.time.now = clock::monotonic();
         self.health.schedule(self.time.now);
+    }
+
+    /// Notes what the master must know: why the worker is unhealthy, or that it is healthy again.
+    pub(super) fn report_health(&mut self, unhealthy: Option<String>) {
+        let unhealthy = unhealthy.map(|why| why.chars().take(MAX_REASON).collect());
+        self.master.health = Some(Health { unhealthy });
     }
 
     /// Notifies the state of the clients that have left, after the master was: it waits for no method.
