@@ -113,16 +113,23 @@ fn write_table(
     clients: &[ClientRow],
     total: usize,
 ) -> io::Result<()> {
-    let header = [
-        "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
-    ];
-    let columns = Columns {
-        header,
-        words: &[1, 2],
-        gives_way: seen.out.then_some((2, seen.width)),
-    };
-    let rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
-    table::write(to, seen.paint(), columns, &rows)?;
+    let gives_way = seen.out.then_some((2, seen.width));
+    let rows = clients.iter().map(|client| &client.status);
+    if rows.clone().any(|client| client.method.is_some()) {
+        let columns = Columns {
+            gives_way,
+            ..WITH_METHODS
+        };
+        let rows: Vec<_> = rows.map(row_with_method).collect();
+        table::write(to, seen.paint(), columns, &rows)?;
+    } else {
+        let columns = Columns {
+            gives_way,
+            ..WITHOUT_METHODS
+        };
+        let rows: Vec<_> = rows.map(row).collect();
+        table::write(to, seen.paint(), columns, &rows)?;
+    }
     match total {
         0 => writeln!(to, "no clients"),
         all if all > clients.len() => {
@@ -158,6 +165,42 @@ fn row(client: &ClientStatus) -> [Cell; 9] {
     ]
 }
 
+fn row_with_method(client: &ClientStatus) -> [Cell; 10] {
+    let [
+        id,
+        peer,
+        listener,
+        worker,
+        age,
+        idle,
+        requests,
+        moves,
+        bytes,
+    ] = row(client);
+    let method = Cell::foreign(client.method.as_deref().unwrap_or_default(), MAX_METHOD_LEN);
+    [
+        id, peer, listener, worker, age, idle, requests, moves, bytes, method,
+    ]
+}
+
+const WITHOUT_METHODS: Columns<9> = Columns {
+    header: [
+        "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
+    ],
+    words: &[1, 2],
+    gives_way: None,
+};
+
+const WITH_METHODS: Columns<10> = Columns {
+    header: [
+        "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES", "METHOD",
+    ],
+    words: &[1, 2, 9],
+    gives_way: None,
+};
+
+/// The longest name of a method that is shown in full.
+const MAX_METHOD_LEN: usize = 24;
 /// The longest address with its port.
 const MAX_PEER_LEN: usize = 48;
 /// The longest path of a socket, unless something in it is escaped.
@@ -168,6 +211,7 @@ mod tests {
     use std::slice;
 
     use super::*;
+    use crate::proto::control::ClientState;
 
     fn client(id: u64, requests: u64, age_seconds: f64, peer: &str) -> ClientStatus {
         ClientStatus {
@@ -175,6 +219,8 @@ mod tests {
             peer: peer.to_owned(),
             listener: Some("127.0.0.1:8080".to_owned()),
             worker: Some(WorkerId(3)),
+            state: Some(ClientState::Idle),
+            method: None,
             age_seconds,
             idle_seconds: 0.5,
             requests,
@@ -253,6 +299,19 @@ mod tests {
             "in full elsewhere"
         );
         assert!(table(&[], 0).ends_with("\nno clients\n"));
+        let away = ClientStatus {
+            method: Some("price\x1b".to_owned()),
+            ..client(7, 1, 3.0, "")
+        };
+        let shown = table(&[client(1, 0, 0.0, ""), away], 2);
+        assert!(
+            shown
+                .lines()
+                .next()
+                .expect("a header")
+                .ends_with(" BYTES METHOD")
+        );
+        assert!(shown.ends_with(" 0 price\\x1b\n"), "{shown}");
     }
 
     #[test]

@@ -36,6 +36,11 @@ fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     writeln!(to)?;
     let rows: Vec<_> = status.workers.iter().map(row).collect();
     table::write(to, paint, WORKERS, &rows)?;
+    let apps: Vec<_> = status.workers.iter().filter_map(app_row).collect();
+    if !apps.is_empty() {
+        writeln!(to)?;
+        table::write(to, paint, APPS, &apps)?;
+    }
     if !status.leaving.is_empty() {
         writeln!(to)?;
         let rows: Vec<_> = status.leaving.iter().map(leaving_row).collect();
@@ -221,10 +226,28 @@ fn row(worker: &WorkerStatus) -> [Cell; 13] {
         shown(worker.p99_seconds, time),
         shown(worker.uptime_seconds, in_letters),
         short(worker.restarts).into(),
-        shown(worker.rss_bytes, |bytes| {
-            format!("{:.0}M", bytes as f64 / MIB)
-        }),
+        shown(worker.rss_bytes, mebibytes),
     ]
+}
+
+/// Returns the row of a worker's app, if it has one.
+fn app_row(worker: &WorkerStatus) -> Option<[Cell; 7]> {
+    let app = worker.app.as_ref()?;
+    let word =
+        |text: &Option<String>| Cell::foreign(text.as_deref().unwrap_or_default(), MAX_WORD_LEN);
+    Some([
+        shown(worker.id, |id| id.to_string()),
+        app.pid.to_string().into(),
+        word(&app.name),
+        word(&app.version),
+        short(worker.away).into(),
+        short(app.concurrency.into()).into(),
+        shown(app.rss_bytes, mebibytes),
+    ])
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.0}M", bytes as f64 / MIB)
 }
 
 fn leaving_row(worker: &LeavingStatus) -> [Cell; 9] {
@@ -287,6 +310,15 @@ const WORKERS: Columns<13> = Columns {
     gives_way: None,
 };
 
+const APPS: Columns<7> = Columns {
+    header: ["WORKER", "PID", "APP", "VERSION", "AWAY", "MOST", "RSS"],
+    words: &[2, 3],
+    gives_way: None,
+};
+
+/// The longest name or version of an app that is shown in full.
+const MAX_WORD_LEN: usize = 24;
+
 const LEAVING: Columns<9> = Columns {
     header: [
         "ID",
@@ -310,6 +342,7 @@ mod tests {
     use super::*;
     use crate::ctl::style::Seen;
     use crate::ctl::tests::status;
+    use crate::proto::control::AppStatus;
     use crate::proto::names::{Generation, WorkerId};
 
     fn table(status: &Status) -> String {
@@ -341,6 +374,26 @@ last worker in seat 2: exited with status 70
 ";
         assert_eq!(shown, expected);
         assert!(shown.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn apps_have_a_table_of_their_own() {
+        let mut status = status();
+        status.workers[0].away = 3;
+        status.workers[0].app = Some(AppStatus {
+            pid: 4713,
+            name: Some("shop\x1b".to_owned()),
+            version: None,
+            concurrency: 64,
+            rss_bytes: Some(41 << 20),
+        });
+        let shown = table(&status);
+        let expected = "
+WORKER  PID APP      VERSION AWAY MOST RSS
+     1 4713 shop\\x1b            3   64 41M
+
+predecessor of worker 17";
+        assert!(shown.contains(expected), "{shown}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) fn status() -> Status {
         state: WorkerState::Ready,
         clients: 617,
         executing: 2,
+        away: 0,
+        app: None,
         requests_total: 12_345_678,
         errors_total: 40,
         panics_total: 0,

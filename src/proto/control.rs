@@ -50,12 +50,14 @@ use serde::{Deserialize, Serialize};
 use super::names::{Generation, WorkerId};
 use super::paths::{exact, shown};
 
-pub use clients::{ClientStatus, ClientsAfter, ClientsPage, Cursor, Kick, Kicked, PAGE_LEN};
+pub use clients::{
+    ClientState, ClientStatus, ClientsAfter, ClientsPage, Cursor, Kick, Kicked, PAGE_LEN,
+};
 pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
 pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
 pub use status::{
-    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict, WorkerState,
-    WorkerStatus,
+    AppStatus, LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict,
+    WorkerState, WorkerStatus,
 };
 
 /// The longest body of a request, in bytes.

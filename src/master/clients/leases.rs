@@ -61,6 +61,10 @@ pub(crate) struct SlotFigures {
     pub(crate) requests: u64,
     /// Number of unread and unsent bytes.
     pub(crate) bytes: u64,
+    /// `None` if the client has no worker.
+    pub(crate) state: Option<LeaseState>,
+    /// Number of the method that executes its request.
+    pub(crate) executing: Option<u32>,
 }
 
 /// Result of a worker's message that it is done with a slot.
@@ -135,7 +139,8 @@ impl Leases {
             let (client, shared_slot) = (self.client(slot)?, shm.slot(slot)?);
             let cursors = shared_slot.cursors();
             // The last cursors in the slot of an idle client do not count: it has nothing there.
-            let is_idle = self.state(slot, shm) == Some(LeaseState::Idle);
+            let state = self.state(slot, shm);
+            let is_idle = state == Some(LeaseState::Idle);
             let bytes = if is_idle {
                 0
             } else {
@@ -148,6 +153,8 @@ impl Leases {
                     active: shared_slot.last_active(),
                     requests: shared_slot.requests(),
                     bytes,
+                    state,
+                    executing: shared_slot.executing(),
                 },
             ))
         })

@@ -9,10 +9,11 @@ use crate::master::clients::leases::SlotFigures;
 use crate::master::control::Snapshot;
 use crate::master::telemetry::events::Since;
 use crate::proto::control::{
-    ClientStatus, ClientsAfter, ClientsPage, Cursor, Effective, Events, KeyOrigin, Origin,
-    PAGE_LEN, Refusal, RefusalCode,
+    ClientState, ClientStatus, ClientsAfter, ClientsPage, Cursor, Effective, Events, KeyOrigin,
+    Origin, PAGE_LEN, Refusal, RefusalCode,
 };
 use crate::proto::names::WorkerId;
+use crate::shm::LeaseState;
 use crate::sys::clock;
 
 /// The worker id that stands for clients without a worker.
@@ -20,6 +21,19 @@ const NO_WORKER: WorkerId = WorkerId(0);
 
 /// The TOML value of a key whose value the master chooses.
 const AUTO: &str = "\"auto\"";
+
+/// Returns what a client with a worker is doing.
+fn client_state(state: LeaseState) -> ClientState {
+    match state {
+        LeaseState::Idle => ClientState::Idle,
+        LeaseState::Parked => ClientState::Parked,
+        LeaseState::Busy => ClientState::Busy,
+        LeaseState::Away => ClientState::Away,
+        LeaseState::Closed => ClientState::Closing,
+        // The worker has given it up, and the master has not read that yet.
+        LeaseState::Revoked | LeaseState::RevokedParked | LeaseState::Free => ClientState::Waiting,
+    }
+}
 
 impl Snapshot<'_> {
     /// Returns one page of clients, from the given position.
@@ -89,6 +103,7 @@ impl Snapshot<'_> {
             active: unleased.times.1,
             requests: unleased.requests,
             bytes,
+            ..SlotFigures::default()
         };
         self.client_status(&unleased.client, None, shared_slot)
     }
@@ -101,8 +116,12 @@ impl Snapshot<'_> {
             active,
             requests,
             bytes,
+            state,
+            executing,
         }: SlotFigures,
     ) -> ClientStatus {
+        let serving = worker.and_then(|id| self.workers.all.get(&id));
+        let method = executing.and_then(|number| serving?.method_of(number));
         let listener = self
             .listeners
             .all
@@ -114,6 +133,8 @@ impl Snapshot<'_> {
             peer: client.peer.to_string(),
             listener: listener.map(|listener| listener.address.to_string()),
             worker,
+            state: Some(state.map_or(ClientState::Waiting, client_state)),
+            method: method.map(str::to_owned),
             age_seconds: clock::monotonic_seconds()
                 .saturating_sub(client.since)
                 .into(),

@@ -8,9 +8,10 @@ use crate::master::listeners::gate::Pause;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Summary;
 use crate::master::workers::SeatTotals;
+use crate::master::workers::app::WorkerApp;
 use crate::pool::{Member, MemberState};
 use crate::proto::control::{
-    LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
+    AppStatus, LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
 };
 use crate::proto::text::Counted;
 use crate::sys::{clock, process};
@@ -177,6 +178,8 @@ impl Snapshot<'_> {
             state: member.map_or(WorkerState::Waiting, |member| worker_state(member, worker)),
             clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
             executing: header.map_or(0, |header| header.in_progress()),
+            away: header.map_or(0, |header| header.away()),
+            app: worker.and_then(|worker| app_status(&worker.app)),
             requests_total: totals.requests,
             errors_total: totals.errors,
             panics_total: totals.panics,
@@ -245,6 +248,17 @@ fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
         (_, None) if clients > 0 => format!("the turns of {} to end", Counted(clients, "client")),
         (_, None) => "its exit".to_owned(),
     }
+}
+
+fn app_status(app: &WorkerApp) -> Option<AppStatus> {
+    let info = app.info.as_ref()?;
+    Some(AppStatus {
+        pid: info.pid,
+        name: info.name.clone(),
+        version: info.version.clone(),
+        concurrency: info.concurrency,
+        rss_bytes: process::resident_memory(info.pid),
+    })
 }
 
 fn worker_state(member: &Member, worker: Option<&Worker>) -> WorkerState {

@@ -73,7 +73,7 @@ fn write_lives(text: &mut MetricsText, master: &Snapshot<'_>) {
 }
 
 fn write_each(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
-    let each: [(&str, &str, &str, WorkerFigure); 5] = [
+    let each: [(&str, &str, &str, WorkerFigure); 7] = [
         (
             "worker_clients",
             GAUGE,
@@ -97,6 +97,22 @@ fn write_each(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
             GAUGE,
             "Resident memory of the worker.",
             |w, _| w.rss_bytes.map(|bytes| bytes as f64),
+        ),
+        (
+            "worker_requests_away",
+            GAUGE,
+            "Requests that the worker's app executes.",
+            |w, _| Some(w.away as f64),
+        ),
+        (
+            "worker_app_resident_memory_bytes",
+            GAUGE,
+            "Resident memory of the worker's app; 0 without one.",
+            |w, _| {
+                w.app
+                    .as_ref()
+                    .map_or(Some(0.0), |app| Some(app.rss_bytes? as f64))
+            },
         ),
         (
             "worker_busy_ratio",

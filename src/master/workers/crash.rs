@@ -176,9 +176,10 @@ impl Blame {
             .as_ref()
             .map(|request| format!(" in {request}"))
             .unwrap_or_default();
-        match (end.app.filter(|gone| gone.end != AppEnd::Finished), failure) {
-            (_, Some(failure)) => format!("{}{memory}{request}: {failure}", end.exit),
-            (Some(gone), None) => format!("ended: its app {}{memory}{request}", gone.reason),
+        let app = end.app.filter(|gone| gone.end != AppEnd::Finished);
+        match (app, failure) {
+            (Some(gone), _) => format!("ended{memory}{request}: its app {}", gone.reason),
+            (None, Some(failure)) => format!("{}{memory}{request}: {failure}", end.exit),
             (None, None) => format!("{}{memory}{request}", end.exit),
         }
     }
@@ -454,11 +455,8 @@ mod tests {
         let mut telemetry = Telemetry::new();
         let (left, now) = (left(requests), Instant::now());
         let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
-        assert!(
-            blame
-                .cause(end, None)
-                .starts_with("ended: its app has ended")
-        );
+        let cause = blame.cause(end, Some("the same".to_owned()));
+        assert!(cause.starts_with("ended in ") && cause.ends_with(": its app has ended"));
         (blame, telemetry.counts.reruns)
     }
 

@@ -104,7 +104,7 @@ impl Worker {
     }
 
     /// Returns the name of the method with this number.
-    fn method_of(&self, number: u32) -> Option<&str> {
+    pub(crate) fn method_of(&self, number: u32) -> Option<&str> {
         let method = self.methods.get((number as usize).checked_sub(1)?)?;
         Some(&method.name)
     }

@@ -51,6 +51,12 @@ pub struct ClientStatus {
     pub listener: Option<String>,
     /// The worker that has its lease; none while it waits for one.
     pub worker: Option<WorkerId>,
+    /// What it is doing; none in the reply of an older daemon.
+    #[serde(default)]
+    pub state: Option<ClientState>,
+    /// The method that executes its request; none if none does, or if it is an inline one.
+    #[serde(default)]
+    pub method: Option<String>,
     /// The time since it connected.
     pub age_seconds: f64,
     /// The time since it last sent or received a byte.
@@ -61,6 +67,24 @@ pub struct ClientStatus {
     pub moves: u32,
     /// The number of its bytes in the shared memory: an unfinished request, requests not begun, replies not sent.
     pub bytes: u64,
+}
+
+named_variants! {
+    /// What a client is doing.
+    ClientState {
+        /// Nothing of it is in the shared memory.
+        Idle = "idle",
+        /// The rest of a request is missing, or replies are unsent.
+        Parked = "parked",
+        /// Its worker serves it.
+        Busy = "busy",
+        /// The worker's app executes its request.
+        Away = "away",
+        /// Its worker has closed it.
+        Closing = "closing",
+        /// It has no worker.
+        Waiting = "waiting",
+    }
 }
 
 /// Params of `kick`.

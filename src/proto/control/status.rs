@@ -199,8 +199,14 @@ pub struct WorkerStatus {
     pub state: WorkerState,
     /// Clients leased to it.
     pub clients: u64,
-    /// Requests it is executing.
+    /// Requests it is executing: in its process, or in its app.
     pub executing: u64,
+    /// Of these, requests that its app is executing.
+    #[serde(default)]
+    pub away: u64,
+    /// The worker's app; none if it has none.
+    #[serde(default)]
+    pub app: Option<AppStatus>,
     /// Requests answered in this seat.
     pub requests_total: u64,
     /// Of these, with an error.
@@ -228,6 +234,21 @@ pub struct WorkerStatus {
     pub unhealthy: Option<String>,
     /// Why the worker before this one ended, if it did so without a request.
     pub last_death: Option<String>,
+}
+
+/// The app of a worker: a process that executes methods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppStatus {
+    /// The app's process.
+    pub pid: u32,
+    /// Its name, if it has reported one.
+    pub name: Option<String>,
+    /// Its version, if it has reported one.
+    pub version: Option<String>,
+    /// The most requests that it executes at a time.
+    pub concurrency: u32,
+    /// Resident memory of the process.
+    pub rss_bytes: Option<u64>,
 }
 
 named_variants! {

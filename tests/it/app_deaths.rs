@@ -1,0 +1,360 @@
+//! Apps, workers and masters are killed while many requests are away. Each request appends a line to a file: one that is
+//! not idempotent at most once, the others at most twice.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use fdpassd::proto::control::Status;
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::common::needs::skip;
+use crate::common::program::run;
+use crate::common::random::Random;
+use crate::common::restart::{self, How};
+use crate::common::{FDPASSD, kernel, let_pass, start};
+
+const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_deaths/app.py");
+
+/// Returns a configuration with this app. `None` without Python.
+fn config(workers: usize, concurrency: usize, more: &str) -> Option<String> {
+    if run("python3", &["--version"]).code != Some(0) {
+        skip("python3", "there is no python3");
+        return None;
+    }
+    Some(format!(
+        "workers.count = {workers}\n\
+         app.command = [\"python3\", \"{APP}\", \"{{dir}}/journal\", \"{concurrency}\"]\n{more}"
+    ))
+}
+
+/// Returns the processes of apps of the daemon in this directory.
+fn apps(directory: &Path) -> Vec<u32> {
+    let journal = directory.join("journal");
+    let journal = journal.to_string_lossy().into_owned();
+    let all = fs::read_dir("/proc").expect("/proc can be read").flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split('\0').any(|argument| argument == journal)
+    })
+    .collect()
+}
+
+/// Kills a process that may have ended.
+fn kill_9(pid: u32) {
+    let sent = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
+}
+
+/// Replies of one kind of request: by number, whether it was a result.
+#[derive(Debug, Default)]
+struct Replies {
+    orders: HashMap<u64, bool>,
+    prices: HashMap<u64, bool>,
+}
+
+/// Clients that send requests until they are stopped, and check that the replies come in order.
+struct Shoppers {
+    is_over: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Replies>>,
+}
+
+impl Shoppers {
+    fn start(daemon: &Running, clients: u64) -> Shoppers {
+        let (is_over, answered, next) =
+            <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let thread = |id| {
+            let client = daemon.connect();
+            let (is_over, answered, next) = (is_over.clone(), answered.clone(), next.clone());
+            thread::spawn(move || shop(client, id, &is_over, &answered, &next))
+        };
+        let threads = (0..clients).map(thread).collect();
+        Shoppers {
+            is_over,
+            answered,
+            threads,
+        }
+    }
+
+    /// Waits for this many more replies.
+    fn wait_for(&self, more: u64) {
+        let wanted = self.answered.load(Ordering::Relaxed) + more;
+        eventually("requests are answered", || {
+            (self.answered.load(Ordering::Relaxed) >= wanted).then_some(())
+        });
+    }
+
+    /// Stops the clients, and compares their replies with what the apps have begun. Returns the number of replies, and
+    /// of those that are errors.
+    fn finish(self, journal: &Path) -> (usize, usize) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let mut all = Replies::default();
+        for thread in self.threads {
+            let replies = thread.join().expect("each reply is right");
+            all.orders.extend(replies.orders);
+            all.prices.extend(replies.prices);
+        }
+        let mut begun: HashMap<u64, u32> = HashMap::new();
+        for line in fs::read_to_string(journal)
+            .expect("the apps write it")
+            .lines()
+        {
+            let number = line
+                .split(' ')
+                .next()
+                .and_then(|number| number.parse().ok());
+            *begun.entry(number.expect("a number")).or_default() += 1;
+        }
+        for (number, is_result) in &all.orders {
+            let times = begun.get(number).copied().unwrap_or(0);
+            assert!(
+                times <= 1 && times >= u32::from(*is_result),
+                "order {number}: {times}"
+            );
+        }
+        for (number, is_result) in &all.prices {
+            let times = begun.get(number).copied().unwrap_or(0);
+            assert!(
+                times <= 2 && times >= u32::from(*is_result),
+                "price {number}: {times}"
+            );
+        }
+        let replies: Vec<&bool> = all.orders.values().chain(all.prices.values()).collect();
+        let errors = replies.iter().filter(|is_result| !***is_result).count();
+        (replies.len(), errors)
+    }
+}
+
+fn shop(
+    mut client: Client,
+    id: u64,
+    is_over: &AtomicBool,
+    answered: &AtomicU64,
+    next: &AtomicU64,
+) -> Replies {
+    let mut replies = Replies::default();
+    let mut random = Random(id + 1);
+    while !is_over.load(Ordering::Relaxed) {
+        let batch: Vec<(u64, bool)> = (0..random.below(3) + 1)
+            .map(|_| {
+                (
+                    next.fetch_add(1, Ordering::Relaxed) + 1,
+                    random.below(2) == 0,
+                )
+            })
+            .collect();
+        for (number, is_order) in &batch {
+            let method = if *is_order { "order" } else { "price" };
+            client.request(method, json!({"n": number, "ms": random.below(30)}));
+        }
+        for (number, is_order) in batch {
+            let result = client.reply().value();
+            let is_result = match &result {
+                Ok(value) => {
+                    assert_eq!(*value, number, "replies come in order");
+                    true
+                }
+                Err(fault) => {
+                    assert_eq!(fault.code(), "crashed", "{fault}");
+                    false
+                }
+            };
+            let kind = if is_order {
+                &mut replies.orders
+            } else {
+                &mut replies.prices
+            };
+            kind.insert(number, is_result);
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    replies
+}
+
+/// Checks that nothing was lost, and that no app is left after the daemon.
+fn end(mut daemon: Running, clients: u64) {
+    let status = daemon.status();
+    assert_eq!((status.lost_total, status.quarantined.len()), (0, 0));
+    assert!(status.accepted_total >= clients && status.closed_for_crashes_total == 0);
+    let directory = daemon.directory().to_owned();
+    daemon.signal("INT");
+    daemon.wait();
+    eventually("all apps have ended", || {
+        apps(&directory).is_empty().then_some(())
+    });
+}
+
+fn journal(daemon: &Running) -> PathBuf {
+    daemon.directory().join("journal")
+}
+
+/// How many kills a test makes; `FDPASSD_APP_KILLS` for long runs.
+fn kills() -> u64 {
+    let wanted = std::env::var("FDPASSD_APP_KILLS").ok();
+    wanted.and_then(|kills| kills.parse().ok()).unwrap_or(30)
+}
+
+#[test]
+fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
+    const CLIENTS: u64 = 48;
+    let Some(config) = config(2, 32, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let shoppers = Shoppers::start(&daemon, CLIENTS);
+    shoppers.wait_for(200);
+    let mut random = Random::new("FDPASSD_APP_SEED");
+    for _ in 0..kills() {
+        let (workers, apps) = (daemon.worker_pids(), apps(daemon.directory()));
+        let one = random.below(workers.len().min(apps.len()).max(1) as u64) as usize;
+        match random.below(5) {
+            0 => apps.get(one).copied().into_iter().for_each(kill_9),
+            1 => workers.get(one).copied().into_iter().for_each(kill_9),
+            2 => apps.into_iter().chain(workers).for_each(kill_9),
+            3 => workers.into_iter().chain(apps).for_each(kill_9),
+            _ => apps.into_iter().for_each(kill_9),
+        }
+        let_pass(Duration::from_millis(random.below(60)));
+        daemon.wait_for_workers();
+        shoppers.wait_for(100);
+    }
+    let (replies, errors) = shoppers.finish(&journal(&daemon));
+    let status = daemon.status();
+    println!(
+        "{replies} replies, {errors} crashed, {} deaths",
+        status.deaths_total
+    );
+    assert!(status.reruns_total > 0 && errors > 0, "requests were away");
+    eventually("there is one app for each worker", || {
+        (apps(daemon.directory()).len() == 2).then_some(())
+    });
+    let is_descriptor_of_app = |(_, name): &(PathBuf, String)| name.contains("[pidfd]");
+    let left = kernel::descriptors(daemon.pid());
+    assert!(!left.iter().any(is_descriptor_of_app), "{left:?}");
+    end(daemon, CLIENTS);
+}
+
+#[test]
+fn kills_of_masters_lose_nothing_and_keep_the_order() {
+    const CLIENTS: u64 = 32;
+    let Some(config) = config(2, 16, "limits.restart-grace = \"5ms\"\n") else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let daemon = manager.setup(FDPASSD, &config).start();
+    let mut daemon = daemon.expect("it serves");
+    daemon.wait_until("the store is confirmed", |status: &Status| {
+        status.restart_keeps_clients
+    });
+    daemon.wait_for_workers();
+    let shoppers = Shoppers::start(&daemon, CLIENTS);
+    for how in [How::ALL, How::ALL].concat() {
+        shoppers.wait_for(150);
+        daemon = restart::restart(&manager, daemon, how, Path::new(FDPASSD));
+    }
+    shoppers.wait_for(150);
+    let (replies, errors) = shoppers.finish(&journal(&daemon));
+    println!("{replies} replies, {errors} crashed");
+    end(daemon, CLIENTS);
+}
+
+#[test]
+fn ten_kills_of_an_app_quarantine_no_method() {
+    let Some(config) = config(1, 1, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    let mut client = daemon.connect();
+    for number in 1..=11 {
+        client.request("order", json!({"n": number, "ms": 60_000}));
+        daemon.wait_until("it is away", |status| status.workers[0].away == 1);
+        apps(daemon.directory()).into_iter().for_each(kill_9);
+        let fault = client.reply().value().expect_err("its app was killed");
+        assert_eq!(fault.code(), "crashed");
+    }
+    let status = daemon.status();
+    assert_eq!((status.quarantined.len(), status.clients), (0, 1));
+    daemon.wait_for_log("ended in method \"order\" of client 1 (");
+    daemon.wait_for_log("): its app was killed by signal 9 (SIGKILL); 1 client moved");
+    daemon.wait_for_log("1 request answered with crashed; its successor starts now");
+    // But those that end the app do.
+    for _ in 0..10 {
+        let fault = daemon
+            .call("exit", json!({"status": 3}))
+            .expect_err("it ends its app");
+        assert_eq!(fault.code(), "crashed");
+    }
+    assert_eq!(daemon.status().quarantined, ["exit"]);
+    daemon.wait_for_log("): its app exited with status 3: no more stock; ");
+    end_quarantined(daemon);
+}
+
+fn end_quarantined(mut daemon: Running) {
+    let directory = daemon.directory().to_owned();
+    daemon.signal("INT");
+    daemon.wait();
+    eventually("all apps have ended", || {
+        apps(&directory).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn an_app_killed_while_idle_costs_no_caller_an_answer() {
+    let Some(config) = config(1, 8, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    let mut client = daemon.connect();
+    for round in 1..4 {
+        let first = client.call("pid", ()).expect("a pid");
+        apps(daemon.directory()).into_iter().for_each(kill_9);
+        daemon.wait_until("the death is noticed", |status| {
+            status.deaths_total == round
+        });
+        assert_ne!(client.call("pid", ()).expect("a pid"), first);
+    }
+    assert_eq!(daemon.status().errors_total, 0);
+    end(daemon, 1);
+}
+
+#[test]
+fn requests_wait_for_a_permit_elsewhere_if_the_app_stops() {
+    let more = "limits.stall-timeout = \"200ms\"\nlimits.request-timeout = \"3s\"\n";
+    let Some(config) = config(2, 1, more) else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let mut stopped = daemon.connect();
+    stopped.request("order", json!({"n": 1, "ms": 60_000}));
+    let busy = daemon.wait_until("it is away", |status| {
+        status.workers.iter().any(|worker| worker.away == 1)
+    });
+    assert_eq!(busy.skew.map(|skew| skew.clients), Some(2.0));
+    let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    for other in &mut others {
+        other.request("price", json!({"n": 2}));
+    }
+    for other in &mut others {
+        assert_eq!(other.reply().value().expect("elsewhere"), 2);
+    }
+    let fault = stopped.reply().value().expect_err("it takes too long");
+    assert_eq!(fault.code(), "timeout");
+    daemon.wait_for_workers();
+    assert_eq!(
+        stopped.call("price", json!({"n": 3})).expect("it goes on"),
+        3
+    );
+    end(daemon, 7);
+}
