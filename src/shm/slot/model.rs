@@ -93,6 +93,34 @@ impl<W: Word> Shm<W> {
         Some(n)
     }
 
+    /// Worker: makes a turn in which the client's request leaves for an app; `None` if the lease is not its own.
+    fn depart(&self, lease_number: u32) -> Option<u32> {
+        let slot = self.slot();
+        let n = self.read(slot.claim(lease_number)?) + 1;
+        let (cursors, flags, _) = after_turn(n);
+        self.bytes.set(n);
+        slot.flip(&cursors, flags);
+        slot.execute(7, n);
+        slot.release(lease_number, LeaseState::Away);
+        Some(n)
+    }
+
+    /// Worker: makes the turn in which the answer of turn `n` returns.
+    fn complete(&self, lease_number: u32, n: u32) -> u32 {
+        let (slot, n) = (self.slot(), n + 1);
+        assert_eq!(slot.executing(), Some(7), "the request is still away");
+        assert!(slot.claim_away(lease_number));
+        slot.commit(n, n);
+        assert_eq!(slot.executing(), None);
+        let (cursors, flags, found) = after_turn(n);
+        self.bytes.set(n);
+        slot.flip(&cursors, flags);
+        slot.set_requests(n.into());
+        slot.touch(n.into());
+        slot.release(lease_number, state(found));
+        n
+    }
+
     /// Either side: revokes the lease, and returns the number of the last turn.
     fn revoke(&self, lease_number: u32) -> Option<u32> {
         let found = self.slot().revoke(lease_number)?;
@@ -191,6 +219,25 @@ impl Word for Unordered {
 #[should_panic(expected = "Causality violation")]
 fn without_memory_order_the_model_fails() {
     turns_and_a_revocation(|value| Unordered(ModelWord::new(value)));
+}
+
+/// The master finds the client before its request leaves or after its answer, and never while it is away.
+#[test]
+fn a_request_that_is_away_cannot_be_revoked() {
+    model(
+        ModelWord::new,
+        |shm| {
+            let left = shm.depart(1)?;
+            Some([left, shm.complete(1, left)])
+        },
+        |shm| shm.revoke(1),
+        |shm, turns, revoked| match (turns, revoked) {
+            (None, revoked) => assert_eq!(revoked, Some(0)),
+            (Some([1, 2]), None) => assert_eq!(shm.revoke(1), Some(2)),
+            (Some([1, 2]), Some(2)) => assert_eq!(shm.turn(1), None),
+            other => panic!("{other:?}"),
+        },
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 # The app of the tests: asyncio, without a library. Each method does what its name says, wrong things among them.
-import asyncio, json, os, signal, socket, struct, sys, time
+import asyncio, json, os, signal, socket, struct, sys
+from asyncio import sleep as pause
+from time import sleep as block
 
 for name in ("SIGTERM", "SIGINT", "SIGHUP"):
     signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -32,18 +34,18 @@ async def answer(writer, request):
     elif method == "sleep":
         ms, word = params
         count(word)
-        await asyncio.sleep(ms / 1000)
+        await pause(ms / 1000)
         result = [word, cancelled.pop(id, None)]
     elif method == "until_cancelled":
         count("begun")
         while id not in cancelled:
-            await asyncio.sleep(0.005)
+            await pause(0.005)
         count(cancelled[id])
     elif method == "never":
         count("never")
         return
     elif method == "block":
-        time.sleep(params / 1000)
+        block(params / 1000)
     elif method == "exit":
         print("the reason of the exit", file=sys.stderr, flush=True)
         os._exit(params)
