@@ -300,7 +300,7 @@ func TestPanicAnswersAllCallsThenEndsTheApp(t *testing.T) {
 			}
 		}
 		w.logged("<3>method panic: panic: ")
-		w.logged(`<3>.*app_test\.go`)
+		w.logged(`<3>    .*app_test\.go`)
 	}
 }
 

@@ -45,6 +45,7 @@ func isSocket(fd int) bool {
 // Writes an error to the log. Each line is a record with its level as in sd-daemon(3).
 func logError(format string, arguments ...any) {
 	text := strings.TrimRight(fmt.Sprintf(format, arguments...), "\n")
+	text = strings.ReplaceAll(text, "\t", "    ") // A log escapes tabs.
 	var lines bytes.Buffer
 	for _, line := range strings.Split(text, "\n") {
 		lines.WriteString("<3>")

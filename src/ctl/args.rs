@@ -451,7 +451,7 @@ Daemon   reload, upgrade  apply the configuration file; run the new program
          log-level, reopen-log   show or change the log level; reopen the file
          version          versions of fdpassctl and of the daemon
          completions      a shell completion script (bash, zsh or fish)
-Apps     app              check a program that is to be an app
+Apps     app              check whether a program can be an app
 Options  -n, --name <NAME>, -i, --instance <NAME>, -s, --socket <PATH>  daemon
          --timeout <TIME>      how long to wait: 10s, or 1m for long operations
          --json, -q, --quiet   one line of JSON; no progress on standard error

@@ -301,13 +301,16 @@ fn read(file: &Path) -> String {
 
 /// All files of the repository.
 fn files() -> Vec<PathBuf> {
+    // By the tools of other languages.
+    let made = ["__pycache__", ".mypy_cache", "node_modules"];
     let not_ours = [".git", "target", "fuzz/corpus", "fuzz/target"].map(|name| root().join(name));
     let mut files = Vec::new();
     let mut folders = vec![root().to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder can be read") {
             let path = entry.expect("an entry can be read").path();
-            if not_ours.contains(&path) {
+            let is_made = made.iter().any(|name| path.ends_with(name));
+            if is_made || not_ours.contains(&path) {
                 continue;
             }
             if path.is_dir() {

@@ -151,6 +151,15 @@ class Waiting(unittest.TestCase):
         worker.call("plain", 1)
         self.assertEqual(worker.end()[0], 0)
 
+    def test_an_exit_in_a_method_answers_no_other_request(self) -> None:
+        worker = self.worker(WAITING + "@app.method\nasync def leave(): raise SystemExit('enough')\n")
+        worker.send(worker.request("wait", "a"))
+        worker.call("plain", 1)
+        worker.send(worker.request("leave"))
+        with self.assertRaisesRegex(EOFError, "enough"):
+            worker.read()
+        self.assertEqual(worker.process.wait(), 1)
+
     def test_uvloop_serves_as_well(self) -> None:
         try:
             import uvloop  # noqa: F401

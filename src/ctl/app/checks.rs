@@ -175,7 +175,7 @@ fn by_hand(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
     }
     match ended {
         Ok(true) if status.code() == Some(USAGE) && !said.is_empty() => Finding::passed(format!(
-            "started by hand, it says: {}",
+            "started by hand, it prints: {}",
             said.lines().next().unwrap_or_default()
         )),
         Ok(true) => Finding::noted(format!(

@@ -255,6 +255,14 @@ def why_failed(error: BaseException) -> dict[str, Any]:
     return {"failed": f"{name}: {text}" if text else name}
 
 
+def status_of(error: SystemExit) -> int:
+    """Returns the exit status that Python has for this, after it has printed a reason that is no number."""
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
+    return 1
+
+
 def end(status: int = 0) -> NoReturn:
     """Ends the process at once, with threads and children as they are."""
     try:

@@ -8,12 +8,13 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from ._app import end, why_failed
+from ._app import end, status_of, why_failed
 from ._call import Call, current
 from ._frames import Splitter, Undecodable, perform, unreadable
 from ._log import log_exception
@@ -29,15 +30,25 @@ _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) el
 
 def serve(app: App, inherited: Inherited) -> NoReturn:
     """Serves the methods of an app."""
-    with asyncio.Runner(loop_factory=app._loop_factory) as runner:
-        runner.run(_serve(app, inherited))
+    loop = (app._loop_factory or asyncio.new_event_loop)()
+    asyncio.set_event_loop(loop)
+    connection = _Connection(app, inherited, loop)
+    try:
+        loop.run_until_complete(_serve(app, inherited, connection))
+    except SystemExit as error:
+        # A method ends the process. Its earlier answers count. Other requests are not cancelled, which would answer
+        # them: another app may execute those that are idempotent once more.
+        connection.status = status_of(error)
+        try:
+            loop.run_until_complete(connection.drain())
+        finally:
+            end(connection.status)
     end()
 
 
-async def _serve(app: App, inherited: Inherited) -> None:
+async def _serve(app: App, inherited: Inherited, connection: _Connection) -> None:
     loop = asyncio.get_running_loop()
     stream = socket.socket(fileno=inherited.descriptor)
-    connection = _Connection(app, inherited, loop)
     try:
         for function in app._at_start:
             await _run(function)
@@ -64,7 +75,7 @@ async def _serve(app: App, inherited: Inherited) -> None:
         except Exception as error:
             log_exception("stop of the app", error)
     await connection.drain()
-    end()
+    end(connection.status)
 
 
 class _Connection(asyncio.Protocol):
@@ -83,12 +94,16 @@ class _Connection(asyncio.Protocol):
         #: Messages of other threads, which wait for the loop.
         self._messages: list[dict[str, Any]] = []
         self._is_flush_due = False
+        #: What is left of this turn of asyncio's own loop; None of any other loop.
+        self._ready: deque[Any] | None = getattr(loop, "_ready", None)
         self._thread = threading.get_ident()
         self._threads: ThreadPoolExecutor | None = None
         self._is_stopping = False
         self._is_gone = False
         self._is_drained = asyncio.Event()
         self._is_drained.set()
+        #: The exit status.
+        self.status = 0
         #: Set when the last answer is out after `stop`, or the worker is gone.
         self.ended = asyncio.Event()
 
@@ -207,7 +222,13 @@ class _Connection(asyncio.Protocol):
 
     def _done(self, message: dict[str, Any]) -> None:
         del self._calls[message["id"]]
-        self._flush_soon()
+        if self._is_flush_due:
+            return
+        if self._ready is not None and not self._ready:
+            # Nothing else runs in this turn, so the answer need not wait for the next one.
+            self._flush()
+        else:
+            self._flush_soon()
 
     def _cancel(self, number: int, why: str) -> None:
         call = self._calls.get(number)
