@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
 use super::{CHANNEL, WorkerLoop, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
-use crate::logging;
+use crate::logging::{self, scope};
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
 use crate::shm::{Layout, WorkerShm};
@@ -112,6 +112,8 @@ fn serve<S: 'static>(
         config: (),
     };
     let own_table = std::mem::take(&mut start.own_table);
+    let names = methods.names().into_iter().map(|method| method.name);
+    scope::set_worker(start.worker, names.collect());
     let mut service = RunningService::start(methods, info, own_table)?;
     if let Some(why) = service.check_health()? {
         return Err(format!("it is unhealthy: {why}"));
