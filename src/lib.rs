@@ -61,12 +61,36 @@
 //!   killed when the worker ends, unless it has a session of its own (setsid(1)).
 //! * **Descriptors.** A method that closes a descriptor it does not own (a double close) ends its worker as soon as the
 //!   worker detects it. The clients are recovered.
-//! * **Logging.** Records of the `log` crate go where the daemon's own go; their key-values become fields.
+//! * **Logging.** Records of the `log` crate go where the daemon's own go; their key-values become fields, which text shows
+//!   behind the message. Each record of a worker has the field `worker`, and one of a method also `client` and `method`.
 //! * **Threads.** A state may have threads, and they may write to any descriptor of their own. [`Daemon::run`] should be
 //!   called by the first thread of the process, the one that runs `main`. If a worker is killed while it writes to a Unix
 //!   client, the kernel's I/O account of the serving thread (`wchar` and `syscw` of `/proc/PID/task/TID/io`) shows how much
 //!   of the reply was sent, and only the account of the first thread outlasts its thread. A client for which that is uncertain
 //!   is closed and counted as `lost`.
+//!
+//! # What `main` runs in
+//!
+//! The program runs itself in several roles, so `main` runs once in each of these processes, up to [`Daemon::run`]:
+//!
+//! ```text
+//! process              started                                              runs of the daemon's code, besides main
+//! master               by you or the service manager                        config: the type's Deserialize
+//!   -t, -T             by an operator; also -V and --help                   config: the type's Deserialize
+//!   after an upgrade   by the master, in the same process                   config: the type's Deserialize
+//! worker               by the master: one per seat, and each replacement    state, methods, health, on_close
+//! exporter             by the master, if metrics.listen is set              nothing
+//! upgrade's check      by the master, before an upgrade: check-handover     config: the type's Deserialize
+//! configuration check  by the master, for a reload: read-configuration      config: the type's Deserialize
+//! ```
+//!
+//! So `main` should build the daemon and run it, and nothing else. A file that is opened, a thread that is started or a
+//! line that is printed there exists in all of these processes; a thread in the master would make its forks unsafe. What
+//! workers need belongs in [`Daemon::state`]. Arguments belong to the daemon: settings are in its configuration
+//! ([`Daemon::config`]) or in environment variables, which all of these processes inherit from the master.
+//!
+//! The processes inherit nothing else from the master but standard output and standard error. The program file is opened
+//! once: after it was replaced, a reload still starts the old one, and an upgrade or a restart the new one.
 //!
 //! [`testing`] starts a daemon in your tests.
 //!

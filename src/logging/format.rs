@@ -16,7 +16,7 @@ pub(super) fn for_people(now: SystemTime, line: &Line) -> String {
         "{} {} {}\n",
         humantime::format_rfc3339_millis(now),
         word(line.level),
-        Escaped(&line.message)
+        Escaped(line.text())
     )
 }
 
@@ -26,17 +26,13 @@ pub(super) fn for_file(now: SystemTime, name: &str, line: &Line) -> String {
         "{time} {}[{pid}] {} {}\n",
         Escaped(name),
         word(line.level),
-        Escaped(&line.message)
+        Escaped(line.text())
     )
 }
 
 /// Formats a line for standard error that is connected to the journal: sd-daemon(3).
 pub(super) fn for_journal_stream(line: &Line) -> String {
-    format!(
-        "<{}>{}\n",
-        severity(line.level) as u8,
-        Escaped(&line.message)
-    )
+    format!("<{}>{}\n", severity(line.level) as u8, Escaped(line.text()))
 }
 
 /// Formats a line as one JSON object on one line. Strings hold what was logged, with JSON's own escapes.

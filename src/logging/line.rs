@@ -1,10 +1,13 @@
 //! A log event, before it is formatted.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use log::kv::{self, Key, VisitSource, VisitValue};
 use log::{Level, Record};
 use serde_json::Value;
+
+use super::scope;
 
 /// An event as it was logged. Nothing of it is escaped: each format does that in its own way.
 #[derive(Debug)]
@@ -13,6 +16,8 @@ pub(super) struct Line {
     pub(super) message: String,
     /// Fields for machines; no name twice.
     pub(super) fields: Vec<(String, Value)>,
+    /// Whether text for people has the fields, too. The sentences of the daemon itself contain them.
+    pub(super) shows_fields: bool,
 }
 
 impl Line {
@@ -22,6 +27,7 @@ impl Line {
             level,
             message: message.into(),
             fields: Vec::new(),
+            shows_fields: false,
         }
     }
 
@@ -32,8 +38,36 @@ impl Line {
         let _ = record
             .key_values()
             .visit(&mut FieldCollector(&mut line.fields));
+        scope::add(&mut line.fields);
+        line.shows_fields = !is_own(record.target());
         line
     }
+
+    /// Returns the text for people, not escaped: the message and, in a line of a daemon's author, ` name=value` for each
+    /// field.
+    pub(super) fn text(&self) -> Cow<'_, str> {
+        if !self.shows_fields || self.fields.is_empty() {
+            return Cow::Borrowed(&self.message);
+        }
+        let mut text = self.message.clone();
+        for (name, value) in &self.fields {
+            let name = name.replace(|c: char| c.is_whitespace() || c == '=', "_");
+            let is_plain = |c: char| c.is_alphanumeric() || "_.:/@+-".contains(c);
+            let _ = match value {
+                Value::String(word) if !word.is_empty() && word.chars().all(is_plain) => {
+                    write!(text, " {name}={word}")
+                }
+                value => write!(text, " {name}={value}"),
+            };
+        }
+        Cow::Owned(text)
+    }
+}
+
+/// Returns whether a record is of this crate.
+fn is_own(target: &str) -> bool {
+    let crate_name = target.split("::").next().unwrap_or_default();
+    crate_name == env!("CARGO_CRATE_NAME")
 }
 
 /// Formats a value; of a `Display` that fails, up to the failure.
@@ -101,10 +135,11 @@ impl<'v> VisitValue<'v> for &mut Read {
 
 #[cfg(test)]
 impl Line {
-    /// Returns the line of `log::log!` with these fields.
+    /// Returns the line of `log::log!` of this crate with these fields.
     pub(super) fn from_parts(level: Level, message: &str, fields: &[(&str, kv::Value)]) -> Line {
         Line::from_record(
             &Record::builder()
+                .target(module_path!())
                 .level(level)
                 .args(format_args!("{message}"))
                 .key_values(&fields)
@@ -160,6 +195,25 @@ mod tests {
             line.fields,
             expected.map(|(name, value)| (name.to_owned(), value))
         );
+    }
+
+    #[test]
+    fn text_of_a_daemons_author_has_its_fields() {
+        let fields = [
+            ("ms", kv::Value::from(12)),
+            ("path", kv::Value::from("/a-b/c.d")),
+            ("a b=c", kv::Value::from("d \"e\"")),
+            ("nothing", kv::Value::from("")),
+        ];
+        let mut line = Line::from_parts(Level::Info, "slow", &fields);
+        assert_eq!(line.text(), "slow");
+        line.shows_fields = true;
+        let expected = r#"slow ms=12 path=/a-b/c.d a_b_c="d \"e\"" nothing="""#;
+        assert_eq!(line.text(), expected);
+        line.fields.clear();
+        assert_eq!(line.text(), "slow");
+        assert!(is_own("fdpassd") && is_own("fdpassd::master"));
+        assert!(!is_own("fdpassd_shop") && !is_own("shop::fdpassd") && !is_own(""));
     }
 
     #[test]

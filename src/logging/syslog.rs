@@ -39,7 +39,7 @@ impl Syslog {
 
     pub(super) fn send(&self, line: &Line) -> io::Result<()> {
         let mut datagram = Vec::new();
-        let message = Escaped(&line.message);
+        let message = Escaped(line.text());
         self.format
             .format(&mut datagram, severity(line.level), message)
             .map_err(io::Error::other)?;

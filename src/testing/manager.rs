@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::Setup;
 use super::directory::Directory;
-use crate::sys::poll::{Interest, Poller};
+use super::{PACE, Setup, TIMEOUT};
+use crate::sys::fd;
+use crate::sys::notify::NotifySocket;
+use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::socket::{self, Received};
 
 /// A service manager with a descriptor store (sd_notify(3), `FDSTORE=1`).
@@ -24,6 +26,13 @@ pub struct ServiceManager {
     end: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     _directory: Directory,
+}
+
+/// Copies what a manager has stored, for a daemon that starts.
+#[derive(Debug)]
+pub(super) struct StoredCopies {
+    path: PathBuf,
+    state: Arc<Mutex<ManagerState>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,24 +70,16 @@ impl ServiceManager {
         }
     }
 
-    /// Returns the settings of a daemon that this manager starts, with copies of everything stored.
-    ///
-    /// # Panics
-    /// If no descriptors are left.
+    /// Returns the settings of a daemon that this manager starts. It is passed copies of everything that is stored when
+    /// it starts: [`Setup::start_after`] waits for the end of the previous daemon first.
     #[must_use]
     pub fn setup(&self, program: impl AsRef<OsStr>, config: &str) -> Setup {
-        let setup = Setup::new(program, config);
-        let setup = setup
+        Setup::new(program, config)
             .variable("NOTIFY_SOCKET", &self.path)
-            .variable("FDPASSD_KEEP_CLIENTS", "1");
-        self.lock()
-            .stored
-            .iter()
-            .fold(setup, |setup, (name, descriptor)| {
-                setup.handed(
-                    name,
-                    descriptor.try_clone().expect("a descriptor can be copied"),
-                )
+            .variable("FDPASSD_KEEP_CLIENTS", "1")
+            .stored(StoredCopies {
+                path: self.path.clone(),
+                state: Arc::clone(&self.state),
             })
     }
 
@@ -129,7 +130,33 @@ impl ServiceManager {
     }
 
     fn lock(&self) -> MutexGuard<'_, ManagerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+}
+
+fn lock(state: &Mutex<ManagerState>) -> MutexGuard<'_, ManagerState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StoredCopies {
+    /// Returns a copy of each descriptor, with its name. As systemd does, the manager handles all messages of the
+    /// previous daemon before.
+    pub(super) fn take(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let (ours, theirs) = fd::pipe()?;
+        let socket = NotifySocket::new(self.path.as_os_str())?;
+        while let Err(e) = socket.send(b"BARRIER=1", std::slice::from_ref(&theirs)) {
+            if e.kind() != io::ErrorKind::WouldBlock {
+                return Err(e);
+            }
+            thread::sleep(PACE);
+        }
+        drop(theirs);
+        poll::wait_for(&ours, Interest::End, TIMEOUT)?;
+        let state = lock(&self.state);
+        let copies = state.stored.iter();
+        copies
+            .map(|(name, stored)| Ok((name.clone(), stored.try_clone()?)))
+            .collect()
     }
 }
 
@@ -159,10 +186,7 @@ fn listen(socket: &UnixDatagram, end: &OwnedFd, state: &Mutex<ManagerState>) {
         }) = receive(socket, &mut datagram)
         {
             let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
-            state
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .receive(text, descriptors);
+            lock(state).receive(text, descriptors);
         }
         if events.iter().any(|event| event.token == 1) {
             return;

@@ -9,6 +9,7 @@ use std::{fs, io};
 
 use super::directory::Directory;
 use super::error::Error;
+use super::manager::StoredCopies;
 use super::output::ProcessOutput;
 use super::running::Running;
 use crate::proto::names::Address;
@@ -29,6 +30,7 @@ pub struct Setup {
     command: Command,
     config: String,
     handed: Vec<(String, OwnedFd)>,
+    stored: Option<StoredCopies>,
 }
 
 impl Setup {
@@ -41,6 +43,7 @@ impl Setup {
             command: Command::new(program),
             config: config.to_owned(),
             handed: Vec::new(),
+            stored: None,
         }
     }
 
@@ -63,6 +66,12 @@ impl Setup {
     #[must_use]
     pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
         self.handed.push((name.to_owned(), listener.into()));
+        self
+    }
+
+    /// Passes copies of what a service manager has stored when the daemon starts.
+    pub(super) fn stored(mut self, stored: StoredCopies) -> Setup {
+        self.stored = Some(stored);
         self
     }
 
@@ -94,8 +103,13 @@ impl Setup {
         let file = directory.0.join(CONFIG);
         fs::write(&file, config).map_err(Error::setup)?;
         self.command.arg("-c").arg(file);
-        if !self.handed.is_empty() {
-            self.command = hand_over(&self.command, self.handed).map_err(Error::setup)?;
+        let stored = self
+            .stored
+            .map_or_else(|| Ok(Vec::new()), |stored| stored.take());
+        let mut passed = stored.map_err(Error::setup)?;
+        passed.extend(self.handed);
+        if !passed.is_empty() {
+            self.command = hand_over(&self.command, passed).map_err(Error::setup)?;
         }
         self.command
             .stdin(Stdio::null())

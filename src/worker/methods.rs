@@ -11,6 +11,7 @@ use super::builtin;
 use super::hooks::Hooks;
 use super::method::Method;
 use super::reply::{Call, Fault, Reply};
+use crate::logging::scope;
 use crate::proto::channel::MethodName;
 use crate::proto::names::{ClientId, Generation, WorkerId};
 use crate::proto::rpc::Code;
@@ -109,7 +110,7 @@ impl<S: 'static> Methods<S> {
         self.all.retain(|method| method.name != name);
     }
 
-    fn names(&self) -> Vec<MethodName> {
+    pub(super) fn names(&self) -> Vec<MethodName> {
         let name = |method: &Method<S>| MethodName {
             name: method.name.clone(),
             idempotent: method.is_idempotent,
@@ -263,6 +264,7 @@ impl<S: 'static> Service for RunningService<S> {
         let Some(state) = &mut self.state else {
             return Err(Failure::Broken("there is no state".to_owned()));
         };
+        scope::enter(call.client, Some(index));
         let mut reply = Reply::new(buffer, &method.reply_name, call);
         // A panic may leave the state inconsistent: it is replaced.
         let returned = catch_unwind(AssertUnwindSafe(|| {
@@ -270,7 +272,7 @@ impl<S: 'static> Service for RunningService<S> {
         }));
         // A child forked by the method would answer a second time.
         fork::end_child();
-        match returned {
+        let result = match returned {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
             Ok(Err(fault)) => Err(Failure::Fault(method.permitted(fault))),
             Err(_) => {
@@ -279,10 +281,14 @@ impl<S: 'static> Service for RunningService<S> {
                     method.name,
                     last_panic()
                 );
-                self.renew().map_err(Failure::Broken)?;
-                Err(Failure::Panicked)
+                match self.renew() {
+                    Ok(()) => Err(Failure::Panicked),
+                    Err(why) => Err(Failure::Broken(why)),
+                }
             }
-        }
+        };
+        scope::leave();
+        result
     }
 
     fn wants_left_clients(&self) -> bool {
@@ -293,8 +299,10 @@ impl<S: 'static> Service for RunningService<S> {
         let (Some(call), Some(state)) = (&self.methods.hooks.on_close, &mut self.state) else {
             return Ok(());
         };
+        scope::enter(client, None);
         let returned = catch_unwind(AssertUnwindSafe(|| call(state, client)));
         fork::end_child();
+        scope::leave();
         if returned.is_err() {
             log::error!("on_close {}; the state is created again", last_panic());
             self.renew()?;

@@ -9,7 +9,7 @@ use super::apps::{App, AppService, StartingApp};
 use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
-use crate::logging;
+use crate::logging::{self, scope};
 use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
 use crate::shm::{Layout, WorkerShm};
@@ -118,6 +118,8 @@ fn serve<S: 'static>(
         methods.remove(builtin::DEMONSTRATION);
     }
     let own_table = std::mem::take(&mut start.own_table);
+    let names = methods.names().into_iter().map(|method| method.name);
+    scope::set_worker(start.worker, names.collect());
     let mut own = RunningService::start(methods, info, own_table)?;
     if let Some(why) = own.check_health()? {
         return Err(format!("it is unhealthy: {why}"));

@@ -185,13 +185,37 @@ fn each_process_counts_repeated_messages() {
         .filter_map(|line| Some(line.split_once(' ')?.1))
         .collect();
     let expected = [
-        "warn the same",
+        "warn the same event=asked client=1 worker=1 method=log",
         "warn last message repeated 999 times",
-        "warn another one",
-        "warn the last one",
+        "warn another one event=asked client=1 worker=1 method=log",
+        "warn the last one event=asked client=1 worker=1 method=log",
         "warn last message repeated 2 times",
     ];
     assert_eq!(told, expected);
+}
+
+#[test]
+fn lines_of_a_daemons_author_have_their_scope() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    let server = faulty::whoami(&mut client);
+    let (worker, number) = (server.worker, server.client);
+    client.call("keep", false).expect("a result");
+    let panicked = client.call("panic_elsewhere", "x");
+    assert_eq!(panicked.expect("a result"), true);
+    drop(client);
+    // Of a function that no request calls: there is a client, and no method.
+    let line =
+        format!("info worker {worker} forgets client {number} worker={worker} client={number}\n");
+    daemon.wait_for_log(&line);
+    let mut client = daemon.connect();
+    let number = faulty::whoami(&mut client).client;
+    client.request("until_half_closed", ());
+    client.finish();
+    assert_eq!(client.reply().value().expect("a result"), true);
+    daemon.wait_for_log(&format!(
+        "client {number} sends nothing more worker={worker} client={number} method=until_half_closed\n"
+    ));
 }
 
 #[test]
@@ -232,6 +256,10 @@ fn json_lines_are_objects_of_the_same_events_with_their_fields() {
     assert_eq!(
         (&line["event"], &line["client"], &line["message"]),
         (&"asked".into(), &server.client.into(), &words.into())
+    );
+    assert_eq!(
+        (&line["worker"], &line["method"]),
+        (&server.worker.into(), &"log".into())
     );
     let time = line["time"].as_str().expect("text");
     assert!(
@@ -332,12 +360,13 @@ fn without_a_journal_its_lines_go_to_standard_error() {
         .start()
         .expect("the daemon serves");
     daemon.call("log", (1, "asked for")).expect("it is logged");
-    daemon.wait_for_log("<4>asked for\n");
+    let asked = "<4>asked for event=asked client=1 worker=1 method=log";
+    daemon.wait_for_log(&format!("{asked}\n"));
     assert!(
         daemon
             .stderr()
             .lines()
-            .all(|line| line.starts_with("<6>") || line == "<4>asked for"),
+            .all(|line| line.starts_with("<6>") || line == asked),
         "{}",
         daemon.stderr()
     );

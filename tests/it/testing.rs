@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use fdpassd::testing::{Running, Setup, eventually};
+use fdpassd::testing::{Running, ServiceManager, Setup, eventually};
 use serde_json::json;
 
 use crate::common::{FDPASSD, start};
@@ -118,4 +118,18 @@ fn a_test_that_panics_leaves_no_process_and_no_file_behind() {
 fn has_ended(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/status"))
         .map_or(true, |status| status.contains("State:\tZ"))
+}
+
+#[test]
+fn a_manager_passes_what_is_stored_at_the_start() {
+    let manager = ServiceManager::new();
+    // What the first daemon stores is not there yet.
+    let next = manager.setup(FDPASSD, "");
+    let daemon = manager.setup(FDPASSD, "").start().expect("it serves");
+    let mut client = daemon.connect();
+    assert_eq!(client.call("ping", 1).expect("a pong"), 1);
+    daemon.signal("TERM");
+    let daemon = next.start_after(daemon).expect("the next master serves");
+    assert_eq!(client.call("ping", 2).expect("a pong"), 2);
+    assert_eq!(daemon.status().lost_total, 0);
 }
