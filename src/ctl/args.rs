@@ -449,8 +449,7 @@ Workers  scale, recycle   set their number; replace one or all
 Daemon   reload, upgrade  apply the configuration file; run the new program
          stop             shut down gracefully
          log-level, reopen-log   show or change the log level; reopen the file
-         version          versions of fdpassctl and of the daemon
-         completions      a shell completion script (bash, zsh or fish)
+         version, completions    versions; a script for bash, zsh or fish
 Apps     app              check whether a program can be an app
 Options  -n, --name <NAME>, -i, --instance <NAME>, -s, --socket <PATH>  daemon
          --timeout <TIME>      how long to wait: 10s, or 1m for long operations
