@@ -48,17 +48,17 @@ pub struct AppConfig {
     /// The file mode creation mask; `None`, the default, is the daemon's.
     #[serde(with = "Given::<Mode>")]
     pub umask: Option<Mode>,
-    /// What becomes of standard output and standard error; by default log lines.
+    /// The use of standard output and standard error; by default log lines.
     #[serde(deserialize_with = "word")]
     pub output: AppOutput,
     /// The files that `fdpassd dev` watches, relative to the directory; by default those of the script's language.
     pub watch: Vec<Glob>,
-    /// What was read outside of the configuration for this app.
+    /// The context that was read outside of the configuration for this app.
     #[serde(skip)]
     pub(super) context: AppContext,
 }
 
-/// What the keys of an app refer to, as it was when the configuration was loaded. A restart or an upgrade that keeps the
+/// The context that the keys of an app refer to, as it was when the configuration was loaded. A restart or an upgrade that keeps the
 /// configuration also keeps this, and looks nothing up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -291,7 +291,7 @@ fn check_variable(name: &str) -> Result<(), String> {
             "{name:?} is not a name of letters, digits and \"_\""
         ));
     }
-    // What belongs to the protocol of apps, and what the service manager sets for the master alone.
+    // Variables that belong to the protocol of apps, and those that the service manager sets for the master alone.
     let is_reserved = ["FDPASSD_", "LISTEN_", "WATCHDOG_"]
         .iter()
         .any(|prefix| name.starts_with(prefix))

@@ -25,7 +25,7 @@ const NONE: u32 = u32::MAX;
 pub struct Identities {
     users: BTreeMap<String, u32>,
     groups: BTreeMap<String, u32>,
-    /// What the app needs besides.
+    /// The context of the app.
     pub(super) app: AppContext,
 }
 

@@ -173,7 +173,7 @@ pub struct Ready {
     pub version: u32,
     /// The worker's methods; a method's number in the shared memory is its index here plus one.
     pub methods: Vec<MethodName>,
-    /// What its app has reported of itself, if it has one.
+    /// The report of its app on itself, if it has one.
     #[serde(default)]
     pub app: Option<AppInfo>,
 }
@@ -221,9 +221,9 @@ pub struct AppGone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AppEnd {
-    /// It exited with this status, on its own.
+    /// The app exited with this status, on its own.
     Exited(i32),
-    /// It was killed by this signal, which its worker had not sent.
+    /// The app was killed by this signal, which its worker had not sent.
     Killed(i32),
     /// The worker killed it, because it has broken the protocol.
     BrokeProtocol,

@@ -48,7 +48,7 @@ impl WorkerLoop<'_> {
             let reason = format!("has broken the protocol: {}", Escaped(wrong));
             self.end_with_app(AppEnd::BrokeProtocol, reason);
         } else if read == ReadEnd::Closed && self.ending.broken.is_none() {
-            // Its end is an event of its own, and says more, if it is one.
+            // Its exit is an event of its own, and the better reason, if it exits.
             if poll::wait_for(&self.app_process()?, Interest::Read, CLOSE_WAIT)? {
                 return self.check_end_of_app(service);
             }
@@ -146,10 +146,8 @@ impl WorkerLoop<'_> {
             death::pass(Point::AfterAppWrite);
         }
         let stall = nanoseconds(self.settings.stall_timeout);
-        let full_since = app.full_since(self.time.now, stall);
-        if full_since != self.full_since {
-            self.full_since = full_since;
-            self.shm.header().set_full_since(full_since);
+        if app.update_full_since(self.time.now, stall) {
+            self.shm.header().set_full_since(app.pulse.full_since);
         }
         if app.is_too_large(self.time.now) {
             self.master.is_near_limit = true;
@@ -214,7 +212,7 @@ impl WorkerLoop<'_> {
             .or(app.pulse.sick)
             .map(|since| since.saturating_add(stall));
         let probe = app.next_probe(stall).or(app.blocked_from(stall));
-        let probe = probe.filter(|_| self.full_since.is_none());
+        let probe = probe.filter(|_| app.pulse.full_since.is_none());
         [overdue, sick, probe].into_iter().flatten().min()
     }
 
@@ -328,7 +326,7 @@ impl WorkerLoop<'_> {
         let Some(process) = self.app_process().ok() else {
             return Ok(());
         };
-        self.is_packing = true;
+        self.ending.is_packing = true;
         self.flush_app()?;
         let until = Instant::now() + self.settings.restart_grace;
         while self
@@ -366,8 +364,14 @@ impl App {
         self.pulse.probed.map(|probed| probed.saturating_add(stall))
     }
 
-    /// Returns since when requests wait although nothing moves: no permit is free and no answer has come, or the app's
-    /// loop does not turn.
+    /// Determines since when requests wait although nothing moves: no permit is free and no answer has come, or the app's
+    /// loop does not turn. Returns whether that has changed.
+    fn update_full_since(&mut self, now: u64, stall: u64) -> bool {
+        let before = self.pulse.full_since;
+        self.pulse.full_since = self.full_since(now, stall);
+        self.pulse.full_since != before
+    }
+
     fn full_since(&mut self, now: u64, stall: u64) -> Option<u64> {
         self.pulse.is_blocked = self.blocked_from(stall).is_some_and(|from| from <= now);
         if self.pulse.is_blocked {

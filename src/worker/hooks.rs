@@ -63,9 +63,9 @@ impl Hooks<()> {
 /// Clients that have left this worker since the state was last notified of it.
 #[derive(Debug, Default)]
 pub(super) struct LeftClients {
-    /// They were closed here, and do not come back.
+    /// Clients that were closed here, and do not come back.
     closed: Vec<ClientId>,
-    /// They were leased to other workers, or could come back under another lease.
+    /// Clients that were leased to other workers, or could come back under another lease.
     moved: Vec<ClientId>,
     /// Whether the state is notified.
     is_wanted: bool,
@@ -99,7 +99,7 @@ pub(super) struct HealthSchedule {
     interval: Option<Duration>,
     /// ns of CLOCK_MONOTONIC.
     next: u64,
-    /// What the master knows.
+    /// The health that the master knows.
     reported: Option<String>,
 }
 

@@ -21,28 +21,28 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod turns;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use apps::App;
-use connection::{Connection, WaitingFor};
+use connection::Connection;
 use deadlines::Timers;
 use hooks::{HealthSchedule, LeftClients};
 use master_link::MasterLink;
 use parking::Parking;
-use turn::{Ended, FOREIGN, Purpose, Tools, turn};
+use turn::Purpose;
 
 use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
 use crate::loop_clock::LoopClock;
 use crate::proto::channel::{Settings, ToMaster, ToWorker};
-use crate::proto::rpc::Code;
 use crate::shm::WorkerShm;
 use crate::sys::byte_counts::OwnWrites;
 use crate::sys::handoff::EmergencyHandoff;
-use crate::sys::poll::{self, PollEvent, Poller, Woken};
+use crate::sys::poll::{PollEvent, Poller, Woken};
 use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
@@ -86,10 +86,6 @@ struct WorkerLoop<'c> {
     ending: Ending,
     /// The process that executes methods of another language, if there is one.
     app: Option<App>,
-    /// Since when no request moves, as the shared memory has it.
-    full_since: Option<u64>,
-    /// The master is gone, and the last answers are awaited: no other request begins.
-    is_packing: bool,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
     left: LeftClients,
@@ -112,7 +108,9 @@ struct Ending {
     is_retiring: bool,
     /// When this process is killed, once it has received `Stop`.
     stop_by: Option<Instant>,
-    /// Whether the master is gone.
+    /// The master is gone, and the last answers of the app are awaited: no other request begins.
+    is_packing: bool,
+    /// The master is gone, and the clients are packed or closed.
     is_orphaned: bool,
     /// Why this process cannot continue.
     broken: Option<String>,
@@ -165,8 +163,6 @@ impl<'c> WorkerLoop<'c> {
             served: 0,
             ending: Ending::default(),
             app,
-            full_since: None,
-            is_packing: false,
             handoff,
             left: LeftClients::default(),
             health: HealthSchedule::default(),
@@ -279,136 +275,6 @@ impl<'c> WorkerLoop<'c> {
     fn send_reports(&mut self) -> io::Result<bool> {
         let is_master_gone = self.master.send_reports(&self.poller)?;
         Ok(is_master_gone && !self.ending.is_orphaned)
-    }
-
-    /// Serves a client after an event. An old event has another lease number, or no client.
-    fn serve_client(&mut self, event: PollEvent, service: &mut dyn Service) {
-        let (slot, lease_number) = (event.token as u32, (event.token >> 32) as u32);
-        let current = self.connections.get(slot);
-        if current.is_some_and(|connection| connection.lease_number == lease_number)
-            && !self.is_with_app(slot, event)
-        {
-            self.run_turn(slot, &Purpose::Serve, service);
-        }
-    }
-
-    /// Runs a turn of a client, and rejects others while too much is buffered.
-    fn run_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
-        self.run_one_turn(slot, purpose, service);
-        if self.ending.stop_by.is_some() {
-            self.stop_client(slot, service);
-        }
-        while let Some(oldest) = self.parking.overloads().filter(|_| self.may_serve()) {
-            let message = "too much is buffered here; your unfinished frame was the oldest";
-            let fault = Fault::from_code(Code::Overloaded, message);
-            log::debug!(
-                "buffers are full: closing the client in slot {oldest}, whose frame is the oldest"
-            );
-            self.run_one_turn(oldest, &Purpose::Reject(&fault), service);
-        }
-    }
-
-    fn may_serve(&self) -> bool {
-        !self.ending.is_retiring && self.ending.broken.is_none()
-    }
-
-    fn run_one_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
-        let may_serve = self.may_serve();
-        let may_run = may_serve || purpose.is_of_away();
-        let Some(connection) = self.connections.get_mut(slot).filter(|_| may_run) else {
-            return;
-        };
-        let app = self.app.as_mut();
-        let is_called = |app: &App| app.requests.is_called(slot);
-        match connection.waits {
-            WaitingFor::Answer if !purpose.is_of_away() => return,
-            // It is its turn only when there is a permit; but it may be closed.
-            WaitingFor::Permit if matches!(purpose, Purpose::Serve) => {
-                if !app.as_deref().is_some_and(is_called) {
-                    return;
-                }
-            }
-            _ => {}
-        }
-        let mut tools = Tools {
-            shm: &mut self.shm,
-            has_own_methods: service.has_own_methods(),
-            service,
-            app,
-            may_continue: may_serve && !self.is_packing,
-            settings: &self.settings,
-            stop_by: self.ending.stop_by,
-            epoch: self.time.epoch,
-            quarantined: &self.quarantined,
-            served: self.served,
-            writes: self.writes.as_ref(),
-            broken: &mut self.ending.broken,
-            now: self.time.now,
-        };
-        let ended = turn(connection, slot, purpose, &mut tools);
-        let is_tcp = connection.is_tcp();
-        (self.time.now, self.served) = (tools.now, tools.served);
-        self.ending.is_retiring |= tools.has_reached_limit();
-        let near_limit_at = self.settings.near_limit_at;
-        if near_limit_at.is_some_and(|requests| self.served >= requests) {
-            // It is reported once.
-            self.settings.near_limit_at = None;
-            self.master.is_near_limit = true;
-        }
-        match ended {
-            Ended::Waits(waits) => self.schedule(slot, waits),
-            Ended::Over => self.close(slot),
-            Ended::Lost => self.release(slot),
-            Ended::Foreign => return,
-        }
-        if !is_tcp {
-            // Later writes belong to another client. Not before the lease word records the end of the turn.
-            self.shm.header().end_write();
-        }
-    }
-
-    /// Schedules a client's next turn.
-    fn schedule(&mut self, index: u32, waits: WaitingFor) {
-        let Some(connection) = self.connections.get_mut(index) else {
-            return;
-        };
-        let was_idle = connection.waits == WaitingFor::Request;
-        connection.waits = waits;
-        if waits == WaitingFor::Turn {
-            self.again.push(index);
-        }
-        let watch = connection.watch(&self.poller, index);
-        let slot = self.shm.slot(index).expect("the client has a slot");
-        let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
-        self.timers.arm(index, &mut connection.armed, deadline);
-        if waits == WaitingFor::Request {
-            if !was_idle {
-                self.unpark(index);
-            }
-        } else {
-            let (bytes, large) = slot.cursors().parked();
-            self.parking.park(index, bytes, slot.since());
-            if large > 0 {
-                self.parking.use_large(index, large);
-            }
-            self.shm.header().set_parked(self.parking.total());
-        }
-        if let Err(e) = watch {
-            if !poll::is_shortage(&e) {
-                return self.break_off(FOREIGN);
-            }
-            log::warn!("cannot watch a client: {e}; closing it");
-            self.shm.header().add_lost();
-            self.claim_and_close(index);
-        }
-    }
-
-    /// Records that the shared memory contains no bytes of the slot's client any more.
-    fn unpark(&mut self, index: u32) {
-        for cold in self.parking.clear(index) {
-            self.shm.free_large(cold);
-        }
-        self.shm.header().set_parked(self.parking.total());
     }
 
     /// Replaces the list of quarantined methods.

@@ -10,6 +10,7 @@ use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_pani
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
+use crate::proto::app::{AppSpec, Hello};
 use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
 use crate::shm::{Layout, WorkerShm};
@@ -134,14 +135,7 @@ fn serve<S: 'static>(
             (shm, handoff_shm),
         );
     };
-    let starting = StartingApp::spawn(spec, layout.max_reply());
-    let starting = starting.map_err(|reason| format!("its app {reason}"))?;
-    let pid = starting.pid();
-    send(channel, &ToMaster::AppStarted(AppStarted { pid }))
-        .map_err(|e| format!("cannot report to the master: {e}"))?;
-    let (app, hello) = starting
-        .await_hello(&*channel)
-        .map_err(|reason| format!("its app {reason}"))?;
+    let (app, hello) = start_app(channel, spec, layout)?;
     let mut service = AppService::new(&mut own, hello.methods)
         .map_err(|reason| format!("its app cannot be used: {reason}"))?;
     serve_methods(
@@ -152,6 +146,21 @@ fn serve<S: 'static>(
         Some(app),
         (shm, handoff_shm),
     )
+}
+
+/// Starts the app, reports its pid to the master, and waits for its hello.
+fn start_app(
+    channel: &mut Channel<ToMaster, ToWorker>,
+    spec: &AppSpec,
+    layout: Layout,
+) -> Result<(App, Hello), String> {
+    let starting = StartingApp::spawn(spec, layout.max_reply());
+    let starting = starting.map_err(|reason| format!("its app {reason}"))?;
+    let pid = starting.pid();
+    send(channel, &ToMaster::AppStarted(AppStarted { pid }))
+        .map_err(|e| format!("cannot report to the master: {e}"))?;
+    let greeted = starting.await_hello(&*channel);
+    greeted.map_err(|reason| format!("its app {reason}"))
 }
 
 /// Reports that the worker is ready, and serves. Returns whether it ended because its master is gone.

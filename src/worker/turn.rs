@@ -192,14 +192,18 @@ pub(super) fn turn(
     if is_active {
         slot.touch(tools.now);
     }
-    let state = match waits {
+    death::pass(Point::BeforeEnd);
+    slot.release(connection.lease_number, state_while(waits));
+    Ended::Waits(waits)
+}
+
+/// Returns the state of the lease of a client that waits for this.
+fn state_while(waits: WaitingFor) -> LeaseState {
+    match waits {
         WaitingFor::Request => LeaseState::Idle,
         WaitingFor::Answer => LeaseState::Away,
         _ => LeaseState::Parked,
-    };
-    death::pass(Point::BeforeEnd);
-    slot.release(connection.lease_number, state);
-    Ended::Waits(waits)
+    }
 }
 
 /// A turn in progress.

@@ -1,4 +1,4 @@
-//! Methods of an app: what their callers, and the callers of others, see of all that an app may do.
+//! Methods of an app: the replies to their callers, and to those of others, whatever the app does.
 
 mod faults;
 mod requests;
@@ -51,7 +51,7 @@ fn kill(pid: u32) {
     assert!(killed.expect("kill").success());
 }
 
-/// The lines that the methods of an app have written, once there are so many.
+/// Returns the lines that the methods of the app have written, once there are at least `least`.
 fn counted(daemon: &Running, least: usize) -> Vec<String> {
     let file = daemon.directory().join("counts");
     eventually("lines of the app", || {

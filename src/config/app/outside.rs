@@ -1,4 +1,4 @@
-//! What the keys of an app refer to: programs, files, users. Read when a configuration is loaded, so that a mistake is
+//! The context that the keys of an app refer to: programs, files, users. Read when a configuration is loaded, so that a mistake is
 //! shown with its place before a worker is started.
 
 use std::ffi::OsString;

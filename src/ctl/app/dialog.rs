@@ -262,7 +262,7 @@ impl App {
         let mut body = Vec::new();
         let params: Option<&RawValue> = params.and_then(|text| serde_json::from_str(text).ok());
         // Writing to a Vec does not fail.
-        let _ = request.write(&mut body, params);
+        let _ = request.write(&mut body, params.map(|params| params.get().as_bytes()));
         (id, framed(&body))
     }
 

@@ -13,9 +13,9 @@ use crate::sys::process::{Exit, ProcessIdentity};
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct WorkerApp {
-    /// Its pid.
+    /// The app's pid.
     pub(crate) pid: Option<u32>,
-    /// What it has reported of itself.
+    /// The app's report of itself.
     pub(crate) info: Option<AppInfo>,
     /// How it ended. The worker ends because of that.
     pub(crate) gone: Option<AppGone>,

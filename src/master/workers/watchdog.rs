@@ -45,7 +45,7 @@ impl Watch {
     }
 }
 
-/// What a worker's app had done when requests were first found waiting for a permit.
+/// The answers of a worker's app when requests were first found waiting for a permit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AppWatch {
     /// How long the app had run.
@@ -242,7 +242,7 @@ impl Workers {
                     Finding::Held => {
                         // It may have been in a turn at the last attempt.
                         self.revoke_and_notify(id, Reason::Hold, clients, telemetry, poller);
-                        // No message tells of the end of a turn, or of an answer of the app.
+                        // No message reports the end of a turn, or of an answer of the app.
                         let worker = self.all.get(&id);
                         worker
                             .is_some_and(|worker| worker.leases.clients() > 0)
@@ -397,10 +397,10 @@ enum Finding {
     Stuck(Stuck),
 }
 
-/// What is stuck, and for how long.
+/// The stuck part, and for how long it is stuck.
 enum Stuck {
     Itself(Duration),
-    /// Its app: requests wait for a permit.
+    /// The app: requests wait for a permit.
     App(Duration),
 }
 

@@ -51,7 +51,7 @@ pub struct ClientStatus {
     pub listener: Option<String>,
     /// The worker that has its lease; none while it waits for one.
     pub worker: Option<WorkerId>,
-    /// What it is doing; none in the reply of an older daemon.
+    /// The client's activity; none in the reply of an older daemon.
     #[serde(default)]
     pub state: Option<ClientState>,
     /// The method that executes its request; none if none does, or if it is an inline one.
@@ -70,19 +70,19 @@ pub struct ClientStatus {
 }
 
 named_variants! {
-    /// What a client is doing.
+    /// The activity of a client.
     ClientState {
         /// Nothing of it is in the shared memory.
         Idle = "idle",
         /// The rest of a request is missing, or replies are unsent.
         Parked = "parked",
-        /// Its worker serves it.
+        /// The worker serves it.
         Busy = "busy",
         /// The worker's app executes its request.
         Away = "away",
-        /// Its worker has closed it.
+        /// The worker has closed it.
         Closing = "closing",
-        /// It has no worker.
+        /// No worker has it.
         Waiting = "waiting",
     }
 }

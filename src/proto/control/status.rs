@@ -241,9 +241,9 @@ pub struct WorkerStatus {
 pub struct AppStatus {
     /// The app's process.
     pub pid: u32,
-    /// Its name, if it has reported one.
+    /// The app's name, if it has reported one.
     pub name: Option<String>,
-    /// Its version, if it has reported one.
+    /// The app's version, if it has reported one.
     pub version: Option<String>,
     /// The most requests that it executes at a time.
     pub concurrency: u32,

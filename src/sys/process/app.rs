@@ -41,7 +41,7 @@ pub struct AppProgram<'a> {
 pub enum AppStdio {
     /// The writing ends of two pipes.
     Pipes(OwnedFd, OwnedFd),
-    /// Those of this process.
+    /// The streams of this process.
     Inherit,
     /// /dev/null.
     Null,
@@ -50,7 +50,7 @@ pub enum AppStdio {
 /// A running app.
 #[derive(Debug)]
 pub struct AppProcess {
-    /// Its pid, which leads a process group. It stays the app's, because this process does not collect it.
+    /// The app's pid, which leads a process group. It stays the app's, because this process does not collect it.
     pub pid: u32,
     /// Becomes readable when the app has ended (pidfd_open(2)).
     pub pidfd: OwnedFd,
@@ -102,12 +102,25 @@ pub fn spawn_app(
             command.stdout(output).stderr(error);
         }
     }
+    prepare_child(&mut command, program, wire.as_raw_fd());
+    let pid = command.spawn().map_err(limit::named)?.id();
+    match open_pidfd(pid) {
+        Ok(pidfd) => Ok(AppProcess { pid, pidfd }),
+        Err(e) => {
+            let _ = super::kill_child(pid);
+            Err(e)
+        }
+    }
+}
+
+/// Sets what the child does before it executes the program. `wire_number` must stay open until then.
+fn prepare_child(command: &mut Command, program: AppProgram<'_>, wire_number: RawFd) {
     let identity = program.identity.map(|(uid, gid, groups)| {
         let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
         (Uid::from_raw(uid), Gid::from_raw(gid), groups)
     });
     let mask = program.umask.map(Mode::from_bits_truncate);
-    let (wire_number, parent) = (wire.as_raw_fd(), getpid());
+    let parent = getpid();
     // SAFETY: the closure makes system calls only, on memory that exists before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -127,14 +140,6 @@ pub fn spawn_app(
             }
             Ok(())
         });
-    }
-    let pid = command.spawn().map_err(limit::named)?.id();
-    match open_pidfd(pid) {
-        Ok(pidfd) => Ok(AppProcess { pid, pidfd }),
-        Err(e) => {
-            let _ = super::kill_child(pid);
-            Err(e)
-        }
     }
 }
 

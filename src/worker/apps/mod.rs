@@ -1,10 +1,10 @@
 //! The app of a worker: a process of any language that executes methods. `proto/app.rs` has its protocol.
 //!
-//! Worker and app live and die together: the app has said hello before the worker is ready, and when either ends, so
+//! Worker and app live and die together: the app has sent its hello before the worker is ready, and when either ends, so
 //! does the other. So a death of an app is a death of its worker, and everything that follows it is the same.
 //!
 //! A request that the app executes is *away*: its bytes lie in its slot's own regions, `exec` is set, the lease word
-//! says so, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
+//! is `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
 
 mod output;
 mod requests;
@@ -71,14 +71,16 @@ pub(super) struct Pulse {
     pub(super) heard: u64,
     /// When the probe was sent that it has not answered yet.
     pub(super) probed: Option<u64>,
-    /// It gets no more requests: since when, because one of them was not answered in time.
+    /// Since when the app gets no more requests, because one of them was not answered in time.
     pub(super) sick: Option<u64>,
-    /// It has not answered the probe in time: it gets no more requests until it does.
+    /// The app has not answered the probe in time: it gets no more requests until it does.
     pub(super) is_blocked: bool,
     probes: u64,
     /// When the last answer came, and since when clients wait for a permit: ns of CLOCK_MONOTONIC.
     pub(super) answered: u64,
     pub(super) waits_since: Option<u64>,
+    /// Since when no request moves, as the shared memory has it.
+    pub(super) full_since: Option<u64>,
 }
 
 impl App {

@@ -22,7 +22,7 @@ use crate::sys::process::{self, AppProgram, AppStdio};
 /// The token of the channel to the master, during the start.
 const MASTER: u64 = u64::MAX;
 
-/// An app that was started, and has not said hello yet.
+/// An app that was started, and has not sent its hello yet.
 #[derive(Debug)]
 pub(in crate::worker) struct StartingApp {
     app: App,
@@ -183,7 +183,7 @@ impl App {
             Ok(Some(Ok(hello))) => Ok(Some(hello)),
             Ok(Some(Err(reason))) => Err(format!("cannot serve: {}", Escaped(reason))),
             Ok(None) if end == ReadEnd::Closed => {
-                // It is about to exit; if so, its end says more.
+                // It is about to exit; if so, its exit is the better reason.
                 let _ = crate::sys::poll::wait_for(&self.process.pidfd, Interest::Read, LAST_WAIT);
                 let reason = self.end(BEFORE_HELLO).map(|gone| with_hint(&gone));
                 Err(reason.unwrap_or_else(|| "has closed descriptor 3".to_owned()))

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use crate::proto::app::AppRequest;
 use crate::proto::frame::PREFIX;
@@ -36,7 +35,7 @@ pub(in crate::worker) struct Wire {
     max_frame: usize,
 }
 
-/// What a read from the app has found.
+/// The result of a read from the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) enum ReadEnd {
     /// Nothing more has arrived.
@@ -74,7 +73,7 @@ impl Wire {
     pub(in crate::worker) fn queue_request(
         &mut self,
         request: &AppRequest<'_>,
-        params: Option<&RawValue>,
+        params: Option<&[u8]>,
     ) -> u64 {
         self.queue(|out| request.write(out, params))
     }

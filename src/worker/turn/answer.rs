@@ -113,11 +113,11 @@ impl Turn<'_, '_> {
     }
 }
 
-/// What becomes of a frame.
+/// The outcome of a frame.
 pub(super) enum Step {
-    /// It is answered.
+    /// The frame is answered.
     Answered {
-        /// Its method is inline, so that the clock was not read.
+        /// The method is inline, so that the clock was not read.
         is_inline: bool,
     },
     /// An app executes its request.

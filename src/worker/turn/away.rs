@@ -30,12 +30,12 @@ use crate::worker::connection::WaitingFor;
 use crate::worker::death::{self, Point};
 use crate::worker::reply::{Call, Fault, Reply, write_fault};
 
-/// A request that an app is to execute, found in a turn.
+/// A request for an app, found in a turn.
 #[derive(Clone, Debug)]
 pub(super) struct Departure {
     /// The index of its method.
     pub(super) method: usize,
-    /// Its params, counted from the beginning of its body.
+    /// The range of its params, counted from the beginning of its body.
     pub(super) params: Option<Range<usize>>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Departure {
 pub(in crate::worker) struct AppAnswer<'a> {
     /// The request.
     pub(in crate::worker) request: AwayRequest,
-    /// Its result, or why there is none.
+    /// The result, or why there is none.
     pub(in crate::worker) outcome: Result<&'a RawValue, AppError>,
 }
 
@@ -71,26 +71,27 @@ impl Turn<'_, '_> {
             app.requests.wait(next);
             return WaitingFor::Permit;
         }
+        self.hand_over(&departure, timeout, next.is_alone);
+        WaitingFor::Answer
+    }
+
+    /// Stores which method executes, and then queues the request for the app. `timeout` is the time until its caller gets
+    /// `timeout`, in ms.
+    fn hand_over(&mut self, departure: &Departure, timeout: Option<u64>, is_alone: bool) {
+        let index = self.index;
         let number = departure.method as u32 + 1;
         death::pass(Point::BeforeAway);
-        self.tools
-            .shm
-            .slot(index)
-            .expect("the slot was claimed")
-            .execute(number, 0);
+        self.slot().execute(number, 0);
         death::pass(Point::AfterAwayExec);
         let frame = self.cursors.rx.1 as usize + PREFIX;
         let received = self.tools.shm.received(index, self.cursors.rx.0);
-        let params: Option<&RawValue> = departure.params.and_then(|params| {
-            let bytes = &received[frame + params.start..frame + params.end];
-            // They were checked when the frame was found.
-            serde_json::from_slice(bytes).ok()
-        });
-        let (method, _) = self
-            .tools
-            .service
-            .app_method(departure.method)
+        let params = departure.params.as_ref();
+        let params = params.map(|params| &received[frame + params.start..frame + params.end]);
+        let app = self.tools.app.as_deref_mut();
+        let (app, (method, _)) = app
+            .zip(self.tools.service.app_method(departure.method))
             .expect("the request's method is one of the app");
+        let began = self.tools.now;
         let request = AppRequest {
             id: app.requests.next_id(),
             method,
@@ -110,13 +111,10 @@ impl Turn<'_, '_> {
             position,
             late_at: None,
         };
-        app.requests.add(away, next.is_alone);
+        app.requests.add(away, is_alone);
+        let count = app.requests.count() as u64;
         self.connection.has_used_app = true;
-        self.tools
-            .shm
-            .header()
-            .set_away(app.requests.count() as u64);
-        WaitingFor::Answer
+        self.tools.shm.header().set_away(count);
     }
 
     /// Commits the answer of the app, and continues with the frames after it.

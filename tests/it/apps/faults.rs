@@ -1,4 +1,4 @@
-//! What an app does wrong: its own callers get a typed error, the pair is replaced where the protocol is broken, the
+//! Faults of an app: its own callers get a typed error, the pair is replaced where the protocol is broken, the
 //! operator reads why, and no one else notices.
 
 use fdpassd::testing::{Client, Running, eventually};
@@ -167,7 +167,8 @@ fn a_flood_on_standard_error_blocks_no_request() {
         assert_eq!(client.call("ping", number), Ok(json!(number)));
     }
     assert_eq!(flooder.reply().value(), Ok(json!(20_000)));
-    daemon.wait_for_log("warn app: line 19999 of a flood");
+    // Lines that standard error does not accept are counted, so the last one may be missing.
+    daemon.wait_for_log("warn app: line 0 of a flood");
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn one_worker_has_many_requests_away_and_serves_others() {
 }
 
 #[test]
-fn replies_of_a_client_are_in_order_whoever_executes_them() {
+fn replies_of_a_client_are_in_order_with_and_without_the_app() {
     let Some(daemon) = start("workers.count = 2") else {
         return;
     };
