@@ -152,3 +152,111 @@ impl Clients {
         ending.flat_map(|ending| ending.clients)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::master::clients::client::Client;
+    use crate::master::clients::leases::recovery::Interrupted;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::names::{Offsets, Peer};
+    use crate::shm::Layout;
+    use crate::sys::passed::ClientSocket;
+
+    fn app() -> (Child, ProcessIdentity) {
+        let mut sleep = Command::new("sleep");
+        let child = sleep.arg("1000").process_group(0).spawn().expect("sleep");
+        let identity = ProcessIdentity::of_descendant(child.id(), std::process::id());
+        (child, identity.expect("it is a child"))
+    }
+
+    fn clients() -> Clients {
+        let mut clients = Clients::new(&Config::default(), 10, Layout::new(4, 4096));
+        clients.add(2);
+        clients
+    }
+
+    fn unleased(id: u64) -> Unleased {
+        let socket = File::open("/dev/null").expect("/dev/null").into();
+        let client = Client {
+            id: ClientId(id),
+            socket: ClientSocket::shared(socket, true),
+            peer: Peer::Unix {
+                pid: 1,
+                uid: 2,
+                gid: 3,
+            },
+            order: OrderRule::Little,
+            listener: 1,
+            since: 0,
+            moves: 0,
+            offsets: Offsets::default(),
+        };
+        Unleased::new(client, 0)
+    }
+
+    fn interrupted() -> Option<Interrupted> {
+        Some(Interrupted {
+            method: 1,
+            crash_count: 1,
+            is_timed_out: false,
+        })
+    }
+
+    #[test]
+    fn interrupted_requests_wait_for_the_end_of_their_app() {
+        let (mut child, identity) = app();
+        let (mut clients, mut telemetry, now) = (clients(), Telemetry::new(), Instant::now());
+        let left = vec![(unleased(1), interrupted()), (unleased(2), None)];
+        let kept = clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
+        assert_eq!((kept, clients.without_worker().count()), (2, 2));
+        assert_eq!(
+            clients.unleased[0].client.id,
+            ClientId(2),
+            "it waits for no app"
+        );
+        while clients.unleased.len() < 2 {
+            assert!(now.elapsed() < Duration::from_secs(10), "it was killed");
+            clients.check_ending_apps(&mut telemetry, now);
+        }
+        let status = child.wait().expect("it is ours");
+        assert!(!status.success() && clients.ending_apps.is_empty());
+        assert!(!clients.unleased[1].flags.timed_out, "it may run again");
+        // Of an app that is gone nothing is waited for.
+        let left = vec![(unleased(3), interrupted())];
+        clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
+        assert_eq!(clients.unleased.len(), 3);
+    }
+
+    #[test]
+    fn requests_of_an_app_that_does_not_end_are_given_up() {
+        let (mut child, identity) = app();
+        let (mut clients, mut telemetry, now) = (clients(), Telemetry::new(), Instant::now());
+        let process = ProcessHandle::open(identity).expect("a pidfd");
+        clients.ending_apps.push(EndingApp {
+            process: process.expect("it runs"),
+            clients: vec![unleased(1), unleased(2)],
+            reason: Reason::Death,
+            until: now + LIMIT,
+            due: now,
+            wait: FIRST_WAIT,
+        });
+        let half = now + LIMIT / 2;
+        clients.check_ending_apps(&mut telemetry, half);
+        assert!(clients.unleased.is_empty());
+        assert!(clients.ending_apps_deadline() <= Some(half + MAX_WAIT));
+        assert!(clients.take_without_worker(ClientId(2)).is_some(), "kicked");
+        clients.check_ending_apps(&mut telemetry, now + LIMIT);
+        assert_eq!((clients.unleased.len(), clients.ending_apps.len()), (1, 0));
+        assert!(clients.unleased[0].flags.timed_out, "it never runs again");
+        child
+            .kill()
+            .and_then(|()| child.wait())
+            .expect("it is ours");
+    }
+}

@@ -259,6 +259,11 @@ enum Act {
     Take(Index),
     TakeAll,
     Turn(Index, Plan),
+    /// The worker hands a request over to its app, and perhaps dies before that is complete.
+    Depart(Index, bool),
+    /// The app answers: bytes of the frame and of its reply, and how many of the reply are written. The next request may
+    /// go away in the same turn, and the worker may die in it.
+    Answer(Index, [u16; 3], bool, Option<Point>),
     /// The worker looks for revoked leases.
     Look,
     GiveUp(Index),
@@ -280,6 +285,8 @@ fn act() -> impl Strategy<Value = Act> {
         Point::End,
     ];
     let dies_at = proptest::option::weighted(0.15, select(points.to_vec()));
+    let in_answer = vec![Point::Claim, Point::Commit, Point::Write, Point::Park];
+    let dies_in_answer = proptest::option::weighted(0.15, select(in_answer));
     let size = || prop_oneof![3 => 0..40u16, 2 => 0..2000u16, 1 => any::<u16>()];
     let plan = (size(), vec((size(), size()), 0..5), size(), dies_at);
     let plan = plan.prop_map(|(read, frames, write, dies_at)| Plan {
@@ -298,6 +305,9 @@ fn act() -> impl Strategy<Value = Act> {
         2 => any::<Index>().prop_map(Act::Take),
         1 => Just(Act::TakeAll),
         20 => (any::<Index>(), plan).prop_map(|(slot, plan)| Act::Turn(slot, plan)),
+        6 => (any::<Index>(), proptest::bool::weighted(0.1)).prop_map(|(slot, dies)| Act::Depart(slot, dies)),
+        6 => (any::<Index>(), [size(), size(), size()], any::<bool>(), dies_in_answer)
+            .prop_map(|(slot, sizes, again, dies_at)| Act::Answer(slot, sizes, again, dies_at)),
         2 => Just(Act::Look),
         1 => any::<Index>().prop_map(Act::GiveUp),
         1 => any::<Index>().prop_map(Act::Close),
@@ -414,6 +424,16 @@ impl World {
                     self.turn(slot, plan);
                 }
             }
+            Act::Depart(slot, dies) => {
+                if let Some(slot) = self.pick(slot) {
+                    self.depart(slot, *dies);
+                }
+            }
+            Act::Answer(slot, sizes, again, dies_at) => {
+                if let Some(slot) = self.pick_away(slot) {
+                    self.answer(slot, *sizes, *again, *dies_at);
+                }
+            }
             Act::Look => {
                 let is_taken = |slot: &u32| {
                     let state = self
@@ -427,7 +447,7 @@ impl World {
                 taken.into_iter().for_each(|slot| self.say(slot, false));
             }
             Act::GiveUp(slot) => {
-                if let Some(slot) = self.pick(slot) {
+                if let Some(slot) = self.pick(slot).filter(|slot| !self.is_away(*slot)) {
                     // The master revoked the lease before, or the worker releases it now: the worker is done with it.
                     let _ = self
                         .worker
@@ -443,7 +463,8 @@ impl World {
                         self.worker.slot(slot).expect("held"),
                         self.held[&slot].lease_number,
                     );
-                    let is_ours = shared_slot.claim(lease_number).is_some();
+                    let is_ours = shared_slot.claim_away(lease_number)
+                        || shared_slot.claim(lease_number).is_some();
                     if is_ours {
                         shared_slot.release(lease_number, LeaseState::Closed);
                     }
@@ -468,6 +489,17 @@ impl World {
     fn pick(&self, index: &Index) -> Option<u32> {
         let held: Vec<u32> = self.held.keys().copied().collect();
         (!held.is_empty()).then(|| *index.get(&held))
+    }
+
+    fn pick_away(&self, index: &Index) -> Option<u32> {
+        let held = self.held.keys().copied();
+        let away: Vec<u32> = held.filter(|slot| self.is_away(*slot)).collect();
+        (!away.is_empty()).then(|| *index.get(&away))
+    }
+
+    fn is_away(&self, slot: u32) -> bool {
+        let lease = self.worker.slot(slot).and_then(|slot| slot.lease());
+        lease.is_some_and(|lease| lease.state == LeaseState::Away)
     }
 
     fn say(&mut self, slot: u32, is_closed: bool) {
@@ -544,18 +576,21 @@ impl World {
     fn die(&mut self) {
         let (shm, worker) = shms();
         let old = mem::replace(&mut self.shm, shm);
-        self.worker = worker;
         let leases = mem::replace(&mut self.leases, Leases::new(SLOTS));
         let before = leases.clients();
-        let interrupted = self
-            .dying
-            .take()
-            .filter(|(_, is_running)| *is_running)
-            .map(|(slot, _)| self.held[&slot].id);
-        if let Some(id) = interrupted {
-            let life = self.lives.get_mut(&id).expect("there");
-            life.faults = life.faults.saturating_add(1);
+        let running = self.dying.take().filter(|(_, is_running)| *is_running);
+        let running = running.map(|(slot, _)| slot);
+        let mut interrupted = Vec::new();
+        for (slot, held) in &self.held {
+            let lease = self.worker.slot(*slot).and_then(|slot| slot.lease());
+            let is_away = lease.is_some_and(|lease| lease.state == LeaseState::Away);
+            if is_away || running == Some(*slot) {
+                let life = self.lives.get_mut(&held.id).expect("there");
+                life.faults = life.faults.saturating_add(1);
+                interrupted.push(held.id);
+            }
         }
+        self.worker = worker;
         let recovery = leases.recover_clients(&old, Some(self.sum), false);
         assert!(recovery.lost.is_empty(), "{:?}", recovery.lost);
         assert_eq!(before, recovery.recovered.len() + recovery.ended.len());
@@ -570,7 +605,7 @@ impl World {
             }
             self.take_in(Ok(unleased));
         }
-        assert_eq!(faults, Vec::from_iter(interrupted));
+        assert_eq!(faults, interrupted);
         self.over
             .extend(recovery.ended.iter().map(|client| client.id));
         (self.sum, self.heard) = (Writes::default(), 0);
@@ -593,6 +628,10 @@ impl World {
             *is_unix,
         );
         let shared_slot = self.worker.slot(slot).expect("it is held");
+        let lease = shared_slot.lease();
+        if lease.is_some_and(|lease| lease.state == LeaseState::Away) {
+            return;
+        }
         let Some(found) = shared_slot.claim(lease_number) else {
             return self.say(slot, false);
         };
@@ -767,6 +806,118 @@ impl World {
             .slot(slot)
             .expect("it is held")
             .release(lease_number, state);
+    }
+
+    /// Does what `worker/turn/away.rs` does when a request departs, if the client has unread bytes and no unsent ones.
+    fn depart(&mut self, slot: u32, dies: bool) {
+        let lease_number = self.held[&slot].lease_number;
+        let shared_slot = self.worker.slot(slot).expect("it is held");
+        let (cursors, flags) = (shared_slot.cursors(), shared_slot.flags());
+        let lease = shared_slot.lease().expect("a worker writes no other");
+        let may_go = lease.state == LeaseState::Parked && cursors.replied == 0 && cursors.have > 0;
+        if !may_go || shared_slot.claim(lease_number).is_none() {
+            return;
+        }
+        let parked = Cursors {
+            tx: (Region::Shared, 0),
+            ..cursors
+        };
+        shared_slot.flip(&parked, flags);
+        shared_slot.execute(METHOD, 0);
+        if dies {
+            self.dying = Some((slot, true));
+            return;
+        }
+        shared_slot.release(lease_number, LeaseState::Away);
+    }
+
+    /// Does what it does when the answer arrives.
+    fn answer(&mut self, slot: u32, sizes: [u16; 3], again: bool, dies_at: Option<Point>) {
+        let held = self.held.get_mut(&slot).expect("it is held");
+        let (lease_number, is_unix) = (held.lease_number, held.is_unix);
+        let life = self.lives.get_mut(&held.id).expect("there");
+        let shared_slot = self.worker.slot(slot).expect("it is held");
+        assert!(shared_slot.claim_away(lease_number));
+        let dying = &mut self.dying;
+        let mut dies = |point, is_running| {
+            let dies = dies_at == Some(point);
+            if dies {
+                *dying = Some((slot, is_running));
+            }
+            dies
+        };
+        if dies(Point::Claim, true) {
+            return;
+        }
+        let (cursors, mut flags) = (shared_slot.cursors(), shared_slot.flags());
+        let [frame, reply, write] = sizes.map(u32::from);
+        let (answered, replied) = (cursors.have.min(frame + 1), reply / 4);
+        let open = self.worker.open(slot, cursors.rx.0, Region::Shared);
+        let made = bytes_of(life.output, life.replied..life.replied + u64::from(replied));
+        open.tx[..replied as usize].copy_from_slice(&made);
+        let note = Note::new(open.header, open.slot, (METHOD, false), replied);
+        open.slot.commit(answered, replied);
+        note.count(open.header, open.slot);
+        (life.requests, life.faults) = (life.requests + 1, 0);
+        (life.answered, life.replied) = (
+            life.answered + u64::from(answered),
+            life.replied + u64::from(replied),
+        );
+        if dies(Point::Commit, false) {
+            return;
+        }
+        open.header
+            .begin_write(slot, cursors.out_base, Some(self.sum));
+        let count = replied.min(write) as usize;
+        let sent = if count > 0 {
+            moved(held.socket.write(&open.tx[..count]))
+        } else {
+            0
+        };
+        (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
+        if dies(Point::Write, false) {
+            return;
+        }
+        open.header.complete_write(sent);
+        self.sum = and_a_call_of(77, self.sum);
+        let (unread, unsent) = (cursors.have - answered, replied - sent as u32);
+        self.worker
+            .park_replies(slot, sent as usize..replied as usize);
+        (flags.crash_count, flags.timed_out) = (0, false);
+        let is_away = again && unread > 0 && unsent == 0;
+        let tx = if is_away {
+            Region::Shared
+        } else {
+            Region::Large
+        };
+        let kept = Cursors {
+            rx: (cursors.rx.0, cursors.rx.1 + answered),
+            tx: (tx, 0),
+            have: unread,
+            replied: unsent,
+            ..Cursors::idle(
+                cursors.in_base + u64::from(answered),
+                cursors.out_base + sent,
+            )
+        };
+        let is_idle = unread == 0 && unsent == 0;
+        let shared_slot = self.worker.slot(slot).expect("it is held");
+        if !is_idle || is_unix {
+            shared_slot.flip(&kept, flags);
+        }
+        if dies(Point::Park, false) {
+            return;
+        }
+        self.worker.header().end_write();
+        let state = match (is_away, is_idle) {
+            (true, _) => {
+                shared_slot.execute(METHOD, 0);
+                LeaseState::Away
+            }
+            (false, true) => LeaseState::Idle,
+            (false, false) => LeaseState::Parked,
+        };
+        shared_slot.release(lease_number, state);
     }
 
     /// Checks that every client is in exactly one place, and that all counts are right.
