@@ -1,6 +1,7 @@
 //! Methods of an app: the replies to their callers, and to those of others, whatever the app does.
 
 mod faults;
+mod kill_points;
 mod requests;
 mod time;
 
@@ -19,6 +20,15 @@ fn start(config: &str) -> Option<Running> {
 
 /// As [`start`], with variables of the app's environment.
 fn start_with(config: &str, variables: &[(&str, &str)]) -> Option<Running> {
+    start_process(config, variables, &[])
+}
+
+/// As [`start_with`], with variables of the daemon's environment.
+fn start_process(
+    config: &str,
+    variables: &[(&str, &str)],
+    of_daemon: &[(&str, &str)],
+) -> Option<Running> {
     if Command::new("python3").arg("--version").output().is_err() {
         skip("python3", "there is no python3");
         return None;
@@ -33,7 +43,12 @@ fn start_with(config: &str, variables: &[(&str, &str)]) -> Option<Running> {
         "{config}\n[app]\ncommand = [\"python3\", {app:?}]\nenvironment = {{ {} }}\n",
         variables.join(", ")
     );
-    let daemon = Setup::new(FDPASSD, &config).start().expect("it serves");
+    let setup = of_daemon
+        .iter()
+        .fold(Setup::new(FDPASSD, &config), |setup, (name, value)| {
+            setup.variable(name, value)
+        });
+    let daemon = setup.start().expect("it serves");
     daemon.wait_for_workers();
     Some(daemon)
 }
