@@ -6,11 +6,13 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
+use super::metrics::WorkerMetrics;
 use super::{CHANNEL, WorkerLoop, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
 use crate::proto::channel::{Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
+use crate::shm::own_metrics::OwnMetricWords;
 use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
@@ -102,6 +104,8 @@ fn serve<S: 'static>(
     let handoff_shm = file
         .try_clone()
         .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
+    let metrics = OwnMetricWords::map(&file, layout)
+        .map_err(|e| format!("cannot map the shared memory: {e}"))?;
     let shm =
         WorkerShm::map(file, layout).map_err(|e| format!("cannot map the shared memory: {e}"))?;
     let info = WorkerInfo {
@@ -110,6 +114,7 @@ fn serve<S: 'static>(
         seat: start.seat,
         generation: start.generation,
         config: (),
+        metrics: WorkerMetrics::new(Some(metrics)),
     };
     let own_table = std::mem::take(&mut start.own_table);
     let names = methods.names().into_iter().map(|method| method.name);
