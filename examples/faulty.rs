@@ -19,7 +19,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, fs, hint, io, thread};
 
-use fdpassd::{Call, ClientId, Daemon, Fault, Method, WorkerInfo};
+use fdpassd::{Call, ClientId, Counter, Daemon, Fault, Histogram, Method, WorkerInfo};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
@@ -31,6 +31,8 @@ struct State {
     worker: WorkerInfo<Settings>,
     /// Calls of `whoami` since the state was made.
     calls: u64,
+    asked: Counter,
+    sizes: Histogram,
     /// Clients that called `keep` and have not left, and whether their departure causes a panic.
     kept: BTreeMap<ClientId, bool>,
     _lock: Option<UnixListener>,
@@ -148,6 +150,12 @@ fn with_results(daemon: Daemon<State>) -> Daemon<State> {
                 Ok(())
             },
         ))
+        // Counts, and observes this value.
+        .method(Method::new("measure", |state: &mut State, size: f64, _| {
+            state.asked.add(1);
+            state.sizes.observe(size);
+            Ok(())
+        }))
         .method(Method::new("settings", |state: &mut State, (): (), _| {
             let Settings { words, pair, .. } = state.worker.config.clone();
             Ok((words, pair.map(|pair| (pair.left, pair.right))))
@@ -374,10 +382,15 @@ fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
             _ => {}
         }
     }
+    let metrics = &worker.metrics;
+    let counter = metrics.counter("asked_total", "Calls of \"measure\".");
+    let sizes = metrics.histogram("asked_size", "What they measured.", &[0.5, 10.0]);
     let lock = (fault == "lock").then(take_lock).transpose();
     Ok(State {
         worker: worker.clone(),
         calls: 0,
+        asked: counter.map_err(|e| e.to_string())?,
+        sizes: sizes.map_err(|e| e.to_string())?,
         kept: BTreeMap::new(),
         _lock: lock.map_err(|e| format!("another state has the lock: {e}"))?,
     })

@@ -51,6 +51,7 @@
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
 //! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers.
+//! * **Metrics.** [`WorkerInfo::metrics`] declares counters and histograms of the daemon's own.
 //! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client
 //!   moves to another worker. A long method asks [`Call::is_connected`].
 //! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method is
@@ -134,7 +135,9 @@ mod worker;
 pub use daemon::{Daemon, fdpassd_main as daemon_main};
 pub use proto::names::{ClientId, Generation, Peer, WorkerId};
 pub use serde_json::value::RawValue;
-pub use worker::{Call, Fault, Method, Reply, WorkerInfo};
+pub use worker::{
+    Call, Counter, Fault, Histogram, Method, MetricError, Reply, WorkerInfo, WorkerMetrics,
+};
 
 /// Runs `fdpassctl` with the arguments of this process and returns its exit code.
 ///

@@ -234,6 +234,26 @@ impl Config {
         }
     }
 
+    /// Checks the daemon's own table as a file would be.
+    ///
+    /// # Errors
+    /// That the program of this process cannot read it, in one sentence.
+    pub(crate) fn check_own(&self) -> Result<(), String> {
+        let rule = Rule::for_file();
+        if let Some(own) = self
+            .own
+            .as_ref()
+            .filter(|own| rule.name() != Some(&own.name))
+        {
+            return Err(format!(
+                "it knows no table {} in the configuration",
+                own.name
+            ));
+        }
+        let checked = rule.check(&[], self.own.as_ref());
+        checked.map_err(|error| error.message().to_owned())
+    }
+
     /// Returns the keys of the daemon's own table as TOML; nothing if there is no table.
     pub(crate) fn own_table(&self) -> String {
         self.own

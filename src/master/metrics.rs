@@ -4,6 +4,7 @@
 //! values; no label is a process or a client.
 
 mod clients;
+mod own;
 mod text;
 mod workers;
 
@@ -109,11 +110,10 @@ fn write_reloads(text: &mut MetricsText, master: &Snapshot<'_>) {
 
 fn write_requests(text: &mut MetricsText, master: &Snapshot<'_>) {
     let mut tally = master.telemetry.tally.clone();
-    master
-        .workers
-        .all
-        .values()
-        .for_each(|worker| tally.add(worker.believed.counters(), &worker.methods));
+    master.workers.all.values().for_each(|worker| {
+        tally.add(worker.believed.counters(), &worker.methods);
+        tally.add_own(worker.own_metrics());
+    });
     text.family("requests_total", COUNTER, "Requests that were answered.");
     for (method, answered) in &tally.methods {
         for (result, count) in ["ok", "error"].iter().zip(answered) {
@@ -138,6 +138,10 @@ fn write_requests(text: &mut MetricsText, master: &Snapshot<'_>) {
         "Methods that are not run any more.",
         quarantined,
     );
+    tally
+        .own
+        .values()
+        .for_each(|metric| own::write(text, metric));
 }
 
 /// Writes a histogram. Its buckets end at powers of two ns, where buckets of the shared memory end as well.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, header, slot};
+use super::{RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, header, own_metrics, slot};
 use crate::proto::frame::PREFIX;
 use crate::sys::handoff::ShmOffsets;
 use crate::sys::memory::PAGE;
@@ -20,7 +20,7 @@ pub(super) const SLOT_LEN: u64 = 128;
 ///
 /// ```text
 /// 1   version 0.1.0
-/// 2   words 16 and up of the header, bit 5 of the flags
+/// 2   words 16 and up of the header, bit 5 of the flags, the metrics of a daemon's own behind the large regions
 /// ```
 pub const LAYOUT_VERSION: u32 = 2;
 
@@ -133,9 +133,23 @@ impl Layout {
         }
     }
 
+    /// Returns whether there is a part for the metrics of a daemon's own.
+    pub(super) fn has_own_metrics(self) -> bool {
+        self.version >= 2
+    }
+
+    /// Returns the offset of the metrics of a daemon's own, behind all regions.
+    pub(super) fn own_metrics_at(self) -> u64 {
+        self.bytes_at() + self.large_at(self.slots)
+    }
+
     /// Returns the length of the file.
     pub(super) fn file_len(self) -> u64 {
-        self.bytes_at() + self.large_at(self.slots)
+        let metrics = match self.has_own_metrics() {
+            true => page_up(own_metrics::AREA_LEN),
+            false => 0,
+        };
+        self.own_metrics_at() + metrics
     }
 
     /// Returns the range of received bytes in a region of `slot`, counted from the first byte after the slots.
@@ -187,7 +201,7 @@ mod tests {
                 assert!(pair[0].end <= pair[1].start, "{pair:?}");
             }
             let end = ranges.last().expect("some").end as u64;
-            assert!(end <= layout.file_len() - layout.bytes_at());
+            assert!(end <= layout.own_metrics_at() - layout.bytes_at());
             assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
             assert!(layout.reply() as usize >= REPLY_SOFT + layout.max_reply());
         }

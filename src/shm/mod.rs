@@ -25,6 +25,7 @@
 mod counters;
 mod header;
 mod layout;
+pub mod own_metrics;
 mod recovery;
 mod slot;
 mod stretch;
@@ -163,8 +164,8 @@ impl WorkerShm {
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
     pub fn map(file: File, layout: Layout) -> io::Result<WorkerShm> {
         let words = SharedWords::map(&file, layout)?;
-        let length =
-            usize::try_from(layout.file_len() - layout.bytes_at()).map_err(io::Error::other)?;
+        let length = layout.own_metrics_at() - layout.bytes_at();
+        let length = usize::try_from(length).map_err(io::Error::other)?;
         let bytes = Bytes::map(&file, layout.bytes_at(), length)?;
         Ok(WorkerShm {
             words,

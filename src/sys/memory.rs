@@ -78,7 +78,15 @@ impl Words {
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter.
     pub fn map(file: &File, count: usize) -> io::Result<Words> {
-        Mapping::new(file, 0, count.saturating_mul(8)).map(Words)
+        Words::map_at(file, 0, count)
+    }
+
+    /// Maps `count` words of the file from `offset`, which is a multiple of [`PAGE`].
+    ///
+    /// # Errors
+    /// As [`Words::map`].
+    pub fn map_at(file: &File, offset: u64, count: usize) -> io::Result<Words> {
+        Mapping::new(file, offset, count.saturating_mul(8)).map(Words)
     }
 }
 

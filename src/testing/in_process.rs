@@ -9,7 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::daemon::{Daemon, Parts};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Generation, Peer, WorkerId};
-use crate::worker::{Call, Fault, RunningService, Service, WorkerInfo};
+use crate::worker::{Call, Fault, RunningService, Service, WorkerInfo, WorkerMetrics};
 
 /// The size of the reply buffer, in bytes: that of the default `max-frame`.
 const REPLY: usize = 1 << 20;
@@ -54,6 +54,7 @@ impl InProcess {
             seat: 0,
             generation: Generation(1),
             config: (),
+            metrics: WorkerMetrics::new(None),
         };
         let service = RunningService::start(methods, info, table.to_owned())?;
         Ok(InProcess(Box::new(service)))

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::directory::Directory;
 use super::{PACE, Setup, TIMEOUT};
@@ -16,6 +17,9 @@ use crate::sys::fd;
 use crate::sys::notify::NotifySocket;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::socket::{self, Received};
+
+/// How long rejected descriptors stay open when no message arrives.
+const REJECTION_DELAY: Duration = Duration::from_millis(10);
 
 /// A service manager with a descriptor store (sd_notify(3), `FDSTORE=1`).
 #[derive(Debug)]
@@ -41,6 +45,8 @@ struct ManagerState {
     stored: Vec<(String, OwnedFd)>,
     /// The most descriptors that it stores, if there is a limit.
     most: Option<usize>,
+    /// Descriptors above the limit. As systemd does, they are closed after later messages were handled.
+    rejected: Vec<OwnedFd>,
 }
 
 impl ServiceManager {
@@ -124,7 +130,7 @@ impl ServiceManager {
         self.lock().stored.retain(|(name, _)| !is_forgotten(name));
     }
 
-    /// Sets the most descriptors to store, as `FileDescriptorStoreMax` does; descriptors above that are closed on arrival.
+    /// Sets the most descriptors to store, as `FileDescriptorStoreMax` does; descriptors above that are closed.
     pub fn limit(&self, most: impl Into<Option<usize>>) {
         self.lock().most = most.into();
     }
@@ -148,7 +154,7 @@ impl StoredCopies {
             if e.kind() != io::ErrorKind::WouldBlock {
                 return Err(e);
             }
-            thread::sleep(PACE);
+            thread::park_timeout(PACE);
         }
         drop(theirs);
         poll::wait_for(&ours, Interest::End, TIMEOUT)?;
@@ -178,7 +184,12 @@ fn listen(socket: &UnixDatagram, end: &OwnedFd, state: &Mutex<ManagerState>) {
         .expect("they are watched");
     let (mut events, mut datagram) = (Vec::new(), vec![0; 8192]);
     loop {
-        poller.wait(&mut events, None).expect("the poller works");
+        let has_rejected = !lock(state).rejected.is_empty();
+        let timeout = has_rejected.then_some(REJECTION_DELAY);
+        poller.wait(&mut events, timeout).expect("the poller works");
+        if events.is_empty() {
+            lock(state).rejected.clear();
+        }
         while let Ok(Received::Message {
             length,
             descriptors,
@@ -205,8 +216,13 @@ impl ManagerState {
             .stored
             .iter()
             .any(|(_, stored)| identity(stored) == identity(&descriptor));
-        if !is_there && self.most.is_none_or(|most| self.stored.len() < most) {
+        if is_there {
+            return;
+        }
+        if self.most.is_none_or(|most| self.stored.len() < most) {
             self.stored.push((name.to_owned(), descriptor));
+        } else {
+            self.rejected.push(descriptor);
         }
     }
 

@@ -95,7 +95,11 @@ impl WorkerLoop<'_> {
                     app.pulse.is_blocked = false;
                 }
                 FromApp::Health(unhealthy) => self.report_health(unhealthy),
-                FromApp::Metrics(_) | FromApp::Nothing => {}
+                FromApp::Metrics(samples) => {
+                    let app = self.app.as_ref().ok_or("there is no app")?;
+                    app.count(&samples);
+                }
+                FromApp::Nothing => {}
             }
         }
         Ok(())

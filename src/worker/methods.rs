@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::builtin;
 use super::hooks::Hooks;
 use super::method::Method;
+use super::metrics::WorkerMetrics;
 use super::reply::{Call, Fault, Reply};
 use crate::logging::scope;
 use crate::proto::channel::MethodName;
@@ -35,6 +36,8 @@ pub struct WorkerInfo<C = ()> {
     pub generation: Generation,
     /// The daemon's own table in that configuration.
     pub config: C,
+    /// Counters and histograms of the daemon's own.
+    pub metrics: WorkerMetrics,
 }
 
 impl WorkerInfo {
@@ -46,6 +49,7 @@ impl WorkerInfo {
             seat: self.seat,
             generation: self.generation,
             config,
+            metrics: self.metrics.clone(),
         }
     }
 }

@@ -15,6 +15,7 @@ mod leases;
 mod master_link;
 mod method;
 mod methods;
+mod metrics;
 mod parking;
 mod reply;
 mod start;
@@ -51,6 +52,7 @@ pub(crate) use hooks::Hooks;
 pub use method::Method;
 pub use methods::WorkerInfo;
 pub(crate) use methods::{Constructor, Methods, RunningService, Service};
+pub use metrics::{Counter, Histogram, MetricError, WorkerMetrics};
 pub use reply::{Call, Fault, Reply};
 pub(crate) use start::{Error, run};
 

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use super::apps::{App, AppService, StartingApp};
 use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
+use super::metrics::WorkerMetrics;
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, Hello};
 use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
+use crate::shm::own_metrics::OwnMetricWords;
 use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
@@ -104,14 +106,18 @@ fn serve<S: 'static>(
     let handoff_shm = file
         .try_clone()
         .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
+    let metrics = OwnMetricWords::map(&file, layout)
+        .map_err(|e| format!("cannot map the shared memory: {e}"))?;
     let shm =
         WorkerShm::map(file, layout).map_err(|e| format!("cannot map the shared memory: {e}"))?;
+    let metrics = WorkerMetrics::new(Some(metrics));
     let info = WorkerInfo {
         name: std::mem::take(&mut start.name),
         worker: start.worker,
         seat: start.seat,
         generation: start.generation,
         config: (),
+        metrics: metrics.clone(),
     };
     let mut methods = methods;
     if start.app.is_some() {
@@ -135,7 +141,7 @@ fn serve<S: 'static>(
             (shm, handoff_shm),
         );
     };
-    let (app, hello) = start_app(channel, spec, layout)?;
+    let (app, hello) = start_app(channel, spec, layout, &metrics)?;
     let mut service = AppService::new(&mut own, hello.methods)
         .map_err(|reason| format!("its app cannot be used: {reason}"))?;
     serve_methods(
@@ -153,13 +159,14 @@ fn start_app(
     channel: &mut Channel<ToMaster, ToWorker>,
     spec: &AppSpec,
     layout: Layout,
+    metrics: &WorkerMetrics,
 ) -> Result<(App, Hello), String> {
     let starting = StartingApp::spawn(spec, layout.max_reply());
     let starting = starting.map_err(|reason| format!("its app {reason}"))?;
     let pid = starting.pid();
     send(channel, &ToMaster::AppStarted(AppStarted { pid }))
         .map_err(|e| format!("cannot report to the master: {e}"))?;
-    let greeted = starting.await_hello(&*channel);
+    let greeted = starting.await_hello(&*channel, metrics);
     greeted.map_err(|reason| format!("its app {reason}"))
 }
 

@@ -50,6 +50,7 @@ mod names;
 mod notify;
 mod operation;
 mod original_client;
+mod own_metrics;
 mod own_table;
 mod packaging;
 mod passed_descriptors;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::common::faulty::{self, example, whoami};
 use crate::common::program::{ctl, run};
+use crate::common::upgrade::{assert_refused, upgrade};
 
 fn settings(daemon: &Running) -> Value {
     daemon.call("settings", ()).expect("a result")
@@ -118,5 +119,16 @@ fn a_reload_to_a_table_without_workers_is_rolled_back() {
     let refused = daemon.reload_with("workers.count = 1\n[faulty]\nfails = true");
     let refused = refused.expect_err("no worker becomes ready").to_string();
     assert!(refused.contains("the table says so"), "{refused}");
+    assert_eq!(settings(&daemon), json!(["first", null]));
+}
+
+#[test]
+fn an_upgrade_to_a_program_that_cannot_read_the_table_is_refused() {
+    let daemon = faulty::start("[faulty]\nwords = \"first\"");
+    let refused = upgrade(&daemon, Some(&example("resized")));
+    assert_refused(refused, "refused", "unknown key `faulty`");
+    assert_eq!(settings(&daemon), json!(["first", null]));
+    let upgraded = ctl(&daemon, &["upgrade"]);
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
     assert_eq!(settings(&daemon), json!(["first", null]));
 }

@@ -46,6 +46,25 @@ fn an_emptied_store_is_filled_again() {
     assert_eq!(daemon.status().lost_total, 0);
 }
 
+/// systemd closes rejected descriptors after it has confirmed the messages behind them.
+#[test]
+fn a_store_that_rejects_late_is_not_restored() {
+    let manager = ServiceManager::new();
+    manager.limit(0);
+    let daemon = manager.setup(FDPASSD, "").start().expect("it serves");
+    eventually("the store was tried twice again", || {
+        let is_first = |told: &&String| told.contains("FDNAME=fdpassd-canary.0\nFDPOLL");
+        (manager.told().iter().filter(is_first).count() > 3).then_some(())
+    });
+    let status = daemon.status();
+    assert!(status.store_outage.is_some() && !status.restart_keeps_clients);
+    assert!(
+        !daemon.stderr().contains("all of it again"),
+        "{}",
+        daemon.stderr()
+    );
+}
+
 #[test]
 fn a_store_emptied_before_sigterm_is_filled_by_it() {
     let manager = ServiceManager::new();

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! stored     canary 0, everything, canary 1, barrier      start, SIGTERM, reload, after an upgrade
-//! confirmed  the barrier is closed, both canaries live    a restart keeps the clients
+//! confirmed  the barrier is closed, and both canaries     a restart keeps the clients
+//!            live 100 ms later
 //! refused    a canary has ended                           one canary is tried, every second at first, then every 30 s;
 //!                                                         once it is confirmed, everything is stored again
 //! ```
@@ -41,8 +42,10 @@ pub(crate) struct Canaries {
     ends: Vec<OwnedFd>,
     /// Ends when the manager has received everything.
     barrier: Option<OwnedFd>,
-    /// Both canaries were alive when the barrier ended.
+    /// Both canaries were alive for [`REJECTION_TIMEOUT`] after the barrier ended.
     is_confirmed: bool,
+    /// Set when the barrier has ended: a rejected canary ends before this time.
+    settles_at: Option<Instant>,
     /// The store accepts nothing, or has dropped something.
     outage: Option<Outage>,
 }
@@ -63,12 +66,15 @@ impl Canaries {
         self.is_confirmed
     }
 
-    /// Returns when the store is tried again.
+    /// Returns when the store is tried again, or the result of a trial is known.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.outage
-            .as_ref()
-            .filter(|_| self.barrier.is_none())
-            .map(Outage::deadline)
+        let retry_at = || {
+            self.outage
+                .as_ref()
+                .filter(|_| self.barrier.is_none())
+                .map(Outage::deadline)
+        };
+        self.settles_at.or_else(retry_at)
     }
 
     /// Returns whether the manager has closed a canary.
@@ -81,6 +87,7 @@ impl Canaries {
         for end in self.ends.drain(..).chain(self.barrier.take()) {
             let _ = poller.remove(&end);
         }
+        self.settles_at = None;
         names()
             .iter()
             .for_each(|name| notifier.drop_stored(name, now));
@@ -153,7 +160,7 @@ impl Canaries {
 
     /// Waits for the end of a canary that the manager has rejected, for [`REJECTION_TIMEOUT`] at most. systemd closes
     /// rejected descriptors in a thread, so that their ends come after the barrier behind them.
-    fn await_rejection(&self) {
+    pub(crate) fn await_rejection(&self) {
         let deadline = Instant::now() + REJECTION_TIMEOUT;
         let Some(first) = self.ends.first() else {
             return;
@@ -190,6 +197,15 @@ impl Master {
             return;
         };
         let _ = self.poller.remove(&barrier);
+        canaries.settles_at = Some(now + REJECTION_TIMEOUT);
+    }
+
+    /// Stores everything after a trial, or notes that everything is stored: the manager has kept the canaries.
+    fn confirm_store(&mut self, now: Instant) {
+        let Some(store) = &mut self.handover.store else {
+            return;
+        };
+        let (events, canaries) = (&mut self.telemetry.events, &mut store.canaries);
         if canaries.ends.len() < 2 {
             // The trial has succeeded.
             return self.store_all(now);
@@ -203,16 +219,23 @@ impl Master {
         }
     }
 
-    /// Tries the store again if that is due.
+    /// Tries the store again, or concludes a trial, if that is due.
     pub(crate) fn retry_store(&mut self, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;
         };
         let canaries = &mut store.canaries;
-        if canaries.deadline().is_some_and(|at| at <= now) {
-            let (notifier, events) = (&mut self.manager.notifier, &mut self.telemetry.events);
-            canaries.retry(notifier, &self.poller, events, now);
+        if canaries.deadline().is_none_or(|at| at > now) {
+            return;
         }
+        if canaries.settles_at.take().is_none() {
+            let (notifier, events) = (&mut self.manager.notifier, &mut self.telemetry.events);
+            return canaries.retry(notifier, &self.poller, events, now);
+        }
+        if canaries.has_ended() {
+            return self.check_store(now);
+        }
+        self.confirm_store(now);
     }
 
     /// Stores everything again at SIGTERM. Returns whether the next master will have the clients, as far as that can be

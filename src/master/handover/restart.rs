@@ -133,6 +133,9 @@ impl Master {
             self.store_all(Instant::now());
         }
         self.manager.notifier.flush(FLUSH_TIMEOUT);
+        if let Some(store) = self.handover.store.as_ref().filter(|_| is_in_doubt) {
+            store.canaries.await_rejection();
+        }
         let clients = self.clients.count();
         match without_space {
             _ if self.handover.has_store_ended() => log::error!(

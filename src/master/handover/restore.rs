@@ -121,6 +121,7 @@ impl Master {
                         &record.methods,
                         &mut self.telemetry,
                     );
+                    self.telemetry.tally.add_own(shm.own_metrics());
                 }
                 Err(why) => {
                     let name = format!("worker {} of the previous master", record.worker);

@@ -261,8 +261,10 @@ pub fn check_handover(length: &str) -> Result<(), String> {
     let length: u64 = length
         .parse()
         .map_err(|_| "the length of its input is missing".to_owned())?;
-    let checked = UpgradeSnapshot::read(&shared, length)
-        .and_then(|snapshot| snapshot.check().map(|_| snapshot.same.is_some()));
+    let checked = UpgradeSnapshot::read(&shared, length).and_then(|snapshot| {
+        snapshot.check()?.config.check_own()?;
+        Ok(snapshot.same.is_some())
+    });
     let verdict = match &checked {
         Err(why) => why,
         // The child compares the files: the master may not wait for so long.

@@ -8,6 +8,7 @@ use crate::master::telemetry::counters::{By, Label};
 
 pub(super) const COUNTER: &str = "counter";
 pub(super) const GAUGE: &str = "gauge";
+pub(super) const HISTOGRAM: &str = "histogram";
 
 /// The prefix of each name.
 const PREFIX: &str = "fdpassd_";

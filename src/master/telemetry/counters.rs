@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
 use crate::proto::rpc::is_method_name;
+use crate::shm::own_metrics::{MAX_OWN_METRICS, OwnMetric};
 use crate::shm::{BUCKETS, Counters};
 use crate::sys::process::Exit;
 
@@ -341,6 +342,8 @@ pub(crate) struct Tally {
     pub(crate) buckets: Vec<u64>,
     /// Sum of the durations, in ns.
     pub(crate) sum: u64,
+    /// The metrics of the daemon's own, by their names.
+    pub(crate) own: BTreeMap<String, OwnMetric>,
 }
 
 /// Requests for unknown methods, and for methods beyond [`MAX_METHODS`].
@@ -349,12 +352,16 @@ pub(crate) const OTHER: &str = "other";
 /// Methods that are counted separately. Workers choose the names, which must not fill the master's memory.
 const MAX_METHODS: usize = 256;
 
+/// Metrics of the daemon's own that are counted, over all programs that it ever was. Further ones are left out.
+const MAX_OWN: usize = 2 * MAX_OWN_METRICS;
+
 impl Default for Tally {
     fn default() -> Tally {
         Tally {
             methods: BTreeMap::new(),
             buckets: vec![0; BUCKETS],
             sum: 0,
+            own: BTreeMap::new(),
         }
     }
 }
@@ -370,6 +377,24 @@ impl Tally {
         self.sum = self.sum.saturating_add(counters.duration_sum);
         for (name, answered) in counters.by_method(methods) {
             self.add_method(name.unwrap_or(OTHER), answered);
+        }
+    }
+
+    /// Adds the metrics of the daemon's own in a worker. A metric that has become another kind, or has other buckets in a
+    /// newer worker, begins again, as Prometheus allows.
+    pub(crate) fn add_own(&mut self, metrics: Vec<OwnMetric>) {
+        for metric in metrics {
+            let is_full = self.own.len() >= MAX_OWN;
+            match self.own.get_mut(&metric.name) {
+                Some(sums) => {
+                    sums.help = metric.help;
+                    if !sums.values.add(&metric.values) {
+                        sums.values = metric.values;
+                    }
+                }
+                None if is_full => {}
+                None => drop(self.own.insert(metric.name.clone(), metric)),
+            }
         }
     }
 
@@ -397,6 +422,7 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shm::own_metrics::OwnValues;
 
     #[test]
     fn each_kind_is_counted_under_its_name() {
@@ -408,6 +434,42 @@ mod tests {
             (counted, counts.total(), counts[Cause::Oom]),
             (vec![("oom", 2), ("late", 1)], 3, 2)
         );
+    }
+
+    #[test]
+    fn own_metrics_are_summed_by_name_and_bounded() {
+        let metric = |name: &str, values| OwnMetric {
+            name: name.to_owned(),
+            help: String::new(),
+            values,
+        };
+        let histogram = |bound, count| OwnValues::Histogram {
+            bounds: vec![bound],
+            counts: vec![count, 1],
+            sum: 2.0,
+        };
+        let mut tally = Tally::default();
+        for _ in 0..2 {
+            tally.add_own(vec![
+                metric("a", OwnValues::Counter(u64::MAX)),
+                metric("b", histogram(1.0, 5)),
+            ]);
+        }
+        assert_eq!(tally.own["a"].values, OwnValues::Counter(u64::MAX));
+        let expected = OwnValues::Histogram {
+            bounds: vec![1.0],
+            counts: vec![10, 2],
+            sum: 4.0,
+        };
+        assert_eq!(tally.own["b"].values, expected);
+        tally.add_own(vec![metric("b", histogram(2.0, 7))]);
+        assert_eq!(tally.own["b"].values, histogram(2.0, 7));
+        let many = (0..1000).map(|number| metric(&format!("m{number}"), OwnValues::Counter(1)));
+        tally.add_own(many.collect());
+        assert_eq!(tally.own.len(), MAX_OWN);
+        let json = serde_json::to_string(&tally).expect("JSON");
+        let read: Tally = serde_json::from_str(&json).expect("the same");
+        assert_eq!(read.own, tally.own);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::Worker;
 use crate::proto::channel::MethodName;
+use crate::shm::own_metrics::OwnMetric;
 use crate::shm::{Counters, Header, MasterShm};
 use crate::sys::clock;
 
@@ -115,6 +116,7 @@ impl Workers {
             &worker.methods,
             telemetry,
         );
+        telemetry.tally.add_own(worker.own_metrics());
     }
 
     /// Adds the counters of a worker of this seat that is gone to the totals.
@@ -132,6 +134,14 @@ impl Workers {
 }
 
 impl Worker {
+    /// Returns the metrics of the daemon's own in the worker, unless its counters are rejected.
+    pub(crate) fn own_metrics(&self) -> Vec<OwnMetric> {
+        match self.believed.is_broken {
+            true => Vec::new(),
+            false => self.shm.own_metrics(),
+        }
+    }
+
     fn read_counters(&mut self, telemetry: &mut Telemetry) {
         let fault = self.believed.read(self.shm.header(), self.methods.len());
         if let Some(why) = fault {

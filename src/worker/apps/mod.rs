@@ -6,12 +6,14 @@
 //! A request that the app executes is *away*: its bytes lie in its slot's own regions, `exec` is set, the lease word
 //! is `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
 
+mod metrics;
 mod output;
 mod requests;
 mod service;
 mod start;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -21,8 +23,9 @@ pub(super) use service::AppService;
 pub(super) use start::StartingApp;
 pub(super) use wire::{Incoming, ReadEnd, Wire};
 
+use self::metrics::AppMetrics;
 use self::output::{LastLines, OutputStream};
-use crate::proto::app::{AppInfo, CancelReason};
+use crate::proto::app::{AppInfo, CancelReason, Samples};
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::names::ClientId;
 use crate::proto::text::Escaped;
@@ -54,6 +57,7 @@ pub(super) struct App {
     output: Option<[OutputStream; 2]>,
     last_lines: LastLines,
     info: AppInfo,
+    metrics: AppMetrics,
     /// The app wants to know which clients have left.
     wants_closes: bool,
     max_memory: Option<u64>,
@@ -87,6 +91,11 @@ impl App {
     /// Returns what it has reported of itself.
     pub(super) fn info(&self) -> &AppInfo {
         &self.info
+    }
+
+    /// Counts samples of the app's metrics.
+    pub(super) fn count(&self, samples: &BTreeMap<String, Samples>) {
+        self.metrics.count(samples);
     }
 
     /// Watches everything that the app may send.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use log::Level;
 
+use super::metrics::AppMetrics;
 use super::output::{LastLines, OutputStream};
 use super::{App, END, OUTPUT, Pulse, ReadEnd, Requests, WIRE, Wire};
 use crate::proto::app::{
@@ -18,6 +19,7 @@ use crate::proto::text::Escaped;
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, AppProgram, AppStdio};
+use crate::worker::metrics::WorkerMetrics;
 
 /// The token of the channel to the master, during the start.
 const MASTER: u64 = u64::MAX;
@@ -61,11 +63,15 @@ impl StartingApp {
         self.app.process.pid
     }
 
-    /// Waits for its hello. `channel` leads to the master, which kills this process if it takes too long.
+    /// Waits for its hello, and declares its `metrics`. `channel` leads to the master, which kills this process if it takes too long.
     ///
     /// # Errors
     /// Why it cannot serve, for the operator: a sentence without its subject.
-    pub(in crate::worker) fn await_hello(self, channel: impl AsFd) -> Result<(App, Hello), String> {
+    pub(in crate::worker) fn await_hello(
+        self,
+        channel: impl AsFd,
+        metrics: &WorkerMetrics,
+    ) -> Result<(App, Hello), String> {
         let StartingApp {
             mut app,
             mut poller,
@@ -82,6 +88,8 @@ impl StartingApp {
         }
         let concurrency = wanted.min(most.unwrap_or(u32::MAX));
         app.requests = Requests::new(concurrency);
+        app.metrics = AppMetrics::declare(&hello.metrics, metrics)
+            .map_err(|reason| format!("cannot be used: {reason}"))?;
         app.wants_closes = hello.closes;
         app.info = AppInfo {
             pid: app.process.pid,
@@ -127,6 +135,7 @@ fn spawn(spec: &AppSpec, max_frame: usize) -> io::Result<(App, Poller)> {
         output,
         last_lines: LastLines::default(),
         info: AppInfo::default(),
+        metrics: AppMetrics::default(),
         wants_closes: false,
         max_memory: spec.max_memory,
         memory_checked: clock::monotonic(),

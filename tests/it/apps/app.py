@@ -70,6 +70,8 @@ async def answer(writer, request):
         for line in range(params):
             sys.stderr.write(f"<4>line {line} of a flood{'.' * 100}\n")
         sys.stderr.flush()
+    elif method == "metrics":
+        writer.write(frame({"metrics": params}))
     elif method == "spawn":
         # A child that keeps descriptor 3.
         os.set_inheritable(3, True)
@@ -86,10 +88,15 @@ async def main():
     ]
     for name in (
         "count circumstances sleep until_cancelled never block exit answer_and_exit fault write "
-        "write_prefix close flood spawn"
+        "write_prefix close flood spawn metrics"
     ).split():
         methods.append({"name": name})
-    writer.write(frame({"hello": 1, "methods": methods, "concurrency": CONCURRENCY, "later": {}}))
+    metrics = [
+        {"name": "orders", "type": "counter", "help": "Orders that were placed."},
+        {"name": "prices", "type": "histogram", "help": "Their prices.", "buckets": [1, 10]},
+    ]
+    hello = {"hello": 1, "methods": methods, "concurrency": CONCURRENCY, "metrics": metrics, "later": {}}
+    writer.write(frame(hello))
     tasks = set()
     while True:
         try:

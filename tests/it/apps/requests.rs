@@ -216,6 +216,30 @@ fn a_stop_answers_what_is_away_and_leaves_no_process() {
 }
 
 #[test]
+fn metrics_of_an_app_outlive_it() {
+    let Some(daemon) = start("workers.count = 2") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    for deaths in 1..=3 {
+        let samples = json!({"orders": 2, "prices": [0.5, 5, 50], "unknown": 1});
+        assert!(client.call("metrics", samples).is_ok());
+        let fault = client.call("exit", 1).expect_err("it exits");
+        assert_eq!(fault.code(), "crashed");
+        daemon.wait_until("the death is known", |status| status.deaths_total == deaths);
+    }
+    let text = crate::common::metrics::text(&daemon);
+    for line in [
+        "fdpassd_app_orders_total 6",
+        "fdpassd_app_prices_bucket{le=\"1\"} 3",
+        "fdpassd_app_prices_bucket{le=\"10\"} 6",
+        "fdpassd_app_prices_count 9",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+}
+
+#[test]
 fn an_idle_worker_with_an_idle_app_does_not_wake_up() {
     let Some(daemon) = start("workers.count = 1") else {
         return;
