@@ -25,6 +25,10 @@ impl WorkerLoop<'_> {
     pub(super) fn run_turn(&mut self, slot: u32, purpose: &Purpose<'_>, service: &mut dyn Service) {
         self.run_one_turn(slot, purpose, service);
         if self.ending.stop_by.is_some() {
+            if purpose.is_of_away() {
+                // Nothing was read from the client while its request was away.
+                self.run_one_turn(slot, &Purpose::Serve, service);
+            }
             self.stop_client(slot, service);
         }
         while let Some(oldest) = self.parking.overloads().filter(|_| self.may_serve()) {

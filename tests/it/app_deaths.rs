@@ -25,7 +25,7 @@ use crate::common::{FDPASSD, kernel, let_pass, start};
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_deaths/app.py");
 
 /// Returns a configuration with this app. `None` without Python.
-fn config(workers: usize, concurrency: usize, more: &str) -> Option<String> {
+pub fn config(workers: usize, concurrency: usize, more: &str) -> Option<String> {
     if run("python3", &["--version"]).code != Some(0) {
         skip("python3", "there is no python3");
         return None;
@@ -37,7 +37,7 @@ fn config(workers: usize, concurrency: usize, more: &str) -> Option<String> {
 }
 
 /// Returns the processes of apps of the daemon in this directory.
-fn apps(directory: &Path) -> Vec<u32> {
+pub fn apps(directory: &Path) -> Vec<u32> {
     let journal = directory.join("journal");
     let journal = journal.to_string_lossy().into_owned();
     let all = fs::read_dir("/proc").expect("/proc can be read").flatten();
@@ -50,7 +50,7 @@ fn apps(directory: &Path) -> Vec<u32> {
 }
 
 /// Kills a process that may have ended.
-fn kill_9(pid: u32) {
+pub fn kill_9(pid: u32) {
     let sent = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
     assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
 }
@@ -63,14 +63,14 @@ struct Replies {
 }
 
 /// Clients that send requests until they are stopped, and check that the replies come in order.
-struct Shoppers {
+pub struct Shoppers {
     is_over: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Replies>>,
 }
 
 impl Shoppers {
-    fn start(daemon: &Running, clients: u64) -> Shoppers {
+    pub fn start(daemon: &Running, clients: u64) -> Shoppers {
         let (is_over, answered, next) =
             <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
         let thread = |id| {
@@ -87,7 +87,7 @@ impl Shoppers {
     }
 
     /// Waits for this many more replies.
-    fn wait_for(&self, more: u64) {
+    pub fn wait_for(&self, more: u64) {
         let wanted = self.answered.load(Ordering::Relaxed) + more;
         eventually("requests are answered", || {
             (self.answered.load(Ordering::Relaxed) >= wanted).then_some(())
@@ -96,7 +96,7 @@ impl Shoppers {
 
     /// Stops the clients, and compares their replies with what the apps have begun. Returns the number of replies, and
     /// of those that are errors.
-    fn finish(self, journal: &Path) -> (usize, usize) {
+    pub fn finish(self, journal: &Path) -> (usize, usize) {
         self.is_over.store(true, Ordering::Relaxed);
         let mut all = Replies::default();
         for thread in self.threads {
@@ -182,7 +182,7 @@ fn shop(
 }
 
 /// Checks that nothing was lost, and that no app is left after the daemon.
-fn end(mut daemon: Running, clients: u64) {
+pub fn end(mut daemon: Running, clients: u64) {
     let status = daemon.status();
     assert_eq!((status.lost_total, status.quarantined.len()), (0, 0));
     assert!(status.accepted_total >= clients && status.closed_for_crashes_total == 0);
@@ -194,7 +194,7 @@ fn end(mut daemon: Running, clients: u64) {
     });
 }
 
-fn journal(daemon: &Running) -> PathBuf {
+pub fn journal(daemon: &Running) -> PathBuf {
     daemon.directory().join("journal")
 }
 

@@ -10,6 +10,7 @@ mod activation;
 mod app_check;
 mod app_deaths;
 mod app_keys;
+mod app_lifecycle;
 mod apps;
 mod balance;
 mod chaos;

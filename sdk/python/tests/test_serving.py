@@ -72,6 +72,11 @@ orders = app.counter("orders", "Orders")
 {kind} closed(client):
     print("closed", client)
 
+@app.method(raw=True)
+{kind} raw(params):
+    assert isinstance(params, bytes)
+    return params if params != b"0" else 0
+
 @app.stop
 {kind} stop():
     print("stopped")
@@ -164,6 +169,16 @@ class Both(unittest.TestCase):
                 self.assertEqual((answer["id"], answer["error"]["code"]), (900, "bad_params"))
             worker.send(head + rb'"\ud800"}')
             self.assertEqual(worker.read_body(), rb'{"id":900,"result":"\ud800"}')
+
+    def test_a_raw_method_has_the_bytes_of_the_client(self) -> None:
+        for worker in self.both():
+            head = b'{"id":900,"in":"raw","client":1,"peer":"","attempt":1'
+            for params in [b"[ 1e400,\n-0.0]", b"1" * 5000, b'{"a":1,"a":",\\"params\\":2"}', rb'"\ud800"']:
+                worker.send(head + b',"params":' + params + b"}")
+                self.assertEqual(worker.read_body(), b'{"id":900,"result":' + params + b"}")
+            worker.send(head + b"}")
+            self.assertEqual(worker.read_body(), b'{"id":900,"result":null}')
+            self.assertEqual(worker.call("raw", 0)["error"]["code"], "internal")
 
     def test_a_call_knows_its_circumstances(self) -> None:
         for worker in self.both():

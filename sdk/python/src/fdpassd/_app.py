@@ -86,6 +86,7 @@ class App:
         idempotent: bool = False,
         reply: str | None = None,
         thread: bool = False,
+        raw: bool = False,
     ) -> Decorator: ...
 
     def method(
@@ -97,6 +98,7 @@ class App:
         idempotent: bool = False,
         reply: str | None = None,
         thread: bool = False,
+        raw: bool = False,
     ) -> Any:
         """Makes a function a method. It stays what it was, and tests may call it.
 
@@ -110,13 +112,15 @@ class App:
         :param reply: The name of its replies, by default the method's with ``_r``.
         :param thread: Whether it runs in a thread of its own, while the app does other things. A thread is not
             interrupted when the client leaves: see `Call.is_cancelled`.
+        :param raw: Whether its one argument is the bytes of the params as the client wrote them, ``b"null"`` if there are
+            none, and its result the bytes of one JSON value, which the client gets unchanged.
         """
         if function is not None:
-            self._add(_method.method(function, name, idempotent, reply, thread))
+            self._add(_method.method(function, name, idempotent, reply, thread, raw))
             return function
 
         def decorate(function: Function) -> Function:
-            self._add(_method.method(function, name, idempotent, reply, thread))
+            self._add(_method.method(function, name, idempotent, reply, thread, raw))
             return function
 
         return decorate
@@ -226,7 +230,8 @@ class App:
         return _CONCURRENCY[self._is_async()] if self._concurrency is None else self._concurrency
 
     def _writer(self, inherited: Inherited) -> Writer:
-        return Writer(self._codec, inherited.max_frame)
+        keeps_frames = any(method.is_raw for method in self._methods.values())
+        return Writer(self._codec, inherited.max_frame, keeps_frames)
 
     def _set_health(self, reason: str | None) -> None:
         with self._health_lock:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ._app import end, status_of, why_failed
 from ._call import Call, current
-from ._frames import Splitter, Undecodable, perform, unreadable
+from ._frames import Splitter, params_of, perform
 from ._log import log_exception
 from ._process import Inherited
 
@@ -180,7 +180,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._spawn(self._thread_of(method, message, call))
         else:
             token = current.set(call)
-            perform(self._writer, method.invoke, message)
+            perform(self._writer, method, message)
             current.reset(token)
 
     async def _await(self, method: Method, message: dict[str, Any], call: Call) -> None:
@@ -190,10 +190,7 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             if call._why is not None:
                 raise asyncio.CancelledError
-            params = message.get("params")
-            if params.__class__ is Undecodable:
-                raise unreadable(params)
-            result = await method.invoke(params)
+            result = await method.invoke(params_of(method, message))
         except asyncio.CancelledError as error:
             if call._why is None:
                 self._writer.fault(message, error)
@@ -202,7 +199,7 @@ class _Connection(asyncio.BufferedProtocol):
         except Exception as error:
             self._writer.fault(message, error)
         else:
-            self._writer.result(message, result)
+            self._writer.result(method, message, result)
         self._done(message)
 
     async def _thread_of(self, method: Method, message: dict[str, Any], call: Call) -> None:
@@ -212,22 +209,18 @@ class _Connection(asyncio.BufferedProtocol):
         current.set(call)
         run = copy_context().run
 
-        def invoke(params: Any) -> tuple[Any, Exception | None]:
+        def invoke() -> tuple[Any, Exception | None]:
             # StopIteration would not survive a future.
             try:
-                return run(method.invoke, params), None
+                return run(method.invoke, params_of(method, message)), None
             except Exception as error:
                 return None, error
 
-        params = message.get("params")
-        if params.__class__ is Undecodable:
-            self._writer.fault(message, unreadable(params))
+        result, error = await self._loop.run_in_executor(self._threads, invoke)
+        if error is None:
+            self._writer.result(method, message, result)
         else:
-            result, error = await self._loop.run_in_executor(self._threads, invoke, params)
-            if error is None:
-                self._writer.result(message, result)
-            else:
-                self._writer.fault(message, error)
+            self._writer.fault(message, error)
         self._done(message)
 
     def _done(self, message: dict[str, Any]) -> None:

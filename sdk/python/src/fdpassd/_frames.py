@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._codec import Codec
 from ._fault import Fault
 from ._log import log_error, log_exception
 
+if TYPE_CHECKING:
+    from ._method import Method
+
 _LENGTH = Struct("<I")
-_PARAMS = b',"params":'
+
+#: The last member of a request. No member before it has such a text.
+_PARAMS = re.compile(rb',\s*"params"\s*:\s*')
+
+#: The member of a message with its frame, which no frame has.
+_FRAME = " frame"
 
 
 class Splitter:
@@ -60,7 +68,8 @@ class Undecodable:
 class Writer:
     """Makes the frames for the worker. None is longer than the worker accepts."""
 
-    def __init__(self, codec: Codec, max_frame: int) -> None:
+    def __init__(self, codec: Codec, max_frame: int, keeps_frames: bool) -> None:
+        self._keeps_frames = keeps_frames
         self._dumps = codec.dumps
         self._loads = codec.loads
         self._max_frame = max_frame
@@ -72,20 +81,22 @@ class Writer:
             message: dict[str, Any] = self._loads(frame)
         except Exception as error:
             # Valid JSON may be more than the codec accepts: numbers of thousands of digits, half surrogate pairs, depth.
-            begin = frame.find(_PARAMS)
-            if begin < 0:
+            found = _PARAMS.search(frame)
+            if found is None:
                 raise
-            message = self._loads(frame[:begin] + b"}")
+            message = self._loads(frame[: found.start()] + b"}")
             message["params"] = Undecodable(error)
+        if self._keeps_frames:
+            message[_FRAME] = frame
         return message
 
     def send(self, message: dict[str, Any]) -> None:
         self._push(self._dumps(message))
 
-    def result(self, message: dict[str, Any], result: Any) -> None:
+    def result(self, method: Method, message: dict[str, Any], result: Any) -> None:
         """Answers a request. A result that cannot be sent becomes an error of its caller."""
         try:
-            body = b'{"id":%d,"result":%b}' % (message["id"], self._dumps(result))
+            body = b'{"id":%d,"result":%b}' % (message["id"], result if method.is_raw else self._dumps(result))
         except Exception as error:
             log_exception(f"the result of {message['in']} cannot be written as JSON", error)
             self.error(message, "internal", f"the result cannot be written as JSON: {type(error).__name__}")
@@ -128,19 +139,26 @@ class Writer:
         self.frames.append(body)
 
 
-def perform(writer: Writer, invoke: Callable[[Any], Any], message: dict[str, Any]) -> None:
+def perform(writer: Writer, method: Method, message: dict[str, Any]) -> None:
     """Runs a method that is no coroutine, and answers."""
     try:
-        params = message.get("params")
-        if params.__class__ is Undecodable:
-            raise unreadable(params)
-        result = invoke(params)
+        result = method.invoke(params_of(method, message))
     except Exception as error:
         writer.fault(message, error)
     else:
-        writer.result(message, result)
+        writer.result(method, message, result)
 
 
-def unreadable(params: Undecodable) -> Fault:
-    """Returns what the client gets for params that its JSON writer accepts and this codec does not."""
-    return Fault("bad_params", f"the params cannot be read: {type(params.error).__name__}")
+def params_of(method: Method, message: dict[str, Any]) -> Any:
+    """Returns the params of a request.
+
+    :raises Fault: They are JSON, but more than the codec can read.
+    """
+    if method.is_raw:
+        frame: bytes = message[_FRAME]
+        found = _PARAMS.search(frame)
+        return b"null" if found is None else frame[found.end() : -1]
+    params = message.get("params")
+    if params.__class__ is Undecodable:
+        raise Fault("bad_params", f"the params cannot be read: {type(params.error).__name__}")
+    return params

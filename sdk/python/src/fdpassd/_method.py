@@ -27,6 +27,8 @@ class Method(NamedTuple):
     reply: str | None
     is_async: bool
     in_thread: bool
+    #: Whether params and result are the bytes of JSON.
+    is_raw: bool
 
     def as_declared(self) -> dict[str, Any]:
         declared: dict[str, Any] = {"name": self.name, "idempotent": self.idempotent}
@@ -35,7 +37,9 @@ class Method(NamedTuple):
         return declared
 
 
-def method(function: Callable[..., Any], name: str | None, idempotent: bool, reply: str | None, thread: bool) -> Method:
+def method(
+    function: Callable[..., Any], name: str | None, idempotent: bool, reply: str | None, thread: bool, raw: bool
+) -> Method:
     """Returns the method of a function.
 
     :raises ValueError: A name is not valid, or belongs to the daemon.
@@ -52,7 +56,8 @@ def method(function: Callable[..., Any], name: str | None, idempotent: bool, rep
         raise TypeError(f"{name}: a coroutine runs in the loop, not in a thread")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{name}: a generator has no single result")
-    return Method(name, function, _invoke(function), idempotent, reply, is_async, thread)
+    invoke = function if raw else _invoke(function)
+    return Method(name, function, invoke, idempotent, reply, is_async, thread, raw)
 
 
 def _invoke(function: Callable[..., Any]) -> Callable[[Any], Any]:

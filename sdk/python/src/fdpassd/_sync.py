@@ -106,7 +106,7 @@ class _Loop:
             return
         self._call = Call(message, received, self.look)
         current.set(self._call)
-        perform(self._writer, method.invoke, message)
+        perform(self._writer, method, message)
         self._call = None
 
     def look(self) -> None:

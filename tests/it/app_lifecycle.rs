@@ -1,0 +1,196 @@
+//! Workers are replaced, held and stopped while requests are away: an app finishes what it has begun.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use fdpassd::testing::{Client, Running};
+use serde_json::{Value, json};
+
+use crate::app_deaths::{Shoppers, apps, config, end, journal, kill_9};
+use crate::common::upgrade::upgrade;
+use crate::common::{FDPASSD, let_pass, start};
+
+/// Sends a request that takes a while, and waits until an app executes it. Returns the id of its worker as well.
+fn away(daemon: &Running, method: &str, params: Value) -> (Client, u64) {
+    let mut client = daemon.connect();
+    client.request(method, params);
+    let status = daemon.wait_until("a request is away", |status| {
+        status.workers.iter().any(|worker| worker.away == 1)
+    });
+    let worker = status.workers.iter().find(|worker| worker.away == 1);
+    let id = worker.and_then(|worker| worker.id).expect("it has one");
+    (client, id.0)
+}
+
+#[test]
+fn replaced_workers_finish_the_requests_that_are_away() {
+    let Some(config) = config(2, 4, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let scale = |count| json!({ "count": count });
+    type Change<'a> = (&'a str, Box<dyn Fn(u64) + 'a>);
+    let ctl = |verb, params: Value| drop(daemon.ctl_with(verb, params).expect("it is done"));
+    let changes: [Change<'_>; 6] = [
+        ("reload", Box::new(|_| drop(daemon.reload()))),
+        (
+            "recycle",
+            Box::new(|id| ctl("recycle", json!({"worker": id}))),
+        ),
+        ("scale", Box::new(|_| ctl("scale", scale(1)))),
+        ("scale again", Box::new(|_| ctl("scale", scale(2)))),
+        (
+            "hold",
+            Box::new(|id| {
+                ctl("hold", json!({"worker": id}));
+                ctl("release", json!({"worker": id}));
+            }),
+        ),
+        (
+            "upgrade",
+            Box::new(|_| {
+                upgrade(&daemon, Some(Path::new(FDPASSD))).expect("the program is fit");
+            }),
+        ),
+    ];
+    for (number, (name, change)) in (1..).zip(changes) {
+        let (mut client, worker) = away(&daemon, "order", json!({"n": number, "ms": 400}));
+        change(worker);
+        let result = client.reply().value();
+        assert_eq!(result.expect(name), number, "{name}");
+        assert_eq!(client.call("price", json!({"n": 0})).expect(name), 0);
+        daemon.wait_for_workers();
+    }
+    let status = daemon.status();
+    assert_eq!((status.errors_total, status.deaths_total), (0, 0));
+    end(daemon, 6);
+}
+
+#[test]
+fn rolls_under_load_cause_no_error() {
+    let Some(config) = config(2, 16, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let shoppers = Shoppers::start(&daemon, 32);
+    for round in 0..9 {
+        shoppers.wait_for(200);
+        match round % 3 {
+            0 => drop(daemon.reload().expect("it is applied")),
+            1 => drop(daemon.ctl("recycle").expect("they are replaced")),
+            _ => drop(upgrade(&daemon, Some(Path::new(FDPASSD))).expect("the program is fit")),
+        }
+        daemon.wait_for_workers();
+    }
+    let (replies, errors) = shoppers.finish(&journal(&daemon));
+    assert!(replies >= 1800 && errors == 0, "{errors} of {replies}");
+    assert_eq!(daemon.status().deaths_total, 0);
+    end(daemon, 32);
+}
+
+#[test]
+fn a_stop_waits_for_the_requests_that_are_away() {
+    let Some(config) = config(1, 2, "") else {
+        return;
+    };
+    let mut daemon = start(&config);
+    let (mut client, _) = away(&daemon, "order", json!({"n": 7, "ms": 400}));
+    client.request("order", json!({"n": 8}));
+    daemon.signal("INT");
+    assert_eq!(client.reply().value().expect("it had begun"), 7);
+    assert_eq!(client.reply().value().expect("it had arrived"), 8);
+    client.expect_end();
+    daemon.wait();
+    assert!(apps(daemon.directory()).is_empty());
+}
+
+#[test]
+fn a_retiring_worker_is_killed_with_its_app_after_drain_timeout() {
+    let Some(config) = config(1, 4, "limits.drain-timeout = \"200ms\"\n") else {
+        return;
+    };
+    let daemon = start(&config);
+    let first = apps(daemon.directory());
+    let (mut order, worker) = away(&daemon, "order", json!({"n": 1, "ms": 60_000}));
+    let mut price = daemon.connect();
+    price.request("price", json!({"n": 2, "ms": 3_000}));
+    daemon.wait_until("both are away", |status| status.workers[0].away == 2);
+    daemon
+        .ctl_with("recycle", json!({ "worker": worker }))
+        .expect("it is replaced");
+    let fault = order.reply().value().expect_err("it took too long");
+    assert_eq!(fault.code(), "crashed");
+    assert_eq!(price.reply().value().expect("it runs again"), 2);
+    let now = apps(daemon.directory());
+    assert!(!now.contains(&first[0]), "{first:?}, {now:?}");
+    daemon.wait_for_log("1 request run again, 1 request answered with crashed");
+    daemon.wait_for_log(" in 2 requests (\"order\", \"price\")");
+    end(daemon, 2);
+}
+
+#[test]
+fn requests_of_one_dead_app_run_again_one_at_a_time() {
+    let Some(config) = config(1, 8, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    let mut clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("price", json!({"n": number, "ms": 300}));
+    }
+    daemon.wait_until("all are away", |status| status.workers[0].away == 5);
+    apps(daemon.directory()).into_iter().for_each(kill_9);
+    daemon.wait_until("its death is noticed", |status| status.deaths_total == 1);
+    let most = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = 0;
+            while daemon.status().requests_total < 5 {
+                most = most.max(
+                    daemon
+                        .status()
+                        .workers
+                        .iter()
+                        .map(|w| w.away)
+                        .max()
+                        .unwrap_or(0),
+                );
+                let_pass(Duration::from_millis(5));
+            }
+            most
+        });
+        for (number, client) in clients.iter_mut().enumerate() {
+            assert_eq!(client.reply().value().expect("it runs again"), number);
+        }
+        watch.join().expect("it only watches")
+    });
+    assert_eq!(most, 1, "each has the app for itself");
+    assert_eq!(daemon.status().reruns_total, 5);
+    end(daemon, 5);
+}
+
+#[test]
+fn a_request_over_its_time_takes_no_other_with_it() {
+    let more = "limits.request-timeout = \"600ms\"\nlimits.stall-timeout = \"300ms\"\n";
+    let Some(config) = config(1, 8, more) else {
+        return;
+    };
+    let daemon = start(&config);
+    // The app ignores that the request is cancelled.
+    let (mut late, _) = away(&daemon, "order", json!({"n": 1, "ms": 60_000}));
+    let_pass(Duration::from_millis(400));
+    let mut other = daemon.connect();
+    other.request("order", json!({"n": 2, "ms": 300}));
+    assert_eq!(other.reply().value().expect("it is answered"), 2);
+    let fault = late.reply().value().expect_err("it takes too long");
+    assert_eq!(fault.code(), "timeout");
+    assert_eq!(
+        late.call("price", json!({"n": 3})).expect("the next app"),
+        3
+    );
+    daemon.wait_for_log("1 request answered with timeout");
+    assert_eq!(daemon.status().lost_total, 0);
+    end(daemon, 2);
+}
