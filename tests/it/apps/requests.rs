@@ -220,8 +220,9 @@ fn metrics_of_an_app_outlive_it() {
     let Some(daemon) = start("workers.count = 2") else {
         return;
     };
-    let mut client = daemon.connect();
     for deaths in 1..=3 {
+        // A client that ends three workers is closed.
+        let mut client = daemon.connect();
         let samples = json!({"orders": 2, "prices": [0.5, 5, 50], "unknown": 1});
         assert!(client.call("metrics", samples).is_ok());
         let fault = client.call("exit", 1).expect_err("it exits");
