@@ -13,6 +13,7 @@ use std::os::fd::{IntoRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{self, Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -68,9 +69,14 @@ fn run() -> ExitCode {
         _ => "faulty",
     };
     let daemon = Daemon::new(name).config::<Settings>().state(make);
-    let daemon = daemon
-        .on_close(forget)
-        .health(Duration::from_millis(100), health);
+    let daemon = daemon.on_close(forget);
+    // Only then, as idle workers wake up for it.
+    let daemon = match env::var_os("FAULTY_HEALTH") {
+        Some(file) => daemon.health(Duration::from_millis(100), move |state| {
+            health(Path::new(&file), state)
+        }),
+        None => daemon,
+    };
     let daemon = with_durations(with_results(with_ends(daemon)));
     let daemon = with_connections(with_waits(with_damage(daemon)));
     let is_check = || {
@@ -320,10 +326,7 @@ fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
 }
 
 /// The file of `FAULTY_HEALTH` has the reason why a worker is unhealthy, in all seats or, as in `1:the reason`, in one.
-fn health(state: &mut State) -> Result<(), String> {
-    let Some(path) = env::var_os("FAULTY_HEALTH") else {
-        return Ok(());
-    };
+fn health(path: &Path, state: &State) -> Result<(), String> {
     let reason = fs::read_to_string(path).unwrap_or_default();
     let (seat, reason) = reason.split_once(':').unwrap_or(("", &reason));
     let is_meant = seat.is_empty() || seat == state.worker.seat.to_string();

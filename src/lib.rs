@@ -78,7 +78,7 @@
 //! process              started                                              runs of the daemon's code, besides main
 //! master               by you or the service manager                        config: the type's Deserialize
 //!   -t, -T             by an operator; also -V and --help                   config: the type's Deserialize
-//!   after an upgrade   by the master, in the same process                   config: the type's Deserialize
+//!   after an upgrade   by the master, in the same process                   nothing
 //! worker               by the master: one per seat, and each replacement    state, methods, health, on_close
 //! exporter             by the master, if metrics.listen is set              nothing
 //! upgrade's check      by the master, before an upgrade: check-handover     config: the type's Deserialize

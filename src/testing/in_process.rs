@@ -40,6 +40,27 @@ impl InProcess {
 
     /// Makes the state. `table` has the keys of the daemon's own table in the configuration, as TOML.
     ///
+    /// ```
+    /// use fdpassd::{Daemon, Fault, Method, WorkerInfo};
+    /// use fdpassd::testing::InProcess;
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Settings {
+    ///     greeting: String,
+    /// }
+    ///
+    /// let daemon = || {
+    ///     Daemon::new("greetd")
+    ///         .config::<Settings>()
+    ///         .state(|worker: &WorkerInfo<Settings>| Ok::<_, Fault>(worker.config.greeting.clone()))
+    ///         .method(Method::new("greet", |greeting: &mut String, (): (), _| Ok(greeting.clone())))
+    /// };
+    /// let mut worker = InProcess::start_with(daemon(), "greeting = \"Hello\"").expect("it is good");
+    /// assert_eq!(worker.call("greet", ()).expect("a result"), "Hello");
+    /// let error = InProcess::start(daemon()).map(drop).expect_err("there is no greeting");
+    /// assert_eq!(error, "table greetd: missing field `greeting`");
+    /// ```
+    ///
     /// # Errors
     /// Those of [`InProcess::start`], and that the table cannot be read.
     pub fn start_with<S: 'static, C: 'static>(

@@ -1,6 +1,6 @@
 //! The table of a daemon's own in its configuration: `[faulty]` of `examples/faulty.rs`.
 
-use fdpassd::testing::Running;
+use fdpassd::testing::{Running, ServiceManager};
 use serde_json::{Value, json};
 
 use crate::common::faulty::{self, example, whoami};
@@ -120,6 +120,23 @@ fn a_reload_to_a_table_without_workers_is_rolled_back() {
     let refused = refused.expect_err("no worker becomes ready").to_string();
     assert!(refused.contains("the table says so"), "{refused}");
     assert_eq!(settings(&daemon), json!(["first", null]));
+}
+
+#[test]
+fn a_restart_with_a_mistake_in_the_table_keeps_the_last_one() {
+    let (manager, program) = (ServiceManager::new(), example("faulty"));
+    let config = "workers.count = 1\n[faulty]\nwords = \"first\"";
+    let daemon = manager.setup(&program, config).start().expect("it serves");
+    let mut client = daemon.connect();
+    whoami(&mut client);
+    daemon.write_config("workers.count = 1\n[faulty]\nwrods = \"next\"");
+    daemon.signal("TERM");
+    let next = manager.setup(&program, config);
+    let daemon = next.start_after(daemon).expect("the next master serves");
+    whoami(&mut client);
+    assert_eq!(settings(&daemon), json!(["first", null]));
+    let stale = daemon.status().config_stale.expect("it is not the file's");
+    assert!(stale.contains("unknown key `wrods`"), "{stale}");
 }
 
 #[test]
