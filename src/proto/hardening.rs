@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// How an app has failed to start.
 #[derive(Clone, Copy, Debug)]
-pub enum Failure<'a> {
+pub enum StartFailure<'a> {
     /// A program, directory or file at this path could not be used.
     Path(&'a Path, ErrorKind),
     /// The app was killed by a signal of this number before it was ready.
@@ -19,12 +19,12 @@ const SIGSYS: i32 = 31;
 /// Returns the likely cause, as a sentence without a period. `is_service` is whether systemd has started the daemon: it
 /// sets `INVOCATION_ID`.
 #[must_use]
-pub fn hint(failure: Failure<'_>, is_service: bool) -> Option<&'static str> {
+pub fn hint(failure: StartFailure<'_>, is_service: bool) -> Option<&'static str> {
     if !is_service {
         return None;
     }
     match failure {
-        Failure::Path(path, ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+        StartFailure::Path(path, ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
             let is_below = |directories: &[&str]| directories.iter().any(|d| path.starts_with(d));
             if is_below(&["/home", "/root", "/run/user"]) {
                 Some("ProtectHome= of the unit may hide it, see the drop-in apps.conf")
@@ -36,11 +36,11 @@ pub fn hint(failure: Failure<'_>, is_service: bool) -> Option<&'static str> {
                 None
             }
         }
-        Failure::Signal(SIGTRAP) => Some(
+        StartFailure::Signal(SIGTRAP) => Some(
             "MemoryDenyWriteExecute= of the unit may be the cause, because it forbids compilation at run time, as in \
              Node.js: see the drop-in apps.conf",
         ),
-        Failure::Signal(SIGSYS) => Some(
+        StartFailure::Signal(SIGSYS) => Some(
             "SystemCallFilter= or MemoryDenyWriteExecute= of the unit may be the cause: see the drop-in apps.conf",
         ),
         _ => None,
@@ -55,9 +55,9 @@ mod tests {
     fn the_directive_is_named_where_it_can_be_known() {
         let path = |directory: &str, kind| {
             let path = Path::new(directory).join("x/app");
-            hint(Failure::Path(&path, kind), true)
+            hint(StartFailure::Path(&path, kind), true)
         };
-        let signal = |number| hint(Failure::Signal(number), true);
+        let signal = |number| hint(StartFailure::Signal(number), true);
         for (found, directive) in [
             (path("/home", ErrorKind::NotFound), "ProtectHome="),
             (path("/root", ErrorKind::PermissionDenied), "ProtectHome="),
@@ -74,9 +74,9 @@ mod tests {
             path("/homes", ErrorKind::NotFound),
             path("/home", ErrorKind::OutOfMemory),
             signal(9),
-            hint(Failure::Signal(SIGTRAP), false),
+            hint(StartFailure::Signal(SIGTRAP), false),
             hint(
-                Failure::Path(Path::new("/root"), ErrorKind::NotFound),
+                StartFailure::Path(Path::new("/root"), ErrorKind::NotFound),
                 false,
             ),
         ] {

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::apps::{self, App, Incoming, ReadEnd, Waiting};
+use super::apps::{self, App, IncomingFrames, ReadEnd, Waiting};
 use super::connection::WaitingFor;
 use super::death::{self, Point};
 use super::methods::Service;
@@ -69,7 +69,7 @@ impl WorkerLoop<'_> {
     /// What the app has done wrong, for the operator.
     fn process_frames(
         &mut self,
-        incoming: &mut Incoming,
+        incoming: &mut IncomingFrames,
         service: &mut dyn Service,
     ) -> Result<(), String> {
         while let Some(body) = incoming.next()? {

@@ -11,7 +11,7 @@ use crate::config::check::Conflict;
 use crate::config::read::{Pipes, read};
 use crate::config::size;
 use crate::proto::app::AppIdentity;
-use crate::proto::hardening::{self, Failure};
+use crate::proto::hardening::{self, StartFailure};
 use crate::sys::process;
 use crate::sys::user::{Group, Identity};
 
@@ -141,7 +141,7 @@ fn check_program(app: &AppConfig) -> Result<(), Conflict> {
 
 fn with_hint(error: &io::Error, path: &Path) -> String {
     let is_service = std::env::var_os("INVOCATION_ID").is_some();
-    match hardening::hint(Failure::Path(path, error.kind()), is_service) {
+    match hardening::hint(StartFailure::Path(path, error.kind()), is_service) {
         Some(hint) => format!("{error}; {hint}"),
         None => error.to_string(),
     }

@@ -7,8 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::dialog::{App, CLIENT, Failure};
-use super::{Check, Finding, Suite, ends, frames, requests};
+use super::dialog::{AppDialog, CLIENT, DialogFailure};
+use super::{AppCheck, CheckFinding, Suite, ends, frames, requests};
 use crate::proto::app::{DESCRIPTOR, DESCRIPTOR_VARIABLE, MAX_FRAME_VARIABLE};
 use crate::proto::text::Counted;
 use crate::sys::poll::{Interest, wait_for};
@@ -17,7 +17,7 @@ use crate::sys::process::open_pidfd;
 macro_rules! checks {
     ($($name:literal => $run:path,)*) => {
         /// All checks, in their order.
-        pub(super) const CHECKS: &[Check] = &[$(Check { name: $name, run: $run },)*];
+        pub(super) const CHECKS: &[AppCheck] = &[$(AppCheck { name: $name, run: $run },)*];
     };
 }
 
@@ -50,7 +50,7 @@ checks! {
 }
 
 /// Hello comes first, in time, and is right. Another app starts later, so this one is kept only if it is right.
-fn hello(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+fn hello(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     let begin = Instant::now();
     let app = suite.start().inspect_err(|_| suite.is_dead = true)?;
     let text = format!(
@@ -60,18 +60,18 @@ fn hello(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         begin.elapsed().as_millis()
     );
     suite.app = Some(app);
-    Finding::passed(text)
+    CheckFinding::passed(text)
 }
 
 /// No program that the app starts inherits its end of the socket pair.
-fn descriptor(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+fn descriptor(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     let process = format!("/proc/{}", suite.app()?.process.pid());
     let target = |number: &str| fs::read_link(format!("{process}/fd/{number}"));
     let Ok(wire) = target(&DESCRIPTOR.to_string()) else {
-        return Finding::skipped("descriptor 3 has another number, or /proc cannot be read");
+        return CheckFinding::skipped("descriptor 3 has another number, or /proc cannot be read");
     };
     let Ok(open) = fs::read_dir(format!("{process}/fd")) else {
-        return Finding::skipped("/proc cannot be read");
+        return CheckFinding::skipped("/proc cannot be read");
     };
     for number in open.flatten().map(|entry| entry.file_name()) {
         let number = number.to_string_lossy();
@@ -83,7 +83,7 @@ fn descriptor(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             .into());
         }
     }
-    Finding::passed("descriptor 3 is close-on-exec")
+    CheckFinding::passed("descriptor 3 is close-on-exec")
 }
 
 /// Returns whether a descriptor is close-on-exec, by proc_pid_fdinfo(5).
@@ -95,20 +95,20 @@ fn is_closed_by_exec(process: &str, number: &str) -> bool {
     flags.is_none_or(|flags| flags & CLOSE_ON_EXEC != 0)
 }
 
-fn probe(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
-    suite.with(App::probe)?;
-    Finding::passed("a probe is answered")
+fn probe(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
+    suite.with(AppDialog::probe)?;
+    CheckFinding::passed("a probe is answered")
 }
 
 /// Messages and members of a later version are ignored.
-fn unknown(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+fn unknown(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     suite.with(|app| {
         app.send("{\"weather\":{\"wind\":[1,2]}}");
         app.send("{\"cancel\":999999,\"why\":\"gone\"}");
         app.probe()
     })?;
     if !suite.app()?.has(requests::ECHO) {
-        return Finding::passed("an unknown message and a late cancel are ignored");
+        return CheckFinding::passed("an unknown message and a late cancel are ignored");
     }
     suite.with(|app| {
         let (id, frame) = app.frame(requests::ECHO, Some("1"));
@@ -118,23 +118,23 @@ fn unknown(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         app.send(&body);
         requests::expect_echo(app, id, "1")
     })?;
-    Finding::passed("unknown messages and members and a late cancel are ignored")
+    CheckFinding::passed("unknown messages and members and a late cancel are ignored")
 }
 
 /// The end of a client disturbs nothing.
-fn closed(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+fn closed(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if !suite.app()?.hello.closes {
-        return Finding::skipped("the hello has no \"closes\"");
+        return CheckFinding::skipped("the hello has no \"closes\"");
     }
     suite.with(|app| {
         app.send(&format!("{{\"closed\":{CLIENT}}}"));
         app.probe()
     })?;
-    Finding::passed("a closed client is accepted")
+    CheckFinding::passed("a closed client is accepted")
 }
 
 /// Standard output is the log, written line by line.
-fn log(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+fn log(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const LINE: &str = "a line for the log";
     if let Some(skipped) = requests::lacks(suite, requests::PRINT)? {
         return Ok(skipped);
@@ -147,11 +147,11 @@ fn log(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             lines.iter().any(|line| line.ends_with(LINE)).then_some(())
         })
     })?;
-    Finding::passed("a printed line is in the log at once")
+    CheckFinding::passed("a printed line is in the log at once")
 }
 
 /// Without its descriptor the program ends, with a sentence on standard error.
-fn by_hand(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+fn by_hand(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const USAGE: i32 = 64;
     let mut child = Command::new(&suite.command[0])
         .args(&suite.command[1..])
@@ -174,14 +174,16 @@ fn by_hand(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         let _ = error.read_to_string(&mut said);
     }
     match ended {
-        Ok(true) if status.code() == Some(USAGE) && !said.is_empty() => Finding::passed(format!(
-            "started by hand, it prints: {}",
-            said.lines().next().unwrap_or_default()
-        )),
-        Ok(true) => Finding::noted(format!(
+        Ok(true) if status.code() == Some(USAGE) && !said.is_empty() => {
+            CheckFinding::passed(format!(
+                "started by hand, it prints: {}",
+                said.lines().next().unwrap_or_default()
+            ))
+        }
+        Ok(true) => CheckFinding::noted(format!(
             "started by hand, it ended with {status}; 64 and a sentence on standard error would help"
         )),
-        _ => Finding::noted("started by hand, it does not end"),
+        _ => CheckFinding::noted("started by hand, it does not end"),
     }
 }
 

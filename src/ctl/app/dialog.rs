@@ -18,7 +18,7 @@ use crate::sys::process::Exit;
 
 /// An app that has begun to serve. Its frames are checked as they arrive.
 #[derive(Debug)]
-pub(super) struct App {
+pub(super) struct AppDialog {
     pub(super) process: Process,
     pub(super) hello: Hello,
     timeout: Duration,
@@ -26,27 +26,27 @@ pub(super) struct App {
     last_probe: u64,
     /// Requests without an answer.
     out: BTreeSet<u64>,
-    answers: BTreeMap<u64, Answer>,
+    answers: BTreeMap<u64, AppResult>,
     alive: BTreeSet<u64>,
     /// Whether a probe was answered before. If not, one check reports that, and the others do without.
     answers_probes: bool,
 }
 
 /// The JSON of a result, or the error.
-pub(super) type Answer = Result<String, AppFault>;
+pub(super) type AppResult = Result<String, AppFault>;
 
 /// The client of all requests.
 pub(super) const CLIENT: ClientId = ClientId(4711);
 
-impl App {
+impl AppDialog {
     /// Starts a program and waits for its hello.
     ///
     /// # Errors
     /// Why there is no app, as a sentence, with the last lines of its log.
-    pub(super) fn start(command: &[String], timeout: Duration) -> Result<App, Failure> {
+    pub(super) fn start(command: &[String], timeout: Duration) -> Result<AppDialog, DialogFailure> {
         let process = Process::start(command)
             .map_err(|e| format!("the program cannot be started: {}: {e}", command[0]))?;
-        let mut app = App {
+        let mut app = AppDialog {
             process,
             hello: Hello {
                 methods: Vec::new(),
@@ -72,10 +72,10 @@ impl App {
     }
 
     /// Returns a failure with the end of the log.
-    pub(super) fn failure(&self, text: String) -> Failure {
+    pub(super) fn failure(&self, text: String) -> DialogFailure {
         let lines = &self.process.error.lines;
         let log = lines[lines.len().saturating_sub(LOG_LINES)..].to_vec();
-        Failure { text, log }
+        DialogFailure { text, log }
     }
 
     fn is_greeted(&self) -> bool {
@@ -134,7 +134,7 @@ impl App {
     pub(super) fn wait_for<T>(
         &mut self,
         awaited: &str,
-        mut found: impl FnMut(&mut App) -> Option<T>,
+        mut found: impl FnMut(&mut AppDialog) -> Option<T>,
     ) -> Result<T, String> {
         let deadline = Instant::now() + self.timeout;
         loop {
@@ -281,8 +281,8 @@ impl App {
     /// Waits for the answer to a request.
     ///
     /// # Errors
-    /// As [`App::wait_for`].
-    pub(super) fn answer(&mut self, id: u64) -> Result<Answer, String> {
+    /// As [`AppDialog::wait_for`].
+    pub(super) fn answer(&mut self, id: u64) -> Result<AppResult, String> {
         let awaited = format!("the answer to request {id}");
         self.wait_for(&awaited, |app| app.answers.remove(&id))
     }
@@ -295,7 +295,7 @@ impl App {
     }
 
     /// Sends a request and waits for its answer.
-    pub(super) fn call(&mut self, method: &str, params: Option<&str>) -> Result<Answer, String> {
+    pub(super) fn call(&mut self, method: &str, params: Option<&str>) -> Result<AppResult, String> {
         let id = self.request(method, params);
         self.answer(id)
     }
@@ -354,15 +354,15 @@ impl App {
 
 /// Why a check failed, and the end of the app's log.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(super) struct DialogFailure {
     pub(super) text: String,
     pub(super) log: Vec<String>,
 }
 
-impl From<String> for Failure {
-    fn from(text: String) -> Failure {
+impl From<String> for DialogFailure {
+    fn from(text: String) -> DialogFailure {
         let log = Vec::new();
-        Failure { text, log }
+        DialogFailure { text, log }
     }
 }
 

@@ -1,12 +1,12 @@
 //! Checks of frames: in pieces, many, large, and too long.
 
-use super::dialog::{App, Failure};
+use super::dialog::{AppDialog, DialogFailure};
 use super::process::MAX_FRAME;
 use super::requests::{ECHO, expect_echo, lacks};
-use super::{Finding, Suite};
+use super::{CheckFinding, Suite};
 
 /// A frame may arrive in any pieces.
-pub(super) fn half_frames(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn half_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     // Within the length, at its end, within the body.
     const CUTS: [usize; 4] = [1, 3, 4, 30];
     if let Some(skipped) = lacks(suite, ECHO)? {
@@ -23,11 +23,11 @@ pub(super) fn half_frames(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         }
         Ok(())
     })?;
-    Finding::passed("a frame may arrive in pieces")
+    CheckFinding::passed("a frame may arrive in pieces")
 }
 
 /// Many messages may arrive together, and the last of them in part.
-pub(super) fn many_frames(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn many_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
     }
@@ -48,11 +48,11 @@ pub(super) fn many_frames(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         app.process.send(rest);
         expect_echo(app, second, "2")
     })?;
-    Finding::passed("many frames may arrive together")
+    CheckFinding::passed("many frames may arrive together")
 }
 
 /// Frames of 300 KB pass in both directions, with another behind them.
-pub(super) fn large_frames(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn large_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
     }
@@ -63,11 +63,11 @@ pub(super) fn large_frames(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         expect_echo(app, first, &large)?;
         second.map_or(Ok(()), |id| expect_echo(app, id, "2"))
     })?;
-    Finding::passed("frames of 300 KB pass in both directions")
+    CheckFinding::passed("frames of 300 KB pass in both directions")
 }
 
 /// A result that would be too long is an error of its caller.
-pub(super) fn too_long(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn too_long(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
     }
@@ -76,8 +76,8 @@ pub(super) fn too_long(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         Err(_) => Ok(()),
         Ok(_) => Err("a result came that cannot be the one that was sent".to_owned()),
     })?;
-    suite.with(App::probe)?;
-    Finding::passed("a result above FDPASSD_MAX_FRAME is an error of its caller")
+    suite.with(AppDialog::probe)?;
+    CheckFinding::passed("a result above FDPASSD_MAX_FRAME is an error of its caller")
 }
 
 /// Returns a JSON string of this length.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use self::checks::CHECKS;
-use self::dialog::{App, Failure};
+use self::dialog::{AppDialog, DialogFailure};
 use super::args::AppCheckArguments;
 use super::error::Error;
 use super::session::Session;
@@ -64,7 +64,7 @@ pub(super) fn check(
     }
 }
 
-fn show(result: &Checked, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+fn show(result: &CheckOutcome, session: &Session, out: &mut impl Write) -> Result<(), Error> {
     let (word, style) = match result.outcome {
         Outcome::Passed => ("passed ", GOOD),
         Outcome::Failed => ("failed ", BAD),
@@ -92,12 +92,12 @@ struct Summary<'a> {
     failed: usize,
     skipped: usize,
     noted: usize,
-    checks: &'a [Checked],
+    checks: &'a [CheckOutcome],
 }
 
 /// The result of one check.
 #[derive(Debug, Serialize)]
-struct Checked {
+struct CheckOutcome {
     check: &'static str,
     outcome: Outcome,
     text: String,
@@ -117,7 +117,7 @@ enum Outcome {
 
 /// The finding of a check that has not failed.
 #[derive(Debug)]
-enum Finding {
+enum CheckFinding {
     /// The app is right.
     Passed(String),
     /// The app is right, with a property that its author should know.
@@ -126,31 +126,31 @@ enum Finding {
     Skipped(String),
 }
 
-impl Finding {
-    fn passed(text: impl Into<String>) -> Result<Finding, Failure> {
-        Ok(Finding::Passed(text.into()))
+impl CheckFinding {
+    fn passed(text: impl Into<String>) -> Result<CheckFinding, DialogFailure> {
+        Ok(CheckFinding::Passed(text.into()))
     }
 
-    fn noted(text: impl Into<String>) -> Result<Finding, Failure> {
-        Ok(Finding::Noted(text.into()))
+    fn noted(text: impl Into<String>) -> Result<CheckFinding, DialogFailure> {
+        Ok(CheckFinding::Noted(text.into()))
     }
 
-    fn skipped(text: impl Into<String>) -> Result<Finding, Failure> {
-        Ok(Finding::Skipped(text.into()))
+    fn skipped(text: impl Into<String>) -> Result<CheckFinding, DialogFailure> {
+        Ok(CheckFinding::Skipped(text.into()))
     }
 }
 
 /// A check: its name, and what it does.
-struct Check {
+struct AppCheck {
     name: &'static str,
-    run: fn(&mut Suite<'_>) -> Result<Finding, Failure>,
+    run: fn(&mut Suite<'_>) -> Result<CheckFinding, DialogFailure>,
 }
 
 /// The program, and a running app that checks share.
 struct Suite<'a> {
     command: &'a [String],
     timeout: Duration,
-    app: Option<App>,
+    app: Option<AppDialog>,
     /// Whether the app does not start: the other checks are skipped.
     is_dead: bool,
 }
@@ -165,22 +165,22 @@ impl<'a> Suite<'a> {
         }
     }
 
-    fn perform(&mut self, check: &Check) -> Checked {
+    fn perform(&mut self, check: &AppCheck) -> CheckOutcome {
         let found = match self.is_dead {
-            true => Finding::skipped("the app does not start"),
+            true => CheckFinding::skipped("the app does not start"),
             false => (check.run)(self).and_then(|finding| self.settle().map(|()| finding)),
         };
         let (outcome, text, log) = match found {
-            Ok(Finding::Passed(text)) => (Outcome::Passed, text, Vec::new()),
-            Ok(Finding::Noted(text)) => (Outcome::Noted, text, Vec::new()),
-            Ok(Finding::Skipped(text)) => (Outcome::Skipped, text, Vec::new()),
-            Err(Failure { text, log }) => {
+            Ok(CheckFinding::Passed(text)) => (Outcome::Passed, text, Vec::new()),
+            Ok(CheckFinding::Noted(text)) => (Outcome::Noted, text, Vec::new()),
+            Ok(CheckFinding::Skipped(text)) => (Outcome::Skipped, text, Vec::new()),
+            Err(DialogFailure { text, log }) => {
                 // Its state is unknown. The next check gets a new one.
                 self.app = None;
                 (Outcome::Failed, text, log)
             }
         };
-        Checked {
+        CheckOutcome {
             check: check.name,
             outcome,
             text,
@@ -189,7 +189,7 @@ impl<'a> Suite<'a> {
     }
 
     /// Returns the shared app, and starts it if there is none.
-    fn app(&mut self) -> Result<&mut App, Failure> {
+    fn app(&mut self) -> Result<&mut AppDialog, DialogFailure> {
         let app = match self.app.take() {
             Some(app) => app,
             None => self.start()?,
@@ -198,18 +198,21 @@ impl<'a> Suite<'a> {
     }
 
     /// Starts an app for this check alone.
-    fn start(&mut self) -> Result<App, Failure> {
-        App::start(self.command, self.timeout)
+    fn start(&mut self) -> Result<AppDialog, DialogFailure> {
+        AppDialog::start(self.command, self.timeout)
     }
 
     /// Runs a part of a check with the shared app. Its failure gets the end of the log.
-    fn with<T>(&mut self, part: impl FnOnce(&mut App) -> Result<T, String>) -> Result<T, Failure> {
+    fn with<T>(
+        &mut self,
+        part: impl FnOnce(&mut AppDialog) -> Result<T, String>,
+    ) -> Result<T, DialogFailure> {
         let app = self.app()?;
         part(app).map_err(|text| app.failure(text))
     }
 
     /// Waits until nothing more comes of a check, such as a second answer.
-    fn settle(&mut self) -> Result<(), Failure> {
+    fn settle(&mut self) -> Result<(), DialogFailure> {
         match &mut self.app {
             Some(app) => app.settle().map_err(|text| app.failure(text)),
             None => Ok(()),

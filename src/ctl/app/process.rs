@@ -35,14 +35,14 @@ pub(super) struct Process {
     input: Vec<u8>,
     /// Frames of the app, without their lengths.
     pub(super) frames: VecDeque<Vec<u8>>,
-    pub(super) output: Log,
-    pub(super) error: Log,
+    pub(super) output: AppLog,
+    pub(super) error: AppLog,
     exit: Option<Exit>,
 }
 
 /// The lines of standard output or standard error.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct AppLog {
     /// The reading end; `None` after its end.
     pipe: Option<File>,
     partial: Vec<u8>,
@@ -83,8 +83,8 @@ impl Process {
             written: 0,
             input: Vec::new(),
             frames: VecDeque::new(),
-            output: Log::new(output.into()),
-            error: Log::new(error.into()),
+            output: AppLog::new(output.into()),
+            error: AppLog::new(error.into()),
             exit: None,
         };
         process
@@ -252,9 +252,9 @@ impl Drop for Process {
     }
 }
 
-impl Log {
-    fn new(pipe: File) -> Log {
-        Log {
+impl AppLog {
+    fn new(pipe: File) -> AppLog {
+        AppLog {
             pipe: Some(pipe),
             partial: Vec::new(),
             lines: Vec::new(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::dialog::{App, Failure, excerpt};
-use super::{Finding, Suite};
+use super::dialog::{AppDialog, DialogFailure, excerpt};
+use super::{CheckFinding, Suite};
 use crate::proto::app::AppFault;
 
 /// Returns its params as its result.
@@ -30,32 +30,35 @@ const NULL: &str = "check_null";
 const SPAWN: &str = "check_spawn";
 
 /// Returns the finding of a check that needs a method, if the app has no such method.
-pub(super) fn lacks(suite: &mut Suite<'_>, method: &str) -> Result<Option<Finding>, Failure> {
+pub(super) fn lacks(
+    suite: &mut Suite<'_>,
+    method: &str,
+) -> Result<Option<CheckFinding>, DialogFailure> {
     let has = suite.app()?.has(method);
-    Ok((!has).then(|| Finding::Skipped(format!("the app has no method {method}"))))
+    Ok((!has).then(|| CheckFinding::Skipped(format!("the app has no method {method}"))))
 }
 
 /// A JSON value. `serde_json::Value` does not decode every text: see proto/rpc.rs.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(untagged)]
-enum Json {
+enum AppJson {
     Null,
     Bool(bool),
     Number(f64),
     Text(String),
-    List(Vec<Json>),
-    Object(BTreeMap<String, Json>),
+    List(Vec<AppJson>),
+    Object(BTreeMap<String, AppJson>),
 }
 
 /// Checks that an answer is the JSON value that was sent.
-pub(super) fn expect_echo(app: &mut App, id: u64, sent: &str) -> Result<(), String> {
+pub(super) fn expect_echo(app: &mut AppDialog, id: u64, sent: &str) -> Result<(), String> {
     expect(app, id, sent, ECHO)
 }
 
 /// Checks that the answer of a method is this JSON value.
-fn expect(app: &mut App, id: u64, sent: &str, method: &str) -> Result<(), String> {
+fn expect(app: &mut AppDialog, id: u64, sent: &str, method: &str) -> Result<(), String> {
     let got = app.answer(id)?.map_err(|fault| unwanted(&fault))?;
-    let parse = |text: &str| serde_json::from_str::<Json>(text).map_err(|e| e.to_string());
+    let parse = |text: &str| serde_json::from_str::<AppJson>(text).map_err(|e| e.to_string());
     if parse(sent)? == parse(&got)? {
         return Ok(());
     }
@@ -69,7 +72,7 @@ pub(super) fn unwanted(fault: &AppFault) -> String {
 }
 
 /// Each params arrive as they were sent, and each answer has the number of its request.
-pub(super) fn params(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn params(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const VALUES: [&str; 12] = [
         "true",
         "0",
@@ -93,11 +96,11 @@ pub(super) fn params(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             expect_echo(app, id, value)
         })
     })?;
-    Finding::passed("params arrive as they were sent")
+    CheckFinding::passed("params arrive as they were sent")
 }
 
 /// `null` is a result, and a request may have no params.
-pub(super) fn null(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn null(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
     }
@@ -112,11 +115,11 @@ pub(super) fn null(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         }
         Ok(())
     })?;
-    Finding::passed("null is a result, and params may be missing")
+    CheckFinding::passed("null is a result, and params may be missing")
 }
 
 /// Integers beyond 64 bits and 53 bits.
-pub(super) fn integers(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn integers(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const LARGE: [&str; 2] = [
         "9007199254740993",
         "340282366920938463463374607431768211457",
@@ -129,20 +132,20 @@ pub(super) fn integers(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             Ok(got) if got == sent => {}
             Ok(got) => {
                 let got = excerpt(got.as_bytes());
-                return Finding::noted(format!(
+                return CheckFinding::noted(format!(
                     "the app rounds large integers: {sent} became {got}"
                 ));
             }
             Err(fault) => {
-                return Finding::noted(format!("the app refuses {sent}: {}", fault.message));
+                return CheckFinding::noted(format!("the app refuses {sent}: {}", fault.message));
             }
         }
     }
-    Finding::passed("integers are exact")
+    CheckFinding::passed("integers are exact")
 }
 
 /// As many requests as the app permits are out at a time.
-pub(super) fn concurrency(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn concurrency(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
     }
@@ -157,11 +160,11 @@ pub(super) fn concurrency(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
         sent.iter()
             .try_for_each(|(id, params)| expect_echo(app, *id, params))
     })?;
-    Finding::passed(format!("{permitted} at a time are answered"))
+    CheckFinding::passed(format!("{permitted} at a time are answered"))
 }
 
 /// Whether a short request is answered while a longer one waits.
-pub(super) fn overtaking(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn overtaking(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     for method in [SLEEP, ECHO] {
         if let Some(skipped) = lacks(suite, method)? {
             return Ok(skipped);
@@ -169,18 +172,18 @@ pub(super) fn overtaking(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
     }
     let permitted = suite.app()?.hello.concurrency;
     if permitted == 1 {
-        return Finding::skipped("the app has one request at a time");
+        return CheckFinding::skipped("the app has one request at a time");
     }
     if overtakes(suite)? {
-        return Finding::passed("a short request is answered while a longer one waits");
+        return CheckFinding::passed("a short request is answered while a longer one waits");
     }
-    Finding::noted(format!(
+    CheckFinding::noted(format!(
         "requests are answered one after another; with concurrency {permitted} each waits for all before it"
     ))
 }
 
 /// Returns whether a request and a probe are answered while another request waits.
-pub(super) fn overtakes(suite: &mut Suite<'_>) -> Result<bool, Failure> {
+pub(super) fn overtakes(suite: &mut Suite<'_>) -> Result<bool, DialogFailure> {
     suite.with(|app| {
         let slow = app.request(SLEEP, Some("3000"));
         let fast = app.request(ECHO, Some("1"));
@@ -197,7 +200,7 @@ pub(super) fn overtakes(suite: &mut Suite<'_>) -> Result<bool, Failure> {
 }
 
 /// An error that a method means has its code and message.
-pub(super) fn fault(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn fault(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, FAULT)? {
         return Ok(skipped);
     }
@@ -213,11 +216,11 @@ pub(super) fn fault(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             Ok(result) => Err(format!("a result came: {}", excerpt(result.as_bytes()))),
         }
     })?;
-    Finding::passed("an error has its code and message")
+    CheckFinding::passed("an error has its code and message")
 }
 
 /// An exception is `crashed`, with the name of its class only.
-pub(super) fn crash(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn crash(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, CRASH)? {
         return Ok(skipped);
     }
@@ -226,7 +229,7 @@ pub(super) fn crash(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
     checked.map_err(|text| app.failure(text))
 }
 
-fn crash_of(app: &mut App) -> Result<Finding, String> {
+fn crash_of(app: &mut AppDialog) -> Result<CheckFinding, String> {
     let fault = match app.call(CRASH, None)? {
         Err(fault) => fault,
         Ok(result) => {
@@ -249,11 +252,11 @@ fn crash_of(app: &mut App) -> Result<Finding, String> {
         Err(_) if app.process.has_wire_ended() => "an exception is \"crashed\", and the app ends",
         Err(text) => return Err(text),
     };
-    Ok(Finding::Passed(text.to_owned()))
+    Ok(CheckFinding::Passed(text.to_owned()))
 }
 
 /// A request that is cancelled is answered, once.
-pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, SLEEP)? {
         return Ok(skipped);
     }
@@ -265,11 +268,11 @@ pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             app.settle()
         })?;
     }
-    Finding::passed("a cancelled request is answered, once")
+    CheckFinding::passed("a cancelled request is answered, once")
 }
 
 /// A program that the app starts has no copy of its socket.
-pub(super) fn spawn(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
+pub(super) fn spawn(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     #[derive(Deserialize)]
     struct Spawned {
         open: bool,
@@ -287,5 +290,5 @@ pub(super) fn spawn(suite: &mut Suite<'_>) -> Result<Finding, Failure> {
             Err(e) => Err(format!("{SPAWN} returned {}: {e}", excerpt(got.as_bytes()))),
         }
     })?;
-    Finding::passed("a program that the app starts has no copy of the socket")
+    CheckFinding::passed("a program that the app starts has no copy of the socket")
 }

@@ -130,7 +130,7 @@ enum Metrics {
 
 /// The members of one frame, before it is known what it is.
 #[derive(Default)]
-struct Found<'a> {
+struct FrameMembers<'a> {
     id: Option<u64>,
     result: Option<&'a RawValue>,
     error: Option<&'a RawValue>,
@@ -169,7 +169,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut found = Found::default();
+                let mut found = FrameMembers::default();
                 while let Some(member) = map.next_key::<Member>()? {
                     match member {
                         Member::Id => set(&mut map, &mut found.id, "id")?,
@@ -199,7 +199,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-impl<'a> Found<'a> {
+impl<'a> FrameMembers<'a> {
     fn frame(self) -> Result<FromApp<'a>, String> {
         if let Some(version) = self.hello {
             if version != VERSION {
@@ -233,18 +233,18 @@ impl<'a> Found<'a> {
             return Ok(FromApp::Answer { id, outcome });
         }
         Ok(match self {
-            Found {
+            FrameMembers {
                 failed: Some(reason),
                 ..
             } => FromApp::Failed(reason),
-            Found {
+            FrameMembers {
                 alive: Some(probe), ..
             } => FromApp::Alive(probe),
-            Found {
+            FrameMembers {
                 health: Some(health),
                 ..
             } => FromApp::Health(health),
-            Found {
+            FrameMembers {
                 metrics: Some(Metrics::Samples(samples)),
                 ..
             } => FromApp::Metrics(samples),

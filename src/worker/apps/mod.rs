@@ -21,7 +21,7 @@ use std::time::Duration;
 pub(super) use requests::{AwayRequest, Requests, Waiting};
 pub(super) use service::AppService;
 pub(super) use start::StartingApp;
-pub(super) use wire::{Incoming, ReadEnd, Wire};
+pub(super) use wire::{IncomingFrames, ReadEnd, Wire};
 
 use self::metrics::AppMetrics;
 use self::output::{LastLines, OutputStream};

@@ -14,7 +14,7 @@ use crate::proto::app::{
     MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
 };
 use crate::proto::channel::{AppEnd, AppGone};
-use crate::proto::hardening::{self, Failure};
+use crate::proto::hardening::{self, StartFailure};
 use crate::proto::text::Escaped;
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
@@ -44,7 +44,7 @@ impl StartingApp {
     ) -> Result<StartingApp, String> {
         let spawned = spawn(spec, max_reply + ENVELOPE_LEN).map_err(|e| {
             let program = Path::new(spec.command.first().map_or("", String::as_str));
-            let hint = hardening::hint(Failure::Path(program, e.kind()), is_service());
+            let hint = hardening::hint(StartFailure::Path(program, e.kind()), is_service());
             let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
             format!("cannot be started: {}: {e}{hint}", program.display())
         });
@@ -208,7 +208,7 @@ impl App {
 /// Returns the reason of an app's end, with its likely cause in the unit of systemd.
 fn with_hint(gone: &AppGone) -> String {
     let hint = match gone.end {
-        AppEnd::Killed(signal) => hardening::hint(Failure::Signal(signal), is_service()),
+        AppEnd::Killed(signal) => hardening::hint(StartFailure::Signal(signal), is_service()),
         _ => None,
     };
     match hint {

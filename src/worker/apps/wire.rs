@@ -160,15 +160,15 @@ impl Wire {
     }
 
     /// Takes the received bytes, to be given back by [`Wire::give_back`].
-    pub(in crate::worker) fn take_incoming(&mut self) -> Incoming {
-        Incoming {
+    pub(in crate::worker) fn take_incoming(&mut self) -> IncomingFrames {
+        IncomingFrames {
             bytes: std::mem::take(&mut self.incoming),
             at: self.parsed,
             max_frame: self.max_frame,
         }
     }
 
-    pub(in crate::worker) fn give_back(&mut self, incoming: Incoming) {
+    pub(in crate::worker) fn give_back(&mut self, incoming: IncomingFrames) {
         (self.incoming, self.parsed) = (incoming.bytes, incoming.at);
         if self.parsed == self.incoming.len() {
             self.incoming.clear();
@@ -186,13 +186,13 @@ impl AsFd for Wire {
 
 /// Received bytes of an app.
 #[derive(Debug)]
-pub(in crate::worker) struct Incoming {
+pub(in crate::worker) struct IncomingFrames {
     bytes: Vec<u8>,
     at: usize,
     max_frame: usize,
 }
 
-impl Incoming {
+impl IncomingFrames {
     /// Returns the body of the next whole frame.
     ///
     /// # Errors
