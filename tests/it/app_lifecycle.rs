@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use fdpassd::proto::control::WorkerState;
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
 use crate::app_deaths::{Shoppers, apps, config, end, journal, kill_9};
@@ -272,7 +272,10 @@ fn status_clients_and_metrics_show_what_is_away() {
         "{clients}"
     );
     assert_eq!(client.reply().value().expect("an answer"), 1);
-    let page = daemon.ctl("clients").expect("a page");
-    assert_eq!(page["clients"][0]["state"], "idle");
+    // The reply is sent before the turn ends.
+    eventually("it is idle", || {
+        let page = daemon.ctl("clients").expect("a page");
+        (page["clients"][0]["state"] == "idle").then_some(())
+    });
     end(daemon, 1);
 }
