@@ -4,10 +4,13 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use fdpassd::testing::{Client, Running};
+use fdpassd::proto::control::WorkerState;
+use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
 use crate::app_deaths::{Shoppers, apps, config, end, journal, kill_9};
+use crate::common::metrics::samples;
+use crate::common::program::ctl;
 use crate::common::upgrade::upgrade;
 use crate::common::{FDPASSD, let_pass, start};
 
@@ -193,4 +196,86 @@ fn a_request_over_its_time_takes_no_other_with_it() {
     daemon.wait_for_log("1 request answered with timeout");
     assert_eq!(daemon.status().lost_total, 0);
     end(daemon, 2);
+}
+
+#[test]
+fn a_worker_whose_app_answers_nothing_returns_with_an_answer() {
+    let more = "workers.dispatch = \"round-robin\"\nlimits.stall-timeout = \"200ms\"\n";
+    let Some(config) = config(2, 1, more) else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let (mut slow, worker) = away(&daemon, "order", json!({"n": 1, "ms": 2_000}));
+    let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    for _ in 0..3 {
+        for other in &mut others {
+            other.request("price", json!({"n": 2}));
+        }
+        for other in &mut others {
+            assert_eq!(other.reply().value().expect("elsewhere"), 2);
+        }
+    }
+    let status = daemon.status();
+    let stuck = status
+        .workers
+        .iter()
+        .find(|found| found.id.is_some_and(|id| id.0 == worker));
+    let stuck = stuck.expect("it is not replaced");
+    assert_eq!((stuck.state, stuck.clients), (WorkerState::Stalled, 1));
+    assert!(
+        !slow.has_something(),
+        "the machine is too slow for this test"
+    );
+    assert_eq!(slow.reply().value().expect("it takes its time"), 1);
+    daemon.wait_for_log("responds again; back in rotation");
+    let log = daemon.stderr();
+    let times = |words| log.matches(words).count();
+    let found = ": its app has answered none of 1 request for ";
+    assert_eq!((times(found), times("back in rotation")), (1, 1), "{log}");
+    assert_eq!(
+        (daemon.status().errors_total, daemon.status().deaths_total),
+        (0, 0)
+    );
+    end(daemon, 7);
+}
+
+#[test]
+fn status_clients_and_metrics_show_what_is_away() {
+    let Some(config) = config(1, 8, "metrics.listen = \"127.0.0.1:0\"\n") else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_log("with its app \"shop\" 1.4 (pid ");
+    let (mut client, _) = away(&daemon, "order", json!({"n": 1, "ms": 1_500}));
+    let worker = daemon.status().workers.remove(0);
+    let app = worker.app.expect("it has one");
+    assert_eq!((worker.away, worker.executing, app.concurrency), (1, 1, 8));
+    assert_eq!(vec![app.pid], apps(daemon.directory()));
+    assert!(app.rss_bytes > Some(1 << 20) && app.name.as_deref() == Some("shop"));
+    let page = daemon.ctl("clients").expect("a page");
+    let shown = &page["clients"][0];
+    assert_eq!(
+        (&shown["state"], &shown["method"]),
+        (&json!("away"), &json!("order"))
+    );
+    let figures = samples(&daemon);
+    assert_eq!(figures["fdpassd_worker_requests_away{worker=\"0\"}"], 1.0);
+    let status = ctl(&daemon, &["status"]).out;
+    assert!(
+        status.contains("\nWORKER ") && status.contains(" shop 1.4 "),
+        "{status}"
+    );
+    let clients = ctl(&daemon, &["clients"]).out;
+    assert!(
+        clients.contains(" METHOD\n") && clients.contains(" order\n"),
+        "{clients}"
+    );
+    assert_eq!(client.reply().value().expect("an answer"), 1);
+    // The reply is sent before the turn ends.
+    eventually("it is idle", || {
+        let page = daemon.ctl("clients").expect("a page");
+        (page["clients"][0]["state"] == "idle").then_some(())
+    });
+    end(daemon, 1);
 }

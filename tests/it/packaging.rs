@@ -125,8 +125,10 @@ fn the_example_of_a_package_can_be_built() {
 fn the_exposure_of_the_unit_is_low() {
     let unit = read("packaging/systemd/fdpassd.service");
     let private = read("packaging/systemd/drop-ins/private-network.conf");
+    let apps = read("packaging/systemd/drop-ins/apps.conf");
     for (name, text, most) in [
         ("fdpassd.service", unit.clone(), 1.2),
+        ("apps.service", unit.clone() + &apps, 1.4),
         ("private.service", unit + &private, 0.5),
     ] {
         let directory = tempfile::tempdir().expect("a directory");

@@ -1,15 +1,16 @@
 //! Clients for the tests under systemd: they stay connected whatever happens to the daemon, and count the results.
 //!
 //! ```text
-//! load IDLE BUSY ADDRESS…
+//! load METHOD IDLE BUSY ADDRESS…
 //! ```
 //!
-//! IDLE clients send one request and stay connected, BUSY clients send requests continuously, and short connections with one
+//! METHOD returns its params: `ping`, or the `echo` of an app. IDLE clients send one request and stay connected, BUSY clients send requests continuously, and short connections with one
 //! request each follow one another. Prints `ready` when all clients are connected, and runs until the end of standard input.
 //! Then each idle client sends another request, and one line reports how many requests were answered, how many short
 //! connections were made, the longest wait for a reply, and how many clients were lost or refused. Clients that were cut
 //! before their first reply are counted separately: a master that is killed loses the clients that it has accepted and not
-//! yet leased. The exit status is 0 if no other client was lost and none was refused.
+//! yet leased. With an app, one more client for each address orders continuously: `order` is not idempotent and returns
+//! its number, or `crashed` if the app died in it. The exit status is 0 if no other client was lost and none was refused.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,8 +30,11 @@ const PACE: Duration = Duration::from_millis(2);
 
 #[derive(Default)]
 struct Seen {
+    method: String,
     over: AtomicBool,
     requests: AtomicU64,
+    orders: AtomicU64,
+    crashed: AtomicU64,
     comers: AtomicU64,
     lost: AtomicU64,
     early: AtomicU64,
@@ -40,7 +44,7 @@ struct Seen {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [idle, busy, addresses @ ..] = arguments.as_slice() else {
+    let [method, idle, busy, addresses @ ..] = arguments.as_slice() else {
         return usage();
     };
     let (Ok(idle), Ok(busy)) = (idle.parse::<usize>(), busy.parse::<usize>()) else {
@@ -49,7 +53,10 @@ fn main() -> ExitCode {
     if addresses.is_empty() {
         return usage();
     }
-    let seen = Seen::default();
+    let seen = Seen {
+        method: method.clone(),
+        ..Seen::default()
+    };
     let at = |index: usize| addresses[index % addresses.len()].as_str();
     let mut clients: Vec<Client> = (0..idle)
         .filter_map(|index| seen.connect(at(index)))
@@ -62,8 +69,12 @@ fn main() -> ExitCode {
             let client = seen.connect(at(index));
             threads.spawn(|| seen.keep_asking(client));
         }
-        for address in addresses {
+        for (address, index) in addresses.iter().zip(1..) {
+            let seen = &seen;
             threads.spawn(|| seen.come_and_go(address));
+            if method != "ping" {
+                threads.spawn(move || seen.keep_ordering(address, index * 1_000_000));
+            }
         }
         let _ = writeln!(io::stdout(), "ready");
         let _ = io::stdin().read_to_end(&mut Vec::new());
@@ -80,9 +91,10 @@ fn main() -> ExitCode {
         count(&seen.comers),
         count(&seen.early),
     );
+    let (orders, crashed) = (count(&seen.orders), count(&seen.crashed));
     let _ = writeln!(
         io::stdout(),
-        "requests {requests} comers {comers} longest {longest} ms lost {lost} refused {refused} early {early}"
+        "requests {requests} orders {orders} crashed {crashed} comers {comers} longest {longest} ms lost {lost} refused {refused} early {early}"
     );
     if lost + refused == 0 {
         ExitCode::SUCCESS
@@ -92,7 +104,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    let _ = writeln!(io::stderr(), "usage: load IDLE BUSY ADDRESS…");
+    let _ = writeln!(io::stderr(), "usage: load METHOD IDLE BUSY ADDRESS…");
     ExitCode::from(64)
 }
 
@@ -111,7 +123,7 @@ impl Seen {
     /// Returns whether the client is still connected. If it was cut, it is counted as `cut`.
     fn ask(&self, client: &mut Client, number: u64, cut: &AtomicU64) -> bool {
         let begin = Instant::now();
-        let answered = client.ping(number);
+        let answered = client.call(&self.method, number);
         if let Ok(mut longest) = self.longest.lock() {
             *longest = longest.max(begin.elapsed());
         }
@@ -136,6 +148,29 @@ impl Seen {
         while !self.over.load(Ordering::Relaxed) && self.ask(&mut client, number, &self.lost) {
             number += 1;
             let _ = news.recv_timeout(PACE);
+        }
+    }
+
+    /// Sends orders, which are executed at most once. Their numbers begin at `first`.
+    fn keep_ordering(&self, address: &str, first: u64) {
+        let Some(mut client) = self.connect(address) else {
+            return;
+        };
+        let mut number = first;
+        while !self.over.load(Ordering::Relaxed) {
+            let params = format!("{{\"number\":{number},\"ms\":2}}");
+            let wanted = format!("{{\"out\":\"order_r\",\"result\":{number}}}");
+            let counter = match client.exchange("order", &params) {
+                Ok(reply) if reply == wanted => &self.orders,
+                Ok(reply) if reply.contains("\"code\":\"crashed\"") => &self.crashed,
+                failed => {
+                    let _ = writeln!(io::stderr(), "order {number} failed: {failed:?}");
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            number += 1;
         }
     }
 
@@ -167,8 +202,21 @@ impl Client {
         Ok(Client(stream))
     }
 
-    fn ping(&mut self, number: u64) -> io::Result<()> {
-        let body = format!("{{\"in\":\"ping\",\"params\":{number}}}");
+    fn call(&mut self, method: &str, number: u64) -> io::Result<()> {
+        let reply = self.exchange(method, &number.to_string())?;
+        let name = match method {
+            "ping" => "pong".to_owned(),
+            _ => format!("{method}_r"),
+        };
+        if reply == format!("{{\"out\":\"{name}\",\"result\":{number}}}") {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("the reply is {reply}")))
+        }
+    }
+
+    fn exchange(&mut self, method: &str, params: &str) -> io::Result<String> {
+        let body = format!("{{\"in\":\"{method}\",\"params\":{params}}}");
         let length = body.len() as u32;
         self.0
             .write_all(&[&length.to_le_bytes(), body.as_bytes()].concat())?;
@@ -176,12 +224,6 @@ impl Client {
         self.0.read_exact(&mut prefix)?;
         let mut reply = vec![0; u32::from_le_bytes(prefix).min(1 << 20) as usize];
         self.0.read_exact(&mut reply)?;
-        let expected = format!("{{\"out\":\"pong\",\"result\":{number}}}");
-        let reply = String::from_utf8_lossy(&reply);
-        if reply == expected {
-            Ok(())
-        } else {
-            Err(io::Error::other(format!("the reply is {reply}")))
-        }
+        Ok(String::from_utf8_lossy(&reply).into_owned())
     }
 }

@@ -1,0 +1,21 @@
+// The app of the tests, with the package for Node.js.
+
+import { appendFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { App } from 'fdpassd';
+
+const app = new App({ concurrency: 64 });
+
+app.method('echo', { idempotent: true }, async (params) => {
+  await sleep(2);
+  return params;
+});
+
+app.method('order', async ({ number, ms }) => {
+  appendFileSync(process.env.ORDERS, `${number}\n`);
+  await sleep(ms);
+  return number;
+});
+
+app.run();
