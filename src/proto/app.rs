@@ -86,18 +86,17 @@ pub struct AppIdentity {
     pub groups: Vec<u32>,
 }
 
-named_variants! {
-    /// The use of an app's standard output and standard error.
-    #[derive(Default)]
-    AppOutput {
-        /// Each line is a line of the daemon's log.
-        #[default]
-        Log = "log",
-        /// The daemon's.
-        Inherit = "inherit",
-        /// Discarded.
-        Null = "null",
-    }
+/// The use of an app's standard output and standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppOutput {
+    /// Each line is a line of the daemon's log.
+    #[default]
+    Log,
+    /// The daemon's.
+    Inherit,
+    /// Discarded.
+    Null,
 }
 
 /// The report of an app on itself, from the worker to the master.
@@ -168,14 +167,14 @@ pub struct AppMetric {
     pub buckets: Vec<f64>,
 }
 
-named_variants! {
-    /// The kind of a metric.
-    MetricKind {
-        /// A sum that only grows.
-        Counter = "counter",
-        /// A distribution.
-        Histogram = "histogram",
-    }
+/// The kind of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricKind {
+    /// A sum that only grows.
+    Counter,
+    /// A distribution.
+    Histogram,
 }
 
 /// The error of a method.
@@ -235,14 +234,14 @@ impl AppRequest<'_> {
     }
 }
 
-named_variants! {
-    /// Why a request is cancelled.
-    CancelReason {
-        /// The client has left.
-        Gone = "gone",
-        /// The time is over.
-        Timeout = "timeout",
-    }
+/// Why a request is cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CancelReason {
+    /// The client has left.
+    Gone,
+    /// The time is over.
+    Timeout,
 }
 
 #[cfg(test)]

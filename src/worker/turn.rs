@@ -25,7 +25,7 @@ mod send;
 use std::io;
 use std::time::{Duration, Instant};
 
-use self::answer::Step;
+use self::answer::FrameOutcome;
 pub(super) use self::away::AppAnswer;
 use self::away::Departure;
 use super::apps::App;
@@ -300,8 +300,8 @@ impl Turn<'_, '_> {
         let mut sent_at = began;
         while let Some((total, order)) = self.next_frame() {
             let is_inline = match self.answer(total, order) {
-                Step::Answered { is_inline } => is_inline,
-                Step::Departs(departure) => {
+                FrameOutcome::Answered { is_inline } => is_inline,
+                FrameOutcome::Departs(departure) => {
                     self.departure = Some(departure);
                     break;
                 }

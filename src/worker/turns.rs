@@ -61,10 +61,10 @@ impl WorkerLoop<'_> {
         match connection.waits {
             WaitingFor::Answer if !purpose.is_of_away() => return,
             // It is its turn only when there is a permit; but it may be closed.
-            WaitingFor::Permit if matches!(purpose, Purpose::Serve) => {
-                if !app.as_deref().is_some_and(is_called) {
-                    return;
-                }
+            WaitingFor::Permit
+                if matches!(purpose, Purpose::Serve) && !app.as_deref().is_some_and(is_called) =>
+            {
+                return;
             }
             _ => {}
         }

@@ -20,7 +20,7 @@ pub(super) struct Mistake {
 ///
 /// The message of a mistake does not contain the line, which may be a secret.
 pub(super) fn parse(text: &str) -> Result<BTreeMap<String, String>, Mistake> {
-    let mut reader = Reader {
+    let mut reader = EnvFileReader {
         rest: text
             .strip_prefix('\u{feff}')
             .unwrap_or(text)
@@ -49,12 +49,12 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<String, String>, Mistake> {
     Ok(variables)
 }
 
-struct Reader<'a> {
+struct EnvFileReader<'a> {
     rest: Peekable<Chars<'a>>,
     line: usize,
 }
 
-impl Reader<'_> {
+impl EnvFileReader<'_> {
     fn next(&mut self) -> Option<char> {
         let next = self.rest.next();
         self.line += usize::from(next == Some('\n'));

@@ -102,7 +102,7 @@ struct Members<'a>(FromApp<'a>);
 
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "lowercase")]
-enum Member {
+enum FrameMember {
     Id,
     Result,
     Error,
@@ -123,7 +123,7 @@ enum Member {
 /// The value of `metrics`: declarations in a hello, samples in any other frame.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Metrics {
+enum MetricsValue {
     Declared(Vec<AppMetric>),
     Samples(BTreeMap<String, Samples>),
 }
@@ -143,7 +143,7 @@ struct FrameMembers<'a> {
     failed: Option<String>,
     alive: Option<u64>,
     health: Option<Option<String>>,
-    metrics: Option<Metrics>,
+    metrics: Option<MetricsValue>,
 }
 
 /// Sets a member, which must be the first of its name.
@@ -170,24 +170,24 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut found = FrameMembers::default();
-                while let Some(member) = map.next_key::<Member>()? {
+                while let Some(member) = map.next_key::<FrameMember>()? {
                     match member {
-                        Member::Id => set(&mut map, &mut found.id, "id")?,
-                        Member::Result => set(&mut map, &mut found.result, "result")?,
-                        Member::Error => set(&mut map, &mut found.error, "error")?,
-                        Member::Hello => set(&mut map, &mut found.hello, "hello")?,
-                        Member::Methods => set(&mut map, &mut found.methods, "methods")?,
-                        Member::Concurrency => {
+                        FrameMember::Id => set(&mut map, &mut found.id, "id")?,
+                        FrameMember::Result => set(&mut map, &mut found.result, "result")?,
+                        FrameMember::Error => set(&mut map, &mut found.error, "error")?,
+                        FrameMember::Hello => set(&mut map, &mut found.hello, "hello")?,
+                        FrameMember::Methods => set(&mut map, &mut found.methods, "methods")?,
+                        FrameMember::Concurrency => {
                             set(&mut map, &mut found.concurrency, "concurrency")?;
                         }
-                        Member::Name => set(&mut map, &mut found.name, "name")?,
-                        Member::Version => set(&mut map, &mut found.version, "version")?,
-                        Member::Closes => set(&mut map, &mut found.closes, "closes")?,
-                        Member::Failed => set(&mut map, &mut found.failed, "failed")?,
-                        Member::Alive => set(&mut map, &mut found.alive, "alive")?,
-                        Member::Health => set(&mut map, &mut found.health, "health")?,
-                        Member::Metrics => set(&mut map, &mut found.metrics, "metrics")?,
-                        Member::Other => {
+                        FrameMember::Name => set(&mut map, &mut found.name, "name")?,
+                        FrameMember::Version => set(&mut map, &mut found.version, "version")?,
+                        FrameMember::Closes => set(&mut map, &mut found.closes, "closes")?,
+                        FrameMember::Failed => set(&mut map, &mut found.failed, "failed")?,
+                        FrameMember::Alive => set(&mut map, &mut found.alive, "alive")?,
+                        FrameMember::Health => set(&mut map, &mut found.health, "health")?,
+                        FrameMember::Metrics => set(&mut map, &mut found.metrics, "metrics")?,
+                        FrameMember::Other => {
                             map.next_value::<IgnoredAny>()?;
                         }
                     }
@@ -207,9 +207,9 @@ impl<'a> FrameMembers<'a> {
             }
             let metrics = match self.metrics {
                 None => Vec::new(),
-                Some(Metrics::Declared(metrics)) => metrics,
-                Some(Metrics::Samples(samples)) if samples.is_empty() => Vec::new(),
-                Some(Metrics::Samples(_)) => return Err("metrics is no array".to_owned()),
+                Some(MetricsValue::Declared(metrics)) => metrics,
+                Some(MetricsValue::Samples(samples)) if samples.is_empty() => Vec::new(),
+                Some(MetricsValue::Samples(_)) => return Err("metrics is no array".to_owned()),
             };
             return Ok(FromApp::Hello(Box::new(Hello {
                 methods: self.methods.ok_or("hello has no methods")?,
@@ -245,7 +245,7 @@ impl<'a> FrameMembers<'a> {
                 ..
             } => FromApp::Health(health),
             FrameMembers {
-                metrics: Some(Metrics::Samples(samples)),
+                metrics: Some(MetricsValue::Samples(samples)),
                 ..
             } => FromApp::Metrics(samples),
             _ => FromApp::Nothing,

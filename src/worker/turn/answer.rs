@@ -17,7 +17,7 @@ use crate::worker::reply::{Call, Fault, write_fault};
 
 impl Turn<'_, '_> {
     /// Answers the next frame, unless an app executes its request.
-    pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> Step {
+    pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> FrameOutcome {
         let call = Call {
             client: self.connection.client,
             peer: self.connection.peer,
@@ -53,7 +53,7 @@ impl Turn<'_, '_> {
         let result = match execution.prepare(body) {
             Ok((request, method)) if execution.service.app_method(method).is_some() => {
                 let params = request.params.map(|params| range_in(body, params));
-                return Step::Departs(Departure { method, params });
+                return FrameOutcome::Departs(Departure { method, params });
             }
             Ok((request, method)) => execution.run(&request, method, call, out, order),
             Err(failure) => Err(failure),
@@ -77,7 +77,7 @@ impl Turn<'_, '_> {
         }
         self.count(answered, length);
         death::pass(Point::AfterAnswered);
-        Step::Answered { is_inline }
+        FrameOutcome::Answered { is_inline }
     }
 
     /// Writes the client's last reply, and discards the bytes that it has sent beyond.
@@ -114,7 +114,7 @@ impl Turn<'_, '_> {
 }
 
 /// The outcome of a frame.
-pub(super) enum Step {
+pub(super) enum FrameOutcome {
     /// The frame is answered.
     Answered {
         /// The method is inline, so that the clock was not read.
