@@ -123,7 +123,7 @@ fn has_ended(pid: u32) -> bool {
 #[test]
 fn a_manager_passes_what_is_stored_at_the_start() {
     let manager = ServiceManager::new();
-    // What the first daemon stores is not there yet.
+    // The store of the first daemon is still empty.
     let next = manager.setup(FDPASSD, "");
     let daemon = manager.setup(FDPASSD, "").start().expect("it serves");
     let mut client = daemon.connect();

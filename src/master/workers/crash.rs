@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_requests_none_is_struck_and_all_are_told() {
+    fn several_requests_are_reported_and_none_is_struck() {
         let mut workers = workers(Instant::now());
         let requests = [
             (PRICE, 1, false),
