@@ -75,6 +75,7 @@ impl Options {
             depth: self.depth,
             per_connection: self.per_connection,
             payload: self.payload,
+            method: "ping",
             order: self.order,
             check: self.check,
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::failure::{Context, Result};
-use crate::load::Check;
+use crate::load::{Check, Order};
 
 /// Worker processes or threads of every server that has such a number.
 const WORKERS: usize = 2;
@@ -80,8 +80,8 @@ impl Recipe {
         recipe
     }
 
-    pub(crate) fn config(&self) -> &'static str {
-        self.config
+    pub(crate) fn config(&self) -> String {
+        self.config.to_owned()
     }
 
     pub(crate) fn program(&self) -> &OsString {
@@ -127,6 +127,19 @@ impl Server {
             Server::Go => "Go, RawMessage",
             Server::Seed => "the original Python server",
         }
+    }
+
+    pub(crate) fn is_fdpassd(self) -> bool {
+        self == Server::Fdpassd
+    }
+
+    /// Returns the method that is called.
+    pub(crate) fn method(self) -> &'static str {
+        "ping"
+    }
+
+    pub(crate) fn order(self) -> Order {
+        Order::Little
     }
 
     /// Returns how replies are checked: only fdpassd promises to return params byte for byte.

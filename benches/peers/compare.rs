@@ -11,11 +11,11 @@ use nix::unistd::Pid;
 
 use crate::catalogue::{Places, Recipe, Server};
 use crate::failure::{Context, Result};
-use crate::figures::Spread;
+use crate::grid::{row, write_out};
 use crate::load::{Load, Pace};
-use crate::print::{row, write_out};
 use crate::scenario::{Scenario, faultless};
 use crate::server::Running;
+use crate::spread::Spread;
 use crate::table::progress;
 use crate::{cpu, interrupt, launch};
 

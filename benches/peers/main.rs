@@ -10,6 +10,7 @@ mod cpu;
 mod echo;
 mod failure;
 mod figures;
+mod grid;
 mod idle;
 mod interrupt;
 mod launch;
@@ -19,6 +20,7 @@ mod print;
 mod scenario;
 mod server;
 mod smoke;
+mod spread;
 mod stall;
 mod table;
 

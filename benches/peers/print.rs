@@ -7,8 +7,10 @@ use nix::sys::utsname::uname;
 
 use crate::catalogue::Server;
 use crate::failure::{Context, Result};
-use crate::figures::{Figures, Spread};
+use crate::figures::Figures;
+use crate::grid::{row, with_range, write_grid};
 use crate::scenario::{GOALS, Scenario};
+use crate::spread::Spread;
 
 /// If the time of the raw echo varies by more than this part, the machine had other work.
 const RESTLESS: f64 = 0.2;
@@ -201,49 +203,4 @@ fn goals(figures: &Figures) -> Vec<Vec<String>> {
         ));
     }
     rows
-}
-
-/// Formats a median with its range.
-fn with_range(spread: Spread, digits: usize, unit: &str) -> String {
-    let Spread {
-        median,
-        least,
-        most,
-        ..
-    } = spread;
-    format!("{median:.digits$}{unit} ({least:.digits$}-{most:.digits$})")
-}
-
-pub(crate) fn row(first: &str, rest: impl IntoIterator<Item = String>) -> Vec<String> {
-    std::iter::once(first.to_owned()).chain(rest).collect()
-}
-
-/// Writes a grid to standard output.
-pub(crate) fn write_out(rows: &[Vec<String>]) -> Result<()> {
-    write_grid(&mut stdout().lock(), rows).context("cannot write the table")
-}
-
-/// Writes a grid, whose first row is the head.
-fn write_grid(out: &mut impl Write, rows: &[Vec<String>]) -> io::Result<()> {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    for (number, row) in rows.iter().enumerate() {
-        for (cell, &width) in row.iter().zip(&widths) {
-            write!(out, "| {cell:<width$} ")?;
-        }
-        writeln!(out, "|")?;
-        if number == 0 {
-            for &width in &widths {
-                write!(out, "|{}", "-".repeat(width + 2))?;
-            }
-            writeln!(out, "|")?;
-        }
-    }
-    Ok(())
 }

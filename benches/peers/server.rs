@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::catalogue::{Recipe, Server, fdpassd_config};
 use crate::cpu::Reading;
 use crate::failure::{Context, Result};
-use crate::load::{Load, Order, Pace, Payload, Plan};
+use crate::load::{Load, Pace, Payload, Plan};
 use crate::{interrupt, launch};
 
 /// The time within which a server must answer.
@@ -45,9 +45,9 @@ impl Running {
             .tempdir()
             .context("no temporary directory")?;
         let address = free_address()?;
-        if server == Server::Fdpassd {
+        if server.is_fdpassd() {
             let text = fdpassd_config(address.port(), &directory.path().join("control.sock"))
-                + recipe.config();
+                + &recipe.config();
             fs::write(directory.path().join("fdpassd.toml"), text)
                 .context("cannot write fdpassd.toml")?;
         }
@@ -88,7 +88,8 @@ impl Running {
             depth: 1,
             per_connection: None,
             payload: Payload::Ping,
-            order: Order::Little,
+            method: self.server.method(),
+            order: self.server.order(),
             check: self.server.check(),
         }
     }
@@ -140,7 +141,7 @@ impl Running {
         // The peers die of the signal; fdpassd promises status 0.
         match self.server {
             _ if !in_time => Err(format!("still there {STOP:?} after SIGTERM").into()),
-            Server::Fdpassd if !status.success() => Err(format!(
+            server if server.is_fdpassd() && !status.success() => Err(format!(
                 "ended badly after SIGTERM: {status}{}",
                 self.last_log_line()
             )

@@ -106,11 +106,11 @@ impl Caller {
     fn call(&mut self, params: u64) -> Result<Duration> {
         let begin = Instant::now();
         let body = format!("{{\"in\":\"pi\",\"params\":{params}}}");
-        let frame = [&Order::Little.prefix(body.len())?, body.as_bytes()].concat();
+        let frame = [&Order::Little.prefix(body.len())?[..], body.as_bytes()].concat();
         self.0.write_all(&frame).context("cannot write")?;
         let mut prefix = [0; 4];
         self.0.read_exact(&mut prefix).context("no reply")?;
-        let mut reply = vec![0; Order::Little.length(prefix)];
+        let mut reply = vec![0; u32::from_le_bytes(prefix) as usize];
         self.0.read_exact(&mut reply).context("no reply")?;
         if reply.starts_with(b"{\"out\":\"error\"") {
             return Err(format!("pi: {}", String::from_utf8_lossy(&reply)).into());

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 
-use super::payload::{MAX_REPLY_LEN, Message, Order, PREFIX};
+use super::payload::{MAX_REPLY_LEN, Message, Order};
 
 /// A request whose reply is awaited.
 struct Asked {
@@ -133,12 +133,11 @@ impl Connection {
         answered: &mut impl FnMut(Instant),
     ) -> Result<(), String> {
         let mut begin = 0;
-        while let Some((prefix, rest)) = self.inbox[begin..].split_first_chunk::<PREFIX>() {
-            let length = order.length(*prefix);
+        while let Some((prefix, length)) = order.lengths(&self.inbox[begin..])? {
             if length > MAX_REPLY_LEN {
                 return Err(format!("a reply of {length} bytes was announced"));
             }
-            let Some(body) = rest.get(..length) else {
+            let Some(body) = self.inbox[begin + prefix..].get(..length) else {
                 break;
             };
             let asked = self
@@ -150,7 +149,7 @@ impl Connection {
                 return Err(why);
             }
             answered(asked.due);
-            begin += PREFIX + length;
+            begin += prefix + length;
         }
         self.inbox.drain(..begin);
         Ok(())

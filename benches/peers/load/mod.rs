@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     /// Requests after which a connection is closed and another opened; `None` keeps it.
     pub(crate) per_connection: Option<u64>,
     pub(crate) payload: Payload,
+    /// The method that is called; its replies are named `pong`.
+    pub(crate) method: &'static str,
     pub(crate) order: Order,
     pub(crate) check: Check,
 }
@@ -52,7 +54,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Returns the frames of the first request and its reply, for callers without a load.
     pub(crate) fn first_exchange(&self) -> Result<(Vec<u8>, Vec<u8>)> {
-        Ok(Message::new(self.payload, self.order, self.check)?.into_frames())
+        Ok(Message::new(self.payload, self.method, self.order, self.check)?.into_frames())
     }
 }
 
@@ -110,7 +112,7 @@ impl Load {
         }
         Ok(Load {
             plan,
-            message: Message::new(plan.payload, plan.order, plan.check)?,
+            message: Message::new(plan.payload, plan.method, plan.order, plan.check)?,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?,
             slots: (0..plan.connections).map(|_| Slot::default()).collect(),
             scratch: vec![0; 256 << 10],

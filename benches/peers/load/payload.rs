@@ -38,6 +38,27 @@ pub(crate) enum Order {
     Little,
     /// Most significant byte first.
     Big,
+    /// No prefix: each message is the body of an HTTP/1.1 request or response with a Content-Length.
+    #[value(skip)]
+    Http,
+}
+
+/// The end of the head of a message of HTTP.
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// Returns the length of the body that this head announces.
+fn content_length(head: &[u8]) -> std::result::Result<usize, String> {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    if status.split(' ').nth(1) != Some("200") {
+        return Err(format!("the response has the status line {status:?}"));
+    }
+    lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .ok_or_else(|| "the response has no Content-Length".to_owned())
 }
 
 /// How a reply is compared with what must come back.
@@ -52,20 +73,38 @@ pub(crate) enum Check {
 }
 
 impl Order {
-    pub(crate) fn prefix(self, length: usize) -> Result<[u8; PREFIX]> {
-        let length = u32::try_from(length).context("a frame too long for its prefix")?;
+    /// Returns what precedes the body of a request.
+    pub(crate) fn prefix(self, length: usize) -> Result<Vec<u8>> {
+        let short = u32::try_from(length).context("a frame too long for its prefix")?;
         Ok(match self {
-            Order::Little => length.to_le_bytes(),
-            Order::Big => length.to_be_bytes(),
+            Order::Little => short.to_le_bytes().to_vec(),
+            Order::Big => short.to_be_bytes().to_vec(),
+            Order::Http => format!(
+                "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+            )
+            .into_bytes(),
         })
     }
 
-    pub(crate) fn length(self, prefix: [u8; PREFIX]) -> usize {
-        let length = match self {
-            Order::Little => u32::from_le_bytes(prefix),
-            Order::Big => u32::from_be_bytes(prefix),
+    /// Returns the lengths of the first reply's prefix and body; `None` while the prefix is incomplete.
+    pub(crate) fn lengths(
+        self,
+        received: &[u8],
+    ) -> std::result::Result<Option<(usize, usize)>, String> {
+        let convert = match self {
+            Order::Little => u32::from_le_bytes,
+            Order::Big => u32::from_be_bytes,
+            Order::Http => {
+                let end = received
+                    .windows(HEAD_END.len())
+                    .position(|bytes| bytes == HEAD_END);
+                return end
+                    .map(|end| Ok((end + HEAD_END.len(), content_length(&received[..end])?)))
+                    .transpose();
+            }
         };
-        length as usize
+        let prefix = received.first_chunk::<PREFIX>();
+        Ok(prefix.map(|prefix| (PREFIX, convert(*prefix) as usize)))
     }
 }
 
@@ -125,18 +164,24 @@ pub(crate) struct Message {
 /// A frame with room for a number.
 struct Template {
     frame: Vec<u8>,
+    body_at: usize,
     number_at: usize,
 }
 
 impl Template {
     fn new(body: &str, order: Order) -> Result<Self> {
-        let mut frame = order.prefix(body.len())?.to_vec();
+        let mut frame = order.prefix(body.len())?;
+        let body_at = frame.len();
         frame.extend_from_slice(body.as_bytes());
-        let number_at = PREFIX
+        let number_at = body_at
             + body
                 .find(&FIRST.to_string())
                 .context("a message without a number")?;
-        Ok(Template { frame, number_at })
+        Ok(Template {
+            frame,
+            body_at,
+            number_at,
+        })
     }
 
     fn put(&mut self, number: u64) {
@@ -148,14 +193,14 @@ impl Template {
     }
 
     fn body(&self) -> &[u8] {
-        &self.frame[PREFIX..]
+        &self.frame[self.body_at..]
     }
 }
 
 impl Message {
-    pub(crate) fn new(payload: Payload, order: Order, check: Check) -> Result<Self> {
+    pub(crate) fn new(payload: Payload, method: &str, order: Order, check: Check) -> Result<Self> {
         let params = payload.params();
-        let request = format!("{{\"in\":\"ping\",\"params\":{params}}}");
+        let request = format!("{{\"in\":\"{method}\",\"params\":{params}}}");
         let reply = match check {
             Check::Echo => request.clone(),
             Check::Bytes | Check::Value => format!("{{\"out\":\"pong\",\"result\":{params}}}"),

@@ -28,9 +28,11 @@ pub(in crate::worker) struct Wire {
     written: usize,
     /// Bytes of all frames that were ever queued.
     queued: u64,
-    /// Received bytes: whole frames and the beginning of one, from `parsed` on.
+    /// Received bytes: whole frames and the beginning of one, from `parsed` to `received`. What follows is room for the
+    /// next read, initialized once instead of before each.
     incoming: Vec<u8>,
     parsed: usize,
+    received: usize,
     /// The longest body of a frame of the app.
     max_frame: usize,
 }
@@ -55,6 +57,7 @@ impl Wire {
             queued: 0,
             incoming: Vec::new(),
             parsed: 0,
+            received: 0,
             max_frame,
         }
     }
@@ -138,20 +141,26 @@ impl Wire {
     /// # Errors
     /// Those of read(2).
     pub(in crate::worker) fn read(&mut self) -> io::Result<ReadEnd> {
-        self.incoming.drain(..self.parsed);
+        self.incoming.copy_within(self.parsed..self.received, 0);
+        self.received -= self.parsed;
         self.parsed = 0;
-        let begin = self.incoming.len();
+        let begin = self.received;
         loop {
-            let length = self.incoming.len();
-            self.incoming.resize(length + READ_LEN, 0);
-            let read = self.stream.read(&mut self.incoming[length..]);
-            self.incoming
-                .truncate(length + *read.as_ref().unwrap_or(&0));
-            match read {
+            let end = self.received + READ_LEN;
+            if self.incoming.len() < end {
+                self.incoming.resize(end, 0);
+            }
+            match self.stream.read(&mut self.incoming[self.received..end]) {
                 Ok(0) => return Ok(ReadEnd::Closed),
-                Ok(count) if count < READ_LEN => return Ok(ReadEnd::Nothing),
-                Ok(_) if self.incoming.len() - begin >= MAX_READ => return Ok(ReadEnd::More),
-                Ok(_) => {}
+                Ok(count) => {
+                    self.received += count;
+                    if count < READ_LEN {
+                        return Ok(ReadEnd::Nothing);
+                    }
+                    if self.received - begin >= MAX_READ {
+                        return Ok(ReadEnd::More);
+                    }
+                }
                 Err(e) if is_passing(&e) => return Ok(ReadEnd::Nothing),
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(ReadEnd::Closed),
                 Err(e) => return Err(e),
@@ -164,16 +173,17 @@ impl Wire {
         IncomingFrames {
             bytes: std::mem::take(&mut self.incoming),
             at: self.parsed,
+            end: self.received,
             max_frame: self.max_frame,
         }
     }
 
     pub(in crate::worker) fn give_back(&mut self, incoming: IncomingFrames) {
         (self.incoming, self.parsed) = (incoming.bytes, incoming.at);
-        if self.parsed == self.incoming.len() {
-            self.incoming.clear();
+        if self.parsed == self.received {
+            (self.parsed, self.received) = (0, 0);
+            self.incoming.truncate(MAX_UNWRITTEN);
             self.incoming.shrink_to(MAX_UNWRITTEN);
-            self.parsed = 0;
         }
     }
 }
@@ -189,6 +199,8 @@ impl AsFd for Wire {
 pub(in crate::worker) struct IncomingFrames {
     bytes: Vec<u8>,
     at: usize,
+    /// Where the received bytes end.
+    end: usize,
     max_frame: usize,
 }
 
@@ -198,7 +210,7 @@ impl IncomingFrames {
     /// # Errors
     /// What is wrong with its length.
     pub(in crate::worker) fn next(&mut self) -> Result<Option<&[u8]>, String> {
-        let Some(prefix) = self.bytes[self.at..].first_chunk::<PREFIX>() else {
+        let Some(prefix) = self.bytes[self.at..self.end].first_chunk::<PREFIX>() else {
             return Ok(None);
         };
         let length = u32::from_le_bytes(*prefix) as usize;
@@ -207,7 +219,7 @@ impl IncomingFrames {
             return Err(format!("a frame of {length} bytes is longer than {most}"));
         }
         let (begin, end) = (self.at + PREFIX, self.at + PREFIX + length);
-        let body = self.bytes.get(begin..end);
+        let body = self.bytes[..self.end].get(begin..end);
         if body.is_some() {
             self.at = end;
         }

@@ -105,7 +105,7 @@ class Writer:
             log_error(f"the result of {message['in']} is too long: {len(body)} of {self._max_frame} bytes")
             self.error(message, "internal", "the result is too long")
             return
-        self._push(body)
+        self.frames += (_LENGTH.pack(len(body)), body)
 
     def fault(self, message: dict[str, Any], error: BaseException) -> None:
         """Answers a request whose method has raised this."""

@@ -71,7 +71,12 @@ class _Loop:
             received = begin = clock()
             try:
                 while waiting:
-                    self._take(waiting.popleft(), received)
+                    message = waiting.popleft()
+                    name = message.get("in")
+                    if name is not None:
+                        self._answer(name, message, received)
+                    else:
+                        self._take(message)
                     if waiting and clock() - begin > _FLUSH_AFTER:
                         self._flush()
                         begin = clock()
@@ -80,11 +85,9 @@ class _Loop:
                 self._is_in_turn = False
                 self._flush()
 
-    def _take(self, message: dict[str, Any], received: float) -> None:
-        name = message.get("in")
-        if name is not None:
-            self._answer(name, message, received)
-        elif "probe" in message:
+    def _take(self, message: dict[str, Any]) -> None:
+        """Processes a message that is no request."""
+        if "probe" in message:
             self._writer.send({"alive": message["probe"]})
         elif "closed" in message:
             for function in self._app._at_close:

@@ -1,0 +1,352 @@
+//! The servers: their names, their expected replies, and how they are built and run.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::failure::{Context, Result};
+use crate::load::{Check, Order};
+
+/// A server in the table. Each has one worker: a process or thread that executes methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Server {
+    /// fdpassd without an app: the built-in method.
+    Native,
+    /// fdpassd with an app in Python, a function and the standard library's JSON.
+    PyJson,
+    /// The same with a coroutine.
+    AsyncJson,
+    /// fdpassd with an app in Python, a function and orjson.
+    PyOrjson,
+    /// The same with a coroutine.
+    AsyncOrjson,
+    /// fdpassd with an app in Node.js.
+    Node,
+    /// fdpassd with an app in Go.
+    Go,
+    /// asyncio alone, with the standard library's JSON.
+    Asyncio,
+    /// asyncio alone, with orjson.
+    AsyncioOrjson,
+    /// A cluster of Node.js, round robin.
+    Cluster,
+    /// A server in Go with a goroutine for each connection.
+    Goroutines,
+    /// HTTP by uvicorn as pip installs it: asyncio and h11.
+    Uvicorn,
+    /// HTTP by uvicorn with uvloop and httptools.
+    UvicornFast,
+    /// HTTP by gunicorn, with threads.
+    Gunicorn,
+    /// HTTP by granian, ASGI.
+    Granian,
+}
+
+/// A program of this build, and an environment of Python that the benchmark may install packages into.
+pub(crate) struct Places {
+    pub(crate) fdpassd: PathBuf,
+    pub(crate) venv: PathBuf,
+}
+
+/// A command line that serves on a port, in the foreground.
+pub(crate) struct Recipe {
+    program: OsString,
+    arguments: Vec<OsString>,
+    /// Additional lines of fdpassd's configuration.
+    config: String,
+}
+
+impl Recipe {
+    fn new(program: impl Into<OsString>, arguments: &[&str]) -> Recipe {
+        Recipe {
+            program: program.into(),
+            arguments: arguments.iter().map(OsString::from).collect(),
+            config: String::new(),
+        }
+    }
+
+    /// Returns fdpassd with this app.
+    fn app(places: &Places, words: &[&str]) -> Recipe {
+        let words = toml::Value::from(words.to_vec());
+        let sdk = sources().join("../../sdk/python/src");
+        let sdk = toml::Value::from(sdk.to_string_lossy().into_owned());
+        let mut recipe = Recipe::new(&places.fdpassd, &["-c", "fdpassd.toml"]);
+        recipe.config =
+            format!("\n[app]\ncommand = {words}\nenvironment = {{ PYTHONPATH = {sdk} }}\n");
+        recipe
+    }
+
+    pub(crate) fn config(&self) -> String {
+        self.config.clone()
+    }
+
+    pub(crate) fn program(&self) -> &OsString {
+        &self.program
+    }
+
+    /// Returns the arguments with this port in place of `PORT`.
+    pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
+        self.arguments
+            .iter()
+            .map(|argument| {
+                let text = argument.to_string_lossy();
+                text.replace("PORT", &port.to_string()).into()
+            })
+            .collect()
+    }
+}
+
+impl Server {
+    /// All servers, in the order of the table.
+    pub(crate) const ALL: [Server; 15] = [
+        Server::Native,
+        Server::PyJson,
+        Server::AsyncJson,
+        Server::Asyncio,
+        Server::PyOrjson,
+        Server::AsyncOrjson,
+        Server::AsyncioOrjson,
+        Server::Node,
+        Server::Cluster,
+        Server::Go,
+        Server::Goroutines,
+        Server::Uvicorn,
+        Server::UvicornFast,
+        Server::Gunicorn,
+        Server::Granian,
+    ];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Server::Native => "fdpassd, built-in method",
+            Server::PyJson => "fdpassd, Python, json",
+            Server::AsyncJson => "fdpassd, Python, json, coroutine",
+            Server::PyOrjson => "fdpassd, Python, orjson",
+            Server::AsyncOrjson => "fdpassd, Python, orjson, coroutine",
+            Server::Node => "fdpassd, Node.js",
+            Server::Go => "fdpassd, Go",
+            Server::Asyncio => "asyncio, json",
+            Server::AsyncioOrjson => "asyncio, orjson",
+            Server::Cluster => "Node.js cluster",
+            Server::Goroutines => "goroutines",
+            Server::Uvicorn => "uvicorn, HTTP",
+            Server::UvicornFast => "uvicorn, uvloop and httptools, HTTP",
+            Server::Gunicorn => "gunicorn, threads, HTTP",
+            Server::Granian => "granian, ASGI, HTTP",
+        }
+    }
+
+    pub(crate) fn is_fdpassd(self) -> bool {
+        matches!(
+            self,
+            Server::Native
+                | Server::PyJson
+                | Server::AsyncJson
+                | Server::PyOrjson
+                | Server::AsyncOrjson
+                | Server::Node
+                | Server::Go
+        )
+    }
+
+    /// Returns the method that is called; both names are equally long.
+    pub(crate) fn method(self) -> &'static str {
+        if self == Server::Native {
+            "ping"
+        } else {
+            "echo"
+        }
+    }
+
+    pub(crate) fn order(self) -> Order {
+        match self {
+            Server::Uvicorn | Server::UvicornFast | Server::Gunicorn | Server::Granian => {
+                Order::Http
+            }
+            _ => Order::Little,
+        }
+    }
+
+    /// Returns how replies are checked: apps and servers serialize the JSON again.
+    pub(crate) fn check(self) -> Check {
+        Check::Value
+    }
+
+    /// Returns whether the server has a just-in-time compiler, which needs a second of each scenario.
+    pub(crate) fn has_jit(self) -> bool {
+        matches!(self, Server::Node | Server::Cluster)
+    }
+
+    /// Returns whether the server writes a line to standard output for each request, which is discarded.
+    pub(crate) fn logs_requests(self) -> bool {
+        false
+    }
+
+    /// Returns the server with which this one is compared.
+    pub(crate) fn counterpart(self) -> Option<Server> {
+        match self {
+            Server::PyJson | Server::AsyncJson => Some(Server::Asyncio),
+            Server::PyOrjson | Server::AsyncOrjson => Some(Server::AsyncioOrjson),
+            Server::Node => Some(Server::Cluster),
+            Server::Go => Some(Server::Goroutines),
+            _ => None,
+        }
+    }
+
+    /// Builds the server if needed. The error has the reason why it is not available here.
+    pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
+        let python = places.venv.join("bin/python3");
+        let python = python.to_str().context("a path that is no text")?;
+        let file = |name: &str| sources().join(name).to_string_lossy().into_owned();
+        Ok(match self {
+            Server::Native => Recipe::new(&places.fdpassd, &["-c", "fdpassd.toml"]),
+            Server::PyJson | Server::AsyncJson | Server::PyOrjson | Server::AsyncOrjson => {
+                let is_async = matches!(self, Server::AsyncJson | Server::AsyncOrjson);
+                let kind = if is_async { "async" } else { "def" };
+                let codec = self.codec();
+                places.python(codec)?;
+                Recipe::app(places, &[python, &file("app.py"), kind, codec])
+            }
+            Server::Asyncio | Server::AsyncioOrjson => {
+                places.python(self.codec())?;
+                Recipe::new(python, &[&file("server.py"), "PORT", self.codec()])
+            }
+            Server::Node => {
+                installed("node", "--version")?;
+                Recipe::app(places, &["node", &file("app.js")])
+            }
+            Server::Cluster => {
+                installed("node", "--version")?;
+                Recipe::new("node", &[&file("server.js"), "PORT"])
+            }
+            Server::Go => {
+                let program = build_go("app")?;
+                Recipe::app(
+                    places,
+                    &[program.to_str().context("a path that is no text")?],
+                )
+            }
+            Server::Goroutines => Recipe::new(build_go("server")?, &["PORT"]),
+            Server::Uvicorn | Server::UvicornFast => {
+                places.python("uvicorn")?;
+                let parts = if self == Server::Uvicorn {
+                    ["asyncio", "h11"]
+                } else {
+                    places.python("uvloop")?;
+                    places.python("httptools")?;
+                    ["uvloop", "httptools"]
+                };
+                let words = format!(
+                    "-m uvicorn --host 127.0.0.1 --port PORT --log-level error --no-access-log --loop {} --http {} --app-dir",
+                    parts[0], parts[1]
+                );
+                Self::web(python, &words, "web:asgi")
+            }
+            Server::Gunicorn => {
+                places.python("gunicorn")?;
+                let words = "-m gunicorn -b 127.0.0.1:PORT -w 1 -k gthread --threads 4 --keep-alive 300 --log-level error --chdir";
+                Self::web(python, words, "web:wsgi")
+            }
+            Server::Granian => {
+                places.python("granian")?;
+                let words = "-m granian --interface asgi --host 127.0.0.1 --port PORT --workers 1 --no-access-log --log-level error --working-dir";
+                Self::web(python, words, "web:asgi")
+            }
+        })
+    }
+
+    fn web(python: &str, words: &str, application: &str) -> Recipe {
+        let directory = sources().to_string_lossy().into_owned();
+        let words: Vec<&str> = words
+            .split(' ')
+            .chain([directory.as_str(), application])
+            .collect();
+        Recipe::new(python, &words)
+    }
+
+    fn codec(self) -> &'static str {
+        match self {
+            Server::PyOrjson | Server::AsyncOrjson | Server::AsyncioOrjson => "orjson",
+            _ => "json",
+        }
+    }
+}
+
+impl Places {
+    /// Creates the environment of Python, and installs a package into it, if they are missing.
+    fn python(&self, package: &str) -> Result<()> {
+        let python = self.venv.join("bin/python3");
+        if !python.exists() {
+            let mut create = Command::new("python3");
+            succeed(create.args(["-m", "venv"]).arg(&self.venv), "python3")?;
+        }
+        let mut import = Command::new(&python);
+        import.arg("-c").arg(format!("import {package}"));
+        if succeed(&mut import, "python3").is_ok() {
+            return Ok(());
+        }
+        let mut install = Command::new(&python);
+        install.args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:"]);
+        succeed(install.arg(package), "pip")
+    }
+}
+
+/// Returns the configuration of fdpassd for this port.
+pub(crate) fn fdpassd_config(port: u16, socket: &Path) -> String {
+    let socket = toml::Value::from(socket.to_string_lossy().into_owned());
+    format!(
+        "listen = [\"127.0.0.1:{port}\"]\n\n[workers]\ncount = 1\n\n[control]\nsocket = {socket}\n"
+    )
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/apps")
+}
+
+/// Returns the directory of what the benchmark builds and installs.
+pub(crate) fn built() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("apps")
+}
+
+pub(crate) fn installed(program: &str, question: &str) -> Result<()> {
+    let status = Command::new(program)
+        .arg(question)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{program} does not run: {status}").into()),
+        Err(_) => Err(format!("{program} is not installed").into()),
+    }
+}
+
+/// Builds a program of the directory `go`.
+fn build_go(name: &str) -> Result<PathBuf> {
+    installed("go", "version")?;
+    fs::create_dir_all(built()).context(built().display())?;
+    let program = built().join(format!("go-{name}"));
+    let mut build = Command::new("go");
+    build
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg(format!("./{name}"))
+        .current_dir(sources().join("go"));
+    succeed(&mut build, "go")?;
+    Ok(program)
+}
+
+fn succeed(command: &mut Command, name: &str) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context(format!("{name} cannot be run"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text.lines().rfind(|line| !line.trim().is_empty());
+    let last = last.unwrap_or_default();
+    Err(format!("{name} ended with {}: {last}", output.status).into())
+}

@@ -1,0 +1,37 @@
+//! The test of the benchmark, run by `cargo test --benches`: each scenario for a moment against fdpassd without an app, and
+//! with one in Python.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::catalogue::{Places, Server, built, installed};
+use crate::failure::{Context, Result};
+use crate::scenario::Scenario;
+use crate::server::Running;
+use crate::{launch, table};
+
+const MOMENT: Duration = Duration::from_millis(20);
+
+pub(crate) fn test() -> Result<()> {
+    launch::adopt_orphans()?;
+    let places = Places {
+        fdpassd: PathBuf::from(env!("CARGO_BIN_EXE_fdpassd")),
+        venv: built().join("venv"),
+    };
+    for server in [Server::Native, Server::PyJson, Server::Asyncio] {
+        if server != Server::Native
+            && let Err(why) = installed("python3", "--version")
+        {
+            table::progress(&format!("{}: skipped: {why}", server.title()))?;
+            continue;
+        }
+        let running = Running::start(server, &server.prepare(&places)?)?;
+        for scenario in Scenario::ALL {
+            scenario
+                .measure(&running, MOMENT, MOMENT)
+                .context(scenario.title())?;
+        }
+        running.stop()?;
+    }
+    Ok(())
+}
