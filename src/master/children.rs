@@ -181,7 +181,11 @@ impl Master {
             return self.keep_orphan(worker, written, now);
         }
         let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-        self.workers
-            .settle_death(dead, exit, clients, telemetry, &self.poller, now);
+        let is_out_of_memory =
+            self.workers
+                .settle_death(dead, exit, clients, telemetry, &self.poller, now);
+        if is_out_of_memory {
+            self.listeners.pause_for_memory(now);
+        }
     }
 }

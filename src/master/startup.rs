@@ -60,6 +60,9 @@ impl Master {
         if let Err(e) = process::adopt_orphans() {
             log::warn!("processes started by workers may outlive them: {e}");
         }
+        if let Err(e) = process::protect_from_oom() {
+            log::debug!("the kernel may kill the master when memory runs out: {e}");
+        }
         let executable =
             Executable::current().map_err(Error::system("open the running program"))?;
         let signals = catch_signals()?;

@@ -4,6 +4,7 @@ mod app;
 mod executable;
 mod identity;
 mod lookup;
+mod oom_score;
 mod proc_files;
 
 use std::ffi::CString;
@@ -19,8 +20,9 @@ pub use app::{AppProcess, AppProgram, AppStdio, end_of, kill_app, open_pidfd, sp
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
 pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;
+pub use oom_score::{protect_from_oom, raise_oom_score};
 pub use proc_files::{
-    Child, FileId, children, kill_writers, oom_kills, raise_oom_score, resident_memory, scheduling,
+    Child, FileId, children, kill_writers, oom_kills, resident_memory, scheduling,
 };
 
 /// How a process ended.

@@ -83,7 +83,10 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Moved> {
         match socket::recv(socket.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return Ok(Moved::End),
             Ok(n) => return Ok(Moved::Bytes(n)),
-            Err(Errno::EAGAIN) => return Ok(Moved::Nothing),
+            // Out of memory right now, for the bytes or, with EFAULT, for a page of the buffer: nothing was read.
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EFAULT) => {
+                return Ok(Moved::Nothing);
+            }
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }

@@ -139,18 +139,41 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
     assert_eq!(finish(&mut clients), CLIENTS);
 }
 
+fn oom_score(pid: impl std::fmt::Display) -> i32 {
+    let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it runs");
+    text.trim().parse().expect("a number")
+}
+
+/// Whether this process may protect itself, as root may.
+fn may_protect() -> bool {
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.expect("a set").trim(), 16).expect("a number");
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    effective & CAP_SYS_RESOURCE != 0
+}
+
 #[test]
-fn workers_are_killed_before_the_master_when_memory_is_out() {
-    let daemon = crate::common::start("workers.count = 2");
-    let score = |pid: u32| -> i32 {
-        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it runs");
-        text.trim().parse().expect("a number")
+fn the_kernel_kills_workers_and_never_the_master() {
+    let own = oom_score("self");
+    let daemon = crate::common::start("workers.count = 2\nmetrics.listen = \"127.0.0.1:0\"");
+    let check = || {
+        daemon.wait_for_workers();
+        let master = if may_protect() { -1000 } else { own };
+        assert_eq!(oom_score(daemon.pid()), master);
+        for worker in daemon.worker_pids() {
+            assert_eq!(oom_score(worker), (own + 500).min(1000));
+        }
+        let children = format!("/proc/{0}/task/{0}/children", daemon.pid());
+        let children = fs::read_to_string(children).expect("it runs");
+        let scores: Vec<i32> = children.split_whitespace().map(oom_score).collect();
+        assert_eq!(scores.len(), 3, "two workers and the exporter");
+        assert!(scores.iter().all(|score| *score > own), "{scores:?}");
     };
-    daemon.wait_for_workers();
-    let master = score(daemon.pid());
-    for worker in daemon.worker_pids() {
-        assert_eq!(score(worker), (master + 500).min(1000));
-    }
+    check();
+    // The next program knows the score that the first one had.
+    daemon.ctl("upgrade").expect("it is the same program");
+    check();
 }
 
 /// Mappings of memory that master and workers share, each with its flags.

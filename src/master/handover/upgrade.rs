@@ -255,6 +255,8 @@ pub fn name_process(name: &str) {
 /// # Errors
 /// The reason why it cannot.
 pub fn check_handover(length: &str) -> Result<(), String> {
+    // The master's protection is not for its children.
+    let _ = process::raise_oom_score(0);
     let shared = fd::take_stdin()
         .map(File::from)
         .map_err(|e| e.to_string())?;

@@ -17,6 +17,9 @@ use crate::sys::poll::{Interest, Poller};
 /// How long the same reason for a pause is not reported again.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long no client is accepted after the kernel has killed a worker for lack of memory.
+const MEMORY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Reasons for which no client is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
@@ -54,6 +57,8 @@ pub(crate) struct Gate {
     /// Set while the system is out of a resource: when the pause ends, and how many clients had been removed when it
     /// began. A client that leaves frees a descriptor and ends it as well.
     exhausted: Option<(Instant, u64)>,
+    /// Set after the kernel has killed a worker because memory was out: when the pause ends.
+    without_memory: Option<Instant>,
     /// The reason that was reported last, and when.
     reported: Option<(Pause, Instant)>,
 }
@@ -64,12 +69,14 @@ impl Gate {
         Gate {
             pause: Some(Pause::NoWorker),
             exhausted: None,
+            without_memory: None,
             reported: None,
         }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.exhausted.map(|(until, _)| until)
+        let exhausted = self.exhausted.map(|(until, _)| until);
+        exhausted.into_iter().chain(self.without_memory).min()
     }
 
     /// Returns the events of a listener that the poller reports.
@@ -85,6 +92,7 @@ impl Gate {
     fn relieve(&mut self, clients: &Clients, now: Instant) {
         self.exhausted
             .take_if(|(until, removed)| *until <= now || clients.removed() != *removed);
+        self.without_memory.take_if(|until| *until <= now);
     }
 }
 
@@ -135,7 +143,7 @@ impl Listeners {
             Some(Pause::Drained)
         } else if workers.ready().next().is_none() {
             Some(Pause::NoWorker)
-        } else if self.gate.exhausted.is_some() {
+        } else if self.gate.exhausted.is_some() || self.gate.without_memory.is_some() {
             Some(Pause::Exhausted)
         } else if clients.is_full() {
             Some(Pause::Full)
@@ -144,6 +152,12 @@ impl Listeners {
         } else {
             None
         }
+    }
+
+    /// Pauses because the kernel has killed a worker for lack of memory. Clients need memory of the kernel, and while
+    /// all workers are dying, the master is the only process that it can still kill for that.
+    pub(crate) fn pause_for_memory(&mut self, now: Instant) {
+        self.gate.without_memory = Some(now + MEMORY_PAUSE);
     }
 
     /// Pauses because the system is out of descriptors or memory.

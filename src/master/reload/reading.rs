@@ -301,6 +301,8 @@ fn rejection(error: &config::Error) -> Refusal {
 /// When it was not started by a master.
 pub fn read_configuration(length: &str) -> Result<(), String> {
     process::end_with_parent();
+    // The master's protection is not for its children.
+    let _ = process::raise_oom_score(0);
     let shared = fd::take_stdin()
         .map(File::from)
         .map_err(|e| e.to_string())?;

@@ -95,7 +95,7 @@ impl Workers {
     }
 
     /// Attributes a death, has the clients of the worker leased again, lets the pool decide on its successor, and
-    /// reports the death.
+    /// reports the death. Returns whether the kernel killed the worker because memory was out.
     pub(crate) fn settle_death(
         &mut self,
         dead: DeadWorker,
@@ -104,7 +104,7 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
         now: Instant,
-    ) {
+    ) -> bool {
         let (worker, written) = dead.into_parts();
         let has_answered = worker.believed.counters().requests() > 0;
         let (name, about) = (worker.name(), worker.about());
@@ -158,6 +158,7 @@ impl Workers {
             delay,
         };
         self.report_death(death, telemetry);
+        is_out_of_memory
     }
 
     /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker ended well, and the

@@ -15,17 +15,19 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::execve;
 
-use super::{FileId, user};
+use super::{FileId, oom_score, user};
 use crate::sys::limit;
 
 /// Variables that a service manager sets for the process it has started, and for no other (systemd.exec(5)).
-pub(super) const MANAGER_VARIABLES: [&str; 6] = [
+pub(super) const MANAGER_VARIABLES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
     "LISTEN_PID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
+    // Not a manager's, but the master's own.
+    oom_score::VARIABLE,
 ];
 
 /// A program, opened once: later changes of its file change nothing.
@@ -79,7 +81,13 @@ impl Executable {
         let variable = |(key, value): (OsString, OsString)| {
             c_string(&[key.as_bytes(), b"=", value.as_bytes()].concat())
         };
-        let environment: Vec<CString> = std::env::vars_os().map(variable).collect();
+        let score =
+            oom_score::noted_score().map(|score| (oom_score::VARIABLE.into(), score.into()));
+        let environment: Vec<CString> = std::env::vars_os()
+            .filter(|(key, _)| key != oom_score::VARIABLE)
+            .chain(score)
+            .map(variable)
+            .collect();
         let inherit = |flag: FdFlag| {
             left_open
                 .iter()
@@ -110,6 +118,9 @@ impl Executable {
         // The environment of this process stays: changing it is not safe while there may be other threads.
         for variable in MANAGER_VARIABLES {
             command.env_remove(variable);
+        }
+        if let Some(score) = oom_score::noted_score() {
+            command.env(oom_score::VARIABLE, score);
         }
         command.arg0(name).args(arguments).stdin(Stdio::from(stdin));
         // The handle is dropped without waiting: the master collects all children.

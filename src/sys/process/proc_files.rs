@@ -120,18 +120,6 @@ pub fn oom_kills() -> Option<u64> {
     count.parse().ok()
 }
 
-/// Raises the likelihood that the kernel kills this process, rather than another one, when memory runs out: by 0 to
-/// 1000 thousandths of all memory (`oom_score_adj`). This needs no privilege, and children inherit it.
-///
-/// # Errors
-/// Those of open(2), read(2) and write(2).
-pub fn raise_oom_score(by: i32) -> io::Result<()> {
-    let path = "/proc/self/oom_score_adj";
-    let now = fs::read_to_string(path)?;
-    let now: i32 = now.trim().parse().map_err(io::Error::other)?;
-    fs::write(path, now.saturating_add(by).clamp(-1000, 1000).to_string())
-}
-
 /// The CPU time of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheduling {
