@@ -362,7 +362,7 @@ fn whoami(state: &mut State, call: &Call) -> Value {
 
 fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
     if worker.config.fails {
-        return Err("the table says so".to_owned());
+        return Err("the table has this reason".to_owned());
     }
     static MADE: AtomicBool = AtomicBool::new(false);
     let fault = env::var("FAULTY").unwrap_or_default();
@@ -387,7 +387,7 @@ fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
     }
     let metrics = &worker.metrics;
     let counter = metrics.counter("asked_total", "Calls of \"measure\".");
-    let sizes = metrics.histogram("asked_size", "What they measured.", &[0.5, 10.0]);
+    let sizes = metrics.histogram("asked_size", "The values that they measured.", &[0.5, 10.0]);
     let lock = (fault == "lock").then(take_lock).transpose();
     Ok(State {
         worker: worker.clone(),

@@ -47,7 +47,7 @@ pub struct Daemon<S = (), C = ()> {
     hooks: Hooks<S>,
 }
 
-/// What the roles of a daemon need.
+/// The settings of a daemon that its roles need.
 pub(crate) struct Parts<S> {
     pub(crate) name: String,
     version: &'static str,

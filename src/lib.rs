@@ -70,7 +70,7 @@
 //!   of the reply was sent, and only the account of the first thread outlasts its thread. A client for which that is uncertain
 //!   is closed and counted as `lost`.
 //!
-//! # What `main` runs in
+//! # The processes that run `main`
 //!
 //! The program runs itself in several roles, so `main` runs once in each of these processes, up to [`Daemon::run`]:
 //!
@@ -86,12 +86,13 @@
 //! ```
 //!
 //! So `main` should build the daemon and run it, and nothing else. A file that is opened, a thread that is started or a
-//! line that is printed there exists in all of these processes; a thread in the master would make its forks unsafe. What
-//! workers need belongs in [`Daemon::state`]. Arguments belong to the daemon: settings are in its configuration
-//! ([`Daemon::config`]) or in environment variables, which all of these processes inherit from the master.
+//! line that is printed there exists in all of these processes; a thread in the master would make its forks unsafe.
+//! Everything that workers need belongs in [`Daemon::state`]. Arguments belong to the daemon: settings are in its
+//! configuration ([`Daemon::config`]) or in environment variables, which all of these processes inherit from the
+//! master.
 //!
-//! The processes inherit nothing else from the master but standard output and standard error. The program file is opened
-//! once: after it was replaced, a reload still starts the old one, and an upgrade or a restart the new one.
+//! The processes inherit nothing else from the master but standard output and standard error. The program file is
+//! opened once: after it was replaced, a reload still starts the old one, and an upgrade or a restart the new one.
 //!
 //! [`testing`] starts a daemon in your tests.
 //!
@@ -148,8 +149,8 @@ pub fn ctl_main() -> std::process::ExitCode {
     ctl::main()
 }
 
-/// Runs a program like `fdpassctl` that controls the daemon of this name, and returns its exit code. The program has the
-/// name by which it was called, in its help and its messages.
+/// Runs a program like `fdpassctl` that controls the daemon of this name, and returns its exit code. The program has
+/// the name by which it was called, in its help and its messages.
 ///
 /// ```no_run
 /// // src/bin/counterctl.rs

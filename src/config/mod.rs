@@ -193,7 +193,7 @@ impl Config {
         Config::parse_with(text, origin, names, known)
     }
 
-    /// As [`Config::parse_kept`], but looks up the users and groups that have access. What the app needs is still as
+    /// As [`Config::parse_kept`], but looks up the users and groups that have access. The context of the app is still as
     /// before: a name that is missing now would keep it from starting.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use crate::sys::user::{Group, User};
 /// A number that no process has as user or group: setuid(2) and setgid(2) refuse it, and chown(2) ignores it.
 const NONE: u32 = u32::MAX;
 
-/// What a configuration refers to, as it was when it was loaded: the numbers of its users and groups, and the context of
+/// The context of a configuration as it was when it was loaded: the numbers of its users and groups, and the context of
 /// its app.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -66,7 +66,7 @@ impl WorkerLoop<'_> {
     /// Processes all whole frames that have been received.
     ///
     /// # Errors
-    /// What the app has done wrong, for the operator.
+    /// The mistake of the app, for the operator.
     fn process_frames(
         &mut self,
         incoming: &mut IncomingFrames,
@@ -220,8 +220,8 @@ impl WorkerLoop<'_> {
         [overdue, sick, probe].into_iter().flatten().min()
     }
 
-    /// Checks the time of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. What the app had sent by then must
-    /// have been processed.
+    /// Checks the time of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. All that the app had sent by then
+    /// must have been processed.
     pub(super) fn check_app(&mut self, by: u64) {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
@@ -368,8 +368,8 @@ impl App {
         self.pulse.probed.map(|probed| probed.saturating_add(stall))
     }
 
-    /// Determines since when requests wait although nothing moves: no permit is free and no answer has come, or the app's
-    /// loop does not turn. Returns whether that has changed.
+    /// Determines since when requests wait although nothing moves: no permit is free and no answer has come, or the
+    /// app's loop does not turn. Returns whether that has changed.
     fn update_full_since(&mut self, now: u64, stall: u64) -> bool {
         let before = self.pulse.full_since;
         self.pulse.full_since = self.full_since(now, stall);

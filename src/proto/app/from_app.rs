@@ -56,7 +56,7 @@ impl<'a> FromApp<'a> {
     /// Reads the body of one frame.
     ///
     /// # Errors
-    /// What is wrong with it, for the operator. An answer whose id is its first member is always an answer: what is
+    /// The mistake in it, for the operator. An answer whose id is its first member is always an answer: what is
     /// wrong with the rest of it concerns only its caller.
     pub fn parse(body: &'a [u8]) -> Result<FromApp<'a>, String> {
         let text = std::str::from_utf8(body)

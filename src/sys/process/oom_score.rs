@@ -1,4 +1,4 @@
-//! Which process the kernel kills when memory runs out: `oom_score_adj` of proc_pid_oom_score_adj(5).
+//! The choice of the process that the kernel kills when memory runs out: `oom_score_adj` of proc_pid_oom_score_adj(5).
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::{env, fs, io};

@@ -28,8 +28,8 @@ pub(in crate::worker) struct Wire {
     written: usize,
     /// Bytes of all frames that were ever queued.
     queued: u64,
-    /// Received bytes: whole frames and the beginning of one, from `parsed` to `received`. What follows is room for the
-    /// next read, initialized once instead of before each.
+    /// Received bytes: whole frames and the beginning of one, from `parsed` to `received`. The rest is space for the
+    /// next read, initialized once and not before each.
     incoming: Vec<u8>,
     parsed: usize,
     received: usize,
@@ -208,7 +208,7 @@ impl IncomingFrames {
     /// Returns the body of the next whole frame.
     ///
     /// # Errors
-    /// What is wrong with its length.
+    /// The mistake in its length.
     pub(in crate::worker) fn next(&mut self) -> Result<Option<&[u8]>, String> {
         let Some(prefix) = self.bytes[self.at..self.end].first_chunk::<PREFIX>() else {
             return Ok(None);
