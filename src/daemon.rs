@@ -1,5 +1,6 @@
 //! A daemon, defined by its name and methods.
 
+mod app;
 mod run;
 
 use std::fmt;

@@ -116,6 +116,7 @@ mod channel;
 mod config;
 mod ctl;
 mod daemon;
+mod dev;
 mod exporter;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -14,12 +14,10 @@ use std::{fs, io};
 use super::error::Error;
 use super::read::{Pipes, read};
 use super::source::SourceText;
+use crate::proto::control::COMMAND_LINE;
 
 /// The most files in the directory.
 const MAX_DROP_INS: usize = 64;
-
-/// The origin of the settings that were given as arguments, in messages.
-const COMMAND_LINE: &str = "the command line";
 
 /// Where a configuration is read.
 #[derive(Clone, Copy, Debug)]

@@ -10,11 +10,12 @@ use std::{fmt, panic};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::SHIPPED;
+use super::app::{self, AppArguments};
 use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
 use crate::master::{self, Announce, MasterOrigin, MasterSetup};
 use crate::proto::names::Address;
 use crate::worker::{self, Methods};
-use crate::{exporter, logging};
+use crate::{dev, exporter, logging};
 
 /// sysexits.h
 const EX_USAGE: u8 = 64;
@@ -69,6 +70,7 @@ pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Method
             checked(name, master::read_configuration(length))
         }
         (Some("resume"), Some(number)) => resume_master(name, version, number),
+        (Some(dev::WATCH), Some(watched)) => checked(name, dev::run(watched)),
         _ => run_arguments(name, version, arguments),
     }
 }
@@ -76,12 +78,17 @@ pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Method
 fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) -> ExitCode {
     let help =
         format!("Reads this configuration instead of /etc/{name}.toml, which need not exist");
-    let command = Options::command().mut_arg("config", |config| config.help(help));
-    let options = command
-        .try_get_matches_from(arguments)
-        .and_then(|found| Options::from_arg_matches(&found));
-    match options {
-        Ok(options) => run_options(&options, name, version),
+    let mut command = Options::command().mut_arg("config", |config| config.help(help));
+    if name == SHIPPED {
+        command = app::add_commands(command);
+    }
+    let parsed = command.try_get_matches_from(arguments).and_then(|found| {
+        let options = Options::from_arg_matches(&found)?;
+        Ok((options, AppArguments::from_matches(&found)?))
+    });
+    match parsed {
+        Ok((_, Some(app))) => run_app(&app, name, version),
+        Ok((options, None)) => run_options(&options, name, version),
         Err(error) => {
             // Help goes to standard output and is no error. If it is closed, nothing is lost.
             let _ = error.print();
@@ -98,14 +105,11 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
     if options.version {
         return print(&format!("{name} {version}\n"));
     }
-    let standard_file = PathBuf::from(format!("/etc/{name}.toml"));
+    let standard_file = standard_file(name);
     let standard = || standard_file.exists().then(|| standard_file.clone());
     let config_file = options.config.clone().or_else(standard);
-    let loaded = Config::load(ConfigPlace::new(
-        None,
-        config_file.as_deref(),
-        &standard_file,
-    ));
+    let place = ConfigPlace::new(None, config_file.as_deref(), &standard_file);
+    let loaded = Config::load(place);
     match &loaded {
         Err(e) if options.dump || options.test => return fail(name, EX_CONFIG, e),
         Ok(loaded) if options.dump => return print(&loaded.config.dump()),
@@ -115,6 +119,59 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         }
         _ => {}
     }
+    start(
+        name,
+        version,
+        loaded,
+        Sources {
+            config_file,
+            command_line: None,
+        },
+    )
+}
+
+/// Serves an app whose settings are arguments. No file is read.
+fn run_app(app: &AppArguments, name: &str, version: &'static str) -> ExitCode {
+    let command_line = match app.settings() {
+        Ok(text) => text,
+        Err(reason) => return fail(name, EX_USAGE, &reason),
+    };
+    let standard_file = standard_file(name);
+    let loaded = Config::load(ConfigPlace::new(Some(&command_line), None, &standard_file));
+    if let Ok(loaded) = &loaded
+        && app.is_dev()
+        && let Err(reason) = app::watch(name, &loaded.config.app)
+    {
+        return fail(name, EX_USAGE, &reason);
+    }
+    start(
+        name,
+        version,
+        loaded,
+        Sources {
+            config_file: None,
+            command_line: Some(command_line),
+        },
+    )
+}
+
+fn standard_file(name: &str) -> PathBuf {
+    PathBuf::from(format!("/etc/{name}.toml"))
+}
+
+/// Where a configuration was read, and is read again.
+struct Sources {
+    config_file: Option<PathBuf>,
+    command_line: Option<String>,
+}
+
+/// Starts a master with a configuration, or with the last one in force if there is an error and there are clients.
+fn start(
+    name: &str,
+    version: &'static str,
+    loaded: Result<Loaded, config::Error>,
+    sources: Sources,
+) -> ExitCode {
     // Before anything is opened that stays open, such as the log.
     let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
     let (handed, origin) = match MasterOrigin::from_environment(config) {
@@ -129,9 +186,9 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
                 name: name.to_owned(),
                 version,
                 loaded,
-                config_file,
-                standard_file,
-                command_line: None,
+                config_file: sources.config_file,
+                standard_file: standard_file(name),
+                command_line: sources.command_line,
                 announce: announcer(name.to_owned(), version),
                 handed,
                 origin,

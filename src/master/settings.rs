@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, Config, ConfigPlace, Count, Keys, Loaded};
 use crate::master::memory::Memory;
-use crate::proto::control::{LastReload, Origin};
+use crate::proto::control::{COMMAND_LINE, LastReload, Origin};
 use crate::proto::log::LogLevel;
 use crate::proto::names::Generation;
 
@@ -92,6 +92,12 @@ impl SettingsInForce {
             return None;
         }
         self.file.clone().or_else(standard)
+    }
+
+    /// Returns the file of the configuration, or what stands for it.
+    pub(super) fn shown_file(&self) -> Option<PathBuf> {
+        let arguments = self.command_line.as_ref().map(|_| COMMAND_LINE.into());
+        self.file.clone().or(arguments)
     }
 
     /// Reads the configuration that a reload would try, without the numbers of its users and groups.

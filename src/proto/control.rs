@@ -53,7 +53,9 @@ use super::paths::{exact, shown};
 pub use clients::{
     ClientState, ClientStatus, ClientsAfter, ClientsPage, Cursor, Kick, Kicked, PAGE_LEN,
 };
-pub use effective::{Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel};
+pub use effective::{
+    COMMAND_LINE, Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel,
+};
 pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
 pub use status::{
     AppStatus, LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verdict,

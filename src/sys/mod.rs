@@ -20,5 +20,6 @@ pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod user;
+pub mod watch;
 pub mod writable;
 pub mod zone;

@@ -11,7 +11,7 @@ use crate::common::{read, root};
 use imports::faults_of;
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
@@ -52,10 +52,13 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
         "exporter",
         &["channel", "rpc_client", "logging", "proto", "sys"],
     ),
+    ("dev", &["rpc_client", "proto", "sys"]),
     ("ctl", &["rpc_client", "proto", "sys"]),
     (
         "daemon",
-        &["config", "exporter", "logging", "master", "worker", "proto"],
+        &[
+            "config", "dev", "exporter", "logging", "master", "worker", "proto",
+        ],
     ),
     ("fuzzing", &["config", "shm", "exporter", "proto"]),
     ("testing", &["daemon", "proto", "sys", "worker"]),
@@ -229,7 +232,7 @@ const ONLY_IN: [(&str, &[&str]); 12] = [
     ("signal_hook_registry", &["sys"]),
     ("sd_notify", &["master"]),
     ("unsafe", &["sys"]),
-    ("toml", &["config", "testing"]),
+    ("toml", &["config", "daemon", "testing"]),
     ("syslog", &["logging"]),
     ("clap", &["daemon", "ctl"]),
     ("httparse", &["exporter"]),

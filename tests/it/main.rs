@@ -8,6 +8,7 @@ mod common;
 
 mod activation;
 mod app_check;
+mod app_command;
 mod app_deaths;
 mod app_keys;
 mod app_lifecycle;

@@ -118,7 +118,7 @@ fn a_reload_to_a_table_without_workers_is_rolled_back() {
     let daemon = faulty::start("workers.count = 1\n[faulty]\nwords = \"first\"");
     let refused = daemon.reload_with("workers.count = 1\n[faulty]\nfails = true");
     let refused = refused.expect_err("no worker becomes ready").to_string();
-    assert!(refused.contains("the table says so"), "{refused}");
+    assert!(refused.contains("the table has this reason"), "{refused}");
     assert_eq!(settings(&daemon), json!(["first", null]));
 }
 

@@ -229,8 +229,10 @@ fn no_file_names_the_machine_that_it_was_written_on() {
 fn nothing_waits_by_sleeping() {
     // Benchmarks read the machine's state from time to time. Methods of apps wait.
     let may_wait = |file: &Path| {
-        let is_app =
-            file.starts_with(root().join("tests")) && file.extension() == Some("py".as_ref());
+        let is_app = file.starts_with(root().join("tests"))
+            && file
+                .extension()
+                .is_some_and(|language| ["py", "mjs", "go"].iter().any(|app| language == *app));
         is_app
             || ["benches", "sdk"]
                 .iter()

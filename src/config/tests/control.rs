@@ -76,6 +76,8 @@ fn a_reload_refuses_another_control_socket_only() {
             socket: current.control.socket.clone(),
             ..everything().control
         },
+        // The program of an app must exist.
+        app: AppConfig::default(),
         ..everything()
     };
     assert_eq!(next(&current, &kept.to_toml()), Ok(kept));

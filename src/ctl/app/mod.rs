@@ -41,7 +41,7 @@ pub(super) fn check(
     let (passed, failed) = (count(Outcome::Passed), count(Outcome::Failed));
     let (skipped, noted) = (count(Outcome::Skipped), count(Outcome::Noted));
     let written = if session.json {
-        let summary = Summary {
+        let summary = CheckSummary {
             passed,
             failed,
             skipped,
@@ -87,7 +87,7 @@ const WIDTH: usize = 16;
 
 /// The result of all checks, for programs.
 #[derive(Serialize)]
-struct Summary<'a> {
+struct CheckSummary<'a> {
     passed: usize,
     failed: usize,
     skipped: usize,

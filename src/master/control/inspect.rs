@@ -164,6 +164,11 @@ impl Snapshot<'_> {
             .settings
             .with_changes(self.workers.pool.target().count)
             .entries(&self.settings.keys);
+        if self.settings.command_line.is_some() {
+            for key in keys.iter_mut().filter(|key| key.origin == KeyOrigin::File) {
+                key.origin = KeyOrigin::CommandLine;
+            }
+        }
         for (name, is_runtime) in [
             (
                 "workers.count",

@@ -79,7 +79,7 @@ impl Snapshot<'_> {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             generation: self.settings.generation,
-            config_file: self.settings.file.clone(),
+            config_file: self.settings.shown_file(),
             dispatch: self.settings.config.workers.dispatch.as_str().to_owned(),
             stopping: self.lifecycle.is_ending(),
             drained: self.listeners.is_drained,

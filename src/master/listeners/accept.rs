@@ -37,7 +37,7 @@ impl Listeners {
             return;
         }
         workers.lease_unleased(clients, telemetry);
-        if self.gate.pause.is_none() && clients.unleased.is_empty() {
+        if self.gate.is_open() && clients.unleased.is_empty() {
             let mut candidates = workers.candidates(false);
             for number in readable {
                 let Some(index) = self.index_of(*number) else {

@@ -79,6 +79,11 @@ impl Gate {
         exhausted.into_iter().chain(self.without_memory).min()
     }
 
+    /// Returns whether clients may be accepted now, also in the iteration in which a pause has begun.
+    pub(super) fn is_open(&self) -> bool {
+        self.pause.is_none() && self.without_memory.is_none()
+    }
+
     /// Returns the events of a listener that the poller reports.
     pub(super) fn interest(&self) -> Interest {
         if self.pause.is_some() {

@@ -7,13 +7,18 @@ use serde::{Deserialize, Serialize};
 use super::super::log::LogLevel;
 use super::super::paths::shown;
 
+/// Stands for the file of a configuration that the daemon was given as arguments.
+pub const COMMAND_LINE: &str = "the command line";
+
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {
-    /// The file; none when no file was named and the standard one does not exist.
+    /// The file; none when no file was named and the standard one does not exist, or if the configuration was given as
+    /// arguments.
     #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files of the configuration, in their order; none when the embedded default is in force.
+    /// [`COMMAND_LINE`] stands for arguments.
     #[serde(default)]
     pub files: Vec<PathBuf>,
     /// Every key, in the order of the reference.
@@ -39,6 +44,8 @@ named_variants! {
         Default = "default",
         /// The configuration file.
         File = "file",
+        /// The arguments of the daemon.
+        CommandLine = "command-line",
         /// A change while the daemon runs, which holds until the next reload.
         Runtime = "runtime",
     }
@@ -51,6 +58,7 @@ pub struct Checked {
     #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files that were read, in their order; none when the embedded default would apply.
+    /// [`COMMAND_LINE`] stands for arguments.
     #[serde(default)]
     pub files: Vec<PathBuf>,
     /// The changes by a reload; none if the configuration in force is the same.

@@ -23,7 +23,8 @@ pub struct Status {
     pub uptime_seconds: f64,
     /// The number of configurations that were applied.
     pub generation: Generation,
-    /// The configuration file; none when the embedded default is in force.
+    /// The configuration file; none when the embedded default is in force. [`COMMAND_LINE`](super::COMMAND_LINE) stands
+    /// for arguments.
     #[serde(serialize_with = "shown")]
     pub config_file: Option<PathBuf>,
     /// `least-loaded` or `round-robin`.

@@ -35,7 +35,14 @@ fn every_option_of_the_daemon_is_in_its_page_and_no_other() {
     let help = run(FDPASSD, &["-h"]).out;
     let options = options_of(&help);
     assert!(options.len() > 5, "{help}");
-    assert_eq!(page.options(), options);
+    let of_commands = ["app", "dev"].map(|command| options_of(&run(FDPASSD, &[command, "-h"]).out));
+    let mut all = options.clone();
+    all.extend(of_commands.into_iter().flatten());
+    // It ends the options.
+    all.insert("--".to_owned());
+    let mut of_page = page.options();
+    of_page.insert("--".to_owned());
+    assert_eq!(of_page, all);
     let entries = page.section("DESCRIPTION").entries("Fl");
     let listed: BTreeSet<String> = entries.iter().flat_map(Entry::options).collect();
     assert_eq!(listed, options);

@@ -1,0 +1,181 @@
+//! `fdpassd app` and `fdpassd dev`: apps without a configuration file.
+
+use std::fs;
+use std::process::Command;
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, eventually};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::common::FDPASSD;
+use crate::common::needs::skip;
+use crate::common::program::{FDPASSCTL, Program, Said};
+
+/// An app whose method `times` multiplies by FACTOR.
+const APP: &str = r#"
+import json, os, socket, struct
+wire = socket.socket(fileno=3)
+def read(n):
+    got = wire.recv(n, socket.MSG_WAITALL)
+    return got if len(got) == n else os._exit(0)
+def send(record):
+    body = json.dumps(record).encode()
+    wire.sendall(struct.pack("<I", len(body)) + body)
+send({"hello": 1, "methods": [{"name": "times", "idempotent": True}]})
+while True:
+    request = json.loads(read(struct.unpack("<I", read(4))[0]))
+    if "in" in request:
+        send({"id": request["id"], "result": request["params"] * FACTOR})
+"#;
+
+/// A directory with the app and the control socket.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Option<Place> {
+        if Command::new("python3").arg("--version").output().is_err() {
+            skip("python3", "there is no python3");
+            return None;
+        }
+        let place = Place(tempfile::tempdir().expect("a directory"));
+        place.write(2);
+        Some(place)
+    }
+
+    fn write(&self, factor: u32) {
+        let text = APP.replace("FACTOR", &factor.to_string());
+        fs::write(self.0.path().join("app.py"), text).expect("it is ours");
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(self.0.path())
+            // The place of the control socket.
+            .env("RUNTIME_DIRECTORY", self.0.path());
+        command
+    }
+
+    /// Starts the daemon, and connects a client to the address that it prints.
+    fn start(&self, verb: &str) -> (Program, Client) {
+        let arguments = [verb, "--listen", "127.0.0.1:0", "--", "python3", "app.py"];
+        let mut daemon = Program::start(&mut self.command(FDPASSD, &arguments));
+        let line = daemon.line();
+        let (_, rest) = line.split_once(" listens on ").expect("an address");
+        let (address, call) = rest.split_once("; call it: ").expect("a call");
+        assert!(call.contains(&format!("--to {address}")), "{line}");
+        let address: Address = address.parse().expect("an address");
+        (daemon, Client::connect(&address))
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Said {
+        let mut command = self.command(FDPASSCTL, arguments);
+        command
+            .arg("--socket")
+            .arg(self.0.path().join("control.sock"));
+        Program::start(&mut command).finish()
+    }
+}
+
+#[test]
+fn an_app_is_served_without_a_file_and_reloaded() {
+    let Some(place) = Place::new() else { return };
+    // It is not read.
+    fs::write(place.0.path().join("fdpassd.toml"), "nonsense").expect("it is ours");
+    let (daemon, mut client) = place.start("app");
+    assert_eq!(client.call("times", 21), Ok(json!(42)));
+    let said = place.ctl(&["status"]);
+    assert!(
+        said.out.contains("config    the command line"),
+        "{}",
+        said.out
+    );
+    place.write(3);
+    assert_eq!(client.call("times", 21), Ok(json!(42)));
+    let said = place.ctl(&["reload"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(
+        client.call("times", 21),
+        Ok(json!(63)),
+        "the same connection"
+    );
+    let said = place.ctl(&["upgrade"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(
+        client.call("times", 21),
+        Ok(json!(63)),
+        "the same connection"
+    );
+    let said = place.ctl(&["stop"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(daemon.finish().code, Some(0));
+}
+
+#[test]
+fn a_change_of_a_file_reloads_the_app_of_dev() {
+    let Some(place) = Place::new() else { return };
+    let (daemon, mut client) = place.start("dev");
+    assert_eq!(client.call("times", 1), Ok(json!(2)));
+    let mut becomes = |factor: u32| {
+        eventually("the new code", || {
+            let result = client.call("times", 1).expect("no call fails");
+            (result == json!(factor)).then_some(())
+        });
+    };
+    place.write(3);
+    becomes(3);
+    // Code that does not start changes nothing, and the log has the reason.
+    fs::write(place.0.path().join("app.py"), "raise ValueError('no')").expect("it is ours");
+    eventually("the rollback", || {
+        let events = place.ctl(&["events", "--json"]);
+        events.out.contains("reload_rolled_back").then_some(())
+    });
+    becomes(3);
+    place.write(5);
+    becomes(5);
+    let said = place.ctl(&["stop"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let said = daemon.finish();
+    assert_eq!(said.code, Some(0));
+    assert!(
+        said.err
+            .contains("fdpassd dev: app.py has changed; reloading"),
+        "{}",
+        said.err
+    );
+    assert!(said.err.contains("app: ValueError: no"), "{}", said.err);
+}
+
+#[test]
+fn a_command_that_cannot_be_run_is_shown_with_its_place() {
+    let place = Place(tempfile::tempdir().expect("a directory"));
+    for (arguments, code, shown) in [
+        (
+            &["app", "--", "no-such-program"][..],
+            78,
+            " --> the command line:",
+        ),
+        (
+            &["app", "--concurrency", "0", "--", "sh"],
+            78,
+            "concurrency = 0",
+        ),
+        (
+            &["app", "--listen", "nowhere", "--", "sh"],
+            78,
+            "listen = [\"nowhere\"]",
+        ),
+        (&["app"], 64, "Usage: fdpassd app"),
+        (
+            &["dev", "--", "sh", "-c", "exit"],
+            64,
+            "there is nothing to watch",
+        ),
+    ] {
+        let said = Program::start(&mut place.command(FDPASSD, arguments)).finish();
+        assert_eq!(said.code, Some(code), "{arguments:?}: {}", said.err);
+        assert!(said.err.contains(shown), "{arguments:?}: {}", said.err);
+    }
+}
