@@ -147,6 +147,10 @@ fn write_totals(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
             "memory    limit {limit} MiB; buffers {buffers} MiB a worker"
         )?;
     }
+    if let Some(path) = &status.app_cgroups {
+        let path = Escaped(path.display());
+        writeln!(to, "apps      each in a cgroup of its own in {path}")?;
+    }
     if let Some(Skew { clients, busy }) = status.skew {
         let load = busy.map_or_else(String::new, |busy| format!(", load {busy:.2}"));
         writeln!(to, "skew      clients {clients:.2}{load}")?;

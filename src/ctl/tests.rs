@@ -111,6 +111,7 @@ pub(super) fn status() -> Status {
         log_errors_total: 0,
         buffers: 64 << 20,
         memory_limit: None,
+        app_cgroups: None,
         count: 3,
         count_origin: Origin::Config,
         reloading: false,

@@ -95,6 +95,9 @@ impl Master {
         let level = self.settings.log_level.filter(|_| next.is_none());
         let memory = next.map_or(self.settings.memory, |reload| reload.memory);
         let count = self.workers.pool.target().count;
+        if !config.app.command.is_empty() {
+            self.clients.cgroups_of_apps.log();
+        }
         let store = self.handover.store.iter();
         let outfit = Outfit {
             name: &self.name,
@@ -103,6 +106,7 @@ impl Master {
             level: level.unwrap_or(config.log.level),
             buffers: memory::buffers(&config.limits, memory, count),
             layout,
+            app_cgroups: self.clients.cgroups_of_apps.path(),
             queues: store.flat_map(|store| store.queues.descriptors()).collect(),
         };
         self.workers

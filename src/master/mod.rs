@@ -310,6 +310,7 @@ impl Master {
     /// Hands over if this is a restart. Otherwise closes everything, then replies to the control clients that requested
     /// the stop.
     fn close(mut self) {
+        self.clients.end_left_apps(self.clock.now());
         if self.lifecycle.is_restarting() {
             return self.hand_over();
         }

@@ -106,6 +106,7 @@ impl Master {
             settings,
         };
         master.restore(origin, limit, now)?;
+        master.clients.end_left_apps(now);
         Ok(master)
     }
 }

@@ -32,6 +32,7 @@
 //!
 //! Messages contain no bytes of clients, which are in the shared memory.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -124,7 +125,8 @@ pub struct Start {
     pub longest: u32,
     /// Quarantined methods, which must not run.
     pub quarantined: Vec<String>,
-    /// The number of handoff queues, at most [`MAX_HANDOFF_QUEUES`]; their descriptors follow that of the shared memory.
+    /// The number of handoff queues, at most [`MAX_HANDOFF_QUEUES`]; their descriptors follow that of the shared
+    /// memory.
     #[serde(rename = "boats")]
     pub handoff_queues: u32,
     /// The settings.
@@ -132,6 +134,9 @@ pub struct Start {
     /// The app that the worker starts, if it has one.
     #[serde(default)]
     pub app: Option<AppSpec>,
+    /// The directory in which the app gets a cgroup of its own; none if it does not.
+    #[serde(default)]
+    pub app_cgroups: Option<PathBuf>,
     /// The keys of the daemon's own table, as TOML.
     #[serde(default)]
     pub own_table: String,

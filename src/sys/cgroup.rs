@@ -1,8 +1,12 @@
-//! The limits of memory of this process: those of its memory cgroup and of each ancestor (cgroups(7); cgroup-v2.rst and
-//! cgroup-v1/memory.rst of the kernel's documentation).
+//! The cgroups of this process. Its limits of memory are those of its memory cgroup and of each ancestor (cgroups(7);
+//! cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation).
+
+mod apps;
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+
+pub use apps::{AppCgroup, AppCgroupGuard, AppCgroups};
 
 /// Greater limits of v1 mean no limit, which v1 shows as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 60;
@@ -42,6 +46,15 @@ fn directories(cgroups: &str, mounts: &str) -> Vec<PathBuf> {
         Some(levels(Path::new(path), &root, &point))
     };
     cgroups.lines().filter_map(of_line).flatten().collect()
+}
+
+/// Returns the directory of the v2 cgroup of a process, and whether it is the root of its cgroup namespace
+/// (cgroup_namespaces(7)).
+fn own_v2(cgroups: &str, mounts: &str) -> Option<(PathBuf, bool)> {
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let (root, point) = mounts.lines().find_map(|mount| mounted(mount, true))?;
+    let own = levels(Path::new(path), &root, &point).into_iter().next()?;
+    Some((own, path == "/"))
 }
 
 /// Returns the part of the hierarchy that a mount shows, and the mount point; none for other mounts.

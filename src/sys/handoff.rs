@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::libc;
@@ -25,6 +26,7 @@ use signal_hook::low_level;
 use self::batch::Batch;
 use self::raw::{receive_raw, send_raw};
 use super::byte_counts::{OwnWrites, Writes};
+use super::cgroup::AppCgroup;
 use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
 use super::{clock, fork};
@@ -112,6 +114,7 @@ pub struct EmergencyHandoff {
     has_begun: AtomicBool,
     /// The pid of the worker's app and its descriptor + 1; 0 without an app.
     app: [AtomicU64; 2],
+    app_cgroup: OnceLock<Arc<AppCgroup>>,
 }
 
 /// The result of packing.
@@ -158,9 +161,11 @@ impl EmergencyHandoff {
             used: AtomicU64::new(0),
             has_begun: AtomicBool::new(false),
             app: [AtomicU64::new(0), AtomicU64::new(0)],
+            app_cgroup: OnceLock::new(),
         }));
-        // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), poll(2), setitimer(2), atomic loads and
-        // stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is never freed.
+        // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), poll(2), openat(2), write(2),
+        // unlinkat(2), setitimer(2), atomic loads and stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and
+        // _exit(2), on memory that is never freed.
         unsafe {
             low_level::register(SIGTERM, move || handoff.set_alarm())?;
             low_level::register(SIGALRM, move || handoff.hand_off())?;
@@ -169,13 +174,16 @@ impl EmergencyHandoff {
     }
 
     /// Registers the worker's app, which is ended before clients are packed: a request that it executes may be executed
-    /// again. `pidfd` must stay open as long as this process lives.
-    pub fn guard_app(&self, pid: u32, pidfd: &OwnedFd) {
+    /// again. With it ends what is in its cgroup. `pidfd` must stay open as long as this process lives.
+    pub fn guard_app(&self, pid: u32, pidfd: &OwnedFd, cgroup: Option<Arc<AppCgroup>>) {
+        if let Some(cgroup) = cgroup {
+            let _ = self.app_cgroup.set(cgroup);
+        }
         self.app[1].store(pidfd.as_raw_fd() as u64 + 1, Ordering::Relaxed);
         self.app[0].store(pid.into(), Ordering::Release);
     }
 
-    /// Kills the app, and waits until it is dead.
+    /// Kills the app and all that is in its cgroup, and waits until they are dead.
     fn end_app(&self) {
         let pid = self.app[0].load(Ordering::Acquire) as libc::pid_t;
         let pidfd = self.app[1].load(Ordering::Relaxed);
@@ -192,6 +200,9 @@ impl EmergencyHandoff {
             libc::kill(-pid, libc::SIGKILL);
             libc::kill(pid, libc::SIGKILL);
             libc::poll(&raw mut poll, 1, APP_END_TIMEOUT);
+        }
+        if let Some(cgroup) = self.app_cgroup.get() {
+            cgroup.end();
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use super::apps::{App, AppService, StartingApp};
@@ -141,7 +142,8 @@ fn serve<S: 'static>(
             (shm, handoff_shm),
         );
     };
-    let (app, hello) = start_app(channel, spec, layout, &metrics)?;
+    let cgroups = start.app_cgroups.as_deref();
+    let (app, hello) = start_app(channel, spec, cgroups, layout, &metrics)?;
     let mut service = AppService::new(&mut own, hello.methods)
         .map_err(|reason| format!("its app cannot be used: {reason}"))?;
     serve_methods(
@@ -158,10 +160,11 @@ fn serve<S: 'static>(
 fn start_app(
     channel: &mut Channel<ToMaster, ToWorker>,
     spec: &AppSpec,
+    cgroups: Option<&Path>,
     layout: Layout,
     metrics: &WorkerMetrics,
 ) -> Result<(App, Hello), String> {
-    let starting = StartingApp::spawn(spec, layout.max_reply());
+    let starting = StartingApp::spawn(spec, cgroups, layout.max_reply());
     let starting = starting.map_err(|reason| format!("its app {reason}"))?;
     let pid = starting.pid();
     send(channel, &ToMaster::AppStarted(AppStarted { pid }))
@@ -206,8 +209,8 @@ fn serve_methods(
     )
     .map_err(|e| format!("cannot report to the master: {e}"))?;
     if let (Some(handoff), Some(app)) = (handoff, &app) {
-        let (pid, pidfd) = app.process();
-        handoff.guard_app(pid, pidfd);
+        let (pid, pidfd, cgroup) = app.process();
+        handoff.guard_app(pid, pidfd, cgroup);
     }
     let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff, app)
         .map_err(|e| format!("cannot create a poller: {e}"))?;

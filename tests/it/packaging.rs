@@ -128,7 +128,7 @@ fn the_exposure_of_the_unit_is_low() {
     let apps = read("packaging/systemd/drop-ins/apps.conf");
     for (name, text, most) in [
         ("fdpassd.service", unit.clone(), 1.2),
-        ("apps.service", unit.clone() + &apps, 1.4),
+        ("apps.service", unit.clone() + &apps, 1.5),
         ("private.service", unit + &private, 0.5),
     ] {
         let directory = tempfile::tempdir().expect("a directory");

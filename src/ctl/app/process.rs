@@ -65,6 +65,7 @@ impl Process {
             environment: &environment,
             identity: None,
             umask: None,
+            cgroups: None,
         };
         let poller = Poller::new(4)?;
         poller.add(&wire, WIRE, Interest::Read)?;

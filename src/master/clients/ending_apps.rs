@@ -4,6 +4,9 @@
 //! requests may run again, and later requests of the same clients may run, only when the first run is over. So these
 //! clients wait here; all other clients of the worker are leased at once. If the app has not ended after [`LIMIT`], its
 //! requests are answered with `timeout` and do not run again.
+//!
+//! If the app has a cgroup of its own, everything in it is killed, and must end as well: what the app has started may
+//! do its work. Such an app waits here until its cgroup is removed, also without clients.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,6 +17,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::proto::names::ClientId;
 use crate::proto::text::Counted;
+use crate::sys::cgroup::AppCgroup;
 use crate::sys::process::{ProcessHandle, ProcessIdentity};
 
 /// The first wait and the longest wait. The end of a child wakes the master earlier, by SIGCHLD.
@@ -26,13 +30,52 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// The app of a dead worker, and the clients whose requests it was executing.
 #[derive(Debug)]
 pub(crate) struct EndingApp {
-    process: ProcessHandle,
+    pid: u32,
+    /// None if it has ended, and only what it has started may still run.
+    process: Option<ProcessHandle>,
+    cgroup: Option<AppCgroup>,
     clients: Vec<Unleased>,
     /// Why the clients will be leased again.
     reason: Reason,
     until: Instant,
     due: Instant,
     wait: Duration,
+}
+
+impl EndingApp {
+    fn new(pid: u32, clients: Vec<Unleased>, reason: Reason, now: Instant) -> EndingApp {
+        EndingApp {
+            pid,
+            process: None,
+            cgroup: None,
+            clients,
+            reason,
+            until: now + LIMIT,
+            due: now + FIRST_WAIT,
+            wait: FIRST_WAIT,
+        }
+    }
+
+    /// Returns the message that the app has not ended in time.
+    fn overdue(&self) -> String {
+        let pid = self.pid;
+        match self.process {
+            None => format!(
+                "a process in the cgroup of app {pid} was killed and has not ended after {LIMIT:?}"
+            ),
+            Some(_) => format!(
+                "app {pid} was killed and has not ended after {LIMIT:?}: {} answered with timeout",
+                Counted(self.clients.len(), "request")
+            ),
+        }
+    }
+
+    /// Returns whether the app has ended, with everything in its cgroup, which is removed then.
+    fn has_ended(&self) -> bool {
+        let process = self.process.as_ref();
+        process.is_none_or(ProcessHandle::has_ended)
+            && self.cgroup.as_ref().is_none_or(AppCgroup::try_remove)
+    }
 }
 
 /// Kills an app whose worker has died, with its process group. Returns `None` if it has ended.
@@ -62,33 +105,64 @@ impl Clients {
         telemetry: &mut Telemetry,
         now: Instant,
     ) {
-        let ended = app.map_or(Ok(None), kill);
-        match ended {
-            Ok(Some(process)) if !clients.is_empty() && !self.is_closing => {
-                log::debug!(
-                    "{} until app {} has ended",
-                    Counted(clients.len(), "waiting client"),
-                    process.identity().pid
-                );
-                self.ending_apps.push(EndingApp {
-                    process,
-                    clients,
-                    reason,
-                    until: now + LIMIT,
-                    due: now + FIRST_WAIT,
-                    wait: FIRST_WAIT,
-                });
-                return;
-            }
-            Ok(_) => {}
-            Err(e) => {
-                log::error!(
-                    "cannot watch the end of an app, so its requests do not run again: {e}"
-                );
-                give_up(&mut clients);
+        let Some(app) = app else {
+            // An app that its worker could not report has no requests.
+            self.end_left_apps(now);
+            self.requeue(clients.into_iter().map(Ok), reason, telemetry);
+            return;
+        };
+        let cgroup = self.cgroups_of_apps.kill(app.pid);
+        let process = kill(app).unwrap_or_else(|e| {
+            log::error!("cannot watch the end of an app, so its requests do not run again: {e}");
+            give_up(&mut clients);
+            None
+        });
+        let has_ended = process.is_none() && cgroup.is_none();
+        if has_ended || self.is_closing {
+            let clients = std::mem::take(&mut clients);
+            self.requeue(clients.into_iter().map(Ok), reason, telemetry);
+        }
+        if !clients.is_empty() || cgroup.is_some() {
+            log::debug!(
+                "{} until app {} has ended",
+                Counted(clients.len(), "waiting client"),
+                app.pid
+            );
+            self.ending_apps.push(EndingApp {
+                process,
+                cgroup,
+                ..EndingApp::new(app.pid, clients, reason, now)
+            });
+        }
+    }
+
+    /// Kills an app whose clients are left to the next master, with everything in its cgroup.
+    pub(crate) fn end_app(&mut self, app: Option<ProcessIdentity>, now: Instant) {
+        let Some(app) = app else {
+            return self.end_left_apps(now);
+        };
+        let _ = kill(app);
+        if let Some(cgroup) = self.cgroups_of_apps.kill(app.pid) {
+            self.push_cgroup(cgroup, now);
+        }
+    }
+
+    /// Ends what is left of apps that are gone: of a daemon that was killed, or of a worker that could not report its
+    /// app.
+    pub(crate) fn end_left_apps(&mut self, now: Instant) {
+        for cgroup in self.cgroups_of_apps.kill_left() {
+            if self.ending_apps.iter().all(|app| app.pid != cgroup.pid()) {
+                self.push_cgroup(cgroup, now);
             }
         }
-        self.requeue(clients.into_iter().map(Ok), reason, telemetry);
+    }
+
+    fn push_cgroup(&mut self, cgroup: AppCgroup, now: Instant) {
+        let ending = EndingApp::new(cgroup.pid(), Vec::new(), Reason::Death, now);
+        self.ending_apps.push(EndingApp {
+            cgroup: Some(cgroup),
+            ..ending
+        });
     }
 
     /// Returns when the waiting clients must be checked next.
@@ -99,7 +173,7 @@ impl Clients {
     /// Queues the clients of apps that have ended, or have not ended in time.
     pub(crate) fn check_ending_apps(&mut self, telemetry: &mut Telemetry, now: Instant) {
         for mut ending in std::mem::take(&mut self.ending_apps) {
-            if !ending.process.has_ended() {
+            if !ending.has_ended() {
                 if ending.until > now {
                     if ending.due <= now {
                         ending.wait = ending.wait.saturating_mul(2).min(MAX_WAIT);
@@ -108,11 +182,7 @@ impl Clients {
                     self.ending_apps.push(ending);
                     continue;
                 }
-                log::error!(
-                    "app {} was killed and has not ended after {LIMIT:?}: {} answered with timeout",
-                    ending.process.identity().pid,
-                    Counted(ending.clients.len(), "request")
-                );
+                log::error!("{}", ending.overdue());
                 give_up(&mut ending.clients);
             }
             self.requeue(ending.clients.into_iter().map(Ok), ending.reason, telemetry);
@@ -146,21 +216,25 @@ impl Clients {
         })
     }
 
-    /// Removes and returns all clients that wait for the end of an app.
-    pub(super) fn take_ending(&mut self) -> impl Iterator<Item = Unleased> + use<> {
-        let ending = std::mem::take(&mut self.ending_apps).into_iter();
-        ending.flat_map(|ending| ending.clients)
+    /// Removes and returns all clients that wait for the end of an app. The apps with cgroups stay.
+    pub(super) fn take_ending(&mut self) -> Vec<Unleased> {
+        let ending = self.ending_apps.iter_mut();
+        let clients = ending.flat_map(|ending| std::mem::take(&mut ending.clients));
+        let clients = clients.collect();
+        self.ending_apps.retain(|ending| ending.cgroup.is_some());
+        clients
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::fs::{self, File};
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
 
     use super::*;
     use crate::config::Config;
+    use crate::master::clients::app_cgroups::CgroupsOfApps;
     use crate::master::clients::client::Client;
     use crate::master::clients::leases::recovery::Interrupted;
     use crate::proto::frame::OrderRule;
@@ -177,7 +251,7 @@ mod tests {
 
     fn clients() -> Clients {
         let mut clients = Clients::new(&Config::default(), 10, Layout::new(4, 4096));
-        clients.add(2);
+        clients.add(4);
         clients
     }
 
@@ -234,17 +308,54 @@ mod tests {
     }
 
     #[test]
+    fn interrupted_requests_wait_for_all_in_the_cgroup() {
+        let (mut child, identity) = app();
+        let (mut clients, mut telemetry, now) = (clients(), Telemetry::new(), Instant::now());
+        // A directory that looks like the cgroup of an app that has started another process.
+        let place = tempfile::tempdir().expect("a directory");
+        let cgroup = place.path().join(format!("app-{}", identity.pid));
+        let populate = |count: u32| {
+            let text = format!("populated {count}\nfrozen 0\n");
+            fs::write(cgroup.join("cgroup.events"), text).expect("it is ours");
+        };
+        fs::create_dir(&cgroup).expect("it is ours");
+        populate(1);
+        clients.cgroups_of_apps = CgroupsOfApps::below(place.path());
+        let left = vec![(unleased(1), interrupted()), (unleased(2), None)];
+        clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
+        child.wait().expect("it is ours");
+        clients.check_ending_apps(&mut telemetry, now);
+        assert_eq!(
+            clients.unleased.len(),
+            1,
+            "its app has ended, another has not"
+        );
+        populate(0);
+        clients.check_ending_apps(&mut telemetry, now);
+        assert_eq!((clients.unleased.len(), clients.ending_apps.len()), (2, 0));
+        assert!(!clients.unleased[1].flags.timed_out, "it may run again");
+
+        populate(1);
+        let left = vec![(unleased(3), interrupted())];
+        clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
+        clients.close_waiting(&telemetry);
+        assert_eq!(clients.without_worker().count(), 0, "closed at the stop");
+        assert_eq!(clients.ending_apps.len(), 1, "which waits for the cgroup");
+        clients.check_ending_apps(&mut telemetry, now + LIMIT);
+        assert!(clients.ending_apps.is_empty(), "not for ever");
+    }
+
+    #[test]
     fn requests_of_an_app_that_does_not_end_are_given_up() {
         let (mut child, identity) = app();
         let (mut clients, mut telemetry, now) = (clients(), Telemetry::new(), Instant::now());
         let process = ProcessHandle::open(identity).expect("a pidfd");
+        assert!(process.is_some(), "it runs");
+        let waiting = vec![unleased(1), unleased(2)];
         clients.ending_apps.push(EndingApp {
-            process: process.expect("it runs"),
-            clients: vec![unleased(1), unleased(2)],
-            reason: Reason::Death,
-            until: now + LIMIT,
+            process,
             due: now,
-            wait: FIRST_WAIT,
+            ..EndingApp::new(identity.pid, waiting, Reason::Death, now)
         });
         let half = now + LIMIT / 2;
         clients.check_ending_apps(&mut telemetry, half);

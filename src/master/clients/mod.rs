@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::config::{Config, Limits};
 use crate::master::clients::addresses::Addresses;
+use crate::master::clients::app_cgroups::CgroupsOfApps;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::ending_apps::EndingApp;
 use crate::master::clients::figures::ClientFigures;
@@ -25,6 +26,7 @@ use crate::sys::process::ProcessIdentity;
 use crate::sys::{byte_counts, clock, socket};
 
 pub(crate) mod addresses;
+pub(crate) mod app_cgroups;
 pub(crate) mod client;
 pub(crate) mod ending_apps;
 pub(crate) mod figures;
@@ -41,6 +43,7 @@ pub(crate) struct Clients {
     pub(crate) handshakes: Vec<Handshakes>,
     /// Clients whose requests may still be executed by an app.
     pub(crate) ending_apps: Vec<EndingApp>,
+    pub(crate) cgroups_of_apps: CgroupsOfApps,
     pub(crate) addresses: Addresses,
     /// The number of the next client.
     pub(crate) next_id: u64,
@@ -65,6 +68,7 @@ impl Clients {
             unleased: VecDeque::new(),
             handshakes: Vec::new(),
             ending_apps: Vec::new(),
+            cgroups_of_apps: CgroupsOfApps::of_process(),
             addresses: Addresses::new(&config.limits, [].iter()),
             next_id: 1,
             count: 0,

@@ -1,5 +1,6 @@
 //! The status, from the master's tables and the shared memory. A stuck worker does not delay it.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::master::Worker;
@@ -101,6 +102,7 @@ impl Snapshot<'_> {
             log_errors_total: self.telemetry.log_errors(&totals),
             buffers: self.buffers(),
             memory_limit: self.settings.memory.map(|memory| memory.limit),
+            app_cgroups: self.app_cgroups(),
             count: self.workers.pool.target().count as u32,
             count_origin: self.settings.count_origin,
             reloading: self.lifecycle.is_rolling(),
@@ -121,6 +123,13 @@ impl Snapshot<'_> {
                 .collect(),
             workers,
         }
+    }
+
+    /// Returns where apps have cgroups of their own, if there are apps.
+    fn app_cgroups(&self) -> Option<PathBuf> {
+        let path = self.clients.cgroups_of_apps.path()?;
+        let is_used = !self.settings.config.app.command.is_empty();
+        is_used.then(|| path.to_owned())
     }
 
     /// Returns how unevenly the ready workers are loaded.

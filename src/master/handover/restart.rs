@@ -91,6 +91,7 @@ impl Master {
         if let Some(written) = written {
             shm.header().set_final_writes(written);
         }
+        self.clients.end_app(shm.header().app(), now);
         self.workers.pool.exited(id, true, now);
         let orphan = OrphanedShm::new((id, seat as u32, generation), methods, shm, leases);
         self.handover.add_orphan(orphan);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
@@ -30,6 +31,8 @@ pub(crate) struct Outfit<'m> {
     /// Bytes of clients that it may keep.
     pub(crate) buffers: u64,
     pub(crate) layout: Layout,
+    /// The directory in which its app gets a cgroup of its own.
+    pub(crate) app_cgroups: Option<&'m Path>,
     /// The ends of handoff queues that it may pack clients into.
     pub(crate) queues: Vec<BorrowedFd<'m>>,
 }
@@ -57,6 +60,7 @@ impl Workers {
             handoff_queues: outfit.queues.len() as u32,
             settings: settings(outfit.config, outfit.level, id, outfit.buffers),
             app: outfit.config.app.spec(),
+            app_cgroups: outfit.app_cgroups.map(Path::to_owned),
             own_table: outfit.config.own_table(),
         };
         let spawned = Worker::spawn(&self.executable, start, outfit.queues, outfit.layout, now)

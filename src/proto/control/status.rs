@@ -62,6 +62,9 @@ pub struct Status {
     /// configuration was applied; none if there is no limit.
     #[serde(default)]
     pub memory_limit: Option<u64>,
+    /// The directory in which each app has a cgroup of its own; none if apps have none.
+    #[serde(default, serialize_with = "shown")]
+    pub app_cgroups: Option<PathBuf>,
     /// The desired number of workers.
     pub count: u32,
     /// The reason for this number.

@@ -19,6 +19,7 @@ use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
 
 use super::executable::MANAGER_VARIABLES;
 use super::{Exit, pid_of};
+use crate::sys::cgroup::AppCgroups;
 use crate::sys::limit;
 
 /// The program of an app and its circumstances.
@@ -34,6 +35,8 @@ pub struct AppProgram<'a> {
     pub identity: Option<(u32, u32, &'a [u32])>,
     /// The file mode creation mask, if it is not that of this process.
     pub umask: Option<u32>,
+    /// Where the app gets a cgroup of its own, if it does.
+    pub cgroups: Option<&'a AppCgroups>,
 }
 
 /// Standard output and standard error of an app.
@@ -120,11 +123,16 @@ fn prepare_child(command: &mut Command, program: AppProgram<'_>, wire_number: Ra
         (Uid::from_raw(uid), Gid::from_raw(gid), groups)
     });
     let mask = program.umask.map(Mode::from_bits_truncate);
+    let cgroups = program.cgroups.cloned();
     let parent = getpid();
     // SAFETY: the closure makes system calls only, on memory that exists before the fork.
     unsafe {
         command.pre_exec(move || {
             place_wire(wire_number)?;
+            // Before the user changes, who may not do this.
+            if let Some(cgroups) = &cgroups {
+                cgroups.enter();
+            }
             if let Some(mask) = mask {
                 umask(mask);
             }

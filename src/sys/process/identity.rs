@@ -71,12 +71,6 @@ impl ProcessHandle {
         Ok((is_it && !handle.has_ended()).then_some(handle))
     }
 
-    /// Returns the process.
-    #[must_use]
-    pub fn identity(&self) -> ProcessIdentity {
-        self.identity
-    }
-
     /// Returns whether all threads of the process have ended: it runs nothing any more, and its files are closed.
     #[must_use]
     pub fn has_ended(&self) -> bool {

@@ -51,6 +51,11 @@ pub fn children() -> Vec<Child> {
         .collect()
 }
 
+/// Returns whether a process has this pid and has not ended. False if it is hidden, as one of another user may be.
+pub(in crate::sys) fn is_running(pid: u32) -> bool {
+    stat(&pid.to_string()).is_some_and(|stat| !stat.trim_start().starts_with(['Z', 'X']))
+}
+
 /// Returns the fields of /proc/PID/stat after the name, which may contain anything.
 pub(super) fn stat(pid: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

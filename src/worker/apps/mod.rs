@@ -1,10 +1,10 @@
 //! The app of a worker: a process of any language that executes methods. `proto/app.rs` has its protocol.
 //!
-//! Worker and app live and die together: the app has sent its hello before the worker is ready, and when either ends, so
-//! does the other. So a death of an app is a death of its worker, and everything that follows it is the same.
+//! Worker and app live and die together: the app has sent its hello before the worker is ready, and when either ends,
+//! so does the other. So a death of an app is a death of its worker, and everything that follows it is the same.
 //!
-//! A request that the app executes is *away*: its bytes lie in its slot's own regions, `exec` is set, the lease word
-//! is `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
+//! A request that the app executes is *away*: its bytes lie in its slot's own regions, `exec` is set, the lease word is
+//! `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
 
 mod metrics;
 mod output;
@@ -16,6 +16,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) use requests::{AwayRequest, Requests, Waiting};
@@ -29,6 +30,7 @@ use crate::proto::app::{AppInfo, CancelReason, Samples};
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::names::ClientId;
 use crate::proto::text::Escaped;
+use crate::sys::cgroup::{AppCgroup, AppCgroupGuard};
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::process::{self, AppProcess, Exit};
 
@@ -52,6 +54,8 @@ const MAX_LAST_READS: usize = 64;
 #[derive(Debug)]
 pub(super) struct App {
     process: AppProcess,
+    /// Ends all that the app has started.
+    cgroup: Option<AppCgroupGuard>,
     pub(super) wire: Wire,
     pub(super) requests: Requests,
     output: Option<[OutputStream; 2]>,
@@ -108,9 +112,10 @@ impl App {
         Ok(())
     }
 
-    /// Returns its process, for the emergency handoff.
-    pub(super) fn process(&self) -> (u32, &OwnedFd) {
-        (self.process.pid, &self.process.pidfd)
+    /// Returns its process and its cgroup, for the emergency handoff.
+    pub(super) fn process(&self) -> (u32, &OwnedFd, Option<Arc<AppCgroup>>) {
+        let cgroup = self.cgroup.as_ref().map(|guard| Arc::clone(&guard.0));
+        (self.process.pid, &self.process.pidfd, cgroup)
     }
 
     /// Logs what it has written to standard output or error.
@@ -204,8 +209,8 @@ impl App {
         process::resident_memory(self.process.pid).is_some_and(|bytes| bytes > most)
     }
 
-    /// Returns how the app has ended, with the last line that it has written; `None` if it runs. `when` follows the exit in
-    /// the reason.
+    /// Returns how the app has ended, with the last line that it has written; `None` if it runs. `when` follows the
+    /// exit in the reason.
     pub(super) fn end(&mut self, when: &str) -> Option<AppGone> {
         let exit = match process::end_of(&self.process.pidfd) {
             Ok(None) => return None,

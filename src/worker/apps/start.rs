@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use log::Level;
 
@@ -16,6 +17,7 @@ use crate::proto::app::{
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::hardening::{self, StartFailure};
 use crate::proto::text::Escaped;
+use crate::sys::cgroup::{AppCgroupGuard, AppCgroups};
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, AppProgram, AppStdio};
@@ -34,15 +36,24 @@ pub(in crate::worker) struct StartingApp {
 }
 
 impl StartingApp {
-    /// Starts an app. `max_reply` is the longest reply in bytes.
+    /// Starts an app. `cgroups` is the directory for a cgroup of its own, if it gets one; `max_reply` is the longest
+    /// reply in bytes.
     ///
     /// # Errors
     /// Why it cannot be started, for the operator: a sentence without its subject.
     pub(in crate::worker) fn spawn(
         spec: &AppSpec,
+        cgroups: Option<&Path>,
         max_reply: usize,
     ) -> Result<StartingApp, String> {
-        let spawned = spawn(spec, max_reply + ENVELOPE_LEN).map_err(|e| {
+        let cgroups = cgroups.and_then(|path| {
+            let opened = AppCgroups::open(path);
+            opened
+                .map_err(|e| log::warn!("{}: {e}", path.display()))
+                .ok()
+        });
+        let max_frame = max_reply + ENVELOPE_LEN;
+        let spawned = spawn(spec, cgroups.as_ref(), max_frame).map_err(|e| {
             let program = Path::new(spec.command.first().map_or("", String::as_str));
             let hint = hardening::hint(StartFailure::Path(program, e.kind()), is_service());
             let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -63,7 +74,8 @@ impl StartingApp {
         self.app.process.pid
     }
 
-    /// Waits for its hello, and declares its `metrics`. `channel` leads to the master, which kills this process if it takes too long.
+    /// Waits for its hello, and declares its `metrics`. `channel` leads to the master, which kills this process if it
+    /// takes too long.
     ///
     /// # Errors
     /// Why it cannot serve, for the operator: a sentence without its subject.
@@ -101,7 +113,11 @@ impl StartingApp {
     }
 }
 
-fn spawn(spec: &AppSpec, max_frame: usize) -> io::Result<(App, Poller)> {
+fn spawn(
+    spec: &AppSpec,
+    cgroups: Option<&AppCgroups>,
+    max_frame: usize,
+) -> io::Result<(App, Poller)> {
     let poller = Poller::new(8)?;
     let (stream, theirs) = process::wire()?;
     let (output, stdio) = match spec.output {
@@ -126,9 +142,11 @@ fn spawn(spec: &AppSpec, max_frame: usize) -> io::Result<(App, Poller)> {
         environment: &environment,
         identity: identity.map(|found| (found.uid, found.gid, found.groups.as_slice())),
         umask: spec.umask,
+        cgroups,
     };
     let process = process::spawn_app(program, theirs, stdio)?;
     let app = App {
+        cgroup: cgroups.and_then(|cgroups| own_cgroup(cgroups, process.pid)),
         process,
         wire: Wire::new(stream, max_frame),
         requests: Requests::new(1),
@@ -143,6 +161,18 @@ fn spawn(spec: &AppSpec, max_frame: usize) -> io::Result<(App, Poller)> {
         is_full: false,
     };
     Ok((app, poller))
+}
+
+/// Returns the cgroup that an app has created for itself.
+fn own_cgroup(cgroups: &AppCgroups, pid: u32) -> Option<AppCgroupGuard> {
+    let cgroup = cgroups.of_app(pid);
+    if cgroup.is_none() {
+        log::warn!(
+            "app {pid} could not create a cgroup of its own in {}: processes that leave its process group may outlive it",
+            cgroups.path().display()
+        );
+    }
+    cgroup.map(|cgroup| AppCgroupGuard(Arc::new(cgroup)))
 }
 
 impl App {

@@ -1,6 +1,7 @@
 //! Helpers of all tests.
 
 pub mod cgroup;
+pub mod delegation;
 pub mod faulty;
 pub mod holder;
 pub mod http;

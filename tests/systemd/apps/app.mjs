@@ -1,5 +1,6 @@
 // The app of the tests, with the package for Node.js.
 
+import { spawn } from 'node:child_process';
 import { appendFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -17,5 +18,8 @@ app.method('order', async ({ number, ms }) => {
   await sleep(ms);
   return number;
 });
+
+// A process in a session of its own, which has no open descriptors of the app.
+spawn('tail', ['-f', '/dev/null'], { detached: true, stdio: 'ignore' }).unref();
 
 app.run();

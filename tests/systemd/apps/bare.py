@@ -5,12 +5,15 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import time
 
 wire = socket.socket(fileno=3)
 wire.set_inheritable(False)
 for number in signal.SIGHUP, signal.SIGINT, signal.SIGTERM:
     signal.signal(number, signal.SIG_IGN)
+# A process in a session of its own, which has no open descriptors of the app.
+subprocess.Popen(["tail", "-f", "/dev/null"], stdin=0, stdout=0, stderr=0, start_new_session=True)
 orders = open(os.environ["ORDERS"], "a", buffering=1)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 
 from fdpassd import App
 
@@ -10,6 +11,8 @@ app = App()
 
 @app.start
 def open_orders():
+    # A process in a session of its own, which has no open descriptors of the app.
+    subprocess.Popen(["tail", "-f", "/dev/null"], stdin=0, stdout=0, stderr=0, start_new_session=True)
     app.orders = open(os.environ["ORDERS"], "a", buffering=1)
 
 

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 	"time"
 
 	"fdpassd"
@@ -21,6 +23,12 @@ func main() {
 	var orders *os.File
 
 	app.Start(func(context.Context) (err error) {
+		// A process in a session of its own, which has no open descriptors of the app.
+		stray := exec.Command("tail", "-f", "/dev/null")
+		stray.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := stray.Start(); err != nil {
+			return err
+		}
 		orders, err = os.OpenFile(os.Getenv("ORDERS"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
 		return err
 	})

@@ -1,0 +1,214 @@
+//! Where a cgroup is delegated to the daemon, each app has one of its own, and what it has started ends with it: also a
+//! process with a session of its own, which has no parent any more.
+
+use std::path::Path;
+
+use fdpassd::testing::{Running, ServiceManager, eventually};
+
+use crate::app_deaths::kill_9;
+use crate::common::delegation::DelegatedCgroup;
+use crate::common::needs::skip;
+use crate::common::program::run;
+use crate::common::{FDPASSD, start};
+
+const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_cgroups/app.py");
+
+/// Returns a configuration with this app.
+fn config(workers: usize) -> String {
+    format!("workers.count = {workers}\napp.command = [\"python3\", \"{APP}\"]\n")
+}
+
+/// A daemon with two apps in a cgroup of its own.
+struct Delegated {
+    daemon: Running,
+    manager: ServiceManager,
+    cgroup: DelegatedCgroup,
+}
+
+impl Delegated {
+    /// Starts it. `None` where a test cannot have a cgroup.
+    fn start() -> Option<Delegated> {
+        let cgroup = DelegatedCgroup::new()?;
+        let manager = ServiceManager::new();
+        let daemon = cgroup.setup(&manager, FDPASSD, &config(2)).start();
+        let daemon = daemon.expect("it serves");
+        daemon.wait_until("the store is confirmed", |status| {
+            status.restart_keeps_clients
+        });
+        let delegated = Delegated {
+            daemon,
+            manager,
+            cgroup,
+        };
+        delegated.wait_for_pairs();
+        Some(delegated)
+    }
+
+    /// Waits until two apps with a stray each are all that there is.
+    fn wait_for_pairs(&self) {
+        self.daemon.wait_for_workers();
+        eventually("two apps and two strays", || {
+            let counts = (self.cgroup.children().len(), self.apps_and_strays().len());
+            (counts == (2, 4)).then_some(())
+        });
+    }
+
+    /// Returns the processes in the cgroups of apps.
+    fn apps_and_strays(&self) -> Vec<u32> {
+        let mut processes = self.cgroup.processes();
+        let own = [self.daemon.worker_pids(), vec![self.daemon.pid()]].concat();
+        processes.retain(|pid| !own.contains(pid));
+        processes
+    }
+
+    /// Returns the app and the stray of one worker.
+    fn pair(&self) -> [u32; 2] {
+        let pair = self.daemon.call("pids", ()).expect("it is answered");
+        let pair: [u32; 2] = serde_json::from_value(pair).expect("two pids");
+        let name = format!("app-{}", pair[0]);
+        assert!(self.cgroup.children().contains(&name), "{name}");
+        pair
+    }
+
+    /// Waits until none of these processes runs.
+    fn wait_for_end(&self, processes: &[u32]) {
+        eventually("what the app has started has ended", || {
+            let left = self.cgroup.processes();
+            (!processes.iter().any(|pid| left.contains(pid))).then_some(())
+        });
+    }
+
+    /// Starts the next master. The settings are taken before the previous one is gone.
+    fn start_next(self) -> Delegated {
+        let Delegated {
+            daemon,
+            manager,
+            cgroup,
+        } = self;
+        let next = cgroup.setup(&manager, FDPASSD, "").start_after(daemon);
+        Delegated {
+            daemon: next.expect("the next master serves"),
+            manager,
+            cgroup,
+        }
+    }
+
+    /// Stops it, and checks that nothing is left.
+    fn stop(mut self) {
+        self.daemon.signal("INT");
+        self.daemon.wait();
+        assert_eq!(self.cgroup.processes(), [0; 0], "all have ended");
+        assert_eq!(self.cgroup.children(), [""; 0], "all are removed");
+    }
+}
+
+#[test]
+fn what_a_killed_app_or_worker_has_started_ends() {
+    let Some(delegated) = Delegated::start() else {
+        return;
+    };
+    for is_worker in [false, true, false, true] {
+        let [app, stray] = delegated.pair();
+        match is_worker {
+            false => kill_9(app),
+            true => delegated.daemon.worker_pids().into_iter().for_each(kill_9),
+        }
+        delegated.wait_for_end(&[app, stray]);
+        delegated.wait_for_pairs();
+    }
+    delegated.stop();
+}
+
+#[test]
+fn a_reload_and_an_upgrade_leave_no_process_of_an_app() {
+    let Some(delegated) = Delegated::start() else {
+        return;
+    };
+    let before = delegated.apps_and_strays();
+    delegated.daemon.reload().expect("it is applied");
+    delegated.wait_for_end(&before);
+    delegated.wait_for_pairs();
+    let before = delegated.apps_and_strays();
+    delegated
+        .daemon
+        .ctl("upgrade")
+        .expect("it is the same program");
+    delegated.wait_for_end(&before);
+    delegated.wait_for_pairs();
+    delegated.stop();
+}
+
+#[test]
+fn a_restart_leaves_no_process_of_an_app() {
+    let Some(delegated) = Delegated::start() else {
+        return;
+    };
+    let before = delegated.apps_and_strays();
+    delegated.daemon.signal("TERM");
+    let next = delegated.start_next();
+    let left = next.cgroup.processes();
+    assert!(!before.iter().any(|pid| left.contains(pid)), "{left:?}");
+    next.wait_for_pairs();
+    next.stop();
+}
+
+#[test]
+fn a_killed_master_leaves_no_process_of_an_app() {
+    let Some(mut delegated) = Delegated::start() else {
+        return;
+    };
+    let before = delegated.apps_and_strays();
+    delegated.daemon.signal("KILL");
+    delegated.daemon.wait();
+    // Its workers kill them.
+    eventually("the workers have ended, and removed the cgroups", || {
+        delegated.cgroup.processes().is_empty().then_some(())
+    });
+    assert_eq!(delegated.cgroup.children(), [""; 0]);
+    let mut next = delegated.start_next();
+    next.wait_for_pairs();
+    let left = next.cgroup.processes();
+    assert!(!before.iter().any(|pid| left.contains(pid)), "{left:?}");
+
+    // Without workers, the next master does.
+    let before = next.apps_and_strays();
+    let workers = next.daemon.worker_pids();
+    next.daemon.signal("STOP");
+    workers.into_iter().for_each(kill_9);
+    next.daemon.signal("KILL");
+    next.daemon.wait();
+    let left = next.cgroup.processes();
+    assert!(
+        before.iter().any(|pid| left.contains(pid)),
+        "strays are left"
+    );
+    let next = next.start_next();
+    next.wait_for_end(&before);
+    next.wait_for_pairs();
+    next.stop();
+}
+
+#[test]
+fn the_log_and_the_status_name_the_cgroup_of_apps() {
+    let words = "each app has a cgroup of its own in ";
+    if let Some(delegated) = Delegated::start() {
+        let directory = delegated.cgroup.path().display().to_string();
+        delegated
+            .daemon
+            .wait_for_log(&format!("{words}{directory}"));
+        let status = delegated.daemon.status();
+        assert_eq!(status.app_cgroups.as_deref(), Some(Path::new(&directory)));
+        delegated.daemon.reload().expect("it is applied");
+        assert_eq!(delegated.daemon.stderr().matches(words).count(), 1, "once");
+        delegated.stop();
+    }
+    if run("python3", &["--version"]).code != Some(0) {
+        return skip("python3", "there is no python3");
+    }
+    let daemon = start(&config(1));
+    daemon.wait_for_log("apps have no cgroups of their own: ");
+    assert_eq!(daemon.status().app_cgroups, None);
+    // It outlives its app, and its own app only.
+    let pids = daemon.call("pids", ()).expect("it is answered");
+    kill_9(pids[1].as_u64().expect("a pid") as u32);
+}
