@@ -1,13 +1,14 @@
-//! Memory: a daemon in a memory cgroup of its own, where the kernel kills what is above the limit; and what a core dump has
-//! of it.
+//! Memory: a daemon in a memory cgroup of its own, where the kernel kills what is above the limit; and what a core dump
+//! has of it.
 
 use std::fs;
 use std::io::Write;
 
 use fdpassd::testing::{Client, Running, ServiceManager, Setup, eventually};
 
+use crate::app_deaths;
 use crate::common::cgroup::MemoryCgroup;
-use crate::common::needs::skip;
+use crate::common::needs::{skip, skip_part};
 use crate::common::{FDPASSD, ping_of, pong_of};
 
 const MIB: u64 = 1 << 20;
@@ -27,8 +28,8 @@ fn with_half_frames(daemon: &Running) -> Vec<Client> {
     (0..CLIENTS).map(half_a_frame).collect()
 }
 
-/// Each client either has been refused with `overloaded`, or sends the rest of its frame and gets its reply. Returns how
-/// many have got one.
+/// Each client either has been refused with `overloaded`, or sends the rest of its frame and gets its reply. Returns
+/// how many have got one.
 #[track_caller]
 fn finish(clients: &mut [Client]) -> usize {
     let finish = |client: &mut Client| {
@@ -153,34 +154,64 @@ fn may_protect() -> bool {
     effective & CAP_SYS_RESOURCE != 0
 }
 
-#[test]
-fn the_kernel_kills_workers_and_never_the_master() {
-    let own = oom_score("self");
-    let daemon = crate::common::start("workers.count = 2\nmetrics.listen = \"127.0.0.1:0\"");
-    let check = || {
-        daemon.wait_for_workers();
-        let master = if may_protect() { -1000 } else { own };
-        assert_eq!(oom_score(daemon.pid()), master);
-        for worker in daemon.worker_pids() {
-            assert_eq!(oom_score(worker), (own + 500).min(1000));
-        }
-        // The exporter raises its score soon after its start.
-        eventually("two workers and the exporter with higher scores", || {
-            let children = format!("/proc/{0}/task/{0}/children", daemon.pid());
-            let children = fs::read_to_string(children).expect("it runs");
-            // A worker of the first program may end during this.
-            let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok();
-            let scores: Option<Vec<String>> = children.split_whitespace().map(score).collect();
-            let scores = scores?;
-            let is_higher =
-                |score: &String| score.trim().parse::<i32>().is_ok_and(|score| score > own);
-            (scores.len() == 3 && scores.iter().all(is_higher)).then_some(())
-        });
+/// Checks the scores of a daemon whose own was `score` at its start.
+fn check_scores(daemon: &Running, score: i32) {
+    daemon.wait_for_workers();
+    let master = if may_protect() { -1000 } else { score };
+    assert_eq!(oom_score(daemon.pid()), master);
+    let base = score.max(0);
+    let workers = daemon.worker_pids();
+    let of_worker = (base + 500).min(1000);
+    for worker in &workers {
+        assert_eq!(oom_score(worker), of_worker);
+    }
+    let children = |pid: u32| -> Vec<u32> {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect()
     };
-    check();
-    // The next program knows the score that the first one had.
-    daemon.ctl("upgrade").expect("it is the same program");
-    check();
+    for app in workers.iter().flat_map(|worker| children(*worker)) {
+        assert_eq!(oom_score(app), of_worker, "as its worker");
+    }
+    // The exporter raises its score soon after its start.
+    eventually("two workers and the exporter with higher scores", || {
+        // A worker of the first program may end during this.
+        let score = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok();
+        let children = children(daemon.pid());
+        let scores: Option<Vec<String>> = children.iter().map(score).collect();
+        let scores = scores?;
+        let is_higher = |score: &String| score.trim().parse::<i32>().is_ok_and(|s| s > base);
+        (scores.len() == 3 && scores.iter().all(is_higher)).then_some(())
+    });
+}
+
+#[test]
+fn the_kernel_kills_workers_and_apps_and_never_the_master() {
+    let Some(config) = app_deaths::config(2, 1, "metrics.listen = \"127.0.0.1:0\"") else {
+        return;
+    };
+    // As a service manager sets it: it lowers the score of a master that must not be killed.
+    let scores = [oom_score("self"), 200, -1000];
+    for score in scores {
+        if score < oom_score("self") && !may_protect() {
+            skip_part(
+                "lower-oom-score",
+                "without CAP_SYS_RESOURCE no score can be lowered",
+            );
+            continue;
+        }
+        let set = "echo \"$0\" >/proc/self/oom_score_adj && exec \"$@\"";
+        let setup = Setup::new("sh", &config).argument("-c").argument(set);
+        let setup = setup.argument(score.to_string()).argument(FDPASSD);
+        let daemon = setup.start().expect("it serves");
+        check_scores(&daemon, score);
+        // The next program knows the score that the first one had.
+        daemon.ctl("upgrade").expect("it is the same program");
+        check_scores(&daemon, score);
+    }
 }
 
 /// Mappings of memory that master and workers share, each with its flags.
@@ -285,8 +316,8 @@ fn a_core_file_of_a_worker_has_no_byte_of_a_client() {
     assert_eq!(status.lost_total, 0);
 }
 
-/// The memory that a core file contains: its segments of type PT_LOAD, see elf(5). Registers are in a note; after a copy
-/// vector registers hold some of its bytes.
+/// The memory that a core file contains: its segments of type PT_LOAD, see elf(5). Registers are in a note; after a
+/// copy vector registers hold some of its bytes.
 fn memory_in(core: &[u8]) -> impl Iterator<Item = &[u8]> {
     let number = |at: usize, length: usize| {
         let bytes = core[at..at + length].iter().rev();

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::thread;
 
 /// The words that [`skip`] takes and `REQUIRE` may name.
-const NEEDS: [&str; 19] = [
+const NEEDS: [&str; 20] = [
     "root",             // to become another user, to give files away
     "namespaces",       // of networks, mounts, processes and users, by unshare(1) and ip(8)
     "cgroups",          // a memory cgroup that can be written
+    "lower-oom-score",  // CAP_SYS_RESOURCE
     "core-files",       // core_pattern names a file in the working directory
     "open-files",       // a hard limit of 11,500 descriptors or more
     "linux-6.16",       // SO_PASSRIGHTS
