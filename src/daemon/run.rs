@@ -23,6 +23,10 @@ const EX_SOFTWARE: u8 = 70;
 const EX_OSERR: u8 = 71;
 const EX_CONFIG: u8 = 78;
 
+/// Statuses after which a service manager should not start the daemon again (`RestartPreventExitStatus=` of the units):
+/// usage, address, permission, configuration.
+const FINAL: [u8; 4] = [EX_USAGE, 69, 77, EX_CONFIG];
+
 /// Serves a length-prefixed JSON RPC; every client's connection outlives the worker process that serves it.
 #[derive(Debug, Parser)]
 #[command(
@@ -198,8 +202,9 @@ fn start(
             None,
         ),
     };
-    if is_awaited && code != ExitCode::SUCCESS {
-        master::wait_before_failing();
+    if code != ExitCode::SUCCESS {
+        let is_final = FINAL.map(ExitCode::from).contains(&code);
+        master::wait_before_failing(!is_final, is_awaited);
     }
     code
 }

@@ -13,6 +13,7 @@
 //! has changed, once a second at most; the loop does not wake up for it. It is escaped, so that nothing in it is taken
 //! for an assignment.
 
+mod failed_starts;
 mod notifier;
 mod summary;
 
@@ -22,8 +23,9 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 
 use crate::master::Announce;
+use crate::sys::clock;
 use crate::sys::poll::{self, Interest};
-use crate::sys::{clock, fd};
+use crate::sys::signal::{Signal, Signals};
 
 pub(crate) use self::notifier::Notifier;
 pub(crate) use self::summary::{Details, Summary};
@@ -57,6 +59,7 @@ impl ManagerLink {
 
     /// The first worker is ready.
     pub(super) fn notify_ready(&mut self) {
+        failed_starts::forget();
         self.notify(&[NotifyState::Ready]);
     }
 
@@ -107,12 +110,32 @@ pub fn report_failure(reason: &dyn fmt::Display) {
     Notifier::from_environment(now).send_status(reason, now);
 }
 
-/// Waits for [`ACTIVATION_INTERVAL`], so that a socket unit whose service cannot start does not start it so often that
-/// systemd gives it up.
-pub fn wait_before_failing() {
-    // Nothing is ever written to the pipe; a signal may end the wait.
-    if let Ok((end, _writer)) = fd::pipe() {
-        let _ = poll::wait_for(&end, Interest::Read, ACTIVATION_INTERVAL);
+/// Waits before the daemon exits because it cannot start, so that the service manager does not start it so often that
+/// it gives up. `is_restarted` is whether the manager starts it again by itself; `is_awaited`, whether a client waits
+/// at a socket of a socket unit, which starts it again.
+pub fn wait_before_failing(is_restarted: bool, is_awaited: bool) {
+    let mut wait = Duration::ZERO;
+    if is_restarted {
+        wait = failed_starts::count();
+    }
+    if is_awaited {
+        wait = wait.max(ACTIVATION_INTERVAL);
+    }
+    if wait.is_zero() {
+        return;
+    }
+    log::info!("exiting in {wait:?}, so that the service manager does not try too often");
+    log::logger().flush();
+    let Ok(mut stops) = Signals::catch(&[Signal::Terminate, Signal::Interrupt]) else {
+        return;
+    };
+    let until = Instant::now() + wait;
+    // The end of a child interrupts the wait as well.
+    while stops.take().is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || poll::wait_for(&stops, Interest::Read, left).is_err() {
+            return;
+        }
     }
 }
 

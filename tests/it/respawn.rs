@@ -1,12 +1,13 @@
 //! Workers die in every way; clients stay.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::WorkerState;
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 
 use crate::common::faulty::{self, whoami};
-use crate::common::{kernel, ping_all, start};
+use crate::common::{FDPASSD, kernel, ping_all, start};
 
 #[test]
 fn idle_clients_survive_every_kill_of_their_workers() {
@@ -153,6 +154,33 @@ fn without_any_ready_worker_the_daemon_exits_with_70() {
         );
         assert!(last.ends_with(reason), "{error}");
     }
+}
+
+#[test]
+fn failing_starts_under_a_manager_are_spaced_out() {
+    let manager = ServiceManager::new();
+    let runtime = tempfile::tempdir().expect("a directory");
+    let start = |config: &str| {
+        let setup = manager.setup(FDPASSD, config);
+        let begin = Instant::now();
+        let started = setup.variable("RUNTIME_DIRECTORY", runtime.path()).start();
+        (started, begin.elapsed())
+    };
+    let failing = "workers.count = 1\napp.command = [\"false\"]";
+    let fail = || {
+        let (started, took) = start(failing);
+        let error = started.expect_err("its app does not start");
+        assert_eq!(error.code(), Some(70), "{error}");
+        (error.stderr().contains("exiting in "), took)
+    };
+    assert!(!fail().0, "the first failure is reported at once");
+    let (waits, took) = fail();
+    assert!(waits && took >= Duration::from_secs(1), "{took:?}");
+    let (waits, took) = fail();
+    assert!(waits && took >= Duration::from_secs(2), "{took:?}");
+    let (served, _) = start("workers.count = 1");
+    drop(served.expect("it serves"));
+    assert!(!fail().0, "a success ends the count");
 }
 
 #[test]
