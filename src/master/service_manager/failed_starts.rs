@@ -1,9 +1,9 @@
 //! Starts that fail one after another, while a service manager starts the daemon again each time.
 //!
-//! Whatever the daemon needs may come later, such as the database of an app at boot. The manager must restart a killed
-//! master at once, so it cannot wait between starts; without a wait, it would try so often that it gives the daemon up.
-//! So the daemon waits itself before it exits. The number of failures is in a file of the runtime directory, which the
-//! manager keeps for the next start (`RuntimeDirectoryPreserve=restart`, systemd.exec(5)).
+//! Something that the daemon needs may come later, such as the database of an app at boot. The manager must restart a
+//! killed master at once, so it cannot wait between starts; without a wait, it would try so often that it gives the
+//! daemon up. So the daemon waits itself before it exits. The number of failures is in a file of the runtime directory,
+//! which the manager keeps for the next start (`RuntimeDirectoryPreserve=restart`, systemd.exec(5)).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
