@@ -4,13 +4,15 @@
 //! load METHOD IDLE BUSY ADDRESS…
 //! ```
 //!
-//! METHOD returns its params: `ping`, or the `echo` of an app. IDLE clients send one request and stay connected, BUSY clients send requests continuously, and short connections with one
-//! request each follow one another. Prints `ready` when all clients are connected, and runs until the end of standard input.
-//! Then each idle client sends another request, and one line reports how many requests were answered, how many short
-//! connections were made, the longest wait for a reply, and how many clients were lost or refused. Clients that were cut
-//! before their first reply are counted separately: a master that is killed loses the clients that it has accepted and not
-//! yet leased. With an app, one more client for each address orders continuously: `order` is not idempotent and returns
-//! its number, or `crashed` if the app died in it. The exit status is 0 if no other client was lost and none was refused.
+//! METHOD returns its params: `ping`, or the `echo` of an app. IDLE clients send one request and stay connected, BUSY
+//! clients send requests continuously, and short connections with one request each follow one another. Prints `ready`
+//! when all clients are connected, and runs until the end of standard input. Then each idle client sends another
+//! request, and one line reports how many requests were answered, how many short connections were made, the longest
+//! wait for a reply, and how many clients were lost or refused. Clients that were cut before their first reply are
+//! counted separately: a master that is killed loses the clients that it has accepted and not yet leased. With an app,
+//! one more client for each address orders continuously: `order` is not idempotent and returns its number, or `crashed`
+//! if the app died in it. METHOD is idempotent: its requests are answered with `crashed` only if they met two deaths,
+//! and are then counted as `twice`. The exit status is 0 if no other client was lost and none was refused.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -35,6 +37,7 @@ struct Seen {
     requests: AtomicU64,
     orders: AtomicU64,
     crashed: AtomicU64,
+    twice: AtomicU64,
     comers: AtomicU64,
     lost: AtomicU64,
     early: AtomicU64,
@@ -91,10 +94,14 @@ fn main() -> ExitCode {
         count(&seen.comers),
         count(&seen.early),
     );
-    let (orders, crashed) = (count(&seen.orders), count(&seen.crashed));
+    let (orders, crashed, twice) = (
+        count(&seen.orders),
+        count(&seen.crashed),
+        count(&seen.twice),
+    );
     let _ = writeln!(
         io::stdout(),
-        "requests {requests} orders {orders} crashed {crashed} comers {comers} longest {longest} ms lost {lost} refused {refused} early {early}"
+        "requests {requests} orders {orders} crashed {crashed} twice {twice} comers {comers} longest {longest} ms lost {lost} refused {refused} early {early}"
     );
     if lost + refused == 0 {
         ExitCode::SUCCESS
@@ -128,7 +135,14 @@ impl Seen {
             *longest = longest.max(begin.elapsed());
         }
         match answered {
-            Ok(()) => drop(self.requests.fetch_add(1, Ordering::Relaxed)),
+            Ok(is_crashed) => {
+                let counter = if is_crashed {
+                    &self.twice
+                } else {
+                    &self.requests
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
             Err(ref e) => {
                 let is_cut = matches!(
                     e.kind(),
@@ -162,7 +176,7 @@ impl Seen {
             let wanted = format!("{{\"out\":\"order_r\",\"result\":{number}}}");
             let counter = match client.exchange("order", &params) {
                 Ok(reply) if reply == wanted => &self.orders,
-                Ok(reply) if reply.contains("\"code\":\"crashed\"") => &self.crashed,
+                Ok(reply) if is_crashed(&reply) => &self.crashed,
                 failed => {
                     let _ = writeln!(io::stderr(), "order {number} failed: {failed:?}");
                     self.lost.fetch_add(1, Ordering::Relaxed);
@@ -186,6 +200,10 @@ impl Seen {
     }
 }
 
+fn is_crashed(reply: &str) -> bool {
+    reply.contains("\"code\":\"crashed\"")
+}
+
 /// A TCP or Unix socket: the calls used here are the same for both.
 struct Client(UnixStream);
 
@@ -202,14 +220,17 @@ impl Client {
         Ok(Client(stream))
     }
 
-    fn call(&mut self, method: &str, number: u64) -> io::Result<()> {
+    /// Returns whether the reply is `crashed`.
+    fn call(&mut self, method: &str, number: u64) -> io::Result<bool> {
         let reply = self.exchange(method, &number.to_string())?;
         let name = match method {
             "ping" => "pong".to_owned(),
             _ => format!("{method}_r"),
         };
         if reply == format!("{{\"out\":\"{name}\",\"result\":{number}}}") {
-            Ok(())
+            Ok(false)
+        } else if is_crashed(&reply) {
+            Ok(true)
         } else {
             Err(io::Error::other(format!("the reply is {reply}")))
         }
