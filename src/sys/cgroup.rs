@@ -173,6 +173,21 @@ mod tests {
     }
 
     #[test]
+    fn own_cgroup_of_version_2_is_found_beside_version_1() {
+        let mounts = "37 33 0:31 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n\
+                      41 33 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let found = |cgroups| {
+            own_v2(cgroups, mounts).map(|(path, is_root)| (path.display().to_string(), is_root))
+        };
+        let own = ("/sys/fs/cgroup/unified/a.service".to_owned(), false);
+        assert_eq!(found("4:memory:/y\n0::/a.service\n"), Some(own));
+        let root = ("/sys/fs/cgroup/unified".to_owned(), true);
+        assert_eq!(found("4:memory:/y\n0::/\n"), Some(root), "of a container");
+        assert_eq!(found("4:memory:/y\n"), None);
+        assert_eq!(own_v2("0::/a.service\n", ""), None);
+    }
+
+    #[test]
     fn page_cache_of_files_does_not_count_as_used() {
         let limit = |files: &[(&str, &str)]| {
             let read = |name: &str| files.iter().find(|(file, _)| *file == name);
