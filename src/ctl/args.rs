@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,8 +11,11 @@ use serde_json::value::RawValue;
 use crate::proto::control::{Recycle, Release};
 use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
-use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId, is_daemon_name};
-use crate::sys::zone;
+use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
+
+mod values;
+
+use values::{address, daemon_name, instance, json, recycle, release, timeout, words, worker_id};
 
 /// Controls a running fdpassd
 #[derive(Debug, Parser)]
@@ -317,79 +319,6 @@ impl Arguments {
         self.timeout.or(default).unwrap_or(Duration::from_secs(10))
     }
 }
-
-/// Parses one of these words, which shell completions offer.
-fn words<T: Copy + Send + Sync + 'static, const N: usize>(
-    words: [(&'static str, T); N],
-) -> impl TypedValueParser<Value = T> {
-    PossibleValuesParser::new(words.map(|(word, _)| word)).try_map(move |given| {
-        let found = words.iter().find(|(word, _)| *word == given);
-        found.map(|(_, value)| *value).ok_or("an unknown word")
-    })
-}
-
-fn worker_id() -> impl TypedValueParser<Value = WorkerId> {
-    value_parser!(u64).map(WorkerId)
-}
-
-/// Parses `all` or the id of a worker.
-fn recycle(text: &str) -> Result<Recycle, String> {
-    let worker = match text {
-        "all" => None,
-        id => Some(WorkerId(
-            id.parse()
-                .map_err(|_| "expected a worker's id or \"all\"")?,
-        )),
-    };
-    Ok(Recycle { worker })
-}
-
-/// Parses the id of a worker or the name of a method, which is never a number.
-fn release(text: &str) -> Result<Release, Infallible> {
-    Ok(text.parse().map_or_else(
-        |_| Release::Method(text.to_owned()),
-        |id| Release::Worker(WorkerId(id)),
-    ))
-}
-
-fn timeout(text: &str) -> Result<Duration, String> {
-    let time = match text.parse() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())?,
-        Err(_) => humantime::parse_duration(text).map_err(|e| e.to_string())?,
-    };
-    if time.is_zero() || time > MAX_TIMEOUT {
-        Err("must be more than 0 and at most a day".to_owned())
-    } else {
-        Ok(time)
-    }
-}
-
-/// Parses the name of an instance: the part of a path, as the unit uses it.
-fn instance(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("must not be empty".to_owned()),
-        name if name.contains('/') => Err("is a name, without \"/\"".to_owned()),
-        name => Ok(name.to_owned()),
-    }
-}
-
-fn daemon_name(text: &str) -> Result<String, String> {
-    match is_daemon_name(text) {
-        true => Ok(text.to_owned()),
-        false => Err("is not a daemon's name: [a-z][a-z0-9_-]{0,31}".to_owned()),
-    }
-}
-
-fn address(text: &str) -> Result<Address, String> {
-    zone::numbered(text)?.parse()
-}
-
-fn json(text: &str) -> Result<Box<RawValue>, String> {
-    serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
-}
-
-/// The longest timeout: an `Instant` can be that far away on every system.
-const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 const LEVELS: [LogLevel; 5] = [
     LogLevel::Error,
