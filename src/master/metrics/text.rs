@@ -4,7 +4,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::master::telemetry::counters::{By, Label};
+use crate::master::telemetry::by_kind::{By, Label};
 
 pub(super) const COUNTER: &str = "counter";
 pub(super) const GAUGE: &str = "gauge";

@@ -6,6 +6,7 @@ use crate::logging;
 use crate::master::telemetry::counters::{Counts, Tally, Totals};
 use crate::master::telemetry::events::EventLog;
 
+pub(crate) mod by_kind;
 pub(crate) mod counters;
 pub(crate) mod events;
 
