@@ -26,6 +26,7 @@ pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
+pub(crate) mod heartbeat;
 pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;

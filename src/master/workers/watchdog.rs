@@ -20,14 +20,12 @@ use crate::master::clients::Clients;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
-use crate::master::workers::worker::{Heartbeat, Worker};
 use crate::pool::{Member, MemberState, rebalance};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::poll::Poller;
-use crate::sys::{clock, process};
 
 /// When the next checks are due.
 #[derive(Debug, Default)]
@@ -43,145 +41,6 @@ impl Watch {
             .flatten()
             .min()
     }
-}
-
-/// The answers of a worker's app when requests were first found waiting for a permit.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct AppWatch {
-    /// How long the app had run.
-    ran: Option<Duration>,
-    /// The requests that were answered when the worker was found stuck because of its app.
-    stuck_at: Option<u64>,
-}
-
-impl Worker {
-    /// Returns how long requests have waited for a permit while the app answers nothing.
-    fn check_app(&mut self, clock: &LoopClock) -> Duration {
-        let full_since = self.shm.header().full_since();
-        let waited = full_since.map_or(Duration::ZERO, |since| ago(since, clock));
-        let ran = |pid| process::scheduling(pid).map(|scheduling| scheduling.ran);
-        if waited.is_zero() {
-            self.app_watch.ran = None;
-        } else if self.app_watch.ran.is_none() {
-            self.app_watch.ran = self.app.pid.and_then(ran);
-        }
-        waited
-    }
-
-    /// Returns whether the worker was stuck because of its app and may still be. The requests that waited were moved, so
-    /// only an answer shows that the app works.
-    fn is_app_silent(&mut self) -> bool {
-        let answered = self.believed.counters().requests();
-        let is_silent = self.app_watch.stuck_at == Some(answered) && self.shm.header().away() > 0;
-        if !is_silent {
-            self.app_watch.stuck_at = None;
-        }
-        is_silent
-    }
-
-    /// Returns whether the app answers nothing for lack of a CPU.
-    fn is_app_starved(&self, limit: Duration) -> bool {
-        self.app
-            .pid
-            .is_some_and(|pid| has_starved(pid, self.app_watch.ran, limit))
-    }
-
-    /// Returns when the current turn began: ns of CLOCK_MONOTONIC.
-    fn turn_since(&self) -> Option<u64> {
-        self.shm.header().turn().map(|turn| turn.since)
-    }
-
-    /// Returns whether the worker is executing a request.
-    pub(crate) fn is_executing(&self) -> bool {
-        let turn = self.shm.header().turn();
-        turn.and_then(|turn| self.shm.slot(turn.slot)?.executing())
-            .is_some()
-    }
-
-    /// Returns the method that the worker executes, if that takes longer than a moment.
-    pub(crate) fn method_in_turn(&self) -> Option<&str> {
-        self.method_of(self.shm.header().executing()?)
-    }
-
-    /// Returns the name of the method with this number.
-    pub(crate) fn method_of(&self, number: u32) -> Option<&str> {
-        let method = self.methods.get((number as usize).checked_sub(1)?)?;
-        Some(&method.name)
-    }
-
-    /// Returns the name of the worker with the request that it executes, if there is one.
-    fn name_with_request(&self) -> String {
-        let turn = self.shm.header().turn();
-        let client = turn.and_then(|turn| self.leases.in_turn(turn.slot, &self.shm));
-        // The slot has the numbers of inline methods, too.
-        let number = turn.and_then(|turn| self.shm.slot(turn.slot)?.executing());
-        let name = self.name();
-        match (client, number.and_then(|number| self.method_of(number))) {
-            (Some(client), Some(method)) => format!(
-                "{name} in method {method:?} of client {} ({})",
-                client.id, client.peer
-            ),
-            _ => name,
-        }
-    }
-
-    /// Checks for a heartbeat, and sends a ping if there is none. Returns how long the worker may have been stuck, and
-    /// when that reaches `limit`.
-    fn check_heartbeat(
-        &mut self,
-        limit: Duration,
-        clock: &LoopClock,
-        now: Instant,
-    ) -> (Duration, Option<Instant>) {
-        let beats = self.shm.header().heartbeats();
-        let has_beaten = beats != self.heartbeat.heartbeats;
-        if has_beaten {
-            self.heartbeat = Heartbeat {
-                heartbeats: beats,
-                ..Heartbeat::default()
-            };
-        }
-        let silent = match (self.turn_since(), self.heartbeat.asked) {
-            (Some(since), _) => ago(since, clock),
-            (None, Some(asked)) => now.duration_since(asked),
-            (None, None) if has_beaten => Duration::ZERO,
-            (None, None) => {
-                self.heartbeat.asked = Some(now);
-                self.try_send(&ToWorker::Ping);
-                Duration::ZERO
-            }
-        };
-        if !silent.is_zero() && self.heartbeat.ran.is_none() {
-            self.heartbeat.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
-        }
-        (
-            silent,
-            now.checked_add(limit.saturating_sub(silent))
-                .filter(|_| silent < limit),
-        )
-    }
-
-    /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run since.
-    fn is_starved(&self, limit: Duration) -> bool {
-        has_starved(self.pid, self.heartbeat.ran, limit)
-    }
-}
-
-/// Returns whether a process is runnable and has hardly run since it had run for `then`.
-fn has_starved(pid: u32, then: Option<Duration>, limit: Duration) -> bool {
-    let (Some(then), Some(now)) = (then, process::scheduling(pid)) else {
-        return false;
-    };
-    now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)
-}
-
-/// Returns the time since `since`, by the same clock, without the time in which this process could not run.
-fn ago(since: u64, clock: &LoopClock) -> Duration {
-    Duration::from_nanos(
-        clock::monotonic()
-            .saturating_sub(since)
-            .saturating_sub(clock.gaps_since(since)),
-    )
 }
 
 impl Workers {
@@ -411,9 +270,6 @@ fn stall_limit(config: &Config) -> Duration {
         .request_timeout
         .map_or(limits.stall_timeout, |most| most.min(limits.stall_timeout))
 }
-
-/// A worker that has run for longer without a heartbeat is in no ordinary turn.
-const LONG_RUN: Duration = Duration::from_millis(10);
 
 /// Time between the checks of a held worker that still has clients.
 const HELD_CHECK: Duration = Duration::from_millis(20);
