@@ -2,7 +2,6 @@
 //!
 //! A slot is reused only after the worker has released it: a revoked lease occupies its slot until then.
 
-use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::{io, mem};
 
@@ -14,6 +13,7 @@ use crate::proto::names::ClientId;
 use crate::shm::{Claim, LeaseState, MasterShm, Owner};
 use crate::table::Table;
 
+pub(crate) mod page;
 pub(crate) mod recovery;
 pub(crate) mod snapshot;
 
@@ -51,20 +51,6 @@ struct Leased {
     lease_number: u32,
     /// Requests that the client had made when it was last looked at.
     requests: u64,
-}
-
-/// State of a client as its shared memory has it, for display.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct SlotFigures {
-    /// When the client last sent or received a byte: ns of CLOCK_MONOTONIC.
-    pub(crate) active: u64,
-    pub(crate) requests: u64,
-    /// Number of unread and unsent bytes.
-    pub(crate) bytes: u64,
-    /// `None` if the client has no worker.
-    pub(crate) state: Option<LeaseState>,
-    /// Number of the method that executes its request.
-    pub(crate) executing: Option<u32>,
 }
 
 /// Result of a worker's message that it is done with a slot.
@@ -127,37 +113,6 @@ impl Leases {
     /// Returns the bound below which all slots lie that were ever used.
     pub(crate) fn used(&self) -> u32 {
         self.used
-    }
-
-    /// Returns the clients in these slots, each with the figures of its slot.
-    pub(crate) fn page<'a>(
-        &'a self,
-        slots: Range<u32>,
-        shm: &'a MasterShm,
-    ) -> impl Iterator<Item = (&'a Client, SlotFigures)> {
-        slots.filter_map(|slot| {
-            let (client, shared_slot) = (self.client(slot)?, shm.slot(slot)?);
-            let cursors = shared_slot.cursors();
-            // The last cursors in the slot of an idle client do not count: it has nothing there.
-            let state = self.state(slot, shm);
-            let is_idle = state == Some(LeaseState::Idle);
-            let bytes = if is_idle {
-                0
-            } else {
-                let unread = u64::from(cursors.have).saturating_sub(cursors.answered.into());
-                u64::from(cursors.replied) + unread
-            };
-            Some((
-                client,
-                SlotFigures {
-                    active: shared_slot.last_active(),
-                    requests: shared_slot.requests(),
-                    bytes,
-                    state,
-                    executing: shared_slot.executing(),
-                },
-            ))
-        })
     }
 
     /// Returns the client in a slot.
