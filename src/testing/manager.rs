@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::directory::Directory;
 use super::{PACE, Setup, TIMEOUT};
 use crate::sys::fd;
+use crate::sys::listening::{is_listening, share_address};
 use crate::sys::notify::NotifySocket;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::socket::{self, Received};
@@ -128,6 +129,19 @@ impl ServiceManager {
     /// is lowered.
     pub fn forget_those(&self, is_forgotten: impl Fn(&str) -> bool) {
         self.lock().stored.retain(|(name, _)| !is_forgotten(name));
+    }
+
+    /// Like [`ServiceManager::forget_those`], when no daemon runs. Listeners end at once, even if a process that another
+    /// test just starts still has copies of them: it closes them when it executes its program.
+    pub fn forget_after_end(&self, is_forgotten: impl Fn(&str) -> bool) {
+        let stored = &mut self.lock().stored;
+        for (_, listener) in stored.extract_if(.., |(name, _)| is_forgotten(name)) {
+            if is_listening(&listener) {
+                socket::end(&listener);
+                // It fails for a Unix socket, which does not need it.
+                let _ = share_address(&listener);
+            }
+        }
     }
 
     /// Sets the most descriptors to store, as `FileDescriptorStoreMax` does; descriptors above that are closed.

@@ -91,7 +91,7 @@ fn the_remains_of_a_store_are_taken_over() {
         });
         let daemon = end(daemon);
         let stored = manager.stored().len();
-        manager.forget_those(|name| name.starts_with(lost));
+        manager.forget_after_end(|name| name.starts_with(lost));
         let daemon = restart(&manager, daemon);
         ping_all(&mut clients);
         clients_of(&daemon, 2);
