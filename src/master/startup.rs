@@ -57,12 +57,7 @@ impl Master {
         limits.warn_if_lowered();
         let memory = Memory::read(0);
         memory::warn_if_short(&setup.loaded.config.limits, memory, count);
-        if let Err(e) = process::adopt_orphans() {
-            log::warn!("processes started by workers may outlive them: {e}");
-        }
-        if let Err(e) = process::protect_from_oom() {
-            log::debug!("the kernel may kill the master when memory runs out: {e}");
-        }
+        prepare_process();
         let executable =
             Executable::current().map_err(Error::system("open the running program"))?;
         let signals = catch_signals()?;
@@ -108,6 +103,16 @@ impl Master {
         master.restore(origin, limit, now)?;
         master.clients.end_left_apps(now);
         Ok(master)
+    }
+}
+
+/// Adopts what workers leave behind, and protects the master when memory runs out, as far as the system allows it.
+fn prepare_process() {
+    if let Err(e) = process::adopt_orphans() {
+        log::warn!("processes started by workers may outlive them: {e}");
+    }
+    if let Err(e) = process::protect_from_oom() {
+        log::debug!("the kernel may kill the master when memory runs out: {e}");
     }
 }
 

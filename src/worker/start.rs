@@ -98,7 +98,7 @@ fn serve<S: 'static>(
     channel: &mut Channel<ToMaster, ToWorker>,
     mut start: Start,
     mut descriptors: Vec<OwnedFd>,
-    methods: Methods<S>,
+    mut methods: Methods<S>,
 ) -> Result<bool, String> {
     prepare_process(&start)?;
     let layout = Layout::new(start.slots, start.longest);
@@ -120,7 +120,6 @@ fn serve<S: 'static>(
         config: (),
         metrics: metrics.clone(),
     };
-    let mut methods = methods;
     if start.app.is_some() {
         // The demonstration is no part of a service of its own.
         methods.remove(builtin::DEMONSTRATION);

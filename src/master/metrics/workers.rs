@@ -72,59 +72,61 @@ fn write_lives(text: &mut MetricsText, master: &Snapshot<'_>) {
     );
 }
 
+/// The figures of each worker: name, type, help.
+const EACH: [(&str, &str, &str, WorkerFigure); 7] = [
+    (
+        "worker_clients",
+        GAUGE,
+        "Clients leased to the worker.",
+        |w, _| Some(w.clients as f64),
+    ),
+    (
+        "worker_requests_total",
+        COUNTER,
+        "Requests answered in this seat.",
+        |w, _| Some(w.requests_total as f64),
+    ),
+    (
+        "worker_parked_bytes",
+        GAUGE,
+        "Bytes of half requests and unread replies.",
+        |w, _| Some(w.parked_bytes as f64),
+    ),
+    (
+        "worker_resident_memory_bytes",
+        GAUGE,
+        "Resident memory of the worker.",
+        |w, _| w.rss_bytes.map(|bytes| bytes as f64),
+    ),
+    (
+        "worker_requests_away",
+        GAUGE,
+        "Requests that the worker's app executes.",
+        |w, _| Some(w.away as f64),
+    ),
+    (
+        "worker_app_resident_memory_bytes",
+        GAUGE,
+        "Resident memory of the worker's app; 0 without one.",
+        |w, _| {
+            w.app
+                .as_ref()
+                .map_or(Some(0.0), |app| Some(app.rss_bytes? as f64))
+        },
+    ),
+    (
+        "worker_busy_ratio",
+        GAUGE,
+        "Share of the last seconds in which the worker worked.",
+        |w, master| {
+            let worker = master.workers.all.get(&w.id?)?;
+            Some(worker.shm.header().busy(clock::monotonic()))
+        },
+    ),
+];
+
 fn write_each(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
-    let each: [(&str, &str, &str, WorkerFigure); 7] = [
-        (
-            "worker_clients",
-            GAUGE,
-            "Clients leased to the worker.",
-            |w, _| Some(w.clients as f64),
-        ),
-        (
-            "worker_requests_total",
-            COUNTER,
-            "Requests answered in this seat.",
-            |w, _| Some(w.requests_total as f64),
-        ),
-        (
-            "worker_parked_bytes",
-            GAUGE,
-            "Bytes of half requests and unread replies.",
-            |w, _| Some(w.parked_bytes as f64),
-        ),
-        (
-            "worker_resident_memory_bytes",
-            GAUGE,
-            "Resident memory of the worker.",
-            |w, _| w.rss_bytes.map(|bytes| bytes as f64),
-        ),
-        (
-            "worker_requests_away",
-            GAUGE,
-            "Requests that the worker's app executes.",
-            |w, _| Some(w.away as f64),
-        ),
-        (
-            "worker_app_resident_memory_bytes",
-            GAUGE,
-            "Resident memory of the worker's app; 0 without one.",
-            |w, _| {
-                w.app
-                    .as_ref()
-                    .map_or(Some(0.0), |app| Some(app.rss_bytes? as f64))
-            },
-        ),
-        (
-            "worker_busy_ratio",
-            GAUGE,
-            "Share of the last seconds in which the worker worked.",
-            |w, master| {
-                let worker = master.workers.all.get(&w.id?)?;
-                Some(worker.shm.header().busy(clock::monotonic()))
-            },
-        ),
-    ];
-    for (name, kind, help, figure) in each {
+    for (name, kind, help, figure) in EACH {
         text.family(name, kind, help);
         for worker in &status.workers {
             if let Some(value) = figure(worker, master) {

@@ -342,28 +342,29 @@ fn report_quarantined(method: &str, telemetry: &mut Telemetry) {
         .note(Kind::MethodQuarantined, About::default(), sentence);
 }
 
-/// Closes a client that waits for a worker and has caused too many deaths.
-pub(super) fn close_culprit(
-    client: ClientId,
-    peer: Peer,
+/// Closes those of these clients that wait for a worker. They have caused too many deaths.
+pub(super) fn close_culprits(
+    culprits: &[(ClientId, Peer)],
     clients: &mut Clients,
     telemetry: &mut Telemetry,
 ) {
-    let Some(unleased) = clients.take_without_worker(client) else {
-        return;
-    };
-    let (most, within) = CLIENT;
-    let sentence = format_args!(
-        "client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it"
-    );
-    let about = About {
-        client: Some(client),
-        ..About::default()
-    };
-    telemetry.events.note(Kind::ClientGivenUp, about, sentence);
-    socket::end(&unleased.client.socket);
-    telemetry.counts.closed_for_crashes += 1;
-    clients.remove(unleased.client, telemetry);
+    for (client, peer) in culprits {
+        let Some(unleased) = clients.take_without_worker(*client) else {
+            continue;
+        };
+        let (most, within) = CLIENT;
+        let sentence = format_args!(
+            "client {client} ({peer}): its requests ended {most} workers within {within:?}; closing it"
+        );
+        let about = About {
+            client: Some(*client),
+            ..About::default()
+        };
+        telemetry.events.note(Kind::ClientGivenUp, about, sentence);
+        socket::end(&unleased.client.socket);
+        telemetry.counts.closed_for_crashes += 1;
+        clients.remove(unleased.client, telemetry);
+    }
 }
 
 /// SIGKILL.

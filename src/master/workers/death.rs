@@ -120,10 +120,8 @@ impl Workers {
             ..
         } = worker;
         let doom = life.doom();
-        let end = WorkerEnd {
-            exit,
-            app: app.gone.as_ref(),
-        };
+        let app = app.gone.as_ref();
+        let end = WorkerEnd { exit, app };
         let is_timed_out = doom == Some(Doom::TimedOut);
         let mut recovery = leases.recover_clients(&shm, written, is_timed_out);
         let blame = self.lay_blame(end, &methods, &recovery, telemetry, now);
@@ -136,9 +134,7 @@ impl Workers {
         let moved = clients.recover(recovery, telemetry, now);
         let is_out_of_memory = blame.is_out_of_memory;
         let dropped = is_out_of_memory.then(|| memory::relieve(clients));
-        for (client, peer) in &blame.culprits {
-            crash::close_culprit(*client, *peer, clients, telemetry);
-        }
+        crash::close_culprits(&blame.culprits, clients, telemetry);
         let (is_well, delay) = self.replace(id, end, &blame, has_answered, now);
         let death = Death {
             name,

@@ -27,16 +27,14 @@ impl Turn<'_, '_> {
         };
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
         let begin = self.cursors.rx.1 as usize + answered as usize;
-        let reply_max = self.tools.shm.layout().max_reply();
+        let shm = &mut *self.tools.shm;
+        let reply_max = shm.layout().max_reply();
         let Open {
             header,
             slot,
             rx,
             tx,
-        } = self
-            .tools
-            .shm
-            .open(self.index, self.cursors.rx.0, Region::Shared);
+        } = shm.open(self.index, self.cursors.rx.0, Region::Shared);
         let out = &mut tx[replied..replied + reply_max];
         let mut execution = Execution {
             service: &mut *self.tools.service,
