@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn own_cgroup_of_version_2_is_found_beside_version_1() {
+    fn own_cgroup_of_v2_is_found_where_v1_is_mounted_too() {
         let mounts = "37 33 0:31 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n\
                       41 33 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let found = |cgroups| {
