@@ -4,18 +4,22 @@
 //! bytes that a fuzzer searches for, and the tests below with those of `fuzz/corpus`. Each function also checks what else
 //! must hold for its decoder, such as that a decoded message is the same after it was encoded and decoded again.
 
+use serde_json::value::RawValue;
+
 use crate::config::{Config, Identities};
+use crate::proto::app::{self, AppRequest};
 use crate::proto::channel::{MAX_LEASES, MAX_MESSAGE, ToMaster, ToWorker};
 use crate::proto::frame::{self, ByteOrder, Next, OrderRule, PREFIX};
 use crate::proto::handoff::{self, HandoffMessage};
 use crate::proto::message::Message;
+use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::Request;
 
 /// The name of a target and its function.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// All targets: each has a program and a corpus of this name in `fuzz/`.
-pub const TARGETS: [FuzzTarget; 7] = [
+pub const TARGETS: [FuzzTarget; 8] = [
     ("frame", frame),
     ("envelope", envelope),
     ("channel", channel),
@@ -23,6 +27,7 @@ pub const TARGETS: [FuzzTarget; 7] = [
     ("cursors", cursors),
     ("http_head", http_head),
     ("config", config),
+    ("app_frame", app_frame),
 ];
 
 /// Finds the end of a frame. The first byte of the input selects the limit of its length, 2 to the power of that.
@@ -121,6 +126,32 @@ pub fn config(text: &[u8]) {
             }
         }
     }
+}
+
+/// Reads the frame of an app, and writes a frame for an app with the input as its params.
+pub fn app_frame(body: &[u8]) {
+    app::fuzz(body);
+    let params: Option<&RawValue> = serde_json::from_slice(body).ok();
+    let request = AppRequest {
+        id: body.len() as u64,
+        method: "add",
+        client: ClientId(u64::MAX),
+        peer: Peer::Unix {
+            pid: 1,
+            uid: 0,
+            gid: 0,
+        },
+        attempt: 1,
+        timeout: None,
+    };
+    let params = params.map(|json| json.get().as_bytes());
+    let mut frame = Vec::new();
+    request.write(&mut frame, params).expect("a Vec");
+    let object: std::collections::BTreeMap<&str, &RawValue> =
+        serde_json::from_slice(&frame).expect("a frame is one JSON object");
+    assert_eq!(object["id"].get(), body.len().to_string());
+    let written = object.get("params").map(|json| json.get().as_bytes());
+    assert_eq!(written, params, "byte for byte");
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(test, fuzzing))]
+pub use self::from_app::fuzz;
 pub use self::from_app::{AppError, FromApp, Samples};
 
 use super::names::{ClientId, Peer};

@@ -257,6 +257,28 @@ fn both_or_neither(which: &str) -> AppError {
     AppError::Malformed(format!("the answer has {which} of result and error"))
 }
 
+/// Reads any bytes as the body of a frame: the usual form of an answer is read as any other form is, and a result is one
+/// JSON value of the body.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(body: &[u8]) {
+    let read = FromApp::parse(body);
+    if let Ok(FromApp::Answer {
+        id,
+        outcome: Ok(result),
+    }) = &read
+    {
+        let value: &RawValue = serde_json::from_str(result.get()).expect("a result is JSON");
+        assert_eq!(value.get(), result.get(), "without space around it");
+        assert!(body.as_ptr_range().contains(&result.get().as_ptr()));
+        let object = std::str::from_utf8(body).map(serde_json::from_str);
+        let Ok(Ok(Members(FromApp::Answer { id: again, outcome }))) = object else {
+            panic!("only the short parser accepts this answer");
+        };
+        let outcome = outcome.map(RawValue::get);
+        assert_eq!((again, outcome), (*id, Ok(result.get())));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::MetricKind;
