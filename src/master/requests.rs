@@ -272,6 +272,9 @@ impl Master {
             PendingKind::Emptied(id) => {
                 let worker = self.workers.all.get(&id);
                 let is_empty = worker.is_none_or(|worker| worker.leases.clients() == 0);
+                if !is_empty && pool.member(id).is_some_and(|member| member.is_ready()) {
+                    return refused("the worker is released");
+                }
                 is_empty.then(|| settled(Verb::Hold))
             }
             PendingKind::NoClients if !self.listeners.is_drained => {

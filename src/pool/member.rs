@@ -55,7 +55,9 @@ impl Member {
         matches!(self.state, MemberState::Starting { .. })
     }
 
-    pub(super) fn is_ready(&self) -> bool {
+    /// Returns whether the worker serves.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
         matches!(self.state, MemberState::Ready { .. })
     }
 }

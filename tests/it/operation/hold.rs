@@ -135,6 +135,28 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
 }
 
 #[test]
+fn a_release_answers_a_pending_hold() {
+    let daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut caller = daemon.connect();
+    let worker = whoami(&mut caller).worker;
+    let execution = Execution::start_by(&daemon, caller);
+    let mut asked = daemon.ctl_request("hold", json!({ "worker": worker }));
+    daemon.wait_until("it is held", |status| status.leaving.len() == 1);
+    assert!(!asked.has_something(), "it is not empty yet");
+    daemon
+        .ctl_with("release", json!({ "worker": worker }))
+        .expect("it is released");
+    let fault = asked.reply().value().expect_err("it keeps its client");
+    assert_eq!(
+        (fault.code(), fault.message()),
+        ("refused", "the worker is released")
+    );
+    let mut caller = execution.finish();
+    assert_eq!(whoami(&mut caller).worker, worker);
+}
+
+#[test]
 fn holding_the_only_worker_starts_a_substitute() {
     let daemon = faulty::start("workers.count = 1");
     let held = whoami(&mut daemon.connect());
