@@ -133,10 +133,11 @@ impl Workers {
             Late::NotReady => {
                 // Its generation may be rolled back because of it: then the pool wants another worker already, and the
                 // death will be known only later.
-                let reason = format!("was not ready within {start_timeout:?}");
+                let cause = worker.app.awaited_hello();
+                let reason = format!("was not ready within {start_timeout:?}{cause}");
                 worker.failure = Some(format!("it {reason}"));
                 self.last_failure = Some(reason);
-                let what = format!("is not ready after {start_timeout:?}");
+                let what = format!("is not ready after {start_timeout:?}{cause}");
                 (Doom::Late, Kind::WorkerKilled, what)
             }
             Late::NotGone => {

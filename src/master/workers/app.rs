@@ -22,6 +22,14 @@ pub(crate) struct WorkerApp {
 }
 
 impl WorkerApp {
+    /// Returns why a worker that is not ready waits, for messages; it waits for its app last.
+    pub(super) fn awaited_hello(&self) -> &'static str {
+        match self.pid {
+            Some(_) => ": its app has not sent its hello",
+            None => "",
+        }
+    }
+
     /// Returns the app's name, version, pid and concurrency, for messages.
     pub(crate) fn describe(&self) -> Option<String> {
         let info = self.info.as_ref()?;
