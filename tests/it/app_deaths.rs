@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fdpassd::proto::control::Status;
+use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -62,42 +63,90 @@ struct Replies {
     prices: HashMap<u64, bool>,
 }
 
+/// The behaviour of clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    /// The longest time of a request, in ms.
+    pub longest: u64,
+    /// The most bytes of a request.
+    pub largest: u64,
+    /// The mean number of batches after which a client leaves without its replies, and another one connects.
+    pub leaves_once_in: u64,
+}
+
 /// Clients that send requests until they are stopped, and check that the replies come in order.
 pub struct Shoppers {
-    is_over: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    shop: Arc<Shop>,
     threads: Vec<JoinHandle<Replies>>,
+}
+
+/// State that all clients share.
+struct Shop {
+    address: Address,
+    habits: Habits,
+    is_over: AtomicBool,
+    answered: AtomicU64,
+    next: AtomicU64,
+    connections: AtomicU64,
+    door: RwLock<()>,
 }
 
 impl Shoppers {
     pub fn start(daemon: &Running, clients: u64) -> Shoppers {
-        let (is_over, answered, next) =
-            <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let habits = Habits {
+            longest: 30,
+            largest: 1,
+            leaves_once_in: u64::MAX,
+        };
+        Shoppers::start_with(daemon, clients, habits, &Random(1))
+    }
+
+    pub fn start_with(daemon: &Running, clients: u64, habits: Habits, random: &Random) -> Shoppers {
+        let shop = Arc::new(Shop {
+            address: daemon.address().clone(),
+            habits,
+            is_over: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            door: RwLock::default(),
+        });
         let thread = |id| {
-            let client = daemon.connect();
-            let (is_over, answered, next) = (is_over.clone(), answered.clone(), next.clone());
-            thread::spawn(move || shop(client, id, &is_over, &answered, &next))
+            let (shop, random) = (Arc::clone(&shop), random.part(id));
+            let client = shop.enter();
+            thread::spawn(move || shop.serve(client, random))
         };
         let threads = (0..clients).map(thread).collect();
-        Shoppers {
-            is_over,
-            answered,
-            threads,
-        }
+        Shoppers { shop, threads }
+    }
+
+    /// Keeps new clients out: those that the master has not leased yet are lost if it is killed.
+    pub fn close_door(&self) -> RwLockWriteGuard<'_, ()> {
+        self.shop.door.write().expect("no client has panicked")
+    }
+
+    /// Returns how many clients have come.
+    pub fn connections(&self) -> u64 {
+        self.shop.connections.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether a reply was wrong.
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// Waits for this many more replies.
     pub fn wait_for(&self, more: u64) {
-        let wanted = self.answered.load(Ordering::Relaxed) + more;
+        let wanted = self.shop.answered.load(Ordering::Relaxed) + more;
         eventually("requests are answered", || {
-            (self.answered.load(Ordering::Relaxed) >= wanted).then_some(())
+            (self.shop.answered.load(Ordering::Relaxed) >= wanted).then_some(())
         });
     }
 
     /// Stops the clients, and compares their replies with what the apps have begun. Returns the number of replies, and
     /// of those that are errors.
     pub fn finish(self, journal: &Path) -> (usize, usize) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.shop.is_over.store(true, Ordering::Relaxed);
         let mut all = Replies::default();
         for thread in self.threads {
             let replies = thread.join().expect("each reply is right");
@@ -135,50 +184,71 @@ impl Shoppers {
     }
 }
 
-fn shop(
-    mut client: Client,
-    id: u64,
-    is_over: &AtomicBool,
-    answered: &AtomicU64,
-    next: &AtomicU64,
-) -> Replies {
-    let mut replies = Replies::default();
-    let mut random = Random(id + 1);
-    while !is_over.load(Ordering::Relaxed) {
-        let batch: Vec<(u64, bool)> = (0..random.below(3) + 1)
-            .map(|_| {
-                (
-                    next.fetch_add(1, Ordering::Relaxed) + 1,
-                    random.below(2) == 0,
-                )
-            })
-            .collect();
-        for (number, is_order) in &batch {
-            let method = if *is_order { "order" } else { "price" };
-            client.request(method, json!({"n": number, "ms": random.below(30)}));
+impl Shop {
+    /// Connects, and waits until a worker has the client.
+    fn enter(&self) -> Client {
+        let _open = self.door.read().expect("no client has panicked");
+        let mut client = Client::connect(&self.address);
+        assert_eq!(client.call("ping", 0).expect("it is served"), 0);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        client
+    }
+
+    fn serve(&self, mut client: Client, mut random: Random) -> Replies {
+        let mut replies = Replies::default();
+        while !self.is_over.load(Ordering::Relaxed) {
+            let batch: Vec<(u64, bool)> = (0..random.below(3) + 1)
+                .map(|_| {
+                    let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+                    (number, random.once_in(2))
+                })
+                .collect();
+            for (number, is_order) in &batch {
+                let method = if *is_order { "order" } else { "price" };
+                let size = match random.below(20) {
+                    0 => random.below(self.habits.largest),
+                    _ => random.below(self.habits.largest.min(100)),
+                };
+                let params = json!({
+                    "n": number,
+                    "ms": random.below(self.habits.longest),
+                    "filling": "z".repeat(size as usize),
+                });
+                client.request(method, params);
+            }
+            let leaves = random.once_in(self.habits.leaves_once_in);
+            for (number, is_order) in batch {
+                let is_result = !leaves && self.is_result(&mut client, number);
+                let kind = if is_order {
+                    &mut replies.orders
+                } else {
+                    &mut replies.prices
+                };
+                kind.insert(number, is_result);
+            }
+            if leaves {
+                drop(client);
+                client = self.enter();
+            }
         }
-        for (number, is_order) in batch {
-            let result = client.reply().value();
-            let is_result = match &result {
-                Ok(value) => {
-                    assert_eq!(*value, number, "replies come in order");
-                    true
-                }
-                Err(fault) => {
-                    assert_eq!(fault.code(), "crashed", "{fault}");
-                    false
-                }
-            };
-            let kind = if is_order {
-                &mut replies.orders
-            } else {
-                &mut replies.prices
-            };
-            kind.insert(number, is_result);
-            answered.fetch_add(1, Ordering::Relaxed);
+        replies
+    }
+
+    /// Waits for the reply to a request. Returns false if it has crashed.
+    fn is_result(&self, client: &mut Client, number: u64) -> bool {
+        let result = client.reply().value();
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        match result {
+            Ok(value) => {
+                assert_eq!(value, number, "replies come in order");
+                true
+            }
+            Err(fault) => {
+                assert_eq!(fault.code(), "crashed", "{fault}");
+                false
+            }
         }
     }
-    replies
 }
 
 /// Checks that nothing was lost, and that no app is left after the daemon.

@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use fdpassd::testing::Running;
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::program::{Said, ctl, run};
+use crate::common::needs::skip;
+use crate::common::program::{OtherUser, Said, ctl, run};
 use crate::common::{FDPASSD, start};
+use crate::reload_keys::comes_true;
 
 /// All keys of an app.
 pub const KEYS: [&str; 11] = [
@@ -114,4 +119,93 @@ fn a_reload_to_a_broken_app_is_rejected() {
         client.call("ping", 1).expect("nothing has changed");
     }
     assert_eq!(daemon.status().generation.0, 1);
+}
+
+const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_keys/app.py");
+
+/// Returns the configuration with this value of a key; an empty value is that without the key.
+fn config_with(key: &str, value: &str) -> String {
+    let arguments = if key == "command" { value } else { "" };
+    let line = match (key, value) {
+        ("command", _) | (_, "") => String::new(),
+        _ => format!("{key} = {value}\n"),
+    };
+    format!("workers.count = 1\n[app]\ncommand = [\"python3\", \"{APP}\"{arguments}]\n{line}")
+}
+
+/// Returns what shows the value of a key that is in force. An effect that takes time is waited for if it is expected.
+fn shown(daemon: &Running, key: &str, expected: &str) -> String {
+    let status = daemon.wait_for_workers();
+    let app = status.workers[0].app.as_ref().expect("it has an app");
+    let about = || daemon.call("about", ()).expect("a result");
+    match key {
+        "concurrency" => app.concurrency.to_string(),
+        "output" => {
+            let printed = || daemon.stderr().matches("printed by the app").count();
+            let before = printed();
+            comes_true(expected == "true", || {
+                about();
+                printed() > before
+            })
+        }
+        "max-memory" => {
+            daemon.call("eat", ()).expect("a result");
+            // It is checked once a second, while requests come.
+            comes_true(expected == "true", || {
+                about();
+                daemon.wait_for_workers().workers[0].pid != status.workers[0].pid
+            })
+        }
+        _ => match &about()[key] {
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
+        },
+    }
+}
+
+#[test]
+fn each_key_has_its_effect_after_a_reload() {
+    if run("python3", &["--version"]).code != Some(0) {
+        return skip("python3", "there is no python3");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("variables");
+    fs::write(&file, "IN_FILE=2\n").expect("it is ours");
+    let file = format!("{:?}", file.display().to_string());
+    let own_user = crate::common::kernel::user().to_string();
+    let mut rows: Vec<(&str, [&str; 2], [&str; 2])> = vec![
+        ("command", ["", ", \"x\""], ["[]", "[\"x\"]"]),
+        ("directory", ["\"/\"", "\"/proc\""], ["/", "/proc"]),
+        ("environment", ["{}", "{ IN_TABLE = \"1\" }"], ["null", "1"]),
+        ("environment-file", ["", &file], ["null", "2"]),
+        ("concurrency", ["\"app\"", "3"], ["8", "3"]),
+        ("max-memory", ["\"none\"", "\"100MiB\""], ["false", "true"]),
+        ("umask", ["\"0022\"", "\"0027\""], ["022", "027"]),
+        ("output", ["\"log\"", "\"null\""], ["true", "false"]),
+        // Only `fdpassd dev` uses it.
+        ("watch", ["[]", "[\"*.py\"]"], ["null", "null"]),
+    ];
+    let of_users = [
+        ("user", ["", "\"65534\""], [own_user.as_str(), "65534"]),
+        ("group", ["", "\"65533\""], [own_user.as_str(), "65533"]),
+    ];
+    match OtherUser::if_root() {
+        Some(_) => rows.extend(of_users),
+        None => crate::common::needs::skip_part("root", "only root can have another user"),
+    }
+    let daemon = start(&config_with("command", ""));
+    for (key, values, shows) in rows {
+        for index in [0, 1, 0] {
+            let reloaded = daemon.reload_with(&config_with(key, values[index]));
+            assert!(reloaded.is_ok(), "{key}: {reloaded:?}");
+            assert_eq!(
+                shown(&daemon, key, shows[index]),
+                shows[index],
+                "{key} = {}",
+                values[index]
+            );
+        }
+    }
+    let status = daemon.status();
+    assert_eq!((status.lost_total, status.deaths_total), (0, 0));
 }

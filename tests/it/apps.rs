@@ -1,6 +1,8 @@
 //! Methods of an app: the replies to their callers, and to those of others, whatever the app does.
 
+mod callers;
 mod faults;
+mod frames;
 mod kill_points;
 mod requests;
 mod time;
@@ -14,18 +16,24 @@ use crate::common::needs::skip;
 use crate::common::root;
 
 /// Starts the daemon with the app of these tests. None if there is no python3.
-fn start(config: &str) -> Option<Running> {
+pub fn start(config: &str) -> Option<Running> {
     start_with(config, &[])
 }
 
 /// As [`start`], with variables of the app's environment.
 fn start_with(config: &str, variables: &[(&str, &str)]) -> Option<Running> {
-    start_process(config, variables, &[])
+    start_process(config, "", variables, &[])
 }
 
-/// As [`start_with`], with variables of the daemon's environment.
+/// As [`start`], with more keys of `[app]`.
+fn start_app(config: &str, keys: &str) -> Option<Running> {
+    start_process(config, keys, &[], &[])
+}
+
+/// As [`start_with`], with more keys of `[app]` and variables of the daemon's environment.
 fn start_process(
     config: &str,
+    keys: &str,
     variables: &[(&str, &str)],
     of_daemon: &[(&str, &str)],
 ) -> Option<Running> {
@@ -40,7 +48,7 @@ fn start_process(
         .map(|(name, value)| format!("{name} = {value:?}"))
         .collect();
     let config = format!(
-        "{config}\n[app]\ncommand = [\"python3\", {app:?}]\nenvironment = {{ {} }}\n",
+        "{config}\n[app]\ncommand = [\"python3\", {app:?}]\nenvironment = {{ {} }}\n{keys}\n",
         variables.join(", ")
     );
     let setup = of_daemon
@@ -54,7 +62,7 @@ fn start_process(
 }
 
 /// Returns the pid of the app of a worker.
-fn app_of(worker: u32) -> u32 {
+pub fn app_of(worker: u32) -> u32 {
     let children = format!("/proc/{worker}/task/{worker}/children");
     let children = std::fs::read_to_string(children).expect("the worker runs");
     let app = children.split_whitespace().next().expect("it has an app");
@@ -67,7 +75,7 @@ fn kill(pid: u32) {
 }
 
 /// Returns the lines that the methods of the app have written, once there are at least `least`.
-fn counted(daemon: &Running, least: usize) -> Vec<String> {
+pub fn counted(daemon: &Running, least: usize) -> Vec<String> {
     let file = daemon.directory().join("counts");
     eventually("lines of the app", || {
         let lines = std::fs::read_to_string(&file).unwrap_or_default();

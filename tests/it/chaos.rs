@@ -1,5 +1,6 @@
 //! Everything at once, at random: and every request of every client is answered once, in order.
 
+mod apps;
 mod havoc;
 mod load;
 mod plan;
@@ -140,7 +141,7 @@ fn every_request_is_answered_once_in_order_under_random_faults() {
     );
 }
 
-fn variable(name: &str) -> Option<u64> {
+pub fn variable(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(
         value

@@ -11,6 +11,7 @@ mod app_cgroups;
 mod app_check;
 mod app_command;
 mod app_deaths;
+mod app_hangs;
 mod app_keys;
 mod app_lifecycle;
 mod apps;

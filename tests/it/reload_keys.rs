@@ -111,7 +111,7 @@ fn mode(daemon: &Running, name: &str) -> String {
 
 /// Whether that comes true: it is waited for if it is expected, else it may not have come after a while.
 #[track_caller]
-fn comes_true(is_expected: bool, mut is_so: impl FnMut() -> bool) -> String {
+pub fn comes_true(is_expected: bool, mut is_so: impl FnMut() -> bool) -> String {
     if is_expected {
         eventually("the key has its effect", || is_so().then_some(()));
         return true.to_string();

@@ -46,6 +46,9 @@ async def answer(writer, request):
         return
     elif method == "block":
         block(params / 1000)
+    elif method == "open":
+        count("open")
+        os.open(params, os.O_RDONLY)
     elif method == "exit":
         print("the reason of the exit", file=sys.stderr, flush=True)
         os._exit(params)
@@ -60,6 +63,30 @@ async def answer(writer, request):
         # Bytes of a frame, as the caller wants it; ID is the id of the request.
         writer.write(frame(params.replace("ID", str(id)).encode()))
         return
+    elif method == "write_bytes":
+        # The same, of bytes that are no text.
+        writer.write(frame(params.replace("ID", str(id)).encode("latin-1")))
+        return
+    elif method == "long":
+        result = "x" * params
+    elif method == "longest":
+        # An answer that exceeds the longest frame by params.
+        body = b'{"id":%d,"result":"%s"}'
+        length = int(os.environ["FDPASSD_MAX_FRAME"]) + params - len(body % (id, b""))
+        writer.write(frame(body % (id, b"x" * length)))
+        return
+    elif method == "half":
+        wire.setblocking(True)
+        wire.sendall(struct.pack("<I", 1000) + b'{"id":%d,"result":"' % id)
+        if params == "exit":
+            os._exit(0)
+        return
+    elif method == "flood_line":
+        # One line that does not end.
+        sys.stderr.write("z" * params)
+        sys.stderr.flush()
+    elif method == "eat":
+        held.append(bytearray(params << 20))
     elif method == "write_prefix":
         writer.write(struct.pack("<I", params))
         return
@@ -85,10 +112,11 @@ async def main():
     methods = [
         {"name": "echo", "idempotent": True, "reply": "echoed"},
         {"name": "idempotent_sleep", "idempotent": True},
+        {"name": "idempotent_open", "idempotent": True},
     ]
     for name in (
-        "count circumstances sleep until_cancelled never block exit answer_and_exit fault write "
-        "write_prefix close flood spawn metrics"
+        "count circumstances sleep until_cancelled never block open exit answer_and_exit fault write "
+        "write_prefix write_bytes long longest half flood_line eat close flood spawn metrics"
     ).split():
         methods.append({"name": name})
     metrics = [
@@ -101,12 +129,17 @@ async def main():
     while True:
         try:
             (length,) = struct.unpack("<I", await reader.readexactly(4))
-            request = json.loads(await reader.readexactly(length))
+            body = await reader.readexactly(length)
+            request = json.loads(body)
         except asyncio.IncompleteReadError:
             os._exit(0)
+        except RecursionError:
+            # Params that are nested too deeply for the module json.
+            id = int(body[6 : body.index(b",")])
+            writer.write(frame({"id": id, "error": {"code": "bad_params", "message": "nested too deeply"}}))
+            continue
         if "in" in request:
-            if request["in"] == "idempotent_sleep":
-                request["in"] = "sleep"
+            request["in"] = request["in"].removeprefix("idempotent_")
             task = asyncio.create_task(answer(writer, request))
             tasks.add(task)
             task.add_done_callback(tasks.discard)

@@ -67,6 +67,7 @@ fn each_request_is_executed_at_most_once_wherever_its_worker_dies() {
 fn check(point: &str, is_executing: bool) {
     let Some(daemon) = start_process(
         "workers.count = 2",
+        "",
         &[],
         &[("FDPASSD_DIE_AT", &format!("{point}:4"))],
     ) else {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::thread;
 
 /// The words that [`skip`] takes and `REQUIRE` may name.
-const NEEDS: [&str; 20] = [
+const NEEDS: [&str; 21] = [
     "root",             // to become another user, to give files away
     "namespaces",       // of networks, mounts, processes and users, by unshare(1) and ip(8)
     "cgroups",          // a memory cgroup that can be written
@@ -15,6 +15,7 @@ const NEEDS: [&str; 20] = [
     "linux-6.16",       // SO_PASSRIGHTS
     "privileged-ports", // port 80 is for root alone
     "no-journal",       // journald does not run
+    "fuse",             // /dev/fuse, and the right to mount it
     "strace",
     "ss",
     "setpriv",

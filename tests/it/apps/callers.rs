@@ -1,0 +1,186 @@
+//! Clients of an app, whatever they send and however they behave: the limits and errors are those without an app.
+
+use std::io::Write;
+
+use fdpassd::testing::Client;
+use serde_json::{Value, json};
+
+use super::{counted, start, start_with};
+
+#[test]
+fn bad_requests_reach_no_app() {
+    let Some(daemon) = start("workers.count = 1\nlimits.max-frame = \"64KiB\"") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    for body in [
+        b"{}".to_vec(),
+        b"[]".to_vec(),
+        b"".to_vec(),
+        br#"{"in":"echo","in":"echo"}"#.to_vec(),
+        br#"{"in":"echo","params":NaN}"#.to_vec(),
+        br#"{"in":"echo","params":1"#.to_vec(),
+        br#"{"in":7}"#.to_vec(),
+        b"{\"in\":\"echo\",\"params\":\"\xff\"}".to_vec(),
+    ] {
+        let shown = String::from_utf8_lossy(&body).into_owned();
+        client.send_frame(&body);
+        let fault = client.reply().value().expect_err(&shown);
+        assert_eq!(fault.code(), "bad_request", "{shown}");
+    }
+    let fault = client.call("nobody", 1).expect_err("no such method");
+    assert_eq!(fault.code(), "unknown_method");
+    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    let mut large = daemon.connect();
+    large.request("echo", "x".repeat(64 << 10));
+    let fault = large.reply().value().expect_err("too large");
+    assert_eq!(fault.code(), "too_large");
+    large.expect_end();
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+#[test]
+fn params_are_passed_however_deeply_they_are_nested() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    client.send_frame(format!(r#"{{"in":"echo","params":{}}}"#, nested(300)));
+    let expected = format!(r#"{{"out":"echoed","result":{}}}"#, nested(300));
+    assert_eq!(
+        String::from_utf8(client.receive()).expect("UTF-8"),
+        expected
+    );
+    // Python cannot read these, and the app answers so.
+    client.send_frame(format!(r#"{{"in":"echo","params":{}}}"#, nested(200_000)));
+    let fault = client.reply().value().expect_err("too deep for the app");
+    assert_eq!(fault.code(), "bad_params");
+    // A result of any depth.
+    let answer = format!(r#"{{"id":ID,"result":{}}}"#, nested(200_000));
+    client.request("write", answer);
+    let expected = format!(r#"{{"out":"write_r","result":{}}}"#, nested(200_000));
+    assert!(client.receive() == expected.as_bytes());
+    assert_eq!(daemon.status().deaths_total, 0);
+}
+
+#[test]
+fn long_frames_with_more_behind_them_are_answered_in_order() {
+    let Some(daemon) = start("workers.count = 2") else {
+        return;
+    };
+    let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    let long = |client: usize, round: usize| format!("{client}.{round} {}", "x".repeat(300_000));
+    let mut writers: Vec<_> = Vec::new();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let mut writer = client.writer();
+        let bytes: Vec<u8> = (0..5)
+            .flat_map(|round| {
+                let request = json!({"in": "echo", "params": long(number, round)}).to_string();
+                let count = json!({"in": "count", "params": format!("{number}.{round}")});
+                let ping = json!({"in": "ping", "params": round}).to_string();
+                [request, count.to_string(), ping]
+                    .map(|body| client.frame(body))
+                    .concat()
+            })
+            .collect();
+        writers.push(std::thread::spawn(move || {
+            writer.write_all(&bytes).expect("it is sent");
+            writer.finish();
+        }));
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        for round in 0..5 {
+            assert!(client.reply().value().expect("a result") == long(number, round));
+            assert_eq!(
+                client.reply().value(),
+                Ok(json!(format!("{number}.{round}")))
+            );
+            assert_eq!(client.reply().value(), Ok(json!(round)));
+        }
+        client.expect_end();
+    }
+    writers
+        .into_iter()
+        .for_each(|writer| writer.join().expect("it is sent"));
+    let mut lines = counted(&daemon, 30);
+    lines.sort();
+    lines.dedup();
+    assert_eq!(lines.len(), 30);
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_only_itself() {
+    let Some(daemon) = start_with("workers.count = 1", &[("CONCURRENCY", "2")]) else {
+        return;
+    };
+    let mut lazy: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
+    for (number, client) in lazy.iter_mut().enumerate() {
+        for _ in 0..20 {
+            client.request("long", 900_000);
+        }
+        client.request("count", number);
+    }
+    let mut other = daemon.connect();
+    for number in 0..50 {
+        assert_eq!(other.call("echo", number), Ok(json!(number)));
+    }
+    daemon.wait_until("nothing is away", |status| status.workers[0].away == 0);
+    let counts = daemon.directory().join("counts");
+    assert!(
+        !counts.exists(),
+        "nothing is executed for a client that does not read"
+    );
+    for (number, client) in lazy.iter_mut().enumerate() {
+        for _ in 0..20 {
+            let result = client.reply().value().expect("a result");
+            assert_eq!(result.as_str().map(str::len), Some(900_000));
+        }
+        assert_eq!(client.reply().value(), Ok(json!(number)));
+    }
+    assert_eq!(daemon.status().deaths_total, 0);
+}
+
+#[test]
+fn a_client_that_half_closes_gets_its_answers() {
+    let Some(daemon) =
+        start("listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1")
+    else {
+        return;
+    };
+    for address in daemon.addresses() {
+        let mut client = Client::connect(address);
+        client.request("sleep", (300, "x"));
+        client.request("echo", 1);
+        client.finish();
+        assert_eq!(client.reply().value(), Ok(json!(["x", null])));
+        assert_eq!(client.reply().value(), Ok(json!(1)));
+        client.expect_end();
+    }
+    assert_eq!(daemon.status().errors_total, 0);
+}
+
+#[test]
+fn a_late_answer_is_dropped() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let mut client = daemon.connect();
+    client.request("sleep", (900, "late"));
+    client.request("echo", 2);
+    assert_eq!(client.reply().value().expect_err("late").code(), "timeout");
+    assert_eq!(client.reply().value(), Ok(json!(2)));
+    // Of a client that has left.
+    let mut leaver = daemon.connect();
+    leaver.request("sleep", (200, "gone"));
+    counted(&daemon, 2);
+    drop(leaver);
+    daemon.wait_until("its permit returns", |status| {
+        (status.clients, status.workers[0].away) == (1, 0)
+    });
+    assert_eq!(client.call("echo", Value::Null), Ok(Value::Null));
+    assert_eq!(daemon.status().deaths_total, 0);
+}

@@ -1,0 +1,267 @@
+//! Apps and everything at once, at random: and every request of every client is answered once, in order.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fdpassd::proto::control::Status;
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::variable;
+use crate::app_deaths::{Habits, Shoppers, apps, config, end, journal, kill_9};
+use crate::common::random::Random;
+use crate::common::restart::{self, How};
+use crate::common::{FDPASSD, at_rest, kernel, let_pass};
+
+const CLIENTS: u64 = 144;
+
+/// Requests that one app has at a time.
+const CONCURRENCY: usize = 64;
+
+const LIMITS: &str = "limits.stall-timeout = \"1s\"\nlimits.request-timeout = \"none\"\n\
+    limits.drain-timeout = \"20s\"\nlimits.restart-grace = \"50ms\"\n";
+
+/// The source of the faults.
+struct Havoc<'a> {
+    random: Random,
+    manager: &'a ServiceManager,
+    shoppers: &'a Shoppers,
+    /// How often what was done.
+    done: BTreeMap<String, u64>,
+    /// Processes that were killed.
+    killed: u64,
+    /// The most requests that were away at one worker.
+    most_away: u64,
+    /// Clients of the control socket that wait for a reply.
+    waiting: Vec<Client>,
+    held: Vec<u64>,
+}
+
+impl Havoc<'_> {
+    /// Does something.
+    fn act(&mut self, daemon: Running) -> Running {
+        let status = daemon.status();
+        let away = status.workers.iter().map(|worker| worker.away).max();
+        self.most_away = self.most_away.max(away.unwrap_or(0));
+        match self.random.below(32) {
+            0..6 => self.kill_one(&daemon, "app"),
+            6..11 => self.kill_one(&daemon, "worker"),
+            11..15 => self.kill_one(&daemon, "worker and app"),
+            15..17 => self.kill_all(&daemon, "all apps"),
+            17..19 => self.kill_all(&daemon, "all"),
+            19..21 => self.ask(&daemon, "reload", json!({})),
+            21 => self.ask(&daemon, "recycle", json!({})),
+            22 => {
+                let count = 1 + self.random.below(3);
+                self.ask(&daemon, "scale", json!({ "count": count }));
+            }
+            23 => self.hold(&daemon, &status),
+            24 => {
+                let _ = daemon.ctl("drain");
+                let_pass(Duration::from_millis(self.random.below(20)));
+                let _ = daemon.ctl("undrain");
+                self.note("drain");
+            }
+            25 => self.ask(&daemon, "rebalance", json!({})),
+            26..29 => self.stop(&daemon),
+            _ => return self.restart(daemon),
+        }
+        let_pass(Duration::from_millis(self.random.below(40)));
+        daemon
+    }
+
+    fn note(&mut self, what: &str) {
+        *self.done.entry(what.to_owned()).or_default() += 1;
+    }
+
+    fn kill(&mut self, pids: &[u32]) {
+        self.killed += pids.len() as u64;
+        pids.iter().copied().for_each(kill_9);
+    }
+
+    fn kill_one(&mut self, daemon: &Running, what: &str) {
+        let status = daemon.status();
+        let pairs: Vec<[Option<u32>; 2]> = status
+            .workers
+            .iter()
+            .map(|worker| [worker.pid, worker.app.as_ref().map(|app| app.pid)])
+            .collect();
+        let [worker, app] = self.random.pick(&pairs);
+        let mut victims: Vec<u32> = match what {
+            "app" => vec![app],
+            "worker" => vec![worker],
+            _ => vec![worker, app],
+        }
+        .into_iter()
+        .flatten()
+        .collect();
+        if self.random.once_in(2) {
+            victims.reverse();
+        }
+        self.kill(&victims);
+        self.note(what);
+    }
+
+    fn kill_all(&mut self, daemon: &Running, what: &str) {
+        let mut victims = apps(daemon.directory());
+        if what == "all" {
+            victims.extend(daemon.worker_pids());
+        }
+        if self.random.once_in(2) {
+            victims.reverse();
+        }
+        self.kill(&victims);
+        self.note(what);
+    }
+
+    /// The reply comes at the end; this does not wait for it.
+    fn ask(&mut self, daemon: &Running, verb: &'static str, params: serde_json::Value) {
+        self.note(verb);
+        if self.waiting.len() > 2 {
+            self.waiting.remove(0);
+        }
+        self.waiting.push(daemon.ctl_request(verb, params));
+    }
+
+    fn hold(&mut self, daemon: &Running, status: &Status) {
+        let ids = status.workers.iter().filter_map(|worker| worker.id);
+        let ids: Vec<u64> = ids.map(|id| id.0).collect();
+        if let Some(id) = self.held.pop() {
+            self.ask(daemon, "release", json!({ "worker": id }));
+        } else if !ids.is_empty() {
+            let id = self.random.pick(&ids);
+            self.ask(daemon, "hold", json!({ "worker": id }));
+            self.held.push(id);
+        }
+    }
+
+    /// Stops a process for a while.
+    fn stop(&mut self, daemon: &Running) {
+        let processes = [apps(daemon.directory()), daemon.worker_pids()].concat();
+        if processes.is_empty() {
+            return;
+        }
+        let pid = Pid::from_raw(self.random.pick(&processes).cast_signed());
+        // It may have ended by now.
+        let _ = kill(pid, Signal::SIGSTOP);
+        let_pass(Duration::from_millis(20 + self.random.below(200)));
+        let _ = kill(pid, Signal::SIGCONT);
+        self.note("stop");
+    }
+
+    /// Ends all that it has begun.
+    fn settle(&mut self, daemon: &Running) {
+        for id in std::mem::take(&mut self.held) {
+            self.ask(daemon, "release", json!({ "worker": id }));
+        }
+        for mut client in std::mem::take(&mut self.waiting) {
+            // Some requests are refused, such as that of a worker that is gone.
+            let _ = client.reply();
+        }
+        daemon.wait_for_workers();
+    }
+
+    /// Has another master take over.
+    fn restart(&mut self, daemon: Running) -> Running {
+        self.settle(&daemon);
+        let how = self.random.pick(&How::ALL);
+        let _door = self.shoppers.close_door();
+        if how == How::Kill {
+            // A client without a worker is lost with its master.
+            daemon.wait_until("each client has a worker", |status| {
+                let workers = status.workers.iter().map(|worker| worker.clients);
+                let leaving = status.leaving.iter().map(|worker| worker.clients);
+                status.restart_keeps_clients
+                    && workers.chain(leaving).sum::<u64>() == status.clients
+            });
+            self.killed += 1;
+        }
+        self.note(&format!("{how:?} the master"));
+        restart::restart(self.manager, daemon, how, Path::new(FDPASSD))
+    }
+}
+
+/// Kills of apps, workers, both, all and masters, with stops, reloads, recycling, holding, draining, scaling, rebalancing,
+/// restarts and upgrades among them, under clients whose requests take up to 60 ms in their apps. Some leave before the
+/// answer.
+///
+/// Idempotent requests are answered right and in order, but for one that was executing at two deaths, which has crashed.
+/// Others are answered with their result or `crashed`, and have run at most once, and once if there is a result. No client
+/// is lost; no process and no descriptor is left.
+///
+/// `CHAOS_SEED`, `CHAOS_SECONDS`: as in the test of native methods.
+#[test]
+fn requests_of_apps_are_answered_once_under_random_faults() {
+    let Some(config) = config(2, CONCURRENCY, LIMITS) else {
+        return;
+    };
+    let random = Random::new("CHAOS_SEED");
+    let duration = Duration::from_secs(variable("CHAOS_SECONDS").unwrap_or(6));
+    let manager = ServiceManager::new();
+    let mut daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    // At the end the last master has taken over as well.
+    daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
+    let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
+    let habits = Habits {
+        longest: 60,
+        largest: 300_000,
+        leaves_once_in: 100,
+    };
+    let shoppers = Shoppers::start_with(&daemon, CLIENTS, habits, &random);
+    let mut havoc = Havoc {
+        random: random.part(CLIENTS),
+        manager: &manager,
+        shoppers: &shoppers,
+        done: BTreeMap::new(),
+        killed: 0,
+        most_away: 0,
+        waiting: Vec::new(),
+        held: Vec::new(),
+    };
+    shoppers.wait_for(CLIENTS);
+    let begin = Instant::now();
+    while begin.elapsed() < duration && !shoppers.has_failed() {
+        daemon = havoc.act(daemon);
+    }
+    havoc.settle(&daemon);
+    let _ = daemon.ctl_with("scale", json!({"count": 2}));
+    let (done, killed, most_away) = (havoc.done, havoc.killed, havoc.most_away);
+    let connections = shoppers.connections();
+    let (replies, errors) = shoppers.finish(&journal(&daemon));
+    let status = daemon.wait_until("all clients have left", |status| {
+        (status.clients, status.leaving.len(), status.workers.len()) == (0, 0, 2)
+    });
+    println!(
+        "{done:?}\n{killed} processes killed; {replies} requests on {connections} connections, {errors} crashed or \
+         abandoned; {} run again, {} deaths, {} moves, {most_away} away at once",
+        status.reruns_total, status.deaths_total, status.moved_total
+    );
+    daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
+    check_rest(&daemon, descriptors);
+    end(daemon, CLIENTS);
+}
+
+/// There is one app for each worker, and the master has no descriptor more than at first.
+fn check_rest(daemon: &Running, descriptors: usize) {
+    daemon.wait_for_workers();
+    eventually("each process has its place", || {
+        let mut running = apps(daemon.directory());
+        let status = daemon.status();
+        let known = status
+            .workers
+            .iter()
+            .filter_map(|worker| worker.app.as_ref());
+        let mut known: Vec<u32> = known.map(|app| app.pid).collect();
+        running.sort_unstable();
+        known.sort_unstable();
+        (running == known && running.len() == 2).then_some(())
+    });
+    let left = at_rest(daemon, || kernel::descriptors(daemon.pid()));
+    assert_eq!(left.len(), descriptors, "{left:?}");
+}
