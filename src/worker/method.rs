@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::reply::{Call, Fault, Reply};
-use crate::proto::rpc::{Code, is_method_name};
+use crate::proto::rpc::{Code, is_fault_code, is_method_name};
 
 pub(super) type Handler<S> = Box<dyn Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault>>;
 
@@ -158,8 +158,8 @@ impl<S> Method<S> {
         let why = match of_daemon {
             Some(Code::BadParams | Code::Internal) => return fault,
             Some(_) => "only the daemon itself uses it",
-            None if is_method_name(code) => return fault,
-            None => "a code is [a-z][a-z0-9_.-]{0,63}, but not \"error\"",
+            None if is_fault_code(code) => return fault,
+            None => "a code is [a-z][a-z0-9_]{0,63}",
         };
         let code: String = code.chars().take(64).collect();
         log::error!(
