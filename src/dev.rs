@@ -5,6 +5,9 @@
 //! ```
 //!
 //! The master reports the outcome in its log. Changes during a reload cause another one after it.
+//!
+//! If the app does not start at first, there is no master: its process waits for the end of this one, which ends with
+//! the next change, and starts the daemon again.
 
 mod files;
 mod glob;
@@ -24,6 +27,9 @@ use crate::sys::process::{self, Executable};
 
 /// The first argument of the process.
 pub const WATCH: &str = "watch";
+
+/// The first argument of the master's process while it waits for a change.
+pub const AWAIT_CHANGE: &str = "await-change";
 
 /// The time after the last change until the reload: an editor or a checkout may write several files.
 const QUIET_INTERVAL: Duration = Duration::from_millis(100);
@@ -72,18 +78,55 @@ impl Watched {
     }
 }
 
-/// Starts the process, as a child of this process, which becomes the master. It ends with the master.
+/// Starts the process, as a child of this process, which becomes the master. It ends with the master. Returns its pid.
 ///
 /// # Errors
 /// Those of fork and exec.
-pub fn start(name: &str, watched: &Watched) -> io::Result<()> {
+pub fn start(name: &str, watched: &Watched) -> io::Result<u32> {
     let watched = serde_json::to_string(watched)?;
     let stdin = File::open("/dev/null")?.into();
-    Executable::current()?.spawn(name, &[WATCH, watched.as_str()], stdin)?;
-    Ok(())
+    Executable::current()?.spawn(name, &[WATCH, watched.as_str()], stdin)
 }
 
-/// Runs the process.
+/// Makes this process, whose daemon has failed to start, one that waits until process `watcher` ends because a file has
+/// changed, and starts the daemon again.
+///
+/// It becomes another program for that, because then signals end it as they end any other.
+///
+/// # Errors
+/// Those of exec; otherwise it does not return.
+pub fn await_change(name: &str, watcher: u32) -> io::Error {
+    report("waiting for a change of a file");
+    let own = std::env::args().skip(1);
+    let arguments: Vec<String> = [AWAIT_CHANGE.to_owned(), watcher.to_string()]
+        .into_iter()
+        .chain(own)
+        .collect();
+    become_program(name, &arguments)
+}
+
+/// Waits for the end of process `watcher`, and becomes the daemon with these arguments.
+///
+/// # Errors
+/// When it was started by hand, or no longer watches files.
+pub fn run_again(name: &str, watcher: &str, arguments: &[String]) -> Result<(), String> {
+    process::unblock_signals();
+    let watcher = watcher.parse().ok();
+    match watcher.map(process::wait_for_child) {
+        Some(Ok(true)) => Err(become_program(name, arguments))
+            .map_err(|error| format!("cannot start again: {error}")),
+        _ => Err("files are no longer watched".to_owned()),
+    }
+}
+
+fn become_program(name: &str, arguments: &[String]) -> io::Error {
+    match Executable::current() {
+        Ok(program) => program.become_it(name, arguments, &[]),
+        Err(error) => error,
+    }
+}
+
+/// Runs the process that watches.
 ///
 /// # Errors
 /// When it was started by hand, or cannot watch files.
@@ -101,8 +144,19 @@ pub fn run(watched: &str) -> Result<(), String> {
         let changed = files
             .wait_for_change(QUIET_INTERVAL)
             .map_err(|error| format!("no longer watches files: {error}"))?;
-        report(&format!("{} has changed; reloading", changed.display()));
-        while !reload(&watched) {
+        let changed = changed.display();
+        if connect(&watched).is_ok() {
+            report(&format!("{changed} has changed; reloading"));
+        }
+        loop {
+            match reload(&watched) {
+                ReloadAttempt::Done => break,
+                ReloadAttempt::Refused => {}
+                ReloadAttempt::NotRunning => {
+                    report(&format!("{changed} has changed; starting again"));
+                    return Ok(());
+                }
+            }
             // The next reload has these changes, too.
             files
                 .skip_changes(RETRY_INTERVAL)
@@ -111,16 +165,33 @@ pub fn run(watched: &str) -> Result<(), String> {
     }
 }
 
-/// Requests a reload and waits for its outcome, which the master logs. Returns false if another one is in progress.
-fn reload(watched: &Watched) -> bool {
+/// Result of a request for a reload.
+enum ReloadAttempt {
+    /// The master has logged the outcome, or the process has reported why there is none.
+    Done,
+    /// It must be requested again: another one is in progress, or the daemon ends because it has failed to start.
+    Refused,
+    /// The daemon has failed to start.
+    NotRunning,
+}
+
+/// Requests a reload and waits for its outcome, which the master logs.
+fn reload(watched: &Watched) -> ReloadAttempt {
     let outcome = connect(watched).and_then(|mut master| master.ask(Verb::Reload));
     match outcome {
-        Err(Error::Refused { code, .. }) => code != RefusalCode::Busy.as_str(),
-        Err(error) => {
-            report(&format!("cannot reload: {error}"));
-            true
+        Err(Error::Refused { code, .. }) if code == RefusalCode::Busy.as_str() => {
+            ReloadAttempt::Refused
         }
-        Ok(_) => true,
+        Err(Error::NotRunning { .. }) => ReloadAttempt::NotRunning,
+        Err(Error::Closed) => ReloadAttempt::Refused,
+        Err(error) => {
+            // The master logs why it refuses.
+            if !matches!(error, Error::Refused { .. }) {
+                report(&format!("cannot reload: {error}"));
+            }
+            ReloadAttempt::Done
+        }
+        Ok(_) => ReloadAttempt::Done,
     }
 }
 

@@ -120,11 +120,11 @@ impl AppArguments {
     }
 }
 
-/// Starts the process that watches the files of an app and requests reloads from this process.
+/// Starts the process that watches the files of an app and requests reloads from this process. Returns its pid.
 ///
 /// # Errors
 /// The reason why there is nothing to watch, or the process cannot be started.
-pub(super) fn watch(name: &str, app: &AppConfig) -> Result<(), String> {
+pub(super) fn watch(name: &str, app: &AppConfig) -> Result<u32, String> {
     let patterns = app.watch.iter().map(|pattern| pattern.0.clone()).collect();
     let directory = app.directory.clone().unwrap_or_else(|| PathBuf::from("/"));
     let watched = Watched::new(name, directory, &app.command, patterns)?;

@@ -75,6 +75,10 @@ pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Method
         }
         (Some("resume"), Some(number)) => resume_master(name, version, number),
         (Some(dev::WATCH), Some(watched)) => checked(name, dev::run(watched)),
+        (Some(dev::AWAIT_CHANGE), Some(watcher)) => {
+            let own = std::env::args().skip(3).collect::<Vec<_>>();
+            checked(name, dev::run_again(name, watcher, &own))
+        }
         _ => run_arguments(name, version, arguments),
     }
 }
@@ -142,13 +146,14 @@ fn run_app(app: &AppArguments, name: &str, version: &'static str) -> ExitCode {
     };
     let standard_file = standard_file(name);
     let loaded = Config::load(ConfigPlace::new(Some(&command_line), None, &standard_file));
-    if let Ok(loaded) = &loaded
-        && app.is_dev()
-        && let Err(reason) = app::watch(name, &loaded.config.app)
-    {
-        return fail(name, EX_USAGE, &reason);
-    }
-    start(
+    let watcher = match &loaded {
+        Ok(loaded) if app.is_dev() => match app::watch(name, &loaded.config.app) {
+            Ok(watcher) => Some(watcher),
+            Err(reason) => return fail(name, EX_USAGE, &reason),
+        },
+        _ => None,
+    };
+    let code = start(
         name,
         version,
         loaded,
@@ -156,7 +161,13 @@ fn run_app(app: &AppArguments, name: &str, version: &'static str) -> ExitCode {
             config_file: None,
             command_line: Some(command_line),
         },
-    )
+    );
+    match watcher {
+        Some(watcher) if code == ExitCode::from(EX_SOFTWARE) => {
+            fail(name, EX_OSERR, &dev::await_change(name, watcher))
+        }
+        _ => code,
+    }
 }
 
 fn standard_file(name: &str) -> PathBuf {

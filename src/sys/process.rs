@@ -103,6 +103,20 @@ pub fn collect(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Waits for the end of a child, and collects it. Returns whether its status is 0.
+///
+/// # Errors
+/// Those of waitpid(2): ECHILD if it is no child of this process, or was collected.
+pub fn wait_for_child(pid: u32) -> io::Result<bool> {
+    loop {
+        match waitpid(pid_of(pid), None) {
+            Err(Errno::EINTR) => {}
+            Ok(status) => return Ok(matches!(status, WaitStatus::Exited(_, 0))),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Kills a child that has not been collected yet, so that the pid can only be its own.
 ///
 /// # Errors

@@ -5,12 +5,13 @@ use std::process::Command;
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, eventually};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::common::FDPASSD;
 use crate::common::needs::skip;
 use crate::common::program::{FDPASSCTL, Program, Said};
+use crate::common::{FDPASSD, kernel};
 
 /// An app whose method `times` multiplies by FACTOR.
 const APP: &str = r#"
@@ -60,14 +61,23 @@ impl Place {
 
     /// Starts the daemon, and connects a client to the address that it prints.
     fn start(&self, verb: &str) -> (Program, Client) {
+        let mut daemon = self.spawn(verb);
+        let client = Place::connect(&mut daemon);
+        (daemon, client)
+    }
+
+    fn spawn(&self, verb: &str) -> Program {
         let arguments = [verb, "--listen", "127.0.0.1:0", "--", "python3", "app.py"];
-        let mut daemon = Program::start(&mut self.command(FDPASSD, &arguments));
+        Program::start(&mut self.command(FDPASSD, &arguments))
+    }
+
+    fn connect(daemon: &mut Program) -> Client {
         let line = daemon.line();
         let (_, rest) = line.split_once(" listens on ").expect("an address");
         let (address, call) = rest.split_once("; call it: ").expect("a call");
         assert!(call.contains(&format!("--to {address}")), "{line}");
         let address: Address = address.parse().expect("an address");
-        (daemon, Client::connect(&address))
+        Client::connect(&address)
     }
 
     fn ctl(&self, arguments: &[&str]) -> Said {
@@ -146,6 +156,50 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
         said.err
     );
     assert!(said.err.contains("app: ValueError: no"), "{}", said.err);
+}
+
+#[test]
+fn dev_waits_for_code_that_starts() {
+    let Some(place) = Place::new() else { return };
+    let app = place.0.path().join("app.py");
+    fs::write(&app, "raise ValueError('no')").expect("it is ours");
+    let mut daemon = place.spawn("dev");
+    daemon.wait_for_argument("await-change");
+    fs::write(&app, "raise ValueError('not yet')").expect("it is ours");
+    daemon.wait_for_argument("dev");
+    daemon.wait_for_argument("await-change");
+    place.write(3);
+    let mut client = Place::connect(&mut daemon);
+    assert_eq!(client.call("times", 21), Ok(json!(63)));
+    // It reloads as if it had started at once.
+    place.write(5);
+    eventually("the new code", || {
+        (client.call("times", 21) == Ok(json!(105))).then_some(())
+    });
+    let said = place.ctl(&["stop"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let said = daemon.finish();
+    assert_eq!(said.code, Some(0));
+    for expected in [
+        "app: ValueError: no\n",
+        "app: ValueError: not yet\n",
+        "fdpassd dev: waiting for a change",
+        "fdpassd dev: app.py has changed; starting again",
+    ] {
+        assert!(said.err.contains(expected), "{expected}: {}", said.err);
+    }
+}
+
+#[test]
+fn dev_that_waits_ends_by_a_signal() {
+    let Some(place) = Place::new() else { return };
+    fs::write(place.0.path().join("app.py"), "exit(1)").expect("it is ours");
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let daemon = place.spawn("dev");
+        daemon.wait_for_argument("await-change");
+        kernel::send(daemon.pid(), signal);
+        assert_eq!(daemon.finish().code, None, "{signal}");
+    }
 }
 
 #[test]

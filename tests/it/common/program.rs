@@ -53,6 +53,16 @@ impl Program {
         self.0.try_wait().expect("it is our child").is_none()
     }
 
+    /// Waits until its first argument is this one: the process may become another program.
+    #[track_caller]
+    pub fn wait_for_argument(&self, first: &str) {
+        eventually("the program has this argument", || {
+            let arguments = fs::read(format!("/proc/{}/cmdline", self.pid())).expect("it runs");
+            let argument = arguments.split(|byte| *byte == 0).nth(1);
+            (argument == Some(first.as_bytes())).then_some(())
+        });
+    }
+
     /// Waits for the first line that it says.
     #[track_caller]
     pub fn line(&mut self) -> String {
