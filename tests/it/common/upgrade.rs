@@ -41,7 +41,9 @@ impl Programs {
         let copy = self.0.path().join(name);
         // By a process of its own: a program that is open for writing cannot be run, and a child that another test
         // starts at that time has a copy of all that is open here.
+        // A copy of this name may still be running, and is not overwritten.
         let copied = Command::new("cp")
+            .arg("--remove-destination")
             .arg(program)
             .arg(&copy)
             .status()
