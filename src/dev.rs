@@ -169,7 +169,7 @@ pub fn run(watched: &str) -> Result<(), String> {
 enum ReloadAttempt {
     /// The master has logged the outcome, or the process has reported why there is none.
     Done,
-    /// It must be requested again: another one is in progress, or the daemon ends because it has failed to start.
+    /// Another one is in progress, or the daemon ends because it has failed to start. It must be requested again.
     Refused,
     /// The daemon has failed to start.
     NotRunning,

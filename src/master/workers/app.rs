@@ -72,9 +72,19 @@ impl Worker {
 pub(super) struct WorkerEnd<'a> {
     pub(super) exit: Exit,
     pub(super) app: Option<&'a AppGone>,
+    /// The master has killed it, so no lack of memory explains the end, whatever else the kernel has killed.
+    pub(super) is_by_master: bool,
 }
 
-impl WorkerEnd<'_> {
+impl<'a> WorkerEnd<'a> {
+    pub(super) fn new(exit: Exit, app: Option<&'a AppGone>, is_by_master: bool) -> WorkerEnd<'a> {
+        WorkerEnd {
+            exit,
+            app,
+            is_by_master,
+        }
+    }
+
     /// Returns how the process ended that ended first: a worker exits because its app has ended.
     pub(super) fn first_exit(&self) -> Exit {
         match self.app.map(|gone| gone.end) {
@@ -142,20 +152,14 @@ mod tests {
             (AppEnd::Unresponsive, false, false, Cause::Timeout),
         ] {
             let gone = gone(end);
-            let end = WorkerEnd {
-                exit,
-                app: Some(&gone),
-            };
+            let end = WorkerEnd::new(exit, Some(&gone), false);
             assert_eq!(end.may_be_of_a_request(), is_of_request, "{end:?}");
             assert_eq!(end.is_own_doing(), is_own, "{end:?}");
             assert_eq!(end.cause(false, None), cause, "{end:?}");
             assert!(!end.is_orderly());
         }
         let finished = gone(AppEnd::Finished);
-        let end = WorkerEnd {
-            exit: Exit::Status(0),
-            app: Some(&finished),
-        };
+        let end = WorkerEnd::new(Exit::Status(0), Some(&finished), false);
         assert!(end.is_orderly());
     }
 

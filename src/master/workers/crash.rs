@@ -283,16 +283,17 @@ impl Workers {
     ) -> Blame {
         let suspects = Suspect::all(methods, recovery);
         let is_killed = matches!(end.first_exit(), Exit::Signal { number: KILL, .. });
+        let is_out_of_memory =
+            is_killed && !end.is_by_master && self.oom_kills.take(process::oom_kills(), now);
         let mut blame = Blame {
             request: name_all(&suspects),
             outcome: consequence(&suspects),
-            is_out_of_memory: is_killed && self.oom_kills.take(process::oom_kills(), now),
+            is_out_of_memory,
             ..Blame::default()
         };
         let reruns = suspects.iter().filter(|suspect| suspect.is_rerun());
         telemetry.counts.reruns += reruns.count() as u64;
-        let is_of_one =
-            suspects.len() == 1 && (blame.is_out_of_memory || end.may_be_of_a_request());
+        let is_of_one = suspects.len() == 1 && (is_out_of_memory || end.may_be_of_a_request());
         for suspect in suspects {
             let is_timed_out = suspect.request.is_timed_out;
             if (is_timed_out || is_of_one) && !suspect.is_rerun() {
@@ -449,10 +450,7 @@ mod tests {
             end,
             reason: "has ended".to_owned(),
         };
-        let end = WorkerEnd {
-            exit: Exit::Status(70),
-            app: Some(&gone),
-        };
+        let end = WorkerEnd::new(Exit::Status(70), Some(&gone), false);
         let mut telemetry = Telemetry::new();
         let (left, now) = (left(requests), Instant::now());
         let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
@@ -562,6 +560,24 @@ mod tests {
             !kills.take(None, at(6)) && !kills.take(Some(99), at(6)),
             "not counted for a while"
         );
+    }
+
+    #[test]
+    fn a_kill_by_the_master_is_no_lack_of_memory() {
+        let now = Instant::now();
+        let mut workers = workers(now);
+        let exit = Exit::Signal {
+            number: KILL,
+            core: false,
+        };
+        for is_by_master in [true, false] {
+            // The kernel has killed a process, too.
+            workers.oom_kills.unexplained = 1;
+            let end = WorkerEnd::new(exit, None, is_by_master);
+            let (left, mut telemetry) = (left(&[]), Telemetry::new());
+            let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
+            assert_eq!(blame.is_out_of_memory, !is_by_master);
+        }
     }
 
     #[test]

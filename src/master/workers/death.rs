@@ -120,8 +120,7 @@ impl Workers {
             ..
         } = worker;
         let doom = life.doom();
-        let app = app.gone.as_ref();
-        let end = WorkerEnd { exit, app };
+        let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
         let is_timed_out = doom == Some(Doom::TimedOut);
         let mut recovery = leases.recover_clients(&shm, written, is_timed_out);
         let blame = self.lay_blame(end, &methods, &recovery, telemetry, now);
