@@ -7,7 +7,8 @@
 #  - sendfile(2), copy_file_range(2) and a write to an eventfd count; send(2) to the same socket does not;
 #  - splice(2), io_submit(2) and io_uring do not count, not even an IORING_OP_WRITE that completes within io_uring_enter(2);
 #  - a call that writes nothing (EAGAIN) increments syscw;
-#  - the account of a process's first thread can be read from the zombie, until the zombie is waited for.
+#  - the account of a process's first thread can be read from the zombie, until the zombie is waited for;
+#  - but its file belongs to root then: its own user can read it only by a descriptor that was opened before the death.
 #
 # Needs cc and Linux with task I/O accounting. The io_uring rows are skipped where io_uring is not allowed.
 set -euo pipefail
@@ -25,6 +26,7 @@ cat > "$folder/count.c" <<'C'
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -146,6 +148,24 @@ int main(void) {
     printf("%-46s thread %5lld bytes %lld calls; after it is waited for: %s\n", "a zombie that was killed", zombie.wchar,
            zombie.syscw, after.wchar < 0 ? "gone" : "still there");
     failed |= zombie.wchar != 4321 || zombie.syscw != 1 || after.wchar >= 0;
+
+    if (geteuid() == 0 && setuid(65534) == 0) prctl(PR_SET_DUMPABLE, 1);
+    int asks[2];
+    if (pipe(asks)) return 2;
+    child = fork();
+    if (child == 0) { char go; read(asks[0], &go, 1); write(null, data, 4321); kill(getpid(), 9); }
+    snprintf(path, sizeof path, "/proc/%d/task/%d/io", child, child);
+    char text[512] = "";
+    int kept = open(path, O_RDONLY);
+    write(asks[1], "", 1);
+    waitid(P_PID, child, &info, WEXITED | WNOWAIT);
+    int opened = open(path, O_RDONLY), reason = errno;
+    int length = pread(kept, text, sizeof text - 1, 0);
+    char *sum = strstr(text, "wchar: ");
+    printf("%-46s open: %s; by a descriptor from before: %s\n", "the same without root", opened < 0 ? strerror(reason) : "works",
+           length < 0 ? strerror(errno) : sum ? strtok(sum, "\n") : "nothing");
+    failed |= opened >= 0 || reason != EACCES || length <= 0 || !sum || atoi(sum + 7) != 4321;
+    waitpid(child, &status, 0);
     return failed;
 }
 C

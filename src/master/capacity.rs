@@ -10,8 +10,8 @@ use crate::shm::Layout;
 /// ones, the poller, signals, the program, the log, the watch of the store, and those that are open for a moment only.
 pub(super) const OWN_DESCRIPTORS: u64 = 20;
 
-/// A worker's channel and shared memory, and those of its successor during a replacement.
-const WORKER_DESCRIPTORS: u64 = 4;
+/// A worker's channel, shared memory and I/O account, and those of its successor during a replacement.
+const WORKER_DESCRIPTORS: u64 = 6;
 
 /// The exporter's listener and its channel, and the listener of a reload.
 const EXPORTER_DESCRIPTORS: u64 = 3;

@@ -7,7 +7,7 @@
 //! * A Unix stream socket decrements an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF of
 //!   socket(7), which is not used for peeking here.
 //! * The bytes that were written to it by the call that a death interrupted are in the kernel's I/O account of the thread
-//!   ([`written_by_thread`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
+//!   ([`ProcessWrites`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -236,6 +236,39 @@ impl Writes {
     }
 }
 
+/// The account of the first thread of another process, without other threads and children, opened while that runs. It
+/// can be read until the process is collected.
+///
+/// The files of a process that has ended belong to root (proc_pid(5)), so other users can only read what they have opened
+/// before.
+#[derive(Debug)]
+pub struct ProcessWrites {
+    pid: u32,
+    file: File,
+}
+
+impl ProcessWrites {
+    /// Opens the account.
+    ///
+    /// # Errors
+    /// Those of open(2): ENOENT where the kernel keeps no such account, EACCES if the process cannot be traced.
+    pub fn open(pid: u32) -> io::Result<ProcessWrites> {
+        let file = File::open(format!("/proc/{pid}/task/{pid}/io"))?;
+        Ok(ProcessWrites { pid, file })
+    }
+
+    /// Returns what this thread of the process ever wrote.
+    ///
+    /// # Errors
+    /// Those of pread(2); `NotFound` if this is not the first thread.
+    pub fn sum_of(&self, thread: u32) -> io::Result<Writes> {
+        if thread != self.pid {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        sum(&self.file)
+    }
+}
+
 /// Returns what one thread of a process ever wrote, without other threads and children. The account of the first thread
 /// of a process that has ended exists until the process is collected; that of another thread ends with the thread.
 ///
@@ -274,10 +307,14 @@ impl OwnWrites {
     /// # Errors
     /// Those of pread(2); `InvalidData` when the file is no account.
     pub fn sum(&self) -> io::Result<Writes> {
-        let mut text = [0; 512];
-        let length = self.0.read_at(&mut text, 0)?;
-        account_in(std::str::from_utf8(&text[..length]).map_err(|_| io::ErrorKind::InvalidData)?)
+        sum(&self.0)
     }
+}
+
+fn sum(account: &File) -> io::Result<Writes> {
+    let mut text = [0; 512];
+    let length = account.read_at(&mut text, 0)?;
+    account_in(std::str::from_utf8(&text[..length]).map_err(|_| io::ErrorKind::InvalidData)?)
 }
 
 impl AsRawFd for OwnWrites {

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::metrics::assert_counted;
+use crate::common::program::{FDPASSCTL, OtherUser, Program, Said};
 use crate::common::{faulty, ping_of, pong_of};
 
 const ROUNDS: usize = 12;
@@ -222,6 +224,50 @@ fn a_death_amid_writes_of_another_thread_is_not_noticed() {
             "{point}: {outcomes:?}"
         );
     }
+}
+
+/// Once a process is dead, only root can open its account.
+#[test]
+fn a_death_amid_a_write_is_not_noticed_under_another_user() {
+    let Some(nobody) = OtherUser::new() else {
+        return;
+    };
+    let directory = nobody.directory();
+    let (socket, control) = (directory.join("rpc.sock"), directory.join("control.sock"));
+    let config = directory.join("config.toml");
+    let text = format!(
+        "listen = [{:?}]\nworkers.count = 2\ncontrol.socket = {control:?}\n",
+        format!("unix:{}", socket.display())
+    );
+    fs::write(&config, text).expect("it is our directory");
+    let address: Address = format!("unix:{}", socket.display())
+        .parse()
+        .expect("an address");
+    for point in ["before-write", "amid-write", "after-write"] {
+        let mut daemon = Program::start(
+            nobody
+                .command(faulty::example("faulty"), 65_534)
+                .arg("-c")
+                .arg(&config)
+                .env("FDPASSD_DIE_AT", format!("{point}:2")),
+        );
+        assert!(daemon.line().contains(" listens on "));
+        let counts = directory.join(point);
+        let (counted, crashed) = talk(&address, point, &counts, false);
+        assert_eq!((counted.len(), crashed), (ROUNDS, 0), "{point}");
+        let said = ctl_at(&control, &["status", "--json"]);
+        let status: Value = serde_json::from_str(&said.out).expect("JSON");
+        assert!(status["deaths_total"].as_u64() > Some(0), "{point}");
+        assert_eq!(status["lost_total"], 0, "{point}");
+        assert_eq!(ctl_at(&control, &["stop"]).code, Some(0));
+        assert_eq!(daemon.finish().code, Some(0));
+    }
+}
+
+fn ctl_at(control: &Path, arguments: &[&str]) -> Said {
+    let mut command = Command::new(FDPASSCTL);
+    command.arg("--socket").arg(control).args(arguments);
+    Program::start(&mut command).finish()
 }
 
 /// The account of a thread that is not the first one is gone when its worker is: the client that was written to is closed.

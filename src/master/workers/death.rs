@@ -81,9 +81,10 @@ impl Workers {
             }
         }
         let mut worker = self.all.remove(&id)?;
-        let written = match worker.shm.header().writer() {
-            Some(thread) => byte_counts::written_by_thread(pid, thread).ok(),
-            None => byte_counts::written_by_process(pid).ok(),
+        let written = match (worker.shm.header().writer(), &worker.writes) {
+            (Some(thread), Some(writes)) => writes.sum_of(thread).ok(),
+            (Some(thread), None) => byte_counts::written_by_thread(pid, thread).ok(),
+            (None, _) => byte_counts::written_by_process(pid).ok(),
         };
         let _ = poller.remove(&worker.channel);
         self.add_last_counters(&mut worker, telemetry);

@@ -17,6 +17,7 @@ use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
+use crate::sys::byte_counts::ProcessWrites;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 
@@ -40,6 +41,8 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     pub(crate) channel: Channel<ToWorker, ToMaster>,
     pub(crate) shm: MasterShm,
+    /// What the process writes, if the kernel counts that.
+    pub(crate) writes: Option<ProcessWrites>,
     pub(crate) leases: Leases,
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker is unhealthy, in the words of the daemon's own health function.
@@ -219,6 +222,7 @@ impl Worker {
             started,
             channel,
             shm,
+            writes: ProcessWrites::open(pid).ok(),
             leases,
             methods,
             unhealthy: None,
