@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use fdpassd::testing::Running;
 use serde_json::Value;
