@@ -41,7 +41,7 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     pub(crate) channel: Channel<ToWorker, ToMaster>,
     pub(crate) shm: MasterShm,
-    /// What the process writes, if the kernel counts that.
+    /// Bytes and calls written by the process, if the kernel counts them.
     pub(crate) writes: Option<ProcessWrites>,
     pub(crate) leases: Leases,
     pub(crate) methods: Vec<MethodName>,
