@@ -104,6 +104,8 @@ fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64)
         if dropped >= excess {
             break;
         }
+        // It has these bytes.
+        client.place = None;
         let unread = std::mem::take(&mut client.bytes.unread);
         client.bytes.in_base = client.bytes.in_base.saturating_add(unread.len() as u64);
         client.flags.overloaded = true;

@@ -314,6 +314,11 @@ impl<'a> Header<'a> {
     pub fn left_behind(&self) -> u64 {
         self.0[LEFT_BEHIND].load(Ordering::Acquire)
     }
+
+    /// Notes that these clients are counted.
+    pub fn forget_left_behind(&self) {
+        self.0[LEFT_BEHIND].store(0, Ordering::Release);
+    }
 }
 
 #[cfg(test)]

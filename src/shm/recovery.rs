@@ -30,6 +30,14 @@ pub struct ClientBytes {
     pub unsent: Stretch,
 }
 
+impl ClientBytes {
+    /// Returns whether some bytes are still in the file of a dead worker: they can be moved once.
+    #[must_use]
+    pub fn are_left(&self) -> bool {
+        self.unread.is_left() || self.unsent.is_left()
+    }
+}
+
 /// Whether the worker that owns the memory may still use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {

@@ -51,6 +51,12 @@ impl Stretch {
         }
     }
 
+    /// Returns whether the bytes are still in the file of a dead worker.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        matches!(self.0, StretchBytes::Left(_))
+    }
+
     /// Returns whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -78,3 +78,4 @@ mod system_faults;
 mod testing;
 mod upgrade;
 mod upgrade_faults;
+mod waiting;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::master::clients::place::ClientPlace;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
 use crate::shm::{ClientBytes, Flags};
@@ -38,6 +39,8 @@ pub(crate) struct Unleased {
     pub(crate) requests: u64,
     /// The worker that the client must be leased to, if there is one.
     pub(crate) to: Option<WorkerId>,
+    /// From where the next master can recover the client.
+    pub(crate) place: Option<ClientPlace>,
 }
 
 impl Unleased {
@@ -51,6 +54,7 @@ impl Unleased {
             times: (now, now),
             requests: 0,
             to: None,
+            place: None,
         }
     }
 

@@ -203,6 +203,19 @@ impl Clients {
         self.unleased.iter().chain(waiting)
     }
 
+    /// Returns the same clients, to be changed.
+    pub(crate) fn without_worker_mut(&mut self) -> impl Iterator<Item = &mut Unleased> {
+        let ending = self.ending_apps.iter_mut();
+        let waiting = ending.flat_map(|ending| &mut ending.clients);
+        self.unleased.iter_mut().chain(waiting)
+    }
+
+    /// Returns whether a client waits for the end of an app.
+    pub(crate) fn awaits_app(&self) -> bool {
+        let mut ending = self.ending_apps.iter();
+        ending.any(|ending| !ending.clients.is_empty())
+    }
+
     /// Removes and returns a client without a worker.
     pub(crate) fn take_without_worker(&mut self, id: ClientId) -> Option<Unleased> {
         let is_it = |unleased: &Unleased| unleased.client.id == id;

@@ -5,15 +5,16 @@
 //! The kernel ends a handshake that never completes (`tcp_synack_retries` of tcp(7)).
 
 use std::io;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::recovery::recover_after_death;
+use crate::master::clients::place::LeftShm;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
 use crate::proto::text::Counted;
-use crate::shm::MasterShm;
 
 /// The first wait and the longest wait.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -22,7 +23,7 @@ const MAX_WAIT: Duration = Duration::from_millis(200);
 /// The clients of one dead worker.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
-    shm: MasterShm,
+    left: Rc<LeftShm>,
     /// The clients, each with its slot.
     clients: Vec<(u32, Client)>,
     /// The worker was killed for the request that it was executing.
@@ -41,7 +42,7 @@ impl Clients {
     /// Adds clients whose bytes cannot be counted yet to those that wait.
     pub(crate) fn await_handshakes(
         &mut self,
-        shm: MasterShm,
+        left: Rc<LeftShm>,
         clients: Vec<(u32, Client)>,
         is_timed_out: bool,
         now: Instant,
@@ -52,7 +53,7 @@ impl Clients {
                 Counted(clients.len(), "client")
             );
             self.handshakes.push(Handshakes {
-                shm,
+                left,
                 clients,
                 is_timed_out,
                 due: now + FIRST_WAIT,
@@ -90,11 +91,12 @@ impl Clients {
         now: Instant,
     ) {
         let Handshakes {
-            shm,
+            left,
             clients,
             is_timed_out,
             ..
         } = handshakes;
+        let shm = &left.shm;
         for (slot, client) in std::mem::take(clients) {
             match recover_after_death(slot, client, None, shm, *is_timed_out) {
                 Ok(recovered) => {

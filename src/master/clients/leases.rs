@@ -7,6 +7,7 @@ use std::{io, mem};
 
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::recovery::recover_idle;
+use crate::master::clients::place::ClientPlace;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::ClientId;
@@ -36,6 +37,8 @@ pub(crate) struct Leases {
     given: u64,
     /// Slots whose leases have not been sent yet.
     outbox: Vec<u32>,
+    /// The places that clients had before these leases, which are closed when the leases are sent.
+    left_places: Vec<ClientPlace>,
 }
 
 #[derive(Debug)]
@@ -77,6 +80,7 @@ impl Leases {
             lease_number: 0,
             given: 0,
             outbox: Vec::new(),
+            left_places: Vec::new(),
         }
     }
 
@@ -146,34 +150,24 @@ impl Leases {
             self.used += 1;
             self.used - 1
         });
+        let mut unleased = unleased;
+        // Moving the bytes that a dead worker left destroys the place.
+        if unleased.bytes.are_left() {
+            unleased.place = None;
+        }
+        let lease_number = self.lease_number.wrapping_add(1);
+        if let Err(e) = preset(&unleased, slot, lease_number, shm) {
+            self.free.push(slot);
+            return Err((e, unleased.client));
+        }
+        self.lease_number = lease_number;
         let Unleased {
             client,
-            bytes,
-            flags,
-            times,
             requests,
+            place,
             ..
         } = unleased;
-        let cursors = match shm.store(slot, &bytes) {
-            Ok(cursors) => cursors,
-            Err(e) => {
-                self.free.push(slot);
-                return Err((e, client));
-            }
-        };
-        self.lease_number = self.lease_number.wrapping_add(1);
-        // A client that got its last reply is not served: it only gets time to read the reply.
-        let is_idle = bytes.unread.is_empty()
-            && bytes.unsent.is_empty()
-            && !flags.closing
-            && !flags.overloaded;
-        let state = if is_idle {
-            LeaseState::Idle
-        } else {
-            LeaseState::Parked
-        };
-        let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
-        shared_slot.preset(state, self.lease_number, cursors, flags, times, requests);
+        self.left_places.extend(place);
         self.entries.insert(
             slot,
             LeaseEntry::Leased(Leased {
@@ -186,6 +180,19 @@ impl Leases {
         self.given += 1;
         self.outbox.push(slot);
         Ok(())
+    }
+
+    /// Closes the places that clients had before they were leased. Must be called when their leases have been sent.
+    pub(crate) fn close_left_places(&mut self) {
+        self.left_places.clear();
+    }
+
+    /// Returns the lease number of the client in a slot; 0 without a client.
+    fn lease_number_of(&self, slot: u32) -> u32 {
+        match self.entries.get(slot) {
+            Some(LeaseEntry::Leased(leased)) => leased.lease_number,
+            Some(LeaseEntry::Revoked) | None => 0,
+        }
     }
 
     /// Returns the slots of the next message of leases.
@@ -351,6 +358,37 @@ impl Leases {
             LeaseEntry::Leased(_) | LeaseEntry::Revoked => None,
         }
     }
+}
+
+/// Fills a free slot with a client, and lays the client's bytes into its regions.
+///
+/// # Errors
+/// Those of writing to the shared memory.
+pub(crate) fn preset(
+    unleased: &Unleased,
+    slot: u32,
+    lease_number: u32,
+    shm: &MasterShm,
+) -> io::Result<()> {
+    let Unleased {
+        bytes,
+        flags,
+        times,
+        requests,
+        ..
+    } = unleased;
+    let cursors = shm.store(slot, bytes)?;
+    // A client that got its last reply is not served: it only gets time to read the reply.
+    let is_idle =
+        bytes.unread.is_empty() && bytes.unsent.is_empty() && !flags.closing && !flags.overloaded;
+    let state = if is_idle {
+        LeaseState::Idle
+    } else {
+        LeaseState::Parked
+    };
+    let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
+    shared_slot.preset(state, lease_number, cursors, *flags, *times, *requests);
+    Ok(())
 }
 
 #[cfg(test)]

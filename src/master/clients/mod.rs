@@ -32,6 +32,7 @@ pub(crate) mod ending_apps;
 pub(crate) mod figures;
 pub(crate) mod handshakes;
 pub(crate) mod leases;
+pub(crate) mod place;
 pub(crate) mod reject;
 
 /// All clients, with and without a worker.

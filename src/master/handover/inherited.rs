@@ -12,13 +12,14 @@ use crate::channel::Channel;
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{OWN_DESCRIPTORS, client_limits, worker_count};
 use crate::master::clients::figures::ClientFigures;
+use crate::master::clients::place::LeftShm;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
-use crate::master::handover::restart::NO_WORKER;
 use crate::master::handover::state_file::{
     LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
 };
 use crate::master::handover::store::{self, Stored};
 use crate::master::handover::unpack::{ReceivedHandoff, Unpacked};
+use crate::master::handover::waiting::is_for_waiting;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
 use crate::proto::channel::{MAX_HANDOFF_QUEUES, MAX_LEASES};
@@ -189,10 +190,10 @@ fn last_config(saved_state: &SavedState) -> Option<Config> {
 
 impl SavedState {
     /// Raises the next numbers above those of all unpacked workers and generations, whatever the state file has.
-    fn raise_numbers(&mut self, unpacked: &Unpacked) {
-        for (record, _) in unpacked.shms() {
+    pub(super) fn raise_numbers(&mut self, unpacked: &Unpacked) {
+        for LeftShm { record, .. } in unpacked.shms() {
             self.last_generation = self.last_generation.max(record.generation.0);
-            if record.worker != NO_WORKER {
+            if !is_for_waiting(record.worker) {
                 self.next_worker = self.next_worker.max(WorkerId(record.worker.0 + 1));
             }
         }

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::channel::{Channel, Sent};
+use crate::channel::{Channel, Scratch, Sent};
 use crate::master::clients::leases::Leases;
 use crate::proto::channel::{MAX_HANDOFF_QUEUES, MethodName};
 use crate::proto::handoff::{HandoffMessage, ShmRecord};
 use crate::proto::lease::ClientRecord;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::MasterShm;
+use crate::sys::socket::Received;
 use crate::sys::{clock, socket};
 
 /// Clients per handoff queue: even with the kernel's smallest buffer a queue holds twice as many.
@@ -153,6 +154,15 @@ impl HandoffQueues {
             without_space += if is_sent { 0 } else { records.len() };
         }
         without_space
+    }
+
+    /// Removes the contents of all queues.
+    pub(crate) fn empty(&self, scratch: &mut Scratch) {
+        for ends in &self.0 {
+            while let Ok(Received::Message { .. }) =
+                socket::receive_message(&ends.out, scratch.bytes())
+            {}
+        }
     }
 
     /// Sends a datagram into the first queue with space. Returns whether there was one.

@@ -160,6 +160,9 @@ impl Master {
         let now = Instant::now();
         self.clients.lose_handshakes(&mut self.telemetry, now);
         self.clients.give_up_ending_apps(&mut self.telemetry, now);
+        if let Some(store) = &mut self.handover.store {
+            store.waiting.empty(&store.queues);
+        }
         let waiting = std::mem::take(&mut self.clients.unleased);
         if waiting.is_empty() {
             return;

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use crate::logging;
+use crate::master::clients::place::LeftShm;
 use crate::master::handover::origin::MasterOrigin;
 use crate::master::handover::resume::CarriedOver;
 use crate::master::handover::state_file::SavedState;
@@ -76,6 +77,11 @@ impl Master {
         self.clients
             .recount_addresses(&self.settings.config.limits, self.workers.leased());
         self.store_all(now);
+        // The totals must include the counters of what is packed again.
+        if !self.clients.unleased.is_empty() {
+            self.write_state();
+        }
+        self.keep_waiting(now);
         Ok(())
     }
 
@@ -111,7 +117,8 @@ impl Master {
 
     /// Adds the counters of orphaned shared memory that are in no totals yet.
     fn count_orphans(&mut self, unpacked: &mut Unpacked) {
-        for (record, shm) in unpacked.shms().filter(|(record, _)| !record.is_counted) {
+        for left in unpacked.shms().filter(|left| !left.record.is_counted) {
+            let LeftShm { record, shm } = left;
             match trust::counters_of(shm, record.methods.len()) {
                 Ok(counters) => {
                     let seat = (record.seat as usize).min(MAX_SEATS - 1);
@@ -154,6 +161,7 @@ impl Master {
             );
         }
         self.telemetry.counts.losses.add_all(&unpacked.lost);
+        unpacked.set_counted();
         let ids = self.clients.without_worker();
         let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
         self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));

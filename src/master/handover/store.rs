@@ -13,6 +13,7 @@ use crate::master::handover::canary::{Canaries, no_canary};
 use crate::master::handover::inherited::queue_names;
 use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
 use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
+use crate::master::handover::waiting::PackedWaiting;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Notifier;
 use crate::master::telemetry::counters::Counts;
@@ -33,6 +34,7 @@ pub(crate) struct HandoffStore {
     pub(crate) canaries: Canaries,
     /// Shared memory of workers that are gone, to be packed at the end.
     pub(crate) orphans: Vec<OrphanedShm>,
+    pub(crate) waiting: PackedWaiting,
 }
 
 /// The descriptors that the service manager has.
@@ -107,6 +109,7 @@ impl HandoffStore {
             stored,
             canaries: Canaries::default(),
             orphans: Vec::new(),
+            waiting: PackedWaiting::default(),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 use std::{io, mem};
 
@@ -14,16 +15,18 @@ use crate::channel::{Channel, Scratch};
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
+use crate::master::clients::place::LeftShm;
 use crate::master::clients::reject::reject;
 use crate::master::handover::queues::HandoffQueues;
+use crate::master::handover::waiting::is_for_waiting;
 use crate::master::telemetry::by_kind::By;
 use crate::master::telemetry::counters::Loss;
-use crate::proto::handoff::{HandoffMessage, ShmRecord};
+use crate::proto::handoff::HandoffMessage;
 use crate::proto::lease::ClientRecord;
 use crate::proto::message::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc;
-use crate::shm::{Layout, MasterShm};
+use crate::shm::{Layout, LeaseState, MasterShm};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
@@ -36,7 +39,7 @@ const CROWDED: &str =
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
     /// Shared memory, by its worker.
-    shms: BTreeMap<WorkerId, (ShmRecord, MasterShm)>,
+    shms: BTreeMap<WorkerId, Rc<LeftShm>>,
     clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that are closed already.
     pub(crate) lost: By<Loss>,
@@ -77,17 +80,15 @@ impl UnpackedClient {
 
 /// Recovers clients, each with its slot and lease number, as after the death of their worker. The time since they were
 /// packed does not count: they were not served.
-fn recover(
-    record: &ShmRecord,
-    shm: &MasterShm,
-    clients: Vec<(u32, u32, Client)>,
-) -> DeadWorkerClients {
+fn recover(left: &Rc<LeftShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerClients {
+    let LeftShm { record, shm } = &**left;
     shm.settle();
     let header = shm.header();
     let leases = Leases::from_records(record.slots, clients);
     let mut recovery = leases
         .recover_clients(shm, header.final_writes(), false)
         .at_once();
+    recovery.note_places(left);
     let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);
     for (unleased, _) in &mut recovery.recovered {
         unleased.excuse(packed_for);
@@ -200,7 +201,10 @@ impl Unpacked {
                     .map(File::from)
                     .ok_or_else(|| io::ErrorKind::InvalidData.into());
                 match layout.and_then(|layout| MasterShm::from_file(file?, layout)) {
-                    Ok(shm) => drop(self.shms.insert(record.worker, (*record, shm))),
+                    Ok(shm) => {
+                        let (worker, record) = (record.worker, *record);
+                        self.shms.insert(worker, Rc::new(LeftShm { record, shm }));
+                    }
                     Err(e) => self.faults.push(format!(
                         "the shared memory of worker {} cannot be used: {e}",
                         record.worker
@@ -215,10 +219,9 @@ impl Unpacked {
                 );
                 for (record, socket) in records.into_iter().zip(descriptors) {
                     // The later one of two leases of a client counts.
-                    let is_later = self
-                        .clients
-                        .get(&record.client)
-                        .is_none_or(|other| other.record.moves < record.moves);
+                    let is_later = self.clients.get(&record.client).is_none_or(|other| {
+                        self.rank(other.worker, &other.record) < self.rank(worker, &record)
+                    });
                     if is_later {
                         self.clients.insert(
                             record.client,
@@ -236,6 +239,16 @@ impl Unpacked {
                 self.lost.add(Loss::Store, arrived as u64);
             }
         }
+    }
+
+    /// Returns how valid a record of a client is, compared with its others: one that its master has closed is not. Of
+    /// two with as many moves, that of a worker is the later one: the client was leased from where it waited.
+    fn rank(&self, worker: WorkerId, record: &ClientRecord) -> (bool, u32, bool) {
+        let left = self.shms.get(&worker);
+        let slot = left.and_then(|left| left.shm.slot(record.slot));
+        let lease = slot.and_then(|slot| slot.lease());
+        let is_closed = lease.is_some_and(|lease| lease.state == LeaseState::Closed);
+        (!is_closed, record.moves, !is_for_waiting(worker))
     }
 
     /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open. Those of
@@ -280,7 +293,7 @@ impl Unpacked {
         let slot = self
             .shms
             .get(&client.worker)
-            .and_then(|(_, shm)| shm.slot(client.record.slot));
+            .and_then(|left| left.shm.slot(client.record.slot));
         slot.map_or(0, |slot| slot.last_active())
     }
 
@@ -300,10 +313,7 @@ impl Unpacked {
                 None => {}
             }
         }
-        let recover = |(worker, clients)| {
-            let (record, shm) = self.shms.get(&worker)?;
-            Some(recover(record, shm, clients))
-        };
+        let recover = |(worker, clients)| Some(recover(self.shms.get(&worker)?, clients));
         (by_worker.into_iter().filter_map(recover).collect(), stray)
     }
 
@@ -315,16 +325,27 @@ impl Unpacked {
         recoveries
     }
 
+    /// Notes that the counters of all shared memory are in the totals, and the clients that could not be packed are
+    /// counted: a later master must not count them again.
+    pub(crate) fn set_counted(&mut self) {
+        for left in self.shms.values_mut() {
+            left.shm.header().forget_left_behind();
+            if let Some(left) = Rc::get_mut(left) {
+                left.record.is_counted = true;
+            }
+        }
+    }
+
     /// Returns the number of clients that workers could not pack.
     fn not_packed(&self) -> u64 {
         self.shms()
-            .map(|(record, shm)| shm.header().left_behind().min(record.slots.into()))
+            .map(|LeftShm { record, shm }| shm.header().left_behind().min(record.slots.into()))
             .sum()
     }
 
     /// Returns all shared memory, with its records.
-    pub(crate) fn shms(&self) -> impl Iterator<Item = &(ShmRecord, MasterShm)> {
-        self.shms.values()
+    pub(crate) fn shms(&self) -> impl Iterator<Item = &LeftShm> {
+        self.shms.values().map(|left| &**left)
     }
 
     /// Returns the layout of each shared memory, and the number of its clients.
@@ -337,7 +358,7 @@ impl Unpacked {
         };
         self.shms
             .iter()
-            .map(move |(worker, (_, shm))| (shm.layout(), clients(*worker)))
+            .map(move |(worker, left)| (left.shm.layout(), clients(*worker)))
     }
 
     /// Returns whether any client is still connected.
@@ -362,8 +383,12 @@ impl Unpacked {
                 .or_default()
                 .push((*record, socket.as_fd()));
         }
-        for (worker, (record, shm)) in &self.shms {
-            queues.pack_all(record, shm, by_worker.remove(worker).unwrap_or_default());
+        for (worker, left) in &self.shms {
+            queues.pack_all(
+                &left.record,
+                &left.shm,
+                by_worker.remove(worker).unwrap_or_default(),
+            );
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The death of a worker: collected, attributed, its clients leased again, and reported.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
+use crate::master::clients::place::LeftShm;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::memory;
 use crate::master::telemetry::Telemetry;
@@ -112,6 +114,7 @@ impl Workers {
         let Worker {
             id,
             seat,
+            generation,
             shm,
             leases,
             methods,
@@ -124,12 +127,18 @@ impl Workers {
         let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
         let is_timed_out = doom == Some(Doom::TimedOut);
         let mut recovery = leases.recover_clients(&shm, written, is_timed_out);
-        let blame = self.lay_blame(end, &methods, &recovery, telemetry, now);
+        let left = LeftShm::of_worker((id, seat as u32, generation), methods, shm, written);
+        let left = Rc::new(left);
+        if clients.figures.is_some() {
+            recovery.note_places(&left);
+        }
+        let methods = &left.record.methods;
+        let blame = self.lay_blame(end, methods, &recovery, telemetry, now);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
         let waiting = std::mem::take(&mut recovery.waiting);
-        clients.await_handshakes(shm, waiting, is_timed_out, now);
+        clients.await_handshakes(left, waiting, is_timed_out, now);
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
         let is_out_of_memory = blame.is_out_of_memory;

@@ -361,6 +361,12 @@ impl Worker {
     /// Sends the waiting leases in as few messages as possible. Returns the clients that were withdrawn because the
     /// channel is full.
     pub(crate) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
+        let result = self.send_leases();
+        self.leases.close_left_places();
+        result
+    }
+
+    fn send_leases(&mut self) -> io::Result<Vec<Recovered>> {
         while let Some(batch) = self.leases.next_batch() {
             let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
                 self.leases.records(&batch).unzip();

@@ -1,9 +1,11 @@
 //! Recovery of the clients of a worker from its shared memory.
 
 use std::io;
+use std::rc::Rc;
 
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::{LeaseEntry, Leased, Leases, Recovered};
+use crate::master::clients::place::{ClientPlace, LeftShm};
 use crate::proto::names::{Offsets, Peer};
 use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
 use crate::sys::byte_counts::{self, ByteCounts, Writes};
@@ -34,9 +36,19 @@ pub(crate) struct DeadWorkerClients {
     pub(crate) waiting: Vec<(u32, Client)>,
     /// The app of the worker, which may not have ended.
     pub(crate) app: Option<ProcessIdentity>,
+    /// The slot and the lease number of each recovered client.
+    pub(crate) slots: Vec<(u32, u32)>,
 }
 
 impl DeadWorkerClients {
+    /// Notes that the recovered clients have their places in this shared memory, which is that of their worker.
+    pub(crate) fn note_places(&mut self, left: &Rc<LeftShm>) {
+        for ((unleased, _), (slot, lease_number)) in self.recovered.iter_mut().zip(&self.slots) {
+            let moves = unleased.client.moves;
+            unleased.place = Some(ClientPlace::new(left, *slot, *lease_number, moves));
+        }
+    }
+
     /// Returns the same clients without waiting for unknown byte counts: the waiting clients count as lost.
     pub(crate) fn at_once(mut self) -> DeadWorkerClients {
         let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
@@ -81,6 +93,7 @@ impl Leases {
         };
         for slot in 0..self.used {
             let state = self.state(slot, shm);
+            let lease_number = self.lease_number_of(slot);
             let Some(client) = self.leave_behind(slot) else {
                 continue;
             };
@@ -115,7 +128,10 @@ impl Leases {
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
             match recovered {
-                Ok(unleased) => recovery.recovered.push((unleased, interrupted)),
+                Ok(unleased) => {
+                    recovery.recovered.push((unleased, interrupted));
+                    recovery.slots.push((slot, lease_number));
+                }
                 // The connection had already ended.
                 Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
                     recovery.ended.push(client)
@@ -216,6 +232,7 @@ fn recover(
         times,
         requests: shared_slot.requests(),
         to: None,
+        place: None,
     })
 }
 

@@ -133,7 +133,10 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
         unpacked.faults.is_empty() && unpacked.lost.total() == 0,
         "{unpacked:?}"
     );
-    let (shm_record, shm) = unpacked.shms().next().expect("there is one");
+    let LeftShm {
+        record: shm_record,
+        shm,
+    } = unpacked.shms().next().expect("there is one");
     assert_eq!(
         (shm_record.layout, shm_record.worker, shm.layout().version()),
         (1, WorkerId(1), 1)

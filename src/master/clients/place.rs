@@ -1,0 +1,125 @@
+//! The place of a client without a worker: a slot of shared memory from which the next master can recover it.
+//!
+//! A client of a dead worker has its place in that worker's shared memory, which still has its bytes, its positions
+//! and its interrupted request. When such clients wait, `handover/waiting.rs` packs their places into a handoff queue:
+//! if this master is killed, the next one recovers them there. The place is closed when the client is leased or
+//! removed, so that no later master recovers an old state of the client.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use crate::master::clients::client::Client;
+use crate::proto::channel::MethodName;
+use crate::proto::handoff::ShmRecord;
+use crate::proto::lease::ClientRecord;
+use crate::proto::names::{Generation, WorkerId};
+use crate::shm::{LeaseState, MasterShm};
+use crate::sys::byte_counts::Writes;
+use crate::sys::clock;
+
+/// Shared memory without a worker.
+#[derive(Debug)]
+pub(crate) struct LeftShm {
+    pub(crate) record: ShmRecord,
+    pub(crate) shm: MasterShm,
+}
+
+impl LeftShm {
+    /// Returns the shared memory of a dead worker, whose counters are in the totals. `written` is what its thread has
+    /// written.
+    pub(crate) fn of_worker(
+        (worker, seat, generation): (WorkerId, u32, Generation),
+        methods: Vec<MethodName>,
+        shm: MasterShm,
+        written: Option<Writes>,
+    ) -> LeftShm {
+        if let Some(written) = written {
+            shm.header().set_final_writes(written);
+        }
+        shm.header().set_packed_at(clock::monotonic());
+        let layout = shm.layout();
+        let record = ShmRecord {
+            worker,
+            seat,
+            generation,
+            slots: layout.slots(),
+            longest: layout.max_frame(),
+            methods,
+            is_counted: true,
+            layout: layout.version(),
+        };
+        LeftShm { record, shm }
+    }
+}
+
+/// The place of a client. Dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct ClientPlace {
+    left: Rc<LeftShm>,
+    slot: u32,
+    lease_number: u32,
+    /// How often the client had been moved before.
+    moves: u32,
+    /// The number of places in the handoff queues, if this one is among them.
+    packed: Option<Rc<Cell<usize>>>,
+}
+
+impl ClientPlace {
+    pub(crate) fn new(left: &Rc<LeftShm>, slot: u32, lease_number: u32, moves: u32) -> ClientPlace {
+        ClientPlace {
+            left: Rc::clone(left),
+            slot,
+            lease_number,
+            moves,
+            packed: None,
+        }
+    }
+
+    /// Returns the shared memory.
+    pub(crate) fn left(&self) -> &Rc<LeftShm> {
+        &self.left
+    }
+
+    /// Returns the record of the client for a handoff queue.
+    pub(crate) fn record(&self, client: &Client) -> ClientRecord {
+        ClientRecord {
+            client: client.id,
+            slot: self.slot,
+            lease_number: self.lease_number,
+            order: client.order,
+            moves: self.moves,
+            listener: client.listener,
+            since: client.since,
+            offsets: client.offsets,
+        }
+    }
+
+    /// Returns whether the place is in a handoff queue.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// Notes that the place is in a handoff queue.
+    pub(crate) fn set_packed(&mut self, count: &Rc<Cell<usize>>) {
+        count.set(count.get() + 1);
+        self.packed = Some(Rc::clone(count));
+    }
+
+    /// Notes that the place is in no handoff queue any more.
+    pub(crate) fn set_unpacked(&mut self) {
+        if let Some(count) = self.packed.take() {
+            count.set(count.get() - 1);
+        }
+    }
+}
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        if self.is_packed() {
+            self.set_unpacked();
+            if let Some(slot) = self.left.shm.slot(self.slot) {
+                slot.release(self.lease_number, LeaseState::Closed);
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Clients that wait for a worker, in the handoff queues: a master that is killed leaves them to the next one.
+//!
+//! ```text
+//! left by a dead worker       its shared memory is packed as it is, with interrupted requests and the app
+//! given back by a live one    their bytes are copied to new shared memory
+//! leased or removed           the slot is closed: a record that is still in a queue means nothing
+//! none waits any more         the queues are emptied
+//! ```
+//!
+//! While a worker is ready, clients usually wait for less than a moment, and nothing is packed.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::channel::Scratch;
+use crate::master::Master;
+use crate::master::clients::client::Unleased;
+use crate::master::clients::leases::preset;
+use crate::master::clients::place::{ClientPlace, LeftShm};
+use crate::master::handover::queues::HandoffQueues;
+use crate::proto::names::{Generation, WorkerId};
+use crate::proto::text::Counted;
+use crate::shm::{Layout, MasterShm};
+use crate::sys::clock;
+
+/// How long clients wait before they are packed, while a worker is ready.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// The wait after an attempt for which the queues had no space.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Records in the queues that mean nothing, before all is packed again.
+const MAX_STALE: usize = 3000;
+
+/// Descriptors in flight that are left to leases: more than the process may have open cannot be in flight (unix(7)).
+const FOR_LEASES: u64 = 4096;
+
+/// The number of the lease in shared memory that is made for waiting clients.
+const LEASE_NUMBER: u32 = 1;
+
+/// Returns whether shared memory of this number was made for waiting clients.
+pub(crate) fn is_for_waiting(worker: WorkerId) -> bool {
+    worker.0 > u64::MAX / 2
+}
+
+/// The waiting clients in the handoff queues.
+#[derive(Debug, Default)]
+pub(crate) struct PackedWaiting {
+    /// Records that mean something.
+    places: Rc<Cell<usize>>,
+    /// All records that were sent since the queues were empty.
+    sent: usize,
+    /// When the clients that are in no queue are packed.
+    due: Option<Instant>,
+    /// The queues had no space.
+    is_full: bool,
+    /// The number of the shared memory that was made last, and its time.
+    last_number: u64,
+}
+
+impl PackedWaiting {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Returns a number for shared memory without a worker. It is unique among those of earlier masters, too.
+    fn next_number(&mut self) -> WorkerId {
+        self.last_number = clock::monotonic().max(self.last_number + 1);
+        WorkerId(u64::MAX - self.last_number)
+    }
+
+    /// Removes everything from the queues: no client waits, or all are packed again.
+    pub(crate) fn empty(&mut self, queues: &HandoffQueues) {
+        if self.sent > 0 {
+            queues.empty(&mut Scratch::default());
+            self.sent = 0;
+        }
+        (self.due, self.is_full) = (None, false);
+    }
+
+    /// Packs clients of one shared memory. `most` records may be in the queues. Returns whether there was space for all.
+    fn pack(
+        &mut self,
+        clients: &mut [&mut Unleased],
+        queues: &mut HandoffQueues,
+        most: usize,
+    ) -> bool {
+        let left = clients
+            .first()
+            .and_then(|unleased| Some(Rc::clone(unleased.place.as_ref()?.left())));
+        let Some(left) = left else {
+            return true;
+        };
+        let space = most.saturating_sub(self.sent + 1);
+        if space == 0 {
+            return false;
+        }
+        let records: Vec<_> = clients
+            .iter()
+            .take(space)
+            .filter_map(|unleased| {
+                let client = &unleased.client;
+                Some((
+                    unleased.place.as_ref()?.record(client),
+                    client.socket.as_fd(),
+                ))
+            })
+            .collect();
+        let count = records.len();
+        let packed = count - queues.pack_all(&left.record, &left.shm, records);
+        self.sent += packed + 1;
+        for unleased in &mut clients[..packed] {
+            if let Some(place) = &mut unleased.place {
+                place.set_packed(&self.places);
+            }
+        }
+        packed == clients.len()
+    }
+
+    /// Copies the bytes of clients to shared memory, which becomes their place.
+    fn copy(
+        &mut self,
+        clients: &mut [&mut Unleased],
+        max_frame: u32,
+        generation: Generation,
+    ) -> io::Result<()> {
+        let layout = Layout::new(clients.len() as u32, max_frame);
+        let shm = MasterShm::new(layout)?;
+        let worker = (self.next_number(), 0, generation);
+        let left = Rc::new(LeftShm::of_worker(worker, Vec::new(), shm, None));
+        for (slot, unleased) in (0..).zip(clients) {
+            preset(unleased, slot, LEASE_NUMBER, &left.shm)?;
+            let moves = unleased.client.moves;
+            unleased.place = Some(ClientPlace::new(&left, slot, LEASE_NUMBER, moves));
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether a client is in no queue and can be packed. Bytes that a dead worker left cannot be copied from where
+/// they are.
+fn can_be_packed(unleased: &Unleased) -> bool {
+    match &unleased.place {
+        Some(place) => !place.is_packed(),
+        None => !unleased.bytes.are_left(),
+    }
+}
+
+impl Master {
+    /// Packs the clients that wait for a worker, if they wait for longer than a moment, and empties the queues when
+    /// none waits any more.
+    pub(crate) fn keep_waiting(&mut self, now: Instant) {
+        let Some(store) = &mut self.handover.store else {
+            return;
+        };
+        let (waiting, queues) = (&mut store.waiting, &mut store.queues);
+        if self.clients.without_worker().next().is_none() {
+            return waiting.empty(queues);
+        }
+        if waiting.sent > waiting.places.get() + MAX_STALE {
+            waiting.empty(queues);
+            for unleased in self.clients.without_worker_mut() {
+                if let Some(place) = &mut unleased.place {
+                    place.set_unpacked();
+                }
+            }
+        }
+        if !self.clients.without_worker().any(can_be_packed) {
+            waiting.due = None;
+            return;
+        }
+        // Nothing but a worker that becomes ready, or the end of an app, ends the wait of these clients.
+        let is_long = self.workers.ready().next().is_none() || self.clients.awaits_app();
+        let moment = if waiting.is_full { RETRY } else { MOMENT };
+        let due = *waiting.due.get_or_insert(now + moment);
+        if due > now && (waiting.is_full || !is_long) {
+            return;
+        }
+        waiting.due = None;
+        let (max_frame, generation) = (self.clients.layout.max_frame(), self.settings.generation);
+        let descriptors = self.descriptors;
+        let most = (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize;
+        let (mut by_shm, mut others) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
+        for unleased in self.clients.without_worker_mut() {
+            match &unleased.place {
+                _ if !can_be_packed(unleased) => {}
+                Some(place) => by_shm
+                    .entry(Rc::as_ptr(place.left()))
+                    .or_default()
+                    .push(unleased),
+                None => others.push(unleased),
+            }
+        }
+        let mut has_space = true;
+        for clients in by_shm.values_mut() {
+            has_space &= waiting.pack(clients, queues, most);
+        }
+        for clients in others.chunks_mut(Layout::max_slots(max_frame).max(1) as usize) {
+            match waiting.copy(clients, max_frame, generation) {
+                Ok(()) => has_space &= waiting.pack(clients, queues, most),
+                Err(_) => has_space = false,
+            }
+        }
+        if !has_space {
+            waiting.due = Some(now + RETRY);
+            if !waiting.is_full {
+                log::warn!(
+                    "the handoff queues have no space: {} would be lost if the master were killed now",
+                    Counted(self.clients.without_worker().count(), "waiting client")
+                );
+            }
+        }
+        waiting.is_full = !has_space;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::master::clients::client::Client;
+    use crate::master::handover::state_file::SavedState;
+    use crate::master::handover::unpack::ReceivedHandoff;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::names::{ClientId, Offsets, Peer};
+    use crate::sys::passed::ClientSocket;
+
+    /// Returns a client with half a frame, and the other end of its connection.
+    fn waiting_client(id: u64) -> (Unleased, UnixStream) {
+        let (socket, other) = UnixStream::pair().expect("socketpair");
+        let client = Client {
+            id: ClientId(id),
+            socket: ClientSocket::shared(OwnedFd::from(socket), true),
+            peer: Peer::Unix {
+                pid: 1,
+                uid: 2,
+                gid: 3,
+            },
+            order: OrderRule::Little,
+            listener: 1,
+            since: 0,
+            moves: 5,
+            offsets: Offsets::default(),
+        };
+        let mut unleased = Unleased::new(client, 0);
+        unleased.bytes.unread = vec![7; 1000].into();
+        (unleased, other)
+    }
+
+    fn pack(waiting: &mut PackedWaiting, client: &mut Unleased, queues: &mut HandoffQueues) {
+        let clients = &mut [client];
+        waiting
+            .copy(clients, 4096, Generation(1))
+            .expect("shared memory");
+        assert!(waiting.pack(clients, queues, 100), "there is space");
+    }
+
+    #[test]
+    fn only_the_open_place_of_a_client_counts() {
+        for is_leased in [false, true] {
+            let mut queues = HandoffQueues::new(10).expect("socketpair");
+            let mut waiting = PackedWaiting::default();
+            let (mut client, _other) = waiting_client(1);
+            pack(&mut waiting, &mut client, &mut queues);
+            // A lease that could not be sent leaves a record behind.
+            client.place = None;
+            pack(&mut waiting, &mut client, &mut queues);
+            assert_eq!((waiting.places.get(), waiting.sent), (1, 4));
+            if is_leased {
+                client.place = None;
+                assert_eq!(waiting.places.get(), 0);
+            }
+            let handoff = ReceivedHandoff::unpack(queues, &[], 100);
+            let (mut state, next) = (SavedState::default(), SavedState::default().next_worker);
+            state.raise_numbers(handoff.unpacked());
+            assert_eq!(state.next_worker, next, "it is the number of no worker");
+            let (_, mut unpacked) = handoff.take_over();
+            let recoveries = unpacked.recover_all();
+            let recovered: Vec<_> = recoveries.iter().flat_map(|all| &all.recovered).collect();
+            assert_eq!(recovered.len(), usize::from(!is_leased));
+            for (recovered, interrupted) in recovered {
+                assert_eq!(recovered.bytes.unread.len(), 1000);
+                assert_eq!((recovered.client.moves, interrupted.is_none()), (5, true));
+            }
+            let lost = recoveries.iter().map(|all| all.lost.len()).sum::<usize>();
+            assert_eq!((lost, unpacked.lost.total()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn queues_are_emptied_and_never_hold_too_many_records() {
+        let mut queues = HandoffQueues::new(10).expect("socketpair");
+        let mut waiting = PackedWaiting::default();
+        let (mut first, _other) = waiting_client(1);
+        pack(&mut waiting, &mut first, &mut queues);
+        let (mut second, _other) = waiting_client(2);
+        let clients = &mut [&mut second];
+        waiting
+            .copy(clients, 4096, Generation(1))
+            .expect("shared memory");
+        assert!(!waiting.pack(clients, &mut queues, 2), "no space");
+        assert!(can_be_packed(&second), "later");
+        waiting.empty(&queues);
+        let handoff = ReceivedHandoff::unpack(queues, &[], 100);
+        assert_eq!(handoff.unpacked().shms().count(), 0);
+        assert!(!handoff.unpacked().has_clients());
+    }
+}

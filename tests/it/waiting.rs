@@ -1,0 +1,187 @@
+//! The master is killed while clients wait for a worker: the next one serves them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::needs::skip;
+use crate::common::program::run;
+use crate::common::{FDPASSD, ping_of, pong_of};
+
+const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/waiting/app.py");
+const CLIENTS: u64 = 300;
+
+/// Returns a directory for the app and a configuration with it. `None` without Python.
+fn place() -> Option<(TempDir, String)> {
+    if run("python3", &["--version"]).code != Some(0) {
+        skip("python3", "there is no python3");
+        return None;
+    }
+    let place = TempDir::new().expect("a directory");
+    let path = place.path().display();
+    let config = format!(
+        "listen = [\"127.0.0.1:0\", \"unix:{path}/rpc.sock\"]\nworkers.count = 1\n\
+         app.command = [\"python3\", \"{APP}\", \"{path}\"]\n\
+         control.socket = \"{path}/control.sock\"\n"
+    );
+    Some((place, config))
+}
+
+/// Starts a daemon whose store is complete, with connected clients that have one reply each.
+fn start(manager: &ServiceManager, config: &str) -> (Running, Vec<Client>) {
+    let daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    let connect = |i: u64| {
+        let mut client = Client::connect(&daemon.addresses()[(i % 2) as usize]);
+        assert_eq!(client.call("order", json!({ "n": i })), Ok(json!(i)));
+        client
+    };
+    let clients = (0..CLIENTS).map(connect).collect();
+    (daemon, clients)
+}
+
+/// Kills the worker, whose successor does not become ready. A third of the clients has sent a request then, a third has
+/// sent half a large one.
+fn leave_waiting(daemon: &Running, place: &Path, clients: &mut [Client]) {
+    fs::write(place.join("hold"), "").expect("it is ours");
+    let large = ping_of(40_000);
+    for (i, client) in clients.iter_mut().enumerate() {
+        if i % 3 == 1 {
+            let frame = client.frame(&large);
+            client.send(&frame[..30_000]);
+        }
+    }
+    daemon.wait_until("the halves are read", |status| {
+        status.workers[0].parked_bytes >= CLIENTS / 3 * 25_900
+    });
+    daemon.signal_worker(0, "KILL");
+    wait_for_death(daemon);
+    for (i, client) in (0..).zip(&mut *clients) {
+        if i % 3 == 0 {
+            client.request("order", json!({ "n": CLIENTS + i }));
+        }
+    }
+}
+
+/// Waits until the worker's death is handled: the loop of the master has begun again.
+fn wait_for_death(daemon: &Running) {
+    daemon.wait_for_log("moved, 0 closed");
+    let _ = (daemon.status(), daemon.status());
+}
+
+/// Checks that each client is served and each request was begun once.
+fn expect_served(daemon: &Running, place: &Path, clients: &mut [Client]) {
+    let large = ping_of(40_000);
+    for (i, client) in (0..).zip(&mut *clients) {
+        match i % 3 {
+            0 => {}
+            1 => {
+                let frame = client.frame(&large);
+                client.send(&frame[30_000..]);
+                assert_eq!(client.receive(), pong_of(40_000));
+                client.request("order", json!({ "n": CLIENTS + i }));
+            }
+            _ => client.request("order", json!({ "n": CLIENTS + i })),
+        }
+        assert_eq!(client.reply().value(), Ok(json!(CLIENTS + i)));
+    }
+    let begun = begun(place);
+    for number in 0..2 * CLIENTS {
+        assert_eq!(begun.get(&number), Some(&1), "{number}");
+    }
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+}
+
+/// Returns how often each request was begun.
+fn begun(place: &Path) -> HashMap<u64, u32> {
+    let mut begun = HashMap::new();
+    for line in fs::read_to_string(place.join("journal"))
+        .expect("it is written")
+        .lines()
+    {
+        let number = line
+            .split(' ')
+            .next()
+            .and_then(|number| number.parse().ok());
+        *begun.entry(number.expect("a number")).or_default() += 1;
+    }
+    begun
+}
+
+#[test]
+fn waiting_clients_outlive_a_killed_master() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (daemon, mut clients) = start(&manager, &config);
+    leave_waiting(&daemon, place.path(), &mut clients);
+    daemon.signal("KILL");
+    fs::remove_file(place.path().join("hold")).expect("it is there");
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    expect_served(&next, place.path(), &mut clients);
+    // Nothing is left in the queues for the one after it.
+    drop(clients);
+    next.wait_until("all have left", |status| status.clients == 0);
+    let mut next = next;
+    next.signal("KILL");
+    next.wait();
+    let last = manager.setup(FDPASSD, "").start_after(next);
+    let status = last.expect("it serves").status();
+    assert_eq!((status.clients, status.lost_total), (0, 0));
+}
+
+#[test]
+fn waiting_clients_outlive_many_killed_masters() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (mut daemon, mut clients) = start(&manager, &config);
+    leave_waiting(&daemon, place.path(), &mut clients);
+    daemon.signal("KILL");
+    daemon.wait();
+    drop(daemon);
+    // Each first worker's app kills its master, which has taken over the clients by then.
+    let kills = 10;
+    fs::write(place.path().join("kill"), kills.to_string()).expect("it is ours");
+    fs::remove_file(place.path().join("hold")).expect("it is there");
+    for _ in 0..kills {
+        let next = manager.setup(FDPASSD, &config).start();
+        next.expect_err("it is killed at its start");
+    }
+    let next = manager.setup(FDPASSD, &config).start();
+    expect_served(&next.expect("it serves"), place.path(), &mut clients);
+}
+
+#[test]
+fn an_interrupted_request_waits_for_its_app_in_the_next_master() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (daemon, mut clients) = start(&manager, &format!("{config}log.level = \"debug\"\n"));
+    let client = &mut clients[0];
+    client.request("large", json!({ "n": 1000 }));
+    eventually("the app has much memory", || {
+        place.path().join("is_large").exists().then_some(())
+    });
+    daemon.signal_worker(0, "KILL");
+    wait_for_death(&daemon);
+    daemon.signal("KILL");
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    // Its result is whether the first app still runs.
+    assert_eq!(client.reply().value(), Ok(Value::Bool(false)));
+    assert_eq!(begun(place.path()).get(&1000), Some(&2));
+    let status = next.status();
+    assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+}
