@@ -24,7 +24,8 @@ pub use listener::{
     unbound_tcp,
 };
 pub use message::{
-    MAX_PASSED, Received, Sent, message_pair, receive_message, send_message, set_send_buffer,
+    MAX_PASSED, Received, Sent, message_pair, peek_from_start, peek_message, receive_message,
+    send_message, set_send_buffer,
 };
 pub use peer::{Credentials, credentials, groups, peer};
 

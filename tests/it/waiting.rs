@@ -1,7 +1,8 @@
 //! The master is killed while clients wait for a worker: the next one serves them.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
@@ -10,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::common::needs::skip;
 use crate::common::program::run;
+use crate::common::random::Random;
 use crate::common::{FDPASSD, ping_of, pong_of};
 
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/waiting/app.py");
@@ -158,6 +160,35 @@ fn waiting_clients_outlive_many_killed_masters() {
         let next = manager.setup(FDPASSD, &config).start();
         next.expect_err("it is killed at its start");
     }
+    let next = manager.setup(FDPASSD, &config).start();
+    expect_served(&next.expect("it serves"), place.path(), &mut clients);
+}
+
+#[test]
+fn masters_killed_while_they_start_lose_no_waiting_client() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (mut daemon, mut clients) = start(&manager, &config);
+    leave_waiting(&daemon, place.path(), &mut clients);
+    daemon.signal("KILL");
+    daemon.wait();
+    drop(daemon);
+    let mut random = Random::new("WAITING_SEED");
+    let program = place.path().join("program");
+    for _ in 0..20 {
+        // No worker becomes ready, so none has clients when it ends with the master.
+        let moment = random.below(100);
+        let script = format!(
+            "#!/bin/sh\n(sleep 0.{moment:03}; kill -KILL $$) >/dev/null 2>&1 &\nexec {FDPASSD} \"$@\"\n"
+        );
+        fs::write(&program, script).expect("it is ours");
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("it is ours");
+        let next = manager.setup(&program, &config).start();
+        next.expect_err("it is killed while it starts");
+    }
+    fs::remove_file(place.path().join("hold")).expect("it is there");
     let next = manager.setup(FDPASSD, &config).start();
     expect_served(&next.expect("it serves"), place.path(), &mut clients);
 }

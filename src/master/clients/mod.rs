@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 use std::time::Instant;
 
 use crate::config::{Config, Limits};
@@ -11,8 +12,9 @@ use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::ending_apps::EndingApp;
 use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::handshakes::Handshakes;
-use crate::master::clients::leases::Recovered;
 use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
+use crate::master::clients::leases::{Leases, Recovered};
+use crate::master::clients::place::LeftShm;
 use crate::master::clients::reject::turn_away;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
@@ -20,6 +22,7 @@ use crate::pool::dispatch::Dispatcher;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::shm::Layout;
+use crate::sys::byte_counts::Writes;
 use crate::sys::listening::Accepted;
 use crate::sys::passed::ClientSocket;
 use crate::sys::process::ProcessIdentity;
@@ -193,6 +196,22 @@ impl Clients {
         telemetry.counts.moves.add(reason, count as u64);
         self.unleased.extend(movers);
         count
+    }
+
+    /// Recovers the clients of a dead worker. `written` is what its thread has written; `is_timed_out` is whether it was
+    /// killed for its request.
+    pub(crate) fn recover_left(
+        &self,
+        left: &Rc<LeftShm>,
+        leases: Leases,
+        written: Option<Writes>,
+        is_timed_out: bool,
+    ) -> DeadWorkerClients {
+        let mut recovery = leases.recover_clients(&left.shm, written, is_timed_out);
+        if self.figures.is_some() {
+            recovery.note_places(left);
+        }
+        recovery
     }
 
     /// Removes or queues the clients that a dead worker had. Returns the number of clients that are kept.

@@ -165,6 +165,15 @@ impl HandoffQueues {
         }
     }
 
+    /// Removes that many datagrams from each queue.
+    pub(crate) fn remove_first(&self, datagrams: &[usize], scratch: &mut Scratch) {
+        for (ends, count) in self.0.iter().zip(datagrams) {
+            for _ in 0..*count {
+                let _ = socket::receive_message(&ends.out, scratch.bytes());
+            }
+        }
+    }
+
     /// Sends a datagram into the first queue with space. Returns whether there was one.
     fn send(&mut self, message: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
         self.0

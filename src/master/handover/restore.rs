@@ -1,7 +1,7 @@
 //! Restores the state of an earlier master, or of this process before an upgrade.
 
-use std::io;
 use std::time::Instant;
+use std::{io, mem};
 
 use crate::logging;
 use crate::master::clients::place::LeftShm;
@@ -44,11 +44,13 @@ impl Master {
         };
         let mut unpacked = Unpacked::default();
         let mut saved_state = None;
+        let mut datagrams = Vec::new();
         if let Some(inherited) = inherited {
             saved_state = Some(inherited.saved_state);
             if let Some((state_file, handoff)) = inherited.kept {
                 let queues;
                 (queues, unpacked) = handoff.take_over();
+                datagrams = mem::take(&mut unpacked.datagrams);
                 self.handover.store = Some(HandoffStore::from_parts(
                     queues,
                     state_file,
@@ -78,10 +80,10 @@ impl Master {
             .recount_addresses(&self.settings.config.limits, self.workers.leased());
         self.store_all(now);
         // The totals must include the counters of what is packed again.
-        if !self.clients.unleased.is_empty() {
+        if !datagrams.is_empty() {
             self.write_state();
         }
-        self.keep_waiting(now);
+        self.pack_again(&datagrams, now);
         Ok(())
     }
 

@@ -1,12 +1,12 @@
 //! Unpacks the handoff queues of an earlier master: the shared memory of workers that are gone, and their clients.
 //!
 //! Each client is a descriptor. If there are more than this process may have open, those that were active most recently
-//! are kept, and the others are closed with an error reply. Until the new master serves, everything is packed again on
-//! an error: a failed start loses no client.
+//! are kept, and the others are closed with an error reply. The datagrams stay in the queues until their clients are
+//! packed again for the master after this one, so a start that fails, or is killed, loses no client.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 use std::{io, mem};
@@ -47,6 +47,8 @@ pub(crate) struct Unpacked {
     ended: u64,
     /// The reasons why datagrams could not be used.
     pub(crate) faults: Vec<String>,
+    /// The number of datagrams that are still in each queue.
+    pub(crate) datagrams: Vec<usize>,
 }
 
 /// A client as its record describes it.
@@ -96,7 +98,7 @@ fn recover(left: &Rc<LeftShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerCl
     recovery
 }
 
-/// Handoff queues and their contents, which are packed again unless they are taken over.
+/// Handoff queues and their contents, which are still in the queues.
 #[derive(Debug)]
 pub(crate) struct ReceivedHandoff {
     queues: HandoffQueues,
@@ -114,7 +116,8 @@ impl ReceivedHandoff {
         let mut unpacked = Unpacked::default();
         let mut scratch = Scratch::default();
         for out in queues.ends().iter().map(|ends| &ends.out).chain(single) {
-            unpacked.unpack(out, &mut scratch, capacity);
+            let datagrams = unpacked.unpack(out, &mut scratch, capacity);
+            unpacked.datagrams.push(datagrams);
         }
         ReceivedHandoff { queues, unpacked }
     }
@@ -148,40 +151,41 @@ impl ReceivedHandoff {
     }
 
     /// Returns the contents for good: the new master serves from now on.
-    pub(crate) fn take_over(mut self) -> (HandoffQueues, Unpacked) {
-        (mem::take(&mut self.queues), mem::take(&mut self.unpacked))
-    }
-}
-
-impl Drop for ReceivedHandoff {
-    fn drop(&mut self) {
-        self.unpacked.pack_into(&mut self.queues);
+    pub(crate) fn take_over(self) -> (HandoffQueues, Unpacked) {
+        (self.queues, self.unpacked)
     }
 }
 
 impl Unpacked {
-    /// Unpacks one handoff queue.
+    /// Unpacks one handoff queue. Returns the number of datagrams.
     fn unpack(
         &mut self,
         out: &Channel<HandoffMessage, HandoffMessage>,
         scratch: &mut Scratch,
         capacity: usize,
-    ) {
+    ) -> usize {
+        let mut datagrams = 0;
+        if let Err(e) = socket::peek_from_start(out) {
+            self.faults
+                .push(format!("cannot unpack a handoff queue: {e}"));
+            return datagrams;
+        }
         loop {
-            match socket::receive_message(out, scratch.bytes()) {
+            match socket::peek_message(out, scratch.bytes()) {
                 Ok(Received::Message {
                     length,
                     descriptors,
                     cut,
                 }) => {
+                    datagrams += 1;
                     self.add(&scratch.bytes()[..length], descriptors, cut);
                     self.crowd_out(capacity);
                 }
-                Ok(Received::Nothing | Received::Closed) => return,
+                Ok(Received::Nothing | Received::Closed) => return datagrams,
                 Err(e) => {
-                    return self
-                        .faults
+                    self.faults
                         .push(format!("cannot unpack a handoff queue: {e}"));
+                    return datagrams;
                 }
             }
         }
@@ -366,29 +370,5 @@ impl Unpacked {
         self.clients
             .values()
             .any(|client| socket::peer(&client.socket).is_ok())
-    }
-
-    /// Packs everything again for the next master.
-    fn pack_into(&mut self, queues: &mut HandoffQueues) {
-        let mut by_worker: BTreeMap<WorkerId, Vec<(ClientRecord, BorrowedFd<'_>)>> =
-            BTreeMap::new();
-        for UnpackedClient {
-            worker,
-            record,
-            socket,
-        } in self.clients.values()
-        {
-            by_worker
-                .entry(*worker)
-                .or_default()
-                .push((*record, socket.as_fd()));
-        }
-        for (worker, left) in &self.shms {
-            queues.pack_all(
-                &left.record,
-                &left.shm,
-                by_worker.remove(worker).unwrap_or_default(),
-            );
-        }
     }
 }

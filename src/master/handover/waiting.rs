@@ -121,6 +121,37 @@ impl PackedWaiting {
         packed == clients.len()
     }
 
+    /// Packs those of these clients that are in no queue. Returns whether there was space for all.
+    fn pack_all<'c>(
+        &mut self,
+        clients: impl Iterator<Item = &'c mut Unleased>,
+        queues: &mut HandoffQueues,
+        most: usize,
+        (max_frame, generation): (u32, Generation),
+    ) -> bool {
+        let (mut by_shm, mut others) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
+        for unleased in clients.filter(|unleased| can_be_packed(unleased)) {
+            match &unleased.place {
+                Some(place) => by_shm
+                    .entry(Rc::as_ptr(place.left()))
+                    .or_default()
+                    .push(unleased),
+                None => others.push(unleased),
+            }
+        }
+        let mut has_space = true;
+        for clients in by_shm.values_mut() {
+            has_space &= self.pack(clients, queues, most);
+        }
+        for clients in others.chunks_mut(Layout::max_slots(max_frame).max(1) as usize) {
+            match self.copy(clients, max_frame, generation) {
+                Ok(()) => has_space &= self.pack(clients, queues, most),
+                Err(_) => has_space = false,
+            }
+        }
+        has_space
+    }
+
     /// Copies the bytes of clients to shared memory, which becomes their place.
     fn copy(
         &mut self,
@@ -151,6 +182,21 @@ fn can_be_packed(unleased: &Unleased) -> bool {
 }
 
 impl Master {
+    /// Packs the clients that were taken over, and removes the datagrams in which they were.
+    pub(crate) fn pack_again(&mut self, datagrams: &[usize], now: Instant) {
+        self.keep_waiting(now);
+        let Some(store) = &mut self.handover.store else {
+            return;
+        };
+        store
+            .queues
+            .remove_first(datagrams, &mut Scratch::default());
+        // They may have taken the space.
+        store.waiting.due = None;
+        store.waiting.is_full = false;
+        self.keep_waiting(now);
+    }
+
     /// Packs the clients that wait for a worker, if they wait for longer than a moment, and empties the queues when
     /// none waits any more.
     pub(crate) fn keep_waiting(&mut self, now: Instant) {
@@ -184,27 +230,8 @@ impl Master {
         let (max_frame, generation) = (self.clients.layout.max_frame(), self.settings.generation);
         let descriptors = self.descriptors;
         let most = (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize;
-        let (mut by_shm, mut others) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
-        for unleased in self.clients.without_worker_mut() {
-            match &unleased.place {
-                _ if !can_be_packed(unleased) => {}
-                Some(place) => by_shm
-                    .entry(Rc::as_ptr(place.left()))
-                    .or_default()
-                    .push(unleased),
-                None => others.push(unleased),
-            }
-        }
-        let mut has_space = true;
-        for clients in by_shm.values_mut() {
-            has_space &= waiting.pack(clients, queues, most);
-        }
-        for clients in others.chunks_mut(Layout::max_slots(max_frame).max(1) as usize) {
-            match waiting.copy(clients, max_frame, generation) {
-                Ok(()) => has_space &= waiting.pack(clients, queues, most),
-                Err(_) => has_space = false,
-            }
-        }
+        let clients = self.clients.without_worker_mut();
+        let has_space = waiting.pack_all(clients, queues, most, (max_frame, generation));
         if !has_space {
             waiting.due = Some(now + RETRY);
             if !waiting.is_full {

@@ -1,5 +1,6 @@
 //! The death of a worker: collected, attributed, its clients leased again, and reported.
 
+use std::mem;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -126,19 +127,14 @@ impl Workers {
         let doom = life.doom();
         let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
         let is_timed_out = doom == Some(Doom::TimedOut);
-        let mut recovery = leases.recover_clients(&shm, written, is_timed_out);
-        let left = LeftShm::of_worker((id, seat as u32, generation), methods, shm, written);
-        let left = Rc::new(left);
-        if clients.figures.is_some() {
-            recovery.note_places(&left);
-        }
-        let methods = &left.record.methods;
-        let blame = self.lay_blame(end, methods, &recovery, telemetry, now);
+        let origin = (id, seat as u32, generation);
+        let left = Rc::new(LeftShm::of_worker(origin, methods, shm, written));
+        let mut recovery = clients.recover_left(&left, leases, written, is_timed_out);
+        let blame = self.lay_blame(end, &left.record.methods, &recovery, telemetry, now);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
-        let waiting = std::mem::take(&mut recovery.waiting);
-        clients.await_handshakes(left, waiting, is_timed_out, now);
+        clients.await_handshakes(left, mem::take(&mut recovery.waiting), is_timed_out, now);
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
         let is_out_of_memory = blame.is_out_of_memory;

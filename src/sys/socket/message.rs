@@ -4,13 +4,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::{io, mem};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::socket::{
     self, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, setsockopt, sockopt,
 };
+use nix::{libc, setsockopt_impl, sockopt_impl};
 
 /// The most descriptors that one message can carry: `SCM_MAX_FD` (unix(7)).
 pub const MAX_PASSED: usize = 253;
+
+sockopt_impl!(
+    /// Where in the queue MSG_PEEK begins, in bytes: SO_PEEK_OFF of socket(7).
+    PeekOffset,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_PEEK_OFF,
+    libc::c_int
+);
 
 /// Returns two connected sockets that keep the borders of messages and report when the other end is gone.
 ///
@@ -112,6 +121,26 @@ impl ControlBuffer {
 /// # Errors
 /// Those of recvmsg(2).
 pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive(channel, buffer, 0)
+}
+
+/// Has [`peek_message`] begin with the first message.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn peek_from_start(channel: impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(&channel, PeekOffset, &0)?)
+}
+
+/// Receives a message that stays in the queue: the one behind the last that was received like this.
+///
+/// # Errors
+/// Those of recvmsg(2).
+pub fn peek_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive(channel, buffer, libc::MSG_PEEK)
+}
+
+fn receive(channel: impl AsFd, buffer: &mut [u8], more: libc::c_int) -> io::Result<Received> {
     let mut control = ControlBuffer([0; ControlBuffer::SIZE]);
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
@@ -124,7 +153,7 @@ pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Rece
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = ControlBuffer::SIZE as _;
-        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | more;
         // SAFETY: every pointer in `header` points to live memory of the given length.
         let length = unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut header, flags) };
         match Errno::result(length) {

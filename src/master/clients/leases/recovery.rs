@@ -41,6 +41,11 @@ pub(crate) struct DeadWorkerClients {
 }
 
 impl DeadWorkerClients {
+    fn add(&mut self, recovered: (Unleased, Option<Interrupted>), slot: (u32, u32)) {
+        self.recovered.push(recovered);
+        self.slots.push(slot);
+    }
+
     /// Notes that the recovered clients have their places in this shared memory, which is that of their worker.
     pub(crate) fn note_places(&mut self, left: &Rc<LeftShm>) {
         for ((unleased, _), (slot, lease_number)) in self.recovered.iter_mut().zip(&self.slots) {
@@ -128,10 +133,7 @@ impl Leases {
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
             match recovered {
-                Ok(unleased) => {
-                    recovery.recovered.push((unleased, interrupted));
-                    recovery.slots.push((slot, lease_number));
-                }
+                Ok(unleased) => recovery.add((unleased, interrupted), (slot, lease_number)),
                 // The connection had already ended.
                 Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
                     recovery.ended.push(client)

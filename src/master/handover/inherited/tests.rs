@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use super::super::upgrade_snapshot::UpgradeSnapshot;
 use super::*;
+use crate::channel::Scratch;
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
 use crate::proto::frame::OrderRule;
@@ -232,7 +233,7 @@ fn shared_memory_of_a_later_version_is_rejected() {
 }
 
 #[test]
-fn a_handoff_that_is_not_taken_over_is_packed_again() {
+fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
     let shm = MasterShm::new(Layout::new(400, 64)).expect("memfd");
     let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT_VERSION);
     let shm_record = ShmRecord {
@@ -304,6 +305,8 @@ fn a_handoff_that_is_not_taken_over_is_packed_again() {
     };
     for _ in 0..3 {
         drop(ReceivedHandoff::unpack(copy(&queues), &[], 1000));
+        // As a master that is killed then.
+        std::mem::forget(ReceivedHandoff::unpack(copy(&queues), &[], 1000));
     }
     let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], 1000)
         .take_over()
@@ -337,6 +340,9 @@ fn a_handoff_that_is_not_taken_over_is_packed_again() {
             (client.id.0, 9, 5)
         );
     }
+    queues.remove_first(&unpacked.datagrams, &mut Scratch::default());
+    let emptied = ReceivedHandoff::unpack(copy(&queues), &[], 1000);
+    assert_eq!(emptied.unpacked().shms().count(), 0);
     // With fewer descriptors, the shared memory among them, the latest stay.
     let packed = (0..)
         .zip(&sockets)
