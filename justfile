@@ -9,12 +9,13 @@ check:
 
 # All tests, or those with NAME in their names
 test NAME="":
-    cargo test {{ NAME }}
+    cargo test --all-features {{ NAME }}
 
 # Format, lints, scripts, man pages and English
 lint:
     cargo fmt --check
     cargo clippy --all-targets -- -D warnings
+    cargo clippy --all-targets --all-features -- -D warnings
     shellcheck .ci/run .ci/english packaging/build-deb
     mandoc -T lint -W warning man/*
     .ci/english

@@ -47,6 +47,8 @@
 //! * **State is per process.** Each worker has its own, and it is rebuilt at every reload, recycle, restart, upgrade, crash
 //!   and panic. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs in a database
 //!   or a file that all workers share; `examples/counterd.rs` and README.md (*Where to keep state*) show how.
+//! * **Waiting.** With the Cargo feature `tokio`, a method can be a future, and a worker executes many of them at a time:
+//!   `Daemon::async_method`.
 //! * **Settings.** [`Daemon::config`] reads a table of the daemon's own, `[NAME]`, from its configuration.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
@@ -137,6 +139,8 @@ mod worker;
 pub use daemon::{Daemon, fdpassd_main as daemon_main};
 pub use proto::names::{ClientId, Generation, Peer, WorkerId};
 pub use serde_json::value::RawValue;
+#[cfg(feature = "tokio")]
+pub use worker::AsyncCall;
 pub use worker::{
     Call, Counter, Fault, Histogram, Method, MetricError, Reply, WorkerInfo, WorkerMetrics,
 };

@@ -218,8 +218,15 @@ pub struct AppStarted {
 pub struct AppGone {
     /// How the app ended.
     pub end: AppEnd,
-    /// Why, for the operator: a sentence without its subject, "its app".
+    /// The part that ended: "app", or "runtime" for that of asynchronous methods.
+    #[serde(default = "app")]
+    pub subject: String,
+    /// Why, for the operator: a sentence without its subject.
     pub reason: String,
+}
+
+fn app() -> String {
+    "app".to_owned()
 }
 
 /// How an app ended.
@@ -458,6 +465,7 @@ mod tests {
             ToMaster::AppStarted(AppStarted { pid: 7 }),
             ToMaster::AppGone(AppGone {
                 end: AppEnd::Killed(9),
+                subject: app(),
                 reason: "was killed".to_owned(),
             }),
         ] {

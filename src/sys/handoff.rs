@@ -27,6 +27,8 @@ use self::batch::Batch;
 use self::raw::{receive_raw, send_raw};
 use super::byte_counts::{OwnWrites, Writes};
 use super::cgroup::AppCgroup;
+#[cfg(feature = "tokio")]
+use super::gate::ExecutionGate;
 use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
 use super::{clock, fork};
@@ -115,6 +117,9 @@ pub struct EmergencyHandoff {
     /// The pid of the worker's app and its descriptor + 1; 0 without an app.
     app: [AtomicU64; 2],
     app_cgroup: OnceLock<Arc<AppCgroup>>,
+    /// The gate of the worker's futures, if it has some.
+    #[cfg(feature = "tokio")]
+    futures: OnceLock<Arc<ExecutionGate>>,
 }
 
 /// The result of packing.
@@ -162,6 +167,8 @@ impl EmergencyHandoff {
             has_begun: AtomicBool::new(false),
             app: [AtomicU64::new(0), AtomicU64::new(0)],
             app_cgroup: OnceLock::new(),
+            #[cfg(feature = "tokio")]
+            futures: OnceLock::new(),
         }));
         // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), poll(2), openat(2), write(2),
         // unlinkat(2), setitimer(2), atomic loads and stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and
@@ -181,6 +188,12 @@ impl EmergencyHandoff {
         }
         self.app[1].store(pidfd.as_raw_fd() as u64 + 1, Ordering::Relaxed);
         self.app[0].store(pid.into(), Ordering::Release);
+    }
+
+    /// Registers the gate of the worker's futures, which is closed before clients are packed, as for an app.
+    #[cfg(feature = "tokio")]
+    pub fn guard_futures(&self, gate: Arc<ExecutionGate>) {
+        let _ = self.futures.set(gate);
     }
 
     /// Kills the app and all that is in its cgroup, and waits until they are dead.
@@ -301,6 +314,10 @@ impl EmergencyHandoff {
             return outcome;
         }
         self.end_app();
+        #[cfg(feature = "tokio")]
+        if let Some(gate) = self.futures.get() {
+            gate.close();
+        }
         self.note_final_writes();
         self.note(self.offsets.packed_at, clock::monotonic());
         let mut queue = 0;

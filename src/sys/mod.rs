@@ -8,6 +8,8 @@ pub mod cgroup;
 pub mod clock;
 pub mod fd;
 pub mod fork;
+#[cfg(feature = "tokio")]
+pub mod gate;
 pub mod handoff;
 pub mod inherited;
 pub mod limit;
@@ -20,6 +22,8 @@ pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod user;
+#[cfg(feature = "tokio")]
+pub mod wakeup;
 pub mod watch;
 pub mod writable;
 pub mod zone;

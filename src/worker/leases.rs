@@ -120,8 +120,8 @@ impl WorkerLoop<'_> {
         if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
             self.break_off(FOREIGN);
         }
-        if let Some(app) = self.app.as_mut().filter(|_| connection.has_used_app) {
-            app.client_left(connection.client);
+        if let Some(executor) = self.executor.as_mut().filter(|_| connection.has_used_app) {
+            executor.client_left(connection.client);
         }
         self.numbers.take(number(&connection.socket));
         self.leased -= 1;

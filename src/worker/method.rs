@@ -1,13 +1,23 @@
 //! One method: its name, its function, and what the daemon must know about it.
 
 use std::fmt;
+#[cfg(feature = "tokio")]
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+#[cfg(feature = "tokio")]
+use serde_json::value::to_raw_value;
 
+#[cfg(feature = "tokio")]
+use super::futures::{AsyncCall, MethodJob};
 use super::reply::{Call, Fault, Reply};
 use crate::proto::rpc::{Code, is_fault_code, is_method_name};
+
+/// Makes the future of a request, from the state and the params.
+#[cfg(feature = "tokio")]
+pub(super) type Starter<S> = Box<dyn Fn(&S, &[u8], AsyncCall) -> MethodJob>;
 
 pub(super) type Handler<S> = Box<dyn Fn(&mut S, &RawValue, &mut Reply<'_>) -> Result<(), Fault>>;
 
@@ -38,6 +48,9 @@ pub struct Method<S = ()> {
     pub(super) is_idempotent: bool,
     pub(super) is_inline: bool,
     pub(super) handler: Handler<S>,
+    /// Makes the future of a request, if the method is asynchronous.
+    #[cfg(feature = "tokio")]
+    pub(super) starter: Option<Starter<S>>,
 }
 
 impl<S: 'static> Method<S> {
@@ -89,7 +102,17 @@ impl<S: 'static> Method<S> {
             is_idempotent: false,
             is_inline: false,
             handler,
+            #[cfg(feature = "tokio")]
+            starter: None,
         }
+    }
+
+    /// Returns whether the runtime executes it.
+    pub(super) fn is_async(&self) -> bool {
+        #[cfg(feature = "tokio")]
+        return self.starter.is_some();
+        #[cfg(not(feature = "tokio"))]
+        return false;
     }
 
     /// Allows that the method runs once more if its worker died in it: it has no side effects, or its second run
@@ -126,7 +149,9 @@ impl<S: 'static> Method<S> {
         let reply = (is_set && !is_method_name(reply)).then(|| {
             format!("{reply:?} is not a valid name for replies of method {name:?}: {RULE}")
         });
-        [own, reply].into_iter().flatten()
+        let inline = (self.is_inline && self.is_async())
+            .then(|| format!("method {name:?} is asynchronous, so it cannot be inline"));
+        [own, reply, inline].into_iter().flatten()
     }
 }
 
@@ -144,6 +169,10 @@ impl Method<()> {
             is_idempotent: self.is_idempotent,
             is_inline: self.is_inline,
             handler: Box::new(move |_, params, out| handler(&mut (), params, out)),
+            #[cfg(feature = "tokio")]
+            starter: self.starter.map(|starter| -> Starter<S> {
+                Box::new(move |_, params, call| starter(&(), params, call))
+            }),
         }
     }
 }
@@ -153,21 +182,26 @@ impl<S> Method<S> {
     /// or that is no code, becomes `internal`, and the log names it: the code may be made at run time, so it cannot be
     /// refused before.
     pub(super) fn permitted(&self, fault: Fault) -> Fault {
-        let code = fault.code();
-        let of_daemon = Code::ALL.into_iter().find(|known| known.as_str() == code);
-        let why = match of_daemon {
-            Some(Code::BadParams | Code::Internal) => return fault,
-            Some(_) => "only the daemon itself uses it",
-            None if is_fault_code(code) => return fault,
-            None => "a code is [a-z][a-z0-9_]{0,63}",
-        };
-        let code: String = code.chars().take(64).collect();
-        log::error!(
-            "method {:?} returned a fault with the code {code:?}: {why}; its caller got \"internal\"",
-            self.name
-        );
-        Fault::from_code(Code::Internal, fault.message())
+        permitted(&self.name, fault)
     }
+}
+
+/// As [`Method::permitted`].
+fn permitted(method: &str, fault: Fault) -> Fault {
+    let code = fault.code();
+    let of_daemon = Code::ALL.into_iter().find(|known| known.as_str() == code);
+    let why = match of_daemon {
+        Some(Code::BadParams | Code::Internal) => return fault,
+        Some(_) => "only the daemon itself uses it",
+        None if is_fault_code(code) => return fault,
+        None => "a code is [a-z][a-z0-9_]{0,63}",
+    };
+    let code: String = code.chars().take(64).collect();
+    log::error!(
+        "method {:?} returned a fault with the code {code:?}: {why}; its caller got \"internal\"",
+        method
+    );
+    Fault::from_code(Code::Internal, fault.message())
 }
 
 impl<S> fmt::Debug for Method<S> {
@@ -177,6 +211,56 @@ impl<S> fmt::Debug for Method<S> {
         method.field("is_idempotent", &self.is_idempotent);
         method.field("is_inline", &self.is_inline);
         method.finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<S: Clone + Send + 'static> Method<S> {
+    /// Returns a method that waits without keeping its worker from other clients: it returns a future, and a worker has
+    /// many of them at a time, see [`Daemon::concurrency`](crate::Daemon::concurrency). Its state, and what it may do, are
+    /// described at [`Daemon::async_method`](crate::Daemon::async_method).
+    ///
+    /// Params that are no `P` are answered with `bad_params`, a panic with `crashed`. If its worker dies in it, the
+    /// method does not run again, and its caller gets `crashed`, unless it is [idempotent](Method::idempotent).
+    #[must_use]
+    pub fn new_async<P, R, F>(
+        name: impl Into<String>,
+        call: impl Fn(S, P, AsyncCall) -> F + Send + Sync + 'static,
+    ) -> Method<S>
+    where
+        P: DeserializeOwned + 'static,
+        R: Serialize + 'static,
+        F: Future<Output = Result<R, Fault>> + 'static,
+    {
+        let name: String = name.into();
+        let shared = Arc::new((name.clone(), call));
+        let starter: Starter<S> = Box::new(move |state, params, circumstances| {
+            let (shared, state) = (Arc::clone(&shared), state.clone());
+            let params = String::from_utf8_lossy(params).into_owned();
+            Box::new(move || {
+                Box::pin(async move {
+                    let (name, call) = &*shared;
+                    let parsed = parse_params(&params)?;
+                    drop(params);
+                    let called = call(state, parsed, circumstances).await;
+                    let result = called.map_err(|fault| permitted(name, fault))?;
+                    to_raw_value(&result).map_err(|e| {
+                        let message = format!("the result cannot be written as JSON: {e}");
+                        Fault::from_code(Code::Internal, message)
+                    })
+                })
+            })
+        });
+        let never: Handler<S> = Box::new(|_, _, _| {
+            Err(Fault::from_code(
+                Code::Internal,
+                "the method is asynchronous",
+            ))
+        });
+        Method {
+            starter: Some(starter),
+            ..Method::from_handler(name, never)
+        }
     }
 }
 

@@ -9,6 +9,8 @@ mod builtin;
 mod connection;
 mod deadlines;
 mod death;
+#[cfg(feature = "tokio")]
+mod futures;
 mod handoff;
 mod hooks;
 mod leases;
@@ -16,8 +18,10 @@ mod master_link;
 mod method;
 mod methods;
 mod metrics;
+mod panics;
 mod parking;
 mod reply;
+mod running;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -28,7 +32,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use apps::App;
+use away::Executor;
 use connection::Connection;
 use deadlines::Timers;
 use hooks::{HealthSchedule, LeftClients};
@@ -48,12 +52,15 @@ use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
 pub(crate) use builtin::pi_method;
+#[cfg(feature = "tokio")]
+pub use futures::AsyncCall;
 pub(crate) use hooks::Hooks;
 pub use method::Method;
 pub use methods::WorkerInfo;
-pub(crate) use methods::{Constructor, Methods, RunningService, Service};
+pub(crate) use methods::{Constructor, Methods, Service};
 pub use metrics::{Counter, Histogram, MetricError, WorkerMetrics};
 pub use reply::{Call, Fault, Reply};
+pub(crate) use running::RunningService;
 pub(crate) use start::{Error, run};
 
 /// The poller's token of the channel; a client's is its slot and the number of its lease.
@@ -86,8 +93,8 @@ struct WorkerLoop<'c> {
     /// Requests answered since the start.
     served: u64,
     ending: Ending,
-    /// The process that executes methods of another language, if there is one.
-    app: Option<App>,
+    /// The executor of requests that are away, if the worker has one.
+    executor: Option<Executor>,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
     left: LeftClients,
@@ -124,12 +131,12 @@ impl<'c> WorkerLoop<'c> {
         shm: WorkerShm,
         settings: Settings,
         handoff: Option<&'static EmergencyHandoff>,
-        app: Option<App>,
+        executor: Option<Executor>,
     ) -> io::Result<WorkerLoop<'c>> {
         let poller = Poller::new(BATCH)?;
         let master = MasterLink::new(channel, &poller)?;
-        if let Some(app) = &app {
-            app.watch(&poller)?;
+        if let Some(executor) = &executor {
+            executor.watch(&poller)?;
         }
         let parking = Parking::new(settings.buffers);
         let writes = OwnWrites::open().ok();
@@ -164,7 +171,7 @@ impl<'c> WorkerLoop<'c> {
             quarantined: Vec::new(),
             served: 0,
             ending: Ending::default(),
-            app,
+            executor,
             handoff,
             left: LeftClients::default(),
             health: HealthSchedule::default(),
@@ -188,7 +195,7 @@ impl<'c> WorkerLoop<'c> {
             for event in &ready {
                 match event.token {
                     CHANNEL => self.receive(&mut scratch, service)?,
-                    token if apps::is_token(token) => self.attend_app(token, service)?,
+                    token if apps::is_token(token) => self.attend_executor(token, service)?,
                     _ => self.serve_client(*event, service),
                 }
             }
@@ -201,9 +208,9 @@ impl<'c> WorkerLoop<'c> {
             }
             if self.has_processed_all(had_gap || ready.len() == BATCH) {
                 self.check_deadlines(woken, service);
-                self.check_app(woken);
+                self.check_executor(woken);
             }
-            self.flush_app()?;
+            self.flush_executor(service)?;
             self.check_health(service);
             if self.send_reports()? {
                 // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
@@ -217,8 +224,8 @@ impl<'c> WorkerLoop<'c> {
         if let Some(reason) = self.ending.broken {
             return Err(io::Error::other(reason));
         }
-        if let Some(app) = self.app.as_mut().filter(|_| !self.ending.is_orphaned) {
-            app.finish(apps::END_TIMEOUT);
+        if let Some(executor) = self.executor.as_mut().filter(|_| !self.ending.is_orphaned) {
+            executor.finish(apps::END_TIMEOUT);
         }
         Ok(self.ending.is_orphaned)
     }
@@ -245,7 +252,11 @@ impl<'c> WorkerLoop<'c> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.timers.next(), self.health.next(), self.app_deadline()];
+        let deadlines = [
+            self.timers.next(),
+            self.health.next(),
+            self.executor_deadline(),
+        ];
         let deadline = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.time.now)))
     }

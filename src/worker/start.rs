@@ -7,8 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::apps::{App, AppService, StartingApp};
-use super::methods::{Methods, RunningService, Service, WorkerInfo, remember_panics};
+use super::away::{Executor, ExecutorKind};
+#[cfg(feature = "tokio")]
+use super::futures::Runtime;
+use super::methods::{Methods, Service, WorkerInfo};
 use super::metrics::WorkerMetrics;
+use super::panics::remember_panics;
+use super::running::RunningService;
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
@@ -103,14 +108,7 @@ fn serve<S: 'static>(
     prepare_process(&start)?;
     let layout = Layout::new(start.slots, start.longest);
     // The other descriptors are handoff queues.
-    let file = File::from(descriptors.remove(0));
-    let handoff_shm = file
-        .try_clone()
-        .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
-    let metrics = OwnMetricWords::map(&file, layout)
-        .map_err(|e| format!("cannot map the shared memory: {e}"))?;
-    let shm =
-        WorkerShm::map(file, layout).map_err(|e| format!("cannot map the shared memory: {e}"))?;
+    let (shm, handoff_shm, metrics) = map(File::from(descriptors.remove(0)), layout)?;
     let metrics = WorkerMetrics::new(Some(metrics));
     let info = WorkerInfo {
         name: std::mem::take(&mut start.name),
@@ -127,6 +125,12 @@ fn serve<S: 'static>(
     let own_table = std::mem::take(&mut start.own_table);
     let names = methods.names().into_iter().map(|method| method.name);
     scope::set_worker(start.worker, names.collect());
+    let executor = start_runtime(&methods, start.app.is_some())?;
+    // The state, and everything else that this thread executes, may start tasks there.
+    #[cfg(feature = "tokio")]
+    let handle = executor.as_ref().and_then(Executor::handle);
+    #[cfg(feature = "tokio")]
+    let _context = handle.as_ref().map(tokio::runtime::Handle::enter);
     let mut own = RunningService::start(methods, info, own_table)?;
     if let Some(why) = own.check_health()? {
         return Err(format!("it is unhealthy: {why}"));
@@ -137,12 +141,13 @@ fn serve<S: 'static>(
             start,
             descriptors,
             &mut own,
-            None,
+            executor,
             (shm, handoff_shm),
         );
     };
     let cgroups = start.app_cgroups.as_deref();
     let (app, hello) = start_app(channel, spec, cgroups, layout, &metrics)?;
+    let concurrency = app.info().concurrency;
     let mut service = AppService::new(&mut own, hello.methods)
         .map_err(|reason| format!("its app cannot be used: {reason}"))?;
     serve_methods(
@@ -150,9 +155,44 @@ fn serve<S: 'static>(
         start,
         descriptors,
         &mut service,
-        Some(app),
+        Some(Executor::new(ExecutorKind::App(app), concurrency)),
         (shm, handoff_shm),
     )
+}
+
+/// Maps the shared memory. Returns a copy of its descriptor and the words of the daemon's own metrics as well.
+fn map(file: File, layout: Layout) -> Result<(WorkerShm, File, OwnMetricWords), String> {
+    let copy = file
+        .try_clone()
+        .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
+    let fault = |e| format!("cannot map the shared memory: {e}");
+    let metrics = OwnMetricWords::map(&file, layout).map_err(fault)?;
+    let shm = WorkerShm::map(file, layout).map_err(fault)?;
+    Ok((shm, copy, metrics))
+}
+
+/// Starts the runtime of asynchronous methods, if there are some.
+fn start_runtime<S: 'static>(
+    methods: &Methods<S>,
+    has_app: bool,
+) -> Result<Option<Executor>, String> {
+    if !methods.has_async() {
+        return Ok(None);
+    }
+    if has_app {
+        let reason = "a daemon with asynchronous methods has no app: remove app.command";
+        return Err(reason.to_owned());
+    }
+    #[cfg(feature = "tokio")]
+    {
+        let started = Runtime::start();
+        let runtime = started
+            .map_err(|e| format!("cannot start the runtime of asynchronous methods: {e}"))?;
+        let kind = ExecutorKind::Runtime(runtime);
+        Ok(Some(Executor::new(kind, methods.concurrency)))
+    }
+    #[cfg(not(feature = "tokio"))]
+    Ok(None)
 }
 
 /// Starts the app, reports its pid to the master, and waits for its hello.
@@ -178,7 +218,7 @@ fn serve_methods(
     start: Start,
     descriptors: Vec<OwnedFd>,
     service: &mut dyn Service,
-    app: Option<App>,
+    executor: Option<Executor>,
     (shm, handoff_shm): (WorkerShm, File),
 ) -> Result<bool, String> {
     let (methods, layout) = (service.names(), shm.layout());
@@ -198,20 +238,25 @@ fn serve_methods(
         let prepared = handoff::prepare(channel, descriptors, handoff_shm, &record, layout, grace);
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }
+    let app = executor.as_ref().and_then(Executor::app);
     send(
         channel,
         &ToMaster::Ready(Ready {
             version: VERSION,
             methods,
-            app: app.as_ref().map(|app| app.info().clone()),
+            app: app.map(|app| app.info().clone()),
         }),
     )
     .map_err(|e| format!("cannot report to the master: {e}"))?;
-    if let (Some(handoff), Some(app)) = (handoff, &app) {
+    if let (Some(handoff), Some(app)) = (handoff, app) {
         let (pid, pidfd, cgroup) = app.process();
         handoff.guard_app(pid, pidfd, cgroup);
     }
-    let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff, app)
+    #[cfg(feature = "tokio")]
+    if let (Some(handoff), Some(gate)) = (handoff, executor.as_ref().and_then(Executor::gate)) {
+        handoff.guard_futures(gate);
+    }
+    let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff, executor)
         .map_err(|e| format!("cannot create a poller: {e}"))?;
     worker.quarantine(&start.quarantined, service);
     worker.serve(service).map_err(|e| e.to_string())

@@ -6,7 +6,7 @@
 //! begin    activate cursors to the region of the next bytes, before the first of them is read
 //! read     once
 //! frames   for each whole one: set `exec` in the shared memory, run the method, commit the reply;
-//!          one for the app ends the turn, see `turn/away.rs`
+//!          one that is executed elsewhere ends the turn, see `turn/away.rs`
 //! send     once, when no whole frame is left
 //! park     copy what is unread or unsent to the slot's own regions, then activate cursors to them
 //! end      the lease word
@@ -26,9 +26,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use self::answer::FrameOutcome;
-pub(super) use self::away::AppAnswer;
+pub(super) use self::away::AwayAnswer;
 use self::away::Departure;
-use super::apps::App;
+use super::away::Executor;
 use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
 use super::methods::Service;
@@ -49,8 +49,8 @@ const MAX_TURN: u64 = 10_000_000;
 pub(super) struct Tools<'a> {
     pub(super) shm: &'a mut WorkerShm,
     pub(super) service: &'a mut dyn Service,
-    /// The app, if the worker has one.
-    pub(super) app: Option<&'a mut App>,
+    /// The executor of requests that are away, if the worker has one.
+    pub(super) executor: Option<&'a mut Executor>,
     /// Whether this process runs methods that may take long, or close what is not theirs.
     pub(super) has_own_methods: bool,
     /// Whether the frames after an answer are served: the worker does not retire.
@@ -124,8 +124,8 @@ pub(super) enum Purpose<'a> {
     /// Closes the client without a reply.
     Cut,
     /// Commits the answer to the request that is away.
-    Complete(&'a AppAnswer<'a>),
-    /// Takes back a request that was never written to the app.
+    Complete(&'a AwayAnswer<'a>),
+    /// Takes back a request that its executor never received.
     TakeBack,
 }
 
@@ -228,7 +228,7 @@ struct Turn<'t, 'a> {
     is_doubtful: bool,
     /// The descriptor is not the client's socket.
     is_foreign: bool,
-    /// The next request, if an app executes it.
+    /// The next request, if it leaves this worker.
     departure: Option<Departure>,
 }
 

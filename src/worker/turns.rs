@@ -1,7 +1,7 @@
 //! The turns of clients, as the loop gives them: after an event, a lease, a deadline or an answer.
 
 use super::WorkerLoop;
-use super::apps::App;
+use super::away::Executor;
 use super::connection::WaitingFor;
 use super::methods::Service;
 use super::reply::Fault;
@@ -56,13 +56,14 @@ impl WorkerLoop<'_> {
         let Some(connection) = self.connections.get_mut(slot).filter(|_| may_run) else {
             return;
         };
-        let app = self.app.as_mut();
-        let is_called = |app: &App| app.requests.is_called(slot);
+        let executor = self.executor.as_mut();
+        let is_called = |executor: &Executor| executor.requests.is_called(slot);
         match connection.waits {
             WaitingFor::Answer if !purpose.is_of_away() => return,
             // It is its turn only when there is a permit; but it may be closed.
             WaitingFor::Permit
-                if matches!(purpose, Purpose::Serve) && !app.as_deref().is_some_and(is_called) =>
+                if matches!(purpose, Purpose::Serve)
+                    && !executor.as_deref().is_some_and(is_called) =>
             {
                 return;
             }
@@ -72,7 +73,7 @@ impl WorkerLoop<'_> {
             shm: &mut self.shm,
             has_own_methods: service.has_own_methods(),
             service,
-            app,
+            executor,
             may_continue: may_serve && !self.ending.is_packing,
             settings: &self.settings,
             stop_by: self.ending.stop_by,

@@ -225,7 +225,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
 ];
 
 /// Names that only these modules may use: foreign crates, and `unsafe`.
-const ONLY_IN: [(&str, &[&str]); 12] = [
+const ONLY_IN: [(&str, &[&str]); 13] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("signal_hook", &["sys"]),
@@ -234,6 +234,7 @@ const ONLY_IN: [(&str, &[&str]); 12] = [
     ("unsafe", &["sys"]),
     ("toml", &["config", "daemon", "testing"]),
     ("syslog", &["logging"]),
+    ("tokio", &["worker"]),
     ("clap", &["daemon", "ctl"]),
     ("httparse", &["exporter"]),
     ("clap_complete", &["ctl"]),

@@ -15,6 +15,8 @@ mod app_hangs;
 mod app_keys;
 mod app_lifecycle;
 mod apps;
+#[cfg(feature = "tokio")]
+mod async_methods;
 mod balance;
 mod chaos;
 mod children;

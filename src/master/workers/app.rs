@@ -135,6 +135,7 @@ mod tests {
     fn gone(end: AppEnd) -> AppGone {
         AppGone {
             end,
+            subject: "app".to_owned(),
             reason: String::new(),
         }
     }

@@ -178,7 +178,10 @@ impl Blame {
             .unwrap_or_default();
         let app = end.app.filter(|gone| gone.end != AppEnd::Finished);
         match (app, failure) {
-            (Some(gone), _) => format!("ended{memory}{request}: its app {}", gone.reason),
+            (Some(gone), _) => {
+                let (subject, reason) = (Escaped(&gone.subject), &gone.reason);
+                format!("ended{memory}{request}: its {subject} {reason}")
+            }
             (None, Some(failure)) => format!("{}{memory}{request}: {failure}", end.exit),
             (None, None) => format!("{}{memory}{request}", end.exit),
         }
@@ -448,6 +451,7 @@ mod tests {
     fn blame(workers: &mut Workers, end: AppEnd, requests: &[(u32, u8, bool)]) -> (Blame, u64) {
         let gone = AppGone {
             end,
+            subject: "app".to_owned(),
             reason: "has ended".to_owned(),
         };
         let end = WorkerEnd::new(Exit::Status(70), Some(&gone), false);

@@ -6,9 +6,9 @@
 //! A request that the app executes is *away*: its bytes lie in its slot's own regions, `exec` is set, the lease word is
 //! `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
 
+mod fault;
 mod metrics;
 mod output;
-mod requests;
 mod service;
 mod start;
 mod wire;
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) use requests::{AwayRequest, Requests, Waiting};
+pub(super) use fault::fault_of;
 pub(super) use service::AppService;
 pub(super) use start::StartingApp;
 pub(super) use wire::{IncomingFrames, ReadEnd, Wire};
@@ -57,7 +57,6 @@ pub(super) struct App {
     /// Ends all that the app has started.
     cgroup: Option<AppCgroupGuard>,
     pub(super) wire: Wire,
-    pub(super) requests: Requests,
     output: Option<[OutputStream; 2]>,
     last_lines: LastLines,
     info: AppInfo,
@@ -67,28 +66,9 @@ pub(super) struct App {
     max_memory: Option<u64>,
     /// When its memory was last looked at: ns of CLOCK_MONOTONIC.
     memory_checked: u64,
-    pub(super) pulse: Pulse,
+    probes: u64,
     /// The poller reports when the wire accepts bytes again.
     is_full: bool,
-}
-
-/// Signs of life of an app with requests.
-#[derive(Debug, Default)]
-pub(super) struct Pulse {
-    /// When it last sent a frame, or got its first request after a pause: ns of CLOCK_MONOTONIC.
-    pub(super) heard: u64,
-    /// When the probe was sent that it has not answered yet.
-    pub(super) probed: Option<u64>,
-    /// Since when the app gets no more requests, because one of them was not answered in time.
-    pub(super) sick: Option<u64>,
-    /// The app has not answered the probe in time: it gets no more requests until it does.
-    pub(super) is_blocked: bool,
-    probes: u64,
-    /// When the last answer came, and since when clients wait for a permit: ns of CLOCK_MONOTONIC.
-    pub(super) answered: u64,
-    pub(super) waits_since: Option<u64>,
-    /// Since when no request moves, as the shared memory has it.
-    pub(super) full_since: Option<u64>,
 }
 
 impl App {
@@ -153,16 +133,6 @@ impl App {
         Ok(is_open)
     }
 
-    /// Returns whether another request may be handed over now; `left` is how many the worker may still answer.
-    pub(super) fn has_permit(&self, next: Waiting, left: Option<u64>) -> bool {
-        self.takes_requests() && self.requests.has_permit(next, left)
-    }
-
-    /// Returns whether the app gets requests: it reads them, and its loop turns.
-    pub(super) fn takes_requests(&self) -> bool {
-        self.wire.accepts() && self.pulse.sick.is_none() && !self.pulse.is_blocked
-    }
-
     /// Asks the app to end a request.
     pub(super) fn cancel(&mut self, id: u64, why: CancelReason) {
         #[derive(serde::Serialize)]
@@ -174,14 +144,13 @@ impl App {
     }
 
     /// Asks the app whether its loop turns.
-    pub(super) fn probe(&mut self, now: u64) {
+    pub(super) fn probe(&mut self) {
         #[derive(serde::Serialize)]
         struct Probe {
             probe: u64,
         }
-        self.pulse.probes += 1;
-        self.pulse.probed = Some(now);
-        let probe = self.pulse.probes;
+        self.probes += 1;
+        let probe = self.probes;
         self.wire.queue_json(&Probe { probe });
     }
 
@@ -218,7 +187,7 @@ impl App {
             Err(e) => {
                 let reason = format!("cannot be waited for: {e}");
                 let end = AppEnd::BrokeProtocol;
-                return Some(AppGone { end, reason });
+                return Some(app_gone(end, reason));
             }
         };
         let end = match exit {
@@ -230,7 +199,7 @@ impl App {
             Exit::Signal { .. } => "was ",
         };
         let reason = self.with_last_line(format!("{was}{exit}{when}"));
-        Some(AppGone { end, reason })
+        Some(app_gone(end, reason))
     }
 
     /// Adds the last line that the app has written to the reason of its end.
@@ -281,6 +250,15 @@ impl App {
         }
         self.output = streams;
         self.with_last_line(String::new());
+    }
+}
+
+fn app_gone(end: AppEnd, reason: String) -> AppGone {
+    let subject = "app".to_owned();
+    AppGone {
+        end,
+        subject,
+        reason,
     }
 }
 

@@ -138,7 +138,7 @@ impl Service for AppService<'_> {
         self.own.check_health()
     }
 
-    fn app_method(&self, index: usize) -> Option<(&str, &str)> {
+    fn away_method(&self, index: usize) -> Option<(&str, &str)> {
         let (method, reply) = self.methods.get(index.checked_sub(self.own_count)?)?;
         Some((&method.name, reply))
     }

@@ -9,7 +9,7 @@ use log::Level;
 
 use super::metrics::AppMetrics;
 use super::output::{LastLines, OutputStream};
-use super::{App, END, OUTPUT, Pulse, ReadEnd, Requests, WIRE, Wire};
+use super::{App, END, OUTPUT, ReadEnd, WIRE, Wire};
 use crate::proto::app::{
     AppInfo, AppOutput, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
     MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
@@ -99,7 +99,6 @@ impl StartingApp {
             ));
         }
         let concurrency = wanted.min(most.unwrap_or(u32::MAX));
-        app.requests = Requests::new(concurrency);
         app.metrics = AppMetrics::declare(&hello.metrics, metrics)
             .map_err(|reason| format!("cannot be used: {reason}"))?;
         app.wants_closes = hello.closes;
@@ -149,7 +148,6 @@ fn spawn(
         cgroup: cgroups.and_then(|cgroups| own_cgroup(cgroups, process.pid)),
         process,
         wire: Wire::new(stream, max_frame),
-        requests: Requests::new(1),
         output,
         last_lines: LastLines::default(),
         info: AppInfo::default(),
@@ -157,7 +155,7 @@ fn spawn(
         wants_closes: false,
         max_memory: spec.max_memory,
         memory_checked: clock::monotonic(),
-        pulse: Pulse::default(),
+        probes: 0,
         is_full: false,
     };
     Ok((app, poller))

@@ -16,7 +16,7 @@ use crate::worker::methods::{Failure, Service};
 use crate::worker::reply::{Call, Fault, write_fault};
 
 impl Turn<'_, '_> {
-    /// Answers the next frame, unless an app executes its request.
+    /// Answers the next frame, unless it leaves this worker.
     pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> FrameOutcome {
         let call = Call {
             client: self.connection.client,
@@ -49,7 +49,7 @@ impl Turn<'_, '_> {
         };
         let body = &rx[begin + PREFIX..begin + total];
         let result = match execution.prepare(body) {
-            Ok((request, method)) if execution.service.app_method(method).is_some() => {
+            Ok((request, method)) if execution.service.away_method(method).is_some() => {
                 let params = request.params.map(|params| range_in(body, params));
                 return FrameOutcome::Departs(Departure { method, params });
             }
@@ -118,7 +118,7 @@ pub(super) enum FrameOutcome {
         /// The method is inline, so that the clock was not read.
         is_inline: bool,
     },
-    /// An app executes its request.
+    /// An app or a runtime executes its request.
     Departs(Departure),
 }
 

@@ -1,10 +1,10 @@
-//! A request that an app executes: the turn in which it leaves, and the turn in which its answer returns.
+//! A request that an app or a runtime executes: the turn in which it leaves, and the turn in which its answer returns.
 //!
 //! ```text
 //! send      the replies before it; if some stay unsent, the request waits, as a client that does not read is not served
 //! permit    if there is none, the client is parked, waits in the queue, and may be moved
 //! park      the frame, and what follows it, to the slot's own regions
-//! exec      set before the frame is in the worker's buffer for the app
+//! exec      set before the request is queued for its executor
 //! end       the lease word: the request is away
 //! ─────────────────────────────────────────────
 //! claim     the lease word, which only this worker changes
@@ -15,22 +15,25 @@
 //! Nothing of the client is read or written while its request is away, so after a death the cursors alone are right.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use serde_json::value::RawValue;
 
 use super::Turn;
 use super::answer::commit;
-use crate::proto::app::{AppError, AppFault, AppRequest};
+use crate::proto::app::AppRequest;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
-use crate::proto::rpc::{Code, is_fault_code};
+use crate::proto::rpc::Code;
 use crate::shm::{Open, REPLY_SOFT, Region};
 use crate::sys::clock;
-use crate::worker::apps::{AwayRequest, Waiting};
+use crate::worker::away::{AwayRequest, ExecutorKind, Waiting};
 use crate::worker::connection::WaitingFor;
 use crate::worker::death::{self, Point};
+#[cfg(feature = "tokio")]
+use crate::worker::futures::AsyncCall;
 use crate::worker::reply::{Call, Fault, Reply, write_fault};
 
-/// A request for an app, found in a turn.
+/// A request that leaves its worker, found in a turn.
 #[derive(Clone, Debug)]
 pub(super) struct Departure {
     /// The index of its method.
@@ -39,13 +42,18 @@ pub(super) struct Departure {
     pub(super) params: Option<Range<usize>>,
 }
 
+fn milliseconds_until(deadline: Instant, now: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(now);
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The answer of an app.
 #[derive(Debug)]
-pub(in crate::worker) struct AppAnswer<'a> {
+pub(in crate::worker) struct AwayAnswer<'a> {
     /// The request.
     pub(in crate::worker) request: AwayRequest,
     /// The result, or why there is none.
-    pub(in crate::worker) outcome: Result<&'a RawValue, AppError>,
+    pub(in crate::worker) outcome: Result<&'a RawValue, Fault>,
 }
 
 impl Turn<'_, '_> {
@@ -59,25 +67,20 @@ impl Turn<'_, '_> {
         };
         let left = self.tools.requests_left();
         let deadline = self.tools.deadline();
-        let began = self.tools.now;
-        let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(self.tools.instant(began));
-            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-        });
-        let Some(app) = self.tools.app.as_deref_mut() else {
+        let Some(executor) = self.tools.executor.as_deref_mut() else {
             return WaitingFor::Turn;
         };
-        if !app.has_permit(next, left) {
-            app.requests.wait(next);
+        if !executor.has_permit(next, left) {
+            executor.requests.wait(next);
             return WaitingFor::Permit;
         }
-        self.hand_over(&departure, timeout, next.is_alone);
+        self.hand_over(&departure, deadline, next.is_alone);
         WaitingFor::Answer
     }
 
-    /// Stores which method executes, and then queues the request for the app. `timeout` is the time until its caller gets
-    /// `timeout`, in ms.
-    fn hand_over(&mut self, departure: &Departure, timeout: Option<u64>, is_alone: bool) {
+    /// Stores which method executes, and then queues the request for its executor. `deadline` is when its caller gets
+    /// `timeout`.
+    fn hand_over(&mut self, departure: &Departure, deadline: Option<Instant>, is_alone: bool) {
         let index = self.index;
         let number = departure.method as u32 + 1;
         death::pass(Point::BeforeAway);
@@ -87,22 +90,41 @@ impl Turn<'_, '_> {
         let received = self.tools.shm.received(index, self.cursors.rx.0);
         let params = departure.params.as_ref();
         let params = params.map(|params| &received[frame + params.start..frame + params.end]);
-        let app = self.tools.app.as_deref_mut();
-        let (app, (method, _)) = app
-            .zip(self.tools.service.app_method(departure.method))
-            .expect("the request's method is one of the app");
         let began = self.tools.now;
-        let request = AppRequest {
-            id: app.requests.next_id(),
-            method,
-            client: self.connection.client,
-            peer: self.connection.peer,
-            attempt: u32::from(self.flags.crash_count) + 1,
-            timeout,
+        let now = self.tools.instant(began);
+        let executor = self.tools.executor.as_deref_mut();
+        let executor = executor.expect("a request that leaves has an executor");
+        let id = executor.requests.next_id();
+        let (client, peer) = (self.connection.client, self.connection.peer);
+        let attempt = u32::from(self.flags.crash_count) + 1;
+        let position = match &mut executor.kind {
+            ExecutorKind::App(app) => {
+                let (method, _) = self
+                    .tools
+                    .service
+                    .away_method(departure.method)
+                    .expect("the request's method is one of the app");
+                let timeout = deadline.map(|deadline| milliseconds_until(deadline, now));
+                let request = AppRequest {
+                    id,
+                    method,
+                    client,
+                    peer,
+                    attempt,
+                    timeout,
+                };
+                app.wire.queue_request(&request, params)
+            }
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => {
+                let call = AsyncCall::new(client, peer, attempt, deadline);
+                let job = self.tools.service.begin(departure.method, params, &call);
+                runtime.begin(id, departure.method, call, job);
+                0
+            }
         };
-        let position = app.wire.queue_request(&request, params);
-        if app.requests.count() == 0 {
-            app.pulse.heard = began;
+        if executor.requests.count() == 0 {
+            executor.pulse.heard = began;
         }
         let away = AwayRequest {
             slot: Some(index),
@@ -111,14 +133,14 @@ impl Turn<'_, '_> {
             position,
             late_at: None,
         };
-        app.requests.add(away, is_alone);
-        let count = app.requests.count() as u64;
+        executor.requests.add(away, is_alone);
+        let count = executor.requests.count() as u64;
         self.connection.has_used_app = true;
         self.tools.shm.header().set_away(count);
     }
 
-    /// Commits the answer of the app, and continues with the frames after it.
-    pub(super) fn complete(&mut self, answer: &AppAnswer<'_>) -> Option<WaitingFor> {
+    /// Commits the answer, and continues with the frames after it.
+    pub(super) fn complete(&mut self, answer: &AwayAnswer<'_>) -> Option<WaitingFor> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let Next::Whole { total } = frame::next(self.unread(), order, u32::MAX) else {
             self.tools.shm.header().add_lost();
@@ -141,7 +163,7 @@ impl Turn<'_, '_> {
         self.send_midway(began).ok()
     }
 
-    fn commit_answer(&mut self, answer: &AppAnswer<'_>, total: usize, order: ByteOrder) {
+    fn commit_answer(&mut self, answer: &AwayAnswer<'_>, total: usize, order: ByteOrder) {
         let call = Call {
             client: self.connection.client,
             peer: self.connection.peer,
@@ -168,15 +190,12 @@ impl Turn<'_, '_> {
                 let (_, reply_name) = self
                     .tools
                     .service
-                    .app_method(index)
-                    .expect("the request's method is one of the app");
+                    .away_method(index)
+                    .expect("the request's method is executed elsewhere");
                 let mut reply = Reply::new(out, reply_name, call);
                 reply.raw(result).and_then(|()| reply.seal(order))
             }
-            (Err(AppError::Malformed(reason)), None) => {
-                Err(Fault::from_code(Code::Internal, reason.clone()))
-            }
-            (Err(AppError::Fault(fault)), None) => Err(fault_of(fault)),
+            (Err(fault), None) => Err(fault.clone()),
         };
         if let Err(fault) = &made
             && fault.code() == Code::Crashed.as_str()
@@ -198,57 +217,5 @@ impl Turn<'_, '_> {
         // No request is executing any more.
         self.flip();
         WaitingFor::Turn
-    }
-}
-
-/// Returns the fault that a caller gets for an error of an app. The daemon's own codes are not the app's, except those
-/// that a method has a use for.
-fn fault_of(fault: &AppFault) -> Fault {
-    let code = &fault.code;
-    let is_allowed = [Code::BadParams, Code::Internal, Code::Crashed]
-        .iter()
-        .any(|allowed| allowed.as_str() == code);
-    let is_reserved = Code::ALL.iter().any(|own| own.as_str() == code);
-    if !is_fault_code(code) {
-        let message = format!("the app's error has no valid code: {code:?}");
-        return Fault::from_code(Code::Internal, message);
-    }
-    if is_reserved && !is_allowed {
-        let message = format!(
-            "the app's error has the daemon's code {code:?}: {}",
-            fault.message
-        );
-        return Fault::from_code(Code::Internal, message);
-    }
-    Fault::new(code.clone(), fault.message.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_app_has_its_own_codes_and_three_of_the_daemon() {
-        let code = |code: &str| {
-            let fault = AppFault {
-                code: code.to_owned(),
-                message: "m".to_owned(),
-            };
-            fault_of(&fault).code().to_owned()
-        };
-        for allowed in ["no_such_item", "bad_params", "internal", "crashed"] {
-            assert_eq!(code(allowed), allowed);
-        }
-        for other in [
-            "timeout",
-            "overloaded",
-            "shutting_down",
-            "",
-            "No",
-            "a b",
-            "a\n",
-        ] {
-            assert_eq!(code(other), "internal", "{other}");
-        }
     }
 }

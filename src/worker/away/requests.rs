@@ -1,4 +1,4 @@
-//! The requests that an app executes, and the clients that wait until it takes another one.
+//! The requests that are away, and the clients that wait until another one may be.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,9 +11,9 @@ pub(in crate::worker) struct AwayRequest {
     pub(in crate::worker) method: u32,
     /// When it was handed over: ns of CLOCK_MONOTONIC.
     pub(in crate::worker) began: u64,
-    /// The position of its frame in the stream to the app.
+    /// The position of its frame in the stream to the app; 0 if it has no app.
     pub(in crate::worker) position: u64,
-    /// When its time was over, and the app was asked to cancel it: ns of CLOCK_MONOTONIC.
+    /// When its time was over, and its executor was asked to end it: ns of CLOCK_MONOTONIC.
     pub(in crate::worker) late_at: Option<u64>,
 }
 
@@ -26,7 +26,7 @@ pub(in crate::worker) struct Waiting {
     pub(in crate::worker) is_alone: bool,
 }
 
-/// The requests of one app.
+/// The requests of one executor.
 #[derive(Debug)]
 pub(in crate::worker) struct Requests {
     away: HashMap<u64, AwayRequest>,
@@ -46,7 +46,7 @@ pub(in crate::worker) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(permits: u32) -> Requests {
+    pub(in crate::worker) fn new(permits: u32) -> Requests {
         Requests {
             away: HashMap::new(),
             order: VecDeque::new(),

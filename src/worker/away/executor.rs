@@ -1,0 +1,230 @@
+//! The executor of the requests that are away: the app's process, or the runtime of asynchronous methods.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(feature = "tokio")]
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Pulse, Requests, Waiting};
+use crate::proto::app::CancelReason;
+use crate::proto::names::ClientId;
+#[cfg(feature = "tokio")]
+use crate::sys::gate::ExecutionGate;
+use crate::sys::poll::{self, Interest, Poller};
+use crate::worker::apps::App;
+#[cfg(feature = "tokio")]
+use crate::worker::futures::Runtime;
+
+/// The executor of requests that are away, with these requests.
+#[derive(Debug)]
+pub(in crate::worker) struct Executor {
+    pub(in crate::worker) kind: ExecutorKind,
+    pub(in crate::worker) requests: Requests,
+    pub(in crate::worker) pulse: Pulse,
+}
+
+/// The kinds of executors.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // There is one in a process.
+pub(in crate::worker) enum ExecutorKind {
+    /// A process of any language.
+    App(App),
+    /// A thread with futures.
+    #[cfg(feature = "tokio")]
+    Runtime(Runtime),
+}
+
+impl Executor {
+    /// Returns an executor with at most this many requests at a time.
+    pub(in crate::worker) fn new(kind: ExecutorKind, permits: u32) -> Executor {
+        Executor {
+            kind,
+            requests: Requests::new(permits),
+            pulse: Pulse::default(),
+        }
+    }
+
+    /// Returns what it is, for messages.
+    pub(in crate::worker) fn name(&self) -> &'static str {
+        match &self.kind {
+            ExecutorKind::App(_) => "app",
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(_) => "runtime",
+        }
+    }
+
+    /// Returns the app, if it is one.
+    pub(in crate::worker) fn app(&self) -> Option<&App> {
+        match &self.kind {
+            ExecutorKind::App(app) => Some(app),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(_) => None,
+        }
+    }
+
+    /// As [`Executor::app`].
+    pub(in crate::worker) fn app_mut(&mut self) -> Option<&mut App> {
+        match &mut self.kind {
+            ExecutorKind::App(app) => Some(app),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(_) => None,
+        }
+    }
+
+    /// Returns the handle by which other threads enter its runtime, if it is one.
+    #[cfg(feature = "tokio")]
+    pub(in crate::worker) fn handle(&self) -> Option<tokio::runtime::Handle> {
+        match &self.kind {
+            ExecutorKind::App(_) => None,
+            ExecutorKind::Runtime(runtime) => Some(runtime.handle()),
+        }
+    }
+
+    /// Returns the gate of its futures, if it is a runtime.
+    #[cfg(feature = "tokio")]
+    pub(in crate::worker) fn gate(&self) -> Option<Arc<ExecutionGate>> {
+        match &self.kind {
+            ExecutorKind::App(_) => None,
+            ExecutorKind::Runtime(runtime) => Some(runtime.gate()),
+        }
+    }
+
+    /// Watches everything that it may send.
+    pub(in crate::worker) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        match &self.kind {
+            ExecutorKind::App(app) => app.watch(poller),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => runtime.watch(poller),
+        }
+    }
+
+    /// Returns whether another request may be handed over now; `left` is how many the worker may still answer.
+    pub(in crate::worker) fn has_permit(&self, next: Waiting, left: Option<u64>) -> bool {
+        self.takes_requests() && self.requests.has_permit(next, left)
+    }
+
+    /// Returns whether it gets requests: it reads them, and its loop turns.
+    pub(in crate::worker) fn takes_requests(&self) -> bool {
+        let accepts = match &self.kind {
+            ExecutorKind::App(app) => app.wire.accepts(),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(_) => true,
+        };
+        accepts && self.pulse.is_good()
+    }
+
+    /// Returns whether it can do something else while it executes a request: end it, or answer a probe.
+    pub(in crate::worker) fn is_responsive(&self) -> bool {
+        match &self.kind {
+            ExecutorKind::App(_) => !self.requests.is_serial(),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(_) => true,
+        }
+    }
+
+    /// Asks it to end a request.
+    pub(in crate::worker) fn cancel(&mut self, id: u64, why: CancelReason) {
+        match &mut self.kind {
+            ExecutorKind::App(app) => app.cancel(id, why),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => runtime.cancel(id, why),
+        }
+    }
+
+    /// Asks it whether its loop turns.
+    pub(in crate::worker) fn probe(&mut self, now: u64) {
+        self.pulse.probed = Some(now);
+        match &mut self.kind {
+            ExecutorKind::App(app) => app.probe(),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => runtime.probe(),
+        }
+    }
+
+    /// Returns when a probe is due: it has requests, and has shown no sign of life for a while.
+    pub(in crate::worker) fn next_probe(&self, stall: u64) -> Option<u64> {
+        let is_wanted =
+            self.requests.count() > 0 && self.is_responsive() && self.pulse.probed.is_none();
+        is_wanted.then(|| self.pulse.heard.saturating_add(stall / 2))
+    }
+
+    /// Returns whether requests, or other frames, wait to be written to it.
+    pub(in crate::worker) fn has_unwritten(&self) -> bool {
+        match &self.kind {
+            ExecutorKind::App(app) => app.wire.has_unwritten(),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => runtime.has_unsent(),
+        }
+    }
+
+    /// Writes what is queued.
+    ///
+    /// # Errors
+    /// Those of write(2) and epoll_ctl(2).
+    pub(in crate::worker) fn flush(&mut self, poller: &Poller) -> io::Result<()> {
+        match &mut self.kind {
+            // If the app has closed its end, the event of its end follows.
+            ExecutorKind::App(app) => app.flush(poller).map(drop),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => {
+                runtime.flush();
+                Ok(())
+            }
+        }
+    }
+
+    /// Informs it that a client has left this worker.
+    pub(in crate::worker) fn client_left(&mut self, client: ClientId) {
+        if let Some(app) = self.app_mut() {
+            app.client_left(client);
+        }
+    }
+
+    /// Returns whether the worker should be replaced: an app that is too large, or a state that a panic may have broken.
+    pub(in crate::worker) fn is_spent(&mut self, now: u64) -> bool {
+        match &mut self.kind {
+            ExecutorKind::App(app) => app.is_too_large(now),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => runtime.take_panic(),
+        }
+    }
+
+    /// Returns whether it has ended, so that no answers come any more.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub(in crate::worker) fn has_ended(&self) -> io::Result<bool> {
+        match &self.kind {
+            ExecutorKind::App(app) => {
+                poll::wait_for(app.process().1, Interest::Read, Duration::ZERO)
+            }
+            // The loop ends as soon as the thread has.
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(_) => Ok(false),
+        }
+    }
+
+    /// Ends it. It has no requests.
+    pub(in crate::worker) fn finish(&mut self, within: Duration) {
+        match &mut self.kind {
+            ExecutorKind::App(app) => app.finish(within),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => {
+                if !runtime.finish(within) {
+                    log::warn!("the runtime did not end within {within:?}");
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Executor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            ExecutorKind::App(app) => app.as_fd(),
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => runtime.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Methods that wait: many requests at a time in one worker, whatever becomes of their clients and of the worker.
+//! `examples/waitd.rs` has the methods.
+
+mod deaths;
+mod lifecycle;
+mod time;
+
+use std::time::{Duration, Instant};
+
+use fdpassd::testing::{Client, Running, Setup, eventually};
+use serde_json::{Value, json};
+
+use crate::common::faulty::example;
+
+fn start(text: &str) -> Running {
+    start_with(text, &[])
+}
+
+/// Returns a configuration with the table of the daemon's own.
+fn config(text: &str) -> String {
+    format!("{text}\n[waitd]\nrecord = \"{{dir}}/record\"\n")
+}
+
+/// As [`start`], with variables of the environment.
+fn start_with(text: &str, variables: &[(&str, &str)]) -> Running {
+    let setup = Setup::new(example("waitd"), &config(text));
+    let setup = variables
+        .iter()
+        .fold(setup, |setup, (name, value)| setup.variable(name, value));
+    let daemon = setup.start().expect("it serves");
+    daemon.wait_for_workers();
+    daemon
+}
+
+/// Returns the lines that the methods have recorded, once there are at least `least`.
+fn recorded(daemon: &Running, least: usize) -> Vec<String> {
+    let file = daemon.directory().join("record");
+    eventually("lines of the methods", || {
+        let lines = std::fs::read_to_string(&file).unwrap_or_default();
+        let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+        (lines.len() >= least).then_some(lines)
+    })
+}
+
+fn wait_for_away(daemon: &Running, count: u64) {
+    daemon.wait_until("the requests are away", |status| {
+        status.workers.iter().map(|worker| worker.away).sum::<u64>() == count
+    });
+}
+
+#[test]
+fn one_worker_waits_for_many_requests_at_once() {
+    let daemon = start("workers.count = 1");
+    let mut clients: Vec<Client> = (0..32).map(|_| daemon.connect()).collect();
+    // One at a time takes at least 32 times as long.
+    let begin = Instant::now();
+    for client in &mut clients {
+        client.request("sleep", 500);
+    }
+    for client in &mut clients {
+        assert_eq!(client.reply().value(), Ok(json!(1)));
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(
+        daemon.call("waited", ()),
+        Ok(json!(32)),
+        "the state is shared"
+    );
+}
+
+#[test]
+fn other_methods_run_while_requests_wait() {
+    let daemon = start("workers.count = 1");
+    let mut waits = daemon.connect();
+    waits.request("until_dropped", "x");
+    recorded(&daemon, 1);
+    assert_eq!(daemon.call("ping", 5), Ok(json!(5)));
+    assert_eq!(daemon.call("waited", ()), Ok(json!(0)));
+    assert_eq!(daemon.call("sleep", 1), Ok(json!(1)));
+    assert_eq!(daemon.status().workers[0].away, 1);
+}
+
+#[test]
+fn replies_of_a_client_have_the_order_of_its_requests() {
+    let daemon = start("workers.count = 1");
+    let mut client = daemon.connect();
+    let waits = [60, 0, 30, 5, 0, 20, 1];
+    for (number, milliseconds) in waits.iter().enumerate() {
+        client.request("record", (number.to_string(), milliseconds));
+        client.request("ping", number);
+    }
+    for number in 0..waits.len() {
+        assert_eq!(client.reply().value(), Ok(json!(number.to_string())));
+        assert_eq!(client.reply().value(), Ok(json!(number)));
+    }
+    let lines = recorded(&daemon, 2 * waits.len());
+    let expected: Vec<String> = (0..waits.len())
+        .flat_map(|number| [format!("begun {number}"), format!("done {number}")])
+        .collect();
+    assert_eq!(lines, expected, "one at a time");
+}
+
+#[test]
+fn requests_above_the_concurrency_queue_in_their_order() {
+    let daemon = start_with("workers.count = 1", &[("WAITD_CONCURRENCY", "2")]);
+    let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    for client in &mut clients {
+        // Its first turn is over, so the order of the next ones is that of the requests.
+        assert_eq!(client.call("ping", 0), Ok(json!(0)));
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("record", (number.to_string(), 50));
+        recorded(&daemon, number.min(2));
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().value(), Ok(json!(number.to_string())));
+    }
+    let lines = recorded(&daemon, 12);
+    let mut under_way = 0i32;
+    for line in &lines {
+        under_way += if line.starts_with("begun") { 1 } else { -1 };
+        assert!(under_way <= 2, "{lines:?}");
+    }
+}
+
+#[test]
+fn a_method_knows_its_client_and_its_deadline() {
+    let daemon = start("workers.count = 1\nlimits.request-timeout = \"1000s\"");
+    let mut client = daemon.connect();
+    let id = client.call("whoami", ()).expect("a result")["client"].clone();
+    let known = client.call("circumstances", ()).expect("a result");
+    assert_eq!(known["client"], id);
+    assert_eq!(
+        (&known["attempt"], &known["connected"]),
+        (&json!(1), &json!(true))
+    );
+    assert!(
+        known["peer"]
+            .as_str()
+            .is_some_and(|peer| peer.starts_with("127.0.0.1:"))
+    );
+    assert!(
+        known["left"]
+            .as_u64()
+            .is_some_and(|left| (900..=1000).contains(&left))
+    );
+}
+
+#[test]
+fn errors_are_those_of_other_methods() {
+    let daemon = start("workers.count = 1");
+    let mut client = daemon.connect();
+    let mut code = |method: &str, params: Value| {
+        let fault = client.call(method, params).expect_err("an error");
+        fault.code().to_owned()
+    };
+    assert_eq!(code("sleep", json!("long")), "bad_params");
+    assert_eq!(code("fault", json!(["no_such_item", "m"])), "no_such_item");
+    assert_eq!(code("fault", json!(["timeout", "m"])), "internal");
+    assert_eq!(code("nothing", json!(null)), "unknown_method");
+    daemon.wait_for_log("method \"fault\" returned a fault with the code \"timeout\"");
+}
+
+#[test]
+fn a_panic_is_crashed_and_concerns_no_other_request() {
+    let daemon = start("workers.count = 1");
+    let before = daemon.worker_pids();
+    let mut waits = daemon.connect();
+    waits.request("sleep", 1_000);
+    wait_for_away(&daemon, 1);
+    let fault = daemon
+        .call("panic", "the lamp is broken")
+        .expect_err("a panic");
+    assert_eq!(fault.code(), "crashed");
+    daemon.wait_for_log("the lamp is broken; its worker is replaced");
+    assert_eq!(waits.reply().value(), Ok(json!(1)), "in the same worker");
+    daemon.wait_until("another worker has taken its place", |status| {
+        status.workers.len() == 1 && daemon.worker_pids() != before
+    });
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+    assert_eq!(daemon.call("sleep", 1), Ok(json!(1)));
+}
+
+#[test]
+fn a_panic_in_the_loop_keeps_the_state_that_futures_use() {
+    let daemon = start("workers.count = 1");
+    let mut waits = daemon.connect();
+    waits.request("sleep", 500);
+    wait_for_away(&daemon, 1);
+    let fault = daemon
+        .call("panic_in_loop", "it is dark")
+        .expect_err("a panic");
+    assert_eq!(fault.code(), "crashed");
+    daemon.wait_for_log("it is dark; this worker is replaced");
+    assert_eq!(waits.reply().value(), Ok(json!(1)));
+    assert_eq!(daemon.status().deaths_total, 0);
+}
+
+#[test]
+fn a_daemon_has_asynchronous_methods_or_an_app() {
+    let config = "workers.count = 1\n[app]\ncommand = [\"true\"]";
+    let started = Setup::new(example("waitd"), config).start();
+    let error = started.expect_err("it does not serve").to_string();
+    assert!(
+        error.contains("a daemon with asynchronous methods has no app"),
+        "{error}"
+    );
+}

@@ -1,0 +1,113 @@
+//! Requests of asynchronous methods that take long, and clients that leave.
+
+use serde_json::{Value, json};
+
+use super::{recorded, start, start_with, wait_for_away};
+
+#[test]
+fn the_future_of_a_client_that_has_left_is_dropped() {
+    for listen in ["127.0.0.1:0", "unix:{dir}/rpc.sock"] {
+        let daemon = start_with(
+            &format!("workers.count = 1\nlisten = [\"{listen}\"]"),
+            &[("WAITD_CONCURRENCY", "1")],
+        );
+        let mut client = daemon.connect();
+        // A reply that it has not read makes the end of a TCP connection a reset, not a half-close.
+        client.request("ping", 0);
+        client.request("until_dropped", "x");
+        recorded(&daemon, 1);
+        let mut next = daemon.connect();
+        next.request("sleep", 1);
+        drop(client);
+        assert_eq!(recorded(&daemon, 2), ["begun x", "dropped x false"]);
+        assert_eq!(next.reply().value(), Ok(json!(1)), "its permit is free");
+        let status = daemon.status();
+        assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+    }
+}
+
+#[test]
+fn the_future_of_a_late_request_is_dropped_and_its_caller_gets_timeout() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+    for concurrency in ["1", "64"] {
+        let daemon = start_with(config, &[("WAITD_CONCURRENCY", concurrency)]);
+        let mut client = daemon.connect();
+        client.request("until_dropped", "x");
+        client.request("ping", 1);
+        let fault = client.reply().value().expect_err("it is late");
+        assert_eq!(fault.code(), "timeout");
+        // It was dropped before its caller was answered.
+        assert_eq!(recorded(&daemon, 0), ["begun x", "dropped x true"]);
+        assert_eq!(client.reply().value(), Ok(json!(1)));
+        assert_eq!(daemon.status().deaths_total, 0);
+    }
+}
+
+#[test]
+fn a_worker_whose_futures_are_blocked_is_replaced() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"300ms\"";
+    let daemon = start(config);
+    let mut blocker = daemon.connect();
+    let mut idle = daemon.connect();
+    blocker.request("block", 600_000);
+    let fault = blocker.reply().value().expect_err("it is late");
+    assert_eq!(fault.code(), "timeout");
+    daemon.wait_for_log("its runtime did not answer within request-timeout and stall-timeout");
+    assert_eq!(idle.call("sleep", 1), Ok(json!(1)));
+    assert_eq!(blocker.call("sleep", 1), Ok(json!(1)));
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (1, 0));
+}
+
+#[test]
+fn clients_of_a_worker_whose_futures_are_blocked_go_elsewhere() {
+    let config =
+        "workers.count = 2\nlimits.request-timeout = \"none\"\nlimits.stall-timeout = \"200ms\"";
+    let daemon = start(config);
+    let mut blocker = daemon.connect();
+    let mut others: Vec<_> = (0..6).map(|_| daemon.connect()).collect();
+    for other in &mut others {
+        assert_eq!(other.call("ping", 0), Ok(json!(0)));
+    }
+    blocker.request("block", 4_000);
+    daemon.wait_until("it is found stuck", |status| status.stalls_total > 0);
+    for other in &mut others {
+        assert_eq!(other.call("sleep", 1), Ok(json!(1)));
+    }
+    daemon.wait_for_log("its runtime has answered none of 1 request");
+    assert_eq!(blocker.reply().value(), Ok(Value::Null));
+    daemon.wait_until("it responds again", |status| {
+        status.workers.iter().all(|worker| worker.executing == 0)
+    });
+    assert_eq!(daemon.status().deaths_total, 0);
+}
+
+#[test]
+fn reloads_wait_for_requests_that_are_away() {
+    let daemon = start("workers.count = 1");
+    let mut clients: Vec<_> = (0..16).map(|_| daemon.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("record", (number.to_string(), 700));
+    }
+    wait_for_away(&daemon, 16);
+    daemon.reload().expect("it is reloaded");
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().value(), Ok(json!(number.to_string())));
+        assert_eq!(client.call("sleep", 1), Ok(json!(1)));
+    }
+    assert_eq!(recorded(&daemon, 32).len(), 32, "each ran once");
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+#[test]
+fn a_worker_whose_requests_only_wait_is_not_stuck() {
+    let config =
+        "workers.count = 2\nlimits.request-timeout = \"none\"\nlimits.stall-timeout = \"200ms\"";
+    let daemon = start(config);
+    let mut client = daemon.connect();
+    assert_eq!(client.call("sleep", 1_500), Ok(json!(1)));
+    assert_eq!(daemon.status().stalls_total, 0);
+}
