@@ -193,7 +193,7 @@ fn a_panic_is_answered_with_crashed_and_rebuilds_the_state() {
         );
     }
     daemon.wait_for_log("method \"panic\" panicked at ");
-    daemon.wait_for_log(": on purpose; its state is created again");
+    daemon.wait_for_log(": on purpose; the state is created again");
     let status = daemon.status();
     assert_eq!((status.errors_total, status.workers[0].restarts), (1, 0));
 }

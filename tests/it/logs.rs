@@ -43,21 +43,21 @@ fn master_and_workers_reopen_a_renamed_log_file() {
     );
     assert_eq!(
         (
-            old.matches(": before; its state is created again").count(),
-            old.matches(": between; its state is created again").count()
+            old.matches(": before; the state is created again").count(),
+            old.matches(": between; the state is created again").count()
         ),
         (2, 2),
         "{old}"
     );
     assert_eq!(
         (
-            log.matches(": after; its state is created again").count(),
+            log.matches(": after; the state is created again").count(),
             log.matches("panicked").count()
         ),
         (2, 2),
         "{log}"
     );
-    assert!(old.contains(" serves on ") && !old.contains(": after; its state is created again"));
+    assert!(old.contains(" serves on ") && !old.contains(": after; the state is created again"));
     assert_eq!(daemon.stderr(), "");
 }
 
@@ -237,7 +237,7 @@ fn bytes_of_clients_are_escaped_in_the_log() {
     let daemon = faulty::start("log.level = \"debug\"");
     let words = "\u{1b}[31mred\nsecond line\u{202e}";
     daemon.call("panic", words).expect_err("it panics");
-    daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; its state is created again");
+    daemon.wait_for_log(": \\x1b[31mred\\nsecond line\\u{202e}; the state is created again");
     assert!(!daemon.stderr().contains('\u{1b}'));
 }
 
