@@ -36,9 +36,10 @@ pub(super) const WORKERS: &[Row] = &[
             // One of the two workers has something to do.
             let execution = Execution::start(daemon);
             let mut next = [daemon.connect(), daemon.connect()];
+            daemon.wait_until("both are there", |status| status.clients == 3);
+            // Only now: a request of the first would be executing while the second is dispatched.
             next.iter_mut()
                 .for_each(|client| client.request("whoami", ()));
-            daemon.wait_until("both are there", |status| status.clients == 3);
             let _caller = execution.finish();
             let seats = next.each_mut().map(|client| server(client).seat);
             format!("{} {}", daemon.status().dispatch, seats[0] == seats[1])
