@@ -6,11 +6,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use tempfile::TempDir;
 
 use super::needs::skip;
@@ -74,29 +75,45 @@ impl Program {
         line
     }
 
-    /// Waits for its end and reads its output, for a pipe holds only 64 KiB.
+    /// Waits for its end and reads its output. A program may take long as a whole, so the deadline is for each output.
     #[track_caller]
     pub fn finish(mut self) -> Said {
-        let out = read_all(self.0.stdout.take().expect("piped"));
-        let err = read_all(self.0.stderr.take().expect("piped"));
+        let (sender, pieces) = mpsc::channel();
+        let err = self.0.stderr.take().expect("piped");
+        forward(self.0.stdout.take().expect("piped"), sender.clone(), 0);
+        forward(err, sender, 1);
+        let mut written = [Vec::new(), Vec::new()];
+        loop {
+            match pieces.recv_timeout(TIMEOUT) {
+                Ok((output, piece)) => written[output].extend(piece),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    let [out, err] =
+                        written.map(|text| String::from_utf8_lossy(&text).into_owned());
+                    panic!("for {TIMEOUT:?} the program neither wrote nor ended: {out:?}, {err:?}")
+                }
+            }
+        }
         let status = eventually("the program ends", || {
             self.0.try_wait().expect("it is our child")
         });
-        let text = |reader: JoinHandle<String>| reader.join().expect("it says text");
+        let [out, err] = written.map(|text| String::from_utf8(text).expect("it says text"));
         Said {
             code: status.code(),
-            out: text(out),
-            err: text(err),
+            out,
+            err,
         }
     }
 }
 
-fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+/// Forwards what comes from a pipe, with the number of the output, until its end.
+fn forward(mut pipe: impl Read + Send + 'static, to: Sender<(usize, Vec<u8>)>, output: usize) {
     thread::spawn(move || {
-        let mut text = String::new();
-        pipe.read_to_string(&mut text).expect("it says text");
-        text
-    })
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+            let _ = to.send((output, buffer[..length].to_vec()));
+        }
+    });
 }
 
 impl Drop for Program {
