@@ -22,8 +22,8 @@ const SHIPPED: &str = "fdpassd";
 /// A daemon with its own methods: `fdpassd` with another name.
 ///
 /// It reads `/etc/NAME.toml`, has its control socket in `/run/NAME/`, and has all options of `fdpassd`. Each worker
-/// process has one state, which [`Daemon::state`] makes and one method at a time may change. The state is rebuilt at
-/// every reload, recycle, crash and panic: see *Where to keep state* in README.md.
+/// process has one state, which [`Daemon::state`] makes and one method at a time may change. The state lasts as long as
+/// the worker or until a method panics: see *Where to keep state* in README.md.
 ///
 /// ```no_run
 /// use fdpassd::{Call, Daemon, Fault, Method};
@@ -137,8 +137,8 @@ impl Daemon {
 
 impl<C: 'static> Daemon<(), C> {
     /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
-    /// is logged, and another worker is started after a while. It is called again after a method has panicked; the old
-    /// state is dropped before.
+    /// is logged, and another worker is started after a while. After a method has panicked, the worker drops the state
+    /// and calls the constructor again, unless the daemon has asynchronous methods.
     ///
     /// Methods that were added before use no state.
     #[must_use]
@@ -325,8 +325,8 @@ impl<S: Clone + Send + 'static, C: 'static> Daemon<S, C> {
     /// * At most one request of a client executes at a time, so its replies have the order of its requests.
     /// * The future is dropped when its client leaves, and after `request-timeout`, when its caller gets `timeout`. A
     ///   task of its own ([`tokio::spawn`]) is for work that must not be interrupted.
-    /// * A panic is answered with `crashed`. The state is not created again, as other futures use it; instead the worker
-    ///   serves on until another one has taken its place.
+    /// * A panic is answered with `crashed`. The worker keeps the state, because other futures use it, and serves until
+    ///   its successor is ready.
     /// * If the worker dies, each request that was executing runs once more if its method is idempotent. The callers of
     ///   the others get `crashed`.
     /// * All signals are blocked in the runtime's thread. Programs that it starts inherit that, unless they reset it.

@@ -43,34 +43,33 @@
 //!
 //! # Guarantees for methods
 //!
-//! * **One at a time.** A worker runs one method at a time, in one thread. More workers are more processes.
-//! * **State is per process.** Each worker has its own, and it is rebuilt at every reload, recycle, restart, upgrade, crash
-//!   and panic. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs in a database
-//!   or a file that all workers share; `examples/counterd.rs` and README.md (*Where to keep state*) show how.
-//! * **Waiting.** With the Cargo feature `tokio`, a method can be a future, and a worker executes many of them at a time:
-//!   `Daemon::async_method`.
-//! * **Settings.** [`Daemon::config`] reads a table of the daemon's own, `[NAME]`, from its configuration.
+//! * **One at a time.** A worker runs one method at a time, in one thread. Only asynchronous methods
+//!   (`Daemon::async_method`, with the Cargo feature `tokio`) run concurrently in a worker, in a thread of their own.
+//! * **State is per process.** A worker builds its state when it starts, and again after a panic unless it has
+//!   asynchronous methods. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs
+//!   in a database or a file that all workers share: see `examples/counterd.rs` and README.md (*Where to keep state*).
+//! * **Settings.** [`Daemon::config`] reads the table `[NAME]` of your daemon from its configuration.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
 //!   panic in another thread is logged with the name of the thread and ends only that thread.
 //! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers.
-//! * **Metrics.** [`WorkerInfo::metrics`] declares counters and histograms of the daemon's own.
-//! * **Clients that leave.** [`Daemon::on_close`] removes what a state keeps for each client, also when the client
-//!   moves to another worker. A long method asks [`Call::is_connected`].
+//! * **Metrics.** [`WorkerInfo::metrics`] declares counters and histograms of your daemon.
+//! * **Clients that leave.** [`Daemon::on_close`] is called when a client leaves the worker, also if it moves to
+//!   another one. A long method checks [`Call::is_connected`].
 //! * **Deaths.** If a worker dies while it executes a request, the request runs once more if its method is
 //!   [idempotent](Method::idempotent); otherwise its caller gets `crashed`.
-//! * **Child processes.** Start programs by fork and exec, as [`std::process::Command`] does: clients' sockets and the shared
-//!   memory are close-on-exec, but a child that only forks would keep copies of them. A child that returns from the
-//!   method that forked it is ended. Each worker leads a session (setsid(2)), and everything its methods have started is
-//!   killed when the worker ends, unless it has a session of its own (setsid(1)).
+//! * **Child processes.** Start programs by fork and exec, as [`std::process::Command`] does: clients' sockets and the
+//!   shared memory are close-on-exec, and a child without exec would keep copies. A child that returns from the method
+//!   that forked it exits. When a worker ends, all processes of its session (setsid(2)) are killed; a program that
+//!   setsid(1) starts survives.
 //! * **Descriptors.** A method that closes a descriptor it does not own (a double close) ends its worker as soon as the
 //!   worker detects it. The clients are recovered.
-//! * **Logging.** Records of the `log` crate go where the daemon's own go; their key-values become fields, which text shows
-//!   behind the message. Each record of a worker has the field `worker`, and one of a method also `client` and `method`.
-//! * **Threads.** A state may have threads, and they may write to any descriptor of their own. [`Daemon::run`] should be
-//!   called by the first thread of the process, the one that runs `main`. If a worker is killed while it writes to a Unix
-//!   client, the kernel's I/O account of the serving thread (`wchar` and `syscw` of `/proc/PID/task/TID/io`) shows how much
-//!   of the reply was sent, and only the account of the first thread outlasts its thread. A client for which that is uncertain
-//!   is closed and counted as `lost`.
+//! * **Logging.** Records of the `log` crate go to the daemon's log; their key-values become fields, which text shows
+//!   behind the message. Each record of a worker has the field `worker`, and one of a method also `client` and
+//!   `method`.
+//! * **Threads.** A state may have threads, and they may write to their own descriptors. Call [`Daemon::run`] in the
+//!   first thread of the process, which runs `main`. Otherwise a Unix client may be closed and counted as `lost` if its
+//!   worker is killed while it writes to the client: only the first thread's I/O account (`/proc/PID/task/TID/io`)
+//!   outlasts its thread and shows how much was sent.
 //!
 //! # The processes that run `main`
 //!
@@ -87,14 +86,14 @@
 //! configuration check  by the master, for a reload: read-configuration      config: the type's Deserialize
 //! ```
 //!
-//! So `main` should build the daemon and run it, and nothing else. A file that is opened, a thread that is started or a
-//! line that is printed there exists in all of these processes; a thread in the master would make its forks unsafe.
-//! Everything that workers need belongs in [`Daemon::state`]. Arguments belong to the daemon: settings are in its
-//! configuration ([`Daemon::config`]) or in environment variables, which all of these processes inherit from the
-//! master.
+//! So `main` should only build the daemon and run it. All of these processes execute anything else that `main` does,
+//! and a thread that it starts makes the master's forks unsafe. Everything that workers need belongs in
+//! [`Daemon::state`]. The daemon interprets the arguments; your settings belong in its configuration
+//! ([`Daemon::config`]) or in environment variables.
 //!
-//! The processes inherit nothing else from the master but standard output and standard error. The program file is
-//! opened once: after it was replaced, a reload still starts the old one, and an upgrade or a restart the new one.
+//! The child processes inherit the master's environment, standard output and standard error, and nothing else. The
+//! master opens the program file once: after the file was replaced, a reload still starts the old program, and an
+//! upgrade or a restart the new one.
 //!
 //! [`testing`] starts a daemon in your tests.
 //!
@@ -102,7 +101,7 @@
 //!
 //! ```text
 //! entry points   daemon    testing   ctl                     arguments in, an exit code out
-//! processes      master    worker    exporter                none imports another
+//! processes      master    worker    exporter    dev         none imports another
 //! decisions      pool                                        pure: compares what is wanted with what is
 //! shared         channel   shm   config   logging   rpc_client   loop_clock   table
 //! system calls   sys                                         all unsafe code; decides nothing

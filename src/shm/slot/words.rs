@@ -20,7 +20,7 @@ pub enum LeaseState {
     Closed = 5,
     /// The lease was ended while bytes of the client lay in the slot's regions.
     RevokedParked = 6,
-    /// A request of the client is away: an app executes it. Its bytes lie in the slot's regions.
+    /// A request of the client is away: an app or a runtime executes it. Its bytes lie in the slot's regions.
     Away = 7,
 }
 
