@@ -1,5 +1,4 @@
-//! The requests that are away, as the loop sees them: answers, clients that wait for a permit, and time. An app or a
-//! runtime executes them.
+//! Requests that are away: their answers, permits and timeouts in the worker's loop. An app or a runtime executes them.
 
 mod executor;
 mod of_app;
@@ -66,7 +65,7 @@ impl WorkerLoop<'_> {
         Ok(())
     }
 
-    /// Gives the permits that are free to the clients that wait for one.
+    /// Gives free permits to the clients that wait for one.
     pub(super) fn call_waiting(&mut self, service: &mut dyn Service) {
         while let Some(slot) = self.next_waiting() {
             self.run_turn(slot, &Purpose::Serve, service);
@@ -84,7 +83,7 @@ impl WorkerLoop<'_> {
             let Waiting {
                 slot, lease_number, ..
             } = executor.requests.call_next(left)?;
-            // It may have left, or been moved, since.
+            // The client may have left, or been moved, since.
             let is_here = self.connections.get(slot).is_some_and(|connection| {
                 connection.lease_number == lease_number && connection.waits == WaitingFor::Permit
             });
@@ -99,7 +98,7 @@ impl WorkerLoop<'_> {
         Some(most.saturating_sub(self.served))
     }
 
-    /// Writes what is queued for the executor, and records how it fares. Called once an iteration of the loop.
+    /// Writes what is queued for the executor, and updates its signs of life. Called once an iteration of the loop.
     pub(super) fn flush_executor(&mut self, service: &mut dyn Service) -> io::Result<()> {
         let Some(executor) = &mut self.executor else {
             return Ok(());
@@ -122,7 +121,8 @@ impl WorkerLoop<'_> {
         Ok(())
     }
 
-    /// Handles an event of a client that waits for the app. Returns false if it does not wait for it.
+    /// Handles an event of a client that waits for a permit or an answer. Returns false, and does nothing, for any
+    /// other client.
     pub(super) fn is_with_app(&mut self, slot: u32, event: PollEvent) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else {
             return false;
@@ -138,7 +138,7 @@ impl WorkerLoop<'_> {
                 self.abandon(slot);
                 true
             }
-            // In its turn the end is found.
+            // The turn detects the end of the connection.
             WaitingFor::Permit => {
                 self.claim_and_close(slot);
                 true
@@ -164,7 +164,7 @@ impl WorkerLoop<'_> {
         self.close(slot);
     }
 
-    /// Returns when the executor must be looked at again: ns of CLOCK_MONOTONIC.
+    /// Returns when [`WorkerLoop::check_executor`] is due: ns of CLOCK_MONOTONIC.
     pub(super) fn executor_deadline(&mut self) -> Option<u64> {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
@@ -185,8 +185,8 @@ impl WorkerLoop<'_> {
         [overdue, sick, probe].into_iter().flatten().min()
     }
 
-    /// Checks the time of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. All that it had sent by then
-    /// must have been processed.
+    /// Checks the timeouts of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. Everything that the executor
+    /// had sent by then must have been processed.
     pub(super) fn check_executor(&mut self, by: u64) {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
@@ -209,7 +209,7 @@ impl WorkerLoop<'_> {
             executor.probe(by);
         }
         let Some(late) = executor.requests.late_since() else {
-            // All late ones are answered.
+            // All late requests are answered.
             return;
         };
         let gaps = self.time.clock.gaps_since(late);
@@ -218,7 +218,7 @@ impl WorkerLoop<'_> {
             return;
         }
         let sick = *executor.pulse.sick.get_or_insert(by);
-        // Its other clients are served elsewhere, and its other requests have some time.
+        // The worker's other clients move to other workers, and its other requests get `stall-timeout`.
         self.ending.is_retiring = true;
         let has_others = executor
             .requests
@@ -230,7 +230,7 @@ impl WorkerLoop<'_> {
         }
     }
 
-    /// Ends this worker because of its executor. The requests that are away are recovered by the master.
+    /// Ends this worker because of its executor. The master recovers the requests that are away.
     fn end_with_executor(&mut self, end: AppEnd, reason: String) {
         if let Some(executor) = &self.executor {
             for (_, away) in executor
@@ -256,7 +256,7 @@ impl WorkerLoop<'_> {
         self.master.app_gone.get_or_insert(gone);
     }
 
-    /// Waits for the answers that are still owed, at most for `restart-grace`, when the master is gone.
+    /// Waits for the answers to all requests that are away, at most for `restart-grace`, when the master is gone.
     pub(super) fn await_answers(&mut self, service: &mut dyn Service) -> io::Result<()> {
         if self.executor.is_none() {
             return Ok(());
@@ -306,5 +306,5 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(deadlines::NEVER)
 }
 
-/// How long a wait for answers lasts until it is checked whether the app still runs.
+/// The interval at which a wait for answers checks whether the app still runs.
 const WAIT_STEP: Duration = Duration::from_millis(20);

@@ -1,4 +1,4 @@
-//! Methods of an app: the replies to their callers, and to those of others, whatever the app does.
+//! Methods of an app: every caller gets the right reply, also when the app fails.
 
 mod callers;
 mod faults;
@@ -15,7 +15,7 @@ use crate::common::FDPASSD;
 use crate::common::needs::skip;
 use crate::common::root;
 
-/// Starts the daemon with the app of these tests. None if there is no python3.
+/// Starts the daemon with the app of these tests, or returns `None` without python3.
 pub fn start(config: &str) -> Option<Running> {
     start_with(config, &[])
 }
@@ -30,7 +30,7 @@ fn start_app(config: &str, keys: &str) -> Option<Running> {
     start_process(config, keys, &[], &[])
 }
 
-/// As [`start_with`], with more keys of `[app]` and variables of the daemon's environment.
+/// As [`start_with`], with more keys of `[app]` and, as `of_daemon`, variables of the daemon's environment.
 fn start_process(
     config: &str,
     keys: &str,
@@ -74,7 +74,7 @@ fn kill(pid: u32) {
     assert!(killed.expect("kill").success());
 }
 
-/// Returns the lines that the methods of the app have written, once there are at least `least`.
+/// Returns the lines that the app's methods have written to `counts`, once there are at least `least`.
 pub fn counted(daemon: &Running, least: usize) -> Vec<String> {
     let file = daemon.directory().join("counts");
     eventually("lines of the app", || {

@@ -38,13 +38,13 @@ const REFUSED: &str = "the service manager keeps no descriptors of this daemon, 
 /// The state of the store, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Canaries {
-    /// The master's ends of the stored canaries: the first, and the one after everything.
+    /// The master's ends of the stored canaries: one stored before all descriptors, one after.
     ends: Vec<OwnedFd>,
-    /// Ends when the manager has received everything.
+    /// Hangs up when the manager has received everything.
     barrier: Option<OwnedFd>,
     /// Both canaries were alive for [`REJECTION_TIMEOUT`] after the barrier ended.
     is_confirmed: bool,
-    /// Set when the barrier has ended: a rejected canary ends before this time.
+    /// The time before which a rejected canary hangs up, set when the barrier has ended.
     settles_at: Option<Instant>,
     /// The store accepts nothing, or has dropped something.
     outage: Option<Outage>,
@@ -137,8 +137,8 @@ impl Canaries {
         }
     }
 
-    /// Notes that the store does not keep what it was sent, or that no canary can be made. Everything is stored again as
-    /// soon as the store accepts something.
+    /// Records that the store does not keep descriptors, or that no canary can be made. Everything is stored again as
+    /// soon as the store keeps a canary.
     pub(crate) fn mark_failed(
         &mut self,
         reason: &str,

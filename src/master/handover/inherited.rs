@@ -1,4 +1,4 @@
-//! The state file, the listeners and the clients that a starting master finds of an earlier one.
+//! Takes over the state file, the listeners and the clients of an earlier master.
 //!
 //! Each of them is taken over independently: the service manager may have lost some descriptors, and the state file may
 //! be damaged or of another version. Listeners are identified by their addresses, and clients by the handoff queues;
@@ -28,11 +28,11 @@ use crate::proto::names::{Address, WorkerId};
 use crate::sys::fd;
 use crate::sys::inherited::{Found, examine};
 
-/// A socket that systemd has passed, and its listener's copy.
+/// Descriptors of each socket that systemd has passed: the socket, and its listener's copy.
 const DESCRIPTORS_PER_HANDED: u64 = 2;
 
-/// Returns the descriptors for clients, workers and listeners: `limit` without those for `handed` sockets that systemd
-/// has passed and for the store, which has `queues` handoff queues.
+/// Returns the number of descriptors for clients, workers and listeners: `limit` minus those of `handed` sockets that
+/// systemd has passed, and those of the store with `queues` handoff queues.
 pub(crate) fn available_descriptors(limit: u64, handed: usize, queues: usize) -> u64 {
     let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)
@@ -55,7 +55,7 @@ fn space_for_clients(
 ) -> Result<usize, Error> {
     let descriptors = available_descriptors(limit, handed, queues);
     let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
-    // One datagram of clients is open before it is known which of them stay.
+    // A whole datagram of clients is opened before some of them are closed.
     let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
     let room = limit
         .saturating_sub(open + MAX_LEASES as u64)
@@ -92,10 +92,10 @@ struct Sorted {
 }
 
 impl Inherited {
-    /// Takes over what is among the descriptors that systemd has passed. `config` is that of the file, if it is valid.
+    /// Takes over the stored descriptors among those that systemd has passed. `config` is the file's, if it is valid.
     ///
     /// # Errors
-    /// When this process may not have enough descriptors for a single client. Everything is left as it is then.
+    /// The limit of descriptors is too low for a single client. Everything is left as it is then.
     pub(crate) fn find(
         handed: &mut Handed,
         config: Option<&Config>,

@@ -23,8 +23,8 @@ pub enum MasterOrigin {
 }
 
 impl MasterOrigin {
-    /// Takes over what systemd has passed: the sockets of its units, and what an earlier master has left. `config` is
-    /// that of the file, if it is valid.
+    /// Takes over the descriptors that systemd has passed: the sockets of its units, and those of an earlier master.
+    /// `config` is the file's, if it is valid.
     ///
     /// # Errors
     /// When the environment contradicts itself, or when this process may not have enough descriptors for a single

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The next master recovers every client as after the death of its worker. On `systemctl stop`, `ExecStop=` stops the
-//! daemon gracefully first. If it does not, the manager drops everything when the unit has stopped, and the kernel
-//! closes the clients.
+//! daemon gracefully first. Without it, the manager closes all stored descriptors when the unit has stopped, and the
+//! kernel closes the clients.
 
 use std::time::{Duration, Instant};
 
@@ -27,15 +27,15 @@ use crate::shm::MasterShm;
 use crate::sys::byte_counts::Writes;
 use crate::sys::passed;
 
-/// How long the service manager may take at the end to receive what it should keep.
+/// How long the exit waits for the service manager to receive the descriptors.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of the worker in whose shared memory the clients without a worker are packed. No worker ever has it.
 pub(crate) const NO_WORKER: WorkerId = WorkerId(u64::MAX);
 
 impl Master {
-    /// Begins the exit that keeps the clients, or hurries it. Returns whether that can be done: otherwise the daemon
-    /// must be stopped.
+    /// Begins the exit that keeps the clients, or ends its grace. Returns false if the clients cannot be kept: then the
+    /// daemon must be stopped.
     pub(crate) fn begin_restart(&mut self, asker: Asker, now: Instant) -> bool {
         match self.lifecycle {
             Lifecycle::Restarting => {
@@ -99,8 +99,8 @@ impl Master {
         self.write_state();
     }
 
-    /// Packs all clients whose workers are gone, and leaves everything for the next master. Workers that still run pack
-    /// theirs when this process is gone.
+    /// Packs all clients whose workers are gone, for the next master. Workers that still run pack their clients when
+    /// this process is gone.
     pub(crate) fn hand_over(mut self) {
         let next = self
             .settings

@@ -79,7 +79,7 @@ impl Master {
         self.clients
             .recount_addresses(&self.settings.config.limits, self.workers.leased());
         self.store_all(now);
-        // The totals must include the counters of what is packed again.
+        // The totals must include the counters of the shared memory that is packed again.
         if !datagrams.is_empty() {
             self.write_state();
         }

@@ -1,7 +1,7 @@
 //! The state file: the state of a master for the next one, without its clients, which are in the handoff queues.
 //!
-//! It is a memory file that the service manager keeps. It must be valid at any time, as SIGKILL gives no warning: after
-//! an event the inactive half is written, then one word makes that half the active one. Three figures that change with
+//! The service manager keeps this memory file. It must be valid at any time, as SIGKILL gives no warning: after an
+//! event the inactive half is written, then one word makes that half the active one. Three figures that change with
 //! every client are words of their own.
 //!
 //! ```text

@@ -23,7 +23,7 @@ use crate::sys::poll::Poller;
 /// Set by the unit if the service manager keeps descriptors: systemd before 254 does not announce it.
 const KEEP_CLIENTS_VARIABLE: &str = "FDPASSD_KEEP_CLIENTS";
 
-/// The store of the service manager, and the state that is for the next master.
+/// The store of the service manager, and the state for the next master.
 #[derive(Debug)]
 pub(crate) struct HandoffStore {
     pub(crate) queues: HandoffQueues,
@@ -166,7 +166,7 @@ impl HandoffStore {
 }
 
 impl Master {
-    /// Sends the service manager everything that it should keep.
+    /// Sends the service manager all descriptors.
     pub(crate) fn store_all(&mut self, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;

@@ -1,8 +1,8 @@
 //! Unpacks the handoff queues of an earlier master: the shared memory of workers that are gone, and their clients.
 //!
-//! Each client is a descriptor. If there are more than this process may have open, those that were active most recently
-//! are kept, and the others are closed with an error reply. The datagrams stay in the queues until their clients are
-//! packed again for the master after this one, so a start that fails, or is killed, loses no client.
+//! Each client needs a descriptor. If the limit allows fewer, the clients that were active most recently are kept, and
+//! the others are closed with an error reply. The datagrams stay in the queues until their clients are packed again for
+//! the master after this one, so a start that fails, or is killed, loses no client.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -41,9 +41,9 @@ pub(crate) struct Unpacked {
     /// Shared memory, by its worker.
     shms: BTreeMap<WorkerId, Rc<LeftShm>>,
     clients: BTreeMap<ClientId, UnpackedClient>,
-    /// Clients that are closed already.
+    /// Clients that could not be kept.
     pub(crate) lost: By<Loss>,
-    /// Clients that had disconnected when others were crowded out.
+    /// Clients among those chosen by [`Unpacked::crowd_out`] that had already disconnected.
     ended: u64,
     /// The reasons why datagrams could not be used.
     pub(crate) faults: Vec<String>,
@@ -106,8 +106,8 @@ pub(crate) struct ReceivedHandoff {
 }
 
 impl ReceivedHandoff {
-    /// Unpacks these queues, and those of which only the second end exists (`single`). At most `capacity` clients and
-    /// shared memories are kept.
+    /// Unpacks these queues and those that have only their second end (`single`). Keeps at most `capacity` clients and
+    /// shared memories.
     pub(crate) fn unpack(
         queues: HandoffQueues,
         single: &[Channel<HandoffMessage, HandoffMessage>],
@@ -138,7 +138,7 @@ impl ReceivedHandoff {
         &self.unpacked
     }
 
-    /// Counts the clients that are missing: contents of the queues are lost, and there were `clients` in all.
+    /// Counts the clients that are missing because a queue was lost. `clients` is the number of all clients.
     pub(crate) fn count_missing(&mut self, clients: u64) {
         let unpacked = &mut self.unpacked;
         let known = unpacked.clients.len() as u64
@@ -150,7 +150,7 @@ impl ReceivedHandoff {
             .add(Loss::Store, clients.saturating_sub(known));
     }
 
-    /// Returns the contents for good: the new master serves from now on.
+    /// Returns the queues and their contents to the master that serves from now on.
     pub(crate) fn take_over(self) -> (HandoffQueues, Unpacked) {
         (self.queues, self.unpacked)
     }
@@ -191,7 +191,7 @@ impl Unpacked {
         }
     }
 
-    /// Adds a datagram. `cut` is whether some of its descriptors could not be opened.
+    /// Adds a datagram. `cut` is whether the limit of descriptors kept some of its descriptors from being opened.
     fn add(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
         let arrived = descriptors.len();
         match HandoffMessage::decode(datagram) {
@@ -222,7 +222,7 @@ impl Unpacked {
                     missing as u64,
                 );
                 for (record, socket) in records.into_iter().zip(descriptors) {
-                    // The later one of two leases of a client counts.
+                    // A client may have been packed twice.
                     let is_later = self.clients.get(&record.client).is_none_or(|other| {
                         self.rank(other.worker, &other.record) < self.rank(worker, &record)
                     });
@@ -245,8 +245,9 @@ impl Unpacked {
         }
     }
 
-    /// Returns how valid a record of a client is, compared with its others: one that its master has closed is not. Of
-    /// two with as many moves, that of a worker is the later one: the client was leased from where it waited.
+    /// Returns the rank of a record among those of its client; the highest one is valid. A closed slot is not valid,
+    /// and more moves are a later lease. With equal moves a worker's record is later: the client waited before that
+    /// lease.
     fn rank(&self, worker: WorkerId, record: &ClientRecord) -> (bool, u32, bool) {
         let left = self.shms.get(&worker);
         let slot = left.and_then(|left| left.shm.slot(record.slot));
@@ -255,8 +256,8 @@ impl Unpacked {
         (!is_closed, record.moves, !is_for_waiting(worker))
     }
 
-    /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open. Those of
-    /// shared memory count, but are never closed.
+    /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open, including
+    /// those of shared memory.
     fn crowd_out(&mut self, capacity: usize) {
         let surplus = (self.clients.len() + self.shms.len())
             .saturating_sub(capacity)
@@ -292,7 +293,7 @@ impl Unpacked {
         self.ended += (surplus as u64).saturating_sub(self.lost.total() - before);
     }
 
-    /// Returns when a client last sent or received a byte, in ns of CLOCK_MONOTONIC; 0 if that is not known.
+    /// Returns when a client last sent or received a byte, in ns of CLOCK_MONOTONIC, or 0 if its slot is missing.
     fn active(&self, client: &UnpackedClient) -> u64 {
         let slot = self
             .shms
@@ -301,8 +302,8 @@ impl Unpacked {
         slot.map_or(0, |slot| slot.last_active())
     }
 
-    /// Recovers these clients, and returns the number of those whose shared memory is missing, which are closed.
-    /// Clients that have disconnected are ignored.
+    /// Recovers these clients. Closes those whose shared memory is missing, and returns their number. Ignores clients
+    /// that have disconnected.
     fn sort_out(&self, clients: Vec<UnpackedClient>) -> (Vec<DeadWorkerClients>, u64) {
         let mut stray = 0;
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
@@ -321,7 +322,7 @@ impl Unpacked {
         (by_worker.into_iter().filter_map(recover).collect(), stray)
     }
 
-    /// Recovers all clients. Those whose shared memory is missing are closed, and counted.
+    /// Recovers all clients. Closes and counts those whose shared memory is missing.
     pub(crate) fn recover_all(&mut self) -> Vec<DeadWorkerClients> {
         let clients = mem::take(&mut self.clients).into_values().collect();
         let (recoveries, stray) = self.sort_out(clients);
@@ -329,8 +330,8 @@ impl Unpacked {
         recoveries
     }
 
-    /// Notes that the counters of all shared memory are in the totals, and the clients that could not be packed are
-    /// counted: a later master must not count them again.
+    /// Marks all shared memory as counted, so that a later master does not add its counters and its lost clients to the
+    /// totals again.
     pub(crate) fn set_counted(&mut self) {
         for left in self.shms.values_mut() {
             left.shm.header().forget_left_behind();

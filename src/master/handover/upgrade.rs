@@ -32,12 +32,12 @@ use crate::sys::process::{self, Executable, Exit};
 pub(crate) const CHECK: &str = "check-handover";
 pub(crate) const RESUME: &str = "resume";
 
-/// How long the check may take, and how long the loop then waits for the moment to execute the program.
+/// How long the check may take, and how long the loop then waits until no operation is in progress.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The verdict of a program that can continue.
 const FIT: &str = "fit";
-/// The same, of the program that the master already runs, if the snapshot asks for a comparison.
+/// The verdict of the program that the master already runs, if the snapshot asks for a comparison.
 const FIT_AND_SAME: &str = "fit, and the same program";
 
 /// Longest verdict, in bytes.
@@ -224,7 +224,7 @@ fn is_fit(verdict: &str) -> bool {
     [FIT, FIT_AND_SAME].contains(&verdict)
 }
 
-/// Kills the child, which has not been collected: it might never exit by itself.
+/// Kills the child, which has not been reaped and might never exit.
 impl Drop for Check {
     fn drop(&mut self) {
         let _ = process::kill_child(self.pid);
@@ -232,7 +232,7 @@ impl Drop for Check {
 }
 
 impl Check {
-    /// Returns what the child wrote after the snapshot. Any program can exit with 0, so a fit one must write so.
+    /// Returns the verdict that the child wrote after the snapshot: exit status 0 alone proves nothing.
     fn verdict(&self) -> Option<String> {
         let written = self.snapshot.metadata().ok()?.len();
         let length = written.checked_sub(self.length)?.min(MAX_REASON_LEN);
@@ -255,7 +255,7 @@ pub fn name_process(name: &str) {
 /// # Errors
 /// The reason why it cannot.
 pub fn check_handover(length: &str) -> Result<(), String> {
-    // The master's protection is not for its children.
+    // Undoes the master's protection from the OOM killer for this child.
     let _ = process::raise_oom_score(0);
     let shared = fd::take_stdin()
         .map(File::from)

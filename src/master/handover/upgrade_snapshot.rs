@@ -43,7 +43,7 @@ pub(crate) struct UpgradeSnapshot {
     pub(crate) standard_file: PathBuf,
     #[serde(with = "exact", default)]
     pub(crate) executable: Option<PathBuf>,
-    /// Whether the program is the one that wrote this. `None` if a version wrote it that does not compare.
+    /// Whether the program that reads this snapshot is the one that wrote it. `None` in snapshots of older versions.
     #[serde(default)]
     pub(crate) same: Option<bool>,
     pub(crate) up: Duration,

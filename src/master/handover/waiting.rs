@@ -1,4 +1,4 @@
-//! Clients that wait for a worker, in the handoff queues: a master that is killed leaves them to the next one.
+//! Clients that wait for a worker are also in the handoff queues, so that a killed master leaves them to the next one.
 //!
 //! ```text
 //! left by a dead worker       its shared memory is packed as it is, with interrupted requests and the app
@@ -7,7 +7,7 @@
 //! none waits any more         the queues are emptied
 //! ```
 //!
-//! While a worker is ready, clients usually wait for less than a moment, and nothing is packed.
+//! While a worker is ready, clients usually wait for less than [`MOMENT`], and nothing is packed.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -33,13 +33,13 @@ const MOMENT: Duration = Duration::from_millis(10);
 /// The wait after an attempt for which the queues had no space.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Records in the queues that mean nothing, before all is packed again.
+/// The maximum number of records of closed slots in the queues: with more, all clients are packed again.
 const MAX_STALE: usize = 3000;
 
-/// Descriptors in flight that are left to leases: more than the process may have open cannot be in flight (unix(7)).
+/// Descriptors in flight that packing leaves to leases. The limit of open files also limits those in flight (unix(7)).
 const FOR_LEASES: u64 = 4096;
 
-/// The number of the lease in shared memory that is made for waiting clients.
+/// The lease number of all slots in shared memory that is made for waiting clients.
 const LEASE_NUMBER: u32 = 1;
 
 /// Returns whether shared memory of this number was made for waiting clients.
@@ -50,15 +50,15 @@ pub(crate) fn is_for_waiting(worker: WorkerId) -> bool {
 /// The waiting clients in the handoff queues.
 #[derive(Debug, Default)]
 pub(crate) struct PackedWaiting {
-    /// Records that mean something.
+    /// Records whose slots are not closed.
     places: Rc<Cell<usize>>,
     /// All records that were sent since the queues were empty.
     sent: usize,
-    /// When the clients that are in no queue are packed.
+    /// When the clients that are in no queue must be packed.
     due: Option<Instant>,
     /// The queues had no space.
     is_full: bool,
-    /// The number of the shared memory that was made last, and its time.
+    /// The number from which the id of the shared memory that was made last is derived.
     last_number: u64,
 }
 
@@ -73,7 +73,7 @@ impl PackedWaiting {
         WorkerId(u64::MAX - self.last_number)
     }
 
-    /// Removes everything from the queues: no client waits, or all are packed again.
+    /// Removes everything from the queues, because no client waits or all will be packed again.
     pub(crate) fn empty(&mut self, queues: &HandoffQueues) {
         if self.sent > 0 {
             queues.empty(&mut Scratch::default());
@@ -82,7 +82,8 @@ impl PackedWaiting {
         (self.due, self.is_full) = (None, false);
     }
 
-    /// Packs clients of one shared memory. `most` records may be in the queues. Returns whether there was space for all.
+    /// Packs clients of one shared memory, while the queues have at most `most` records. Returns whether there was
+    /// space for all.
     fn pack(
         &mut self,
         clients: &mut [&mut Unleased],
@@ -172,8 +173,7 @@ impl PackedWaiting {
     }
 }
 
-/// Returns whether a client is in no queue and can be packed. Bytes that a dead worker left cannot be copied from where
-/// they are.
+/// Returns whether a client is in no queue and can be packed. Bytes in a dead worker's shared memory cannot be copied.
 fn can_be_packed(unleased: &Unleased) -> bool {
     match &unleased.place {
         Some(place) => !place.is_packed(),
@@ -191,14 +191,14 @@ impl Master {
         store
             .queues
             .remove_first(datagrams, &mut Scratch::default());
-        // They may have taken the space.
+        // The removed datagrams may have filled the queues.
         store.waiting.due = None;
         store.waiting.is_full = false;
         self.keep_waiting(now);
     }
 
-    /// Packs the clients that wait for a worker, if they wait for longer than a moment, and empties the queues when
-    /// none waits any more.
+    /// Packs the clients that wait for a worker, after [`MOMENT`] or, if the wait is long, at once. Empties the queues
+    /// when no client waits.
     pub(crate) fn keep_waiting(&mut self, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;
@@ -219,7 +219,7 @@ impl Master {
             waiting.due = None;
             return;
         }
-        // Nothing but a worker that becomes ready, or the end of an app, ends the wait of these clients.
+        // A wait for a worker that becomes ready, or for the end of an app, is long.
         let is_long = self.workers.ready().next().is_none() || self.clients.awaits_app();
         let moment = if waiting.is_full { RETRY } else { MOMENT };
         let due = *waiting.due.get_or_insert(now + moment);

@@ -45,7 +45,7 @@ impl Executor {
         }
     }
 
-    /// Returns what it is, for messages.
+    /// Returns the name of the kind, for messages.
     pub(in crate::worker) fn name(&self) -> &'static str {
         match &self.kind {
             ExecutorKind::App(_) => "app",
@@ -54,7 +54,7 @@ impl Executor {
         }
     }
 
-    /// Returns the app, if it is one.
+    /// Returns the app, or `None` for a runtime.
     pub(in crate::worker) fn app(&self) -> Option<&App> {
         match &self.kind {
             ExecutorKind::App(app) => Some(app),
@@ -72,7 +72,7 @@ impl Executor {
         }
     }
 
-    /// Returns the handle by which other threads enter its runtime, if it is one.
+    /// Returns the handle by which other threads enter the runtime, or `None` for an app.
     #[cfg(feature = "tokio")]
     pub(in crate::worker) fn handle(&self) -> Option<tokio::runtime::Handle> {
         match &self.kind {
@@ -81,7 +81,7 @@ impl Executor {
         }
     }
 
-    /// Returns the gate of its futures, if it is a runtime.
+    /// Returns the gate of the futures, or `None` for an app.
     #[cfg(feature = "tokio")]
     pub(in crate::worker) fn gate(&self) -> Option<Arc<ExecutionGate>> {
         match &self.kind {
@@ -90,7 +90,7 @@ impl Executor {
         }
     }
 
-    /// Watches everything that it may send.
+    /// Adds every descriptor of the executor to the poller.
     pub(in crate::worker) fn watch(&self, poller: &Poller) -> io::Result<()> {
         match &self.kind {
             ExecutorKind::App(app) => app.watch(poller),
@@ -99,12 +99,12 @@ impl Executor {
         }
     }
 
-    /// Returns whether another request may be handed over now; `left` is how many the worker may still answer.
+    /// Returns whether this request may be handed over now. `left` is how many requests the worker may still answer.
     pub(in crate::worker) fn has_permit(&self, next: Waiting, left: Option<u64>) -> bool {
         self.takes_requests() && self.requests.has_permit(next, left)
     }
 
-    /// Returns whether it gets requests: it reads them, and its loop turns.
+    /// Returns whether the executor may receive requests: it reads them, and answers in time.
     pub(in crate::worker) fn takes_requests(&self) -> bool {
         let accepts = match &self.kind {
             ExecutorKind::App(app) => app.wire.accepts(),
@@ -114,7 +114,7 @@ impl Executor {
         accepts && self.pulse.is_good()
     }
 
-    /// Returns whether it can do something else while it executes a request: end it, or answer a probe.
+    /// Returns whether the executor can cancel a request, or answer a probe, while it executes requests.
     pub(in crate::worker) fn is_responsive(&self) -> bool {
         match &self.kind {
             ExecutorKind::App(_) => !self.requests.is_serial(),
@@ -123,7 +123,7 @@ impl Executor {
         }
     }
 
-    /// Asks it to end a request.
+    /// Asks the executor to cancel a request.
     pub(in crate::worker) fn cancel(&mut self, id: u64, why: CancelReason) {
         match &mut self.kind {
             ExecutorKind::App(app) => app.cancel(id, why),
@@ -132,7 +132,7 @@ impl Executor {
         }
     }
 
-    /// Asks it whether its loop turns.
+    /// Asks for a sign of life.
     pub(in crate::worker) fn probe(&mut self, now: u64) {
         self.pulse.probed = Some(now);
         match &mut self.kind {
@@ -142,14 +142,14 @@ impl Executor {
         }
     }
 
-    /// Returns when a probe is due: it has requests, and has shown no sign of life for a while.
+    /// Returns when a probe is due, if requests are away and no probe is unanswered.
     pub(in crate::worker) fn next_probe(&self, stall: u64) -> Option<u64> {
         let is_wanted =
             self.requests.count() > 0 && self.is_responsive() && self.pulse.probed.is_none();
         is_wanted.then(|| self.pulse.heard.saturating_add(stall / 2))
     }
 
-    /// Returns whether requests, or other frames, wait to be written to it.
+    /// Returns whether requests or other frames are queued for the executor.
     pub(in crate::worker) fn has_unwritten(&self) -> bool {
         match &self.kind {
             ExecutorKind::App(app) => app.wire.has_unwritten(),
@@ -174,14 +174,15 @@ impl Executor {
         }
     }
 
-    /// Informs it that a client has left this worker.
+    /// Informs an app that a client has left this worker.
     pub(in crate::worker) fn client_left(&mut self, client: ClientId) {
         if let Some(app) = self.app_mut() {
             app.client_left(client);
         }
     }
 
-    /// Returns whether the worker should be replaced: an app that is too large, or a state that a panic may have broken.
+    /// Returns whether the worker should be replaced, because the app is too large or a panic may have broken the
+    /// state.
     pub(in crate::worker) fn is_spent(&mut self, now: u64) -> bool {
         match &mut self.kind {
             ExecutorKind::App(app) => app.is_too_large(now),
@@ -190,7 +191,7 @@ impl Executor {
         }
     }
 
-    /// Returns whether it has ended, so that no answers come any more.
+    /// Returns whether the app has ended, so that no answer follows.
     ///
     /// # Errors
     /// Those of poll(2).
@@ -199,13 +200,13 @@ impl Executor {
             ExecutorKind::App(app) => {
                 poll::wait_for(app.process().1, Interest::Read, Duration::ZERO)
             }
-            // The loop ends as soon as the thread has.
+            // The worker's loop ends as soon as the runtime's thread has ended.
             #[cfg(feature = "tokio")]
             ExecutorKind::Runtime(_) => Ok(false),
         }
     }
 
-    /// Ends it. It has no requests.
+    /// Ends the executor, which must have no requests.
     pub(in crate::worker) fn finish(&mut self, within: Duration) {
         match &mut self.kind {
             ExecutorKind::App(app) => app.finish(within),

@@ -1,4 +1,4 @@
-//! The app of a worker, as the loop sees it: its frames and its end.
+//! The frames and the end of an app in the worker's loop.
 
 use std::io;
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl WorkerLoop<'_> {
             let reason = format!("has broken the protocol: {}", Escaped(wrong));
             self.end_with_executor(AppEnd::BrokeProtocol, reason);
         } else if read == ReadEnd::Closed && self.ending.broken.is_none() {
-            // Its exit is an event of its own, and the better reason, if it exits.
+            // If the app exits, its exit status is a better reason.
             if self.has_app_ended_within(CLOSE_WAIT)? {
                 return self.check_end_of_app(service);
             }
@@ -69,10 +69,10 @@ impl WorkerLoop<'_> {
         poll::wait_for(app.process().1, Interest::Read, time)
     }
 
-    /// Processes all whole frames that have been received.
+    /// Processes all complete frames that were received.
     ///
     /// # Errors
-    /// The mistake of the app, for the operator.
+    /// The app's violation of the protocol, for the operator.
     fn process_frames(
         &mut self,
         incoming: &mut IncomingFrames,
@@ -103,7 +103,7 @@ impl WorkerLoop<'_> {
         Ok(())
     }
 
-    /// Ends this worker if its app has ended, after the answers that it has sent.
+    /// Ends this worker if its app has ended, after processing the last answers.
     fn check_end_of_app(&mut self, service: &mut dyn Service) -> io::Result<()> {
         for _ in 0..MAX_LAST_READS {
             let Some(app) = self.app() else {
@@ -111,7 +111,7 @@ impl WorkerLoop<'_> {
             };
             let read = app.wire.read()?;
             let mut incoming = app.wire.take_incoming();
-            // A last frame that is broken does not matter any more.
+            // The worker ends in any case.
             let _ = self.process_frames(&mut incoming, service);
             if let Some(app) = self.app() {
                 app.wire.give_back(incoming);
@@ -127,7 +127,7 @@ impl WorkerLoop<'_> {
         Ok(())
     }
 
-    /// Takes back the requests of which no byte was written to the app: it cannot have begun them.
+    /// Takes back the requests of which no byte was written to the app: the app cannot have begun them.
     fn take_back_unwritten(&mut self, service: &mut dyn Service) {
         let Some(executor) = &mut self.executor else {
             return;
@@ -152,8 +152,8 @@ impl WorkerLoop<'_> {
     }
 }
 
-/// How long an app that has closed its end may take to exit.
+/// How long an app that has closed descriptor 3 may take to exit.
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
 
-/// The most reads of what an app has sent before its end.
+/// The maximum number of reads after the end of an app.
 const MAX_LAST_READS: usize = 64;

@@ -1,38 +1,39 @@
-//! Signs of life of what executes requests that are away.
+//! Signs of life of an executor.
 
 use super::Requests;
 
 /// Signs of life of an executor with requests.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Pulse {
-    /// When it last reported something, or got its first request after a pause: ns of CLOCK_MONOTONIC.
+    /// When the executor last sent something, or got its first request after a pause: ns of CLOCK_MONOTONIC.
     pub(in crate::worker) heard: u64,
-    /// When the probe was sent that it has not answered yet.
+    /// When the unanswered probe was sent, if there is one.
     pub(in crate::worker) probed: Option<u64>,
-    /// Since when it gets no more requests, because one of them was not answered in time.
+    /// When the worker gave up a late request: the executor gets no more requests.
     pub(in crate::worker) sick: Option<u64>,
     /// The probe was not answered in time: the executor gets no more requests until it answers.
     pub(in crate::worker) is_blocked: bool,
-    /// When the last answer came, and since when clients wait for a permit: ns of CLOCK_MONOTONIC.
+    /// When the last answer arrived: ns of CLOCK_MONOTONIC.
     pub(in crate::worker) answered: u64,
+    /// When clients began to wait for a permit, if any wait.
     pub(in crate::worker) waits_since: Option<u64>,
-    /// Since when no request moves, as the shared memory has it.
+    /// The beginning of the time without an answer, as stored in shared memory.
     pub(in crate::worker) full_since: Option<u64>,
 }
 
 impl Pulse {
-    /// Returns whether it gets requests: its loop turns, and it answers in time.
+    /// Returns whether the executor may receive requests: it answers requests and probes in time.
     pub(in crate::worker) fn is_good(&self) -> bool {
         self.sick.is_none() && !self.is_blocked
     }
 
-    /// Returns from when on the executor is blocked, unless it answers the probe.
+    /// Returns when the executor becomes blocked, unless it answers the probe.
     pub(in crate::worker) fn blocked_from(&self, stall: u64) -> Option<u64> {
         self.probed.map(|probed| probed.saturating_add(stall))
     }
 
-    /// Determines since when requests wait although nothing moves: no permit is free and no answer has come, or the
-    /// executor's loop does not turn. Returns whether that has changed.
+    /// Determines since when requests wait without any answer: no permit is free, or the executor is blocked. Returns
+    /// whether that has changed.
     pub(in crate::worker) fn update_full_since(
         &mut self,
         requests: &Requests,

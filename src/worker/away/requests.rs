@@ -1,19 +1,19 @@
-//! The requests that are away, and the clients that wait until another one may be.
+//! The requests that are away, and the clients that wait for a permit.
 
 use std::collections::{HashMap, VecDeque};
 
 /// A request that is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) struct AwayRequest {
-    /// The slot of its client; `None` once that has left.
+    /// The slot of its client; `None` if the client has left.
     pub(in crate::worker) slot: Option<u32>,
     /// The method's number in the shared memory.
     pub(in crate::worker) method: u32,
     /// When it was handed over: ns of CLOCK_MONOTONIC.
     pub(in crate::worker) began: u64,
-    /// The position of its frame in the stream to the app; 0 if it has no app.
+    /// The position of its frame in the stream to the app; 0 for a runtime.
     pub(in crate::worker) position: u64,
-    /// When its time was over, and its executor was asked to end it: ns of CLOCK_MONOTONIC.
+    /// When its timeout expired and the executor was asked to cancel it: ns of CLOCK_MONOTONIC.
     pub(in crate::worker) late_at: Option<u64>,
 }
 
@@ -30,13 +30,13 @@ pub(in crate::worker) struct Waiting {
 #[derive(Debug)]
 pub(in crate::worker) struct Requests {
     away: HashMap<u64, AwayRequest>,
-    /// Requests by the time at which they began; some are answered. All have the same timeout, so that this is also
-    /// the order of their deadlines.
+    /// Requests by the time at which they began; some are answered. All have the same timeout, so this is also the
+    /// order of their deadlines.
     order: VecDeque<(u64, u64)>,
     /// Late requests, by the time at which they became late; some are answered.
     late: VecDeque<(u64, u64)>,
     waiting: VecDeque<Waiting>,
-    /// The client at the head of the queue while it has its turn.
+    /// The client that was taken from the head of the queue, during its turn.
     called: Option<u32>,
     /// The most requests that are away at a time.
     permits: usize,
@@ -93,7 +93,8 @@ impl Requests {
         }
     }
 
-    /// Takes the first client of the queue, if its request may be handed over now. It has its turn until the next call.
+    /// Takes the first client from the queue, if its request may be handed over now. It stays called until the next
+    /// call of this function.
     pub(in crate::worker) fn call_next(&mut self, left: Option<u64>) -> Option<Waiting> {
         self.called = None;
         let next = *self.waiting.front()?;
@@ -123,7 +124,7 @@ impl Requests {
         self.is_alone = is_alone;
     }
 
-    /// Removes a request that was answered; `None` if none with this id is away.
+    /// Removes a request that was answered. Returns `None` if no request with this id is away.
     pub(in crate::worker) fn remove(&mut self, id: u64) -> Option<AwayRequest> {
         let request = self.away.remove(&id)?;
         self.is_alone = false;
@@ -143,7 +144,7 @@ impl Requests {
         Some(*id)
     }
 
-    /// Returns the time at which the request that is next in time began, if one is not late yet.
+    /// Returns the beginning and the id of the oldest request that is not late, if there is one.
     pub(in crate::worker) fn oldest(&mut self) -> Option<(u64, u64)> {
         while let Some((began, id)) = self.order.front().copied() {
             match self.away.get(&id) {
@@ -154,7 +155,7 @@ impl Requests {
         None
     }
 
-    /// Records that the time of a request is over.
+    /// Records that the timeout of a request has expired.
     pub(in crate::worker) fn set_late(&mut self, id: u64, now: u64) {
         if let Some(request) = self.away.get_mut(&id) {
             request.late_at = Some(now);
@@ -162,7 +163,7 @@ impl Requests {
         }
     }
 
-    /// Returns since when the first late request is late, if it is not answered yet.
+    /// Returns since when the oldest late request without an answer is late, if there is one.
     pub(in crate::worker) fn late_since(&mut self) -> Option<u64> {
         while let Some((since, id)) = self.late.front().copied() {
             if self.away.contains_key(&id) {

@@ -1,4 +1,4 @@
-//! Clients of an app, whatever they send and however they behave: the limits and errors are those without an app.
+//! Clients of an app: their limits and errors are the same as without an app.
 
 use std::io::Write;
 
@@ -53,7 +53,7 @@ fn params_are_passed_however_deeply_they_are_nested() {
         String::from_utf8(client.receive()).expect("UTF-8"),
         expected
     );
-    // Python cannot read these, and the app answers so.
+    // Python cannot read these, and the app answers with an error.
     client.send_frame(format!(r#"{{"in":"echo","params":{}}}"#, nested(200_000)));
     let fault = client.reply().value().expect_err("too deep for the app");
     assert_eq!(fault.code(), "bad_params");
@@ -173,7 +173,7 @@ fn a_late_answer_is_dropped() {
     client.request("echo", 2);
     assert_eq!(client.reply().value().expect_err("late").code(), "timeout");
     assert_eq!(client.reply().value(), Ok(json!(2)));
-    // Of a client that has left.
+    // A request whose client has left.
     let mut leaver = daemon.connect();
     leaver.request("sleep", (200, "gone"));
     counted(&daemon, 2);

@@ -1,5 +1,5 @@
-//! Faults of an app: its own callers get a typed error, the pair is replaced where the protocol is broken, the
-//! operator reads why, and no one else notices.
+//! Faults of an app: their callers get a typed error, and all other clients are served. A violation of the protocol
+//! replaces worker and app, and the log has the reason.
 
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
@@ -90,7 +90,7 @@ fn a_broken_protocol_ends_the_pair_and_is_logged() {
         for other in &mut others {
             assert_eq!(other.reply().value(), Ok(json!(number)), "{reason}");
         }
-        // The connection outlives it.
+        // The connection stays open.
         assert_eq!(client.call("echo", number), Ok(json!(number)), "{reason}");
         daemon.wait_for_log(reason);
     }
@@ -106,7 +106,7 @@ fn an_answer_that_comes_twice_breaks_the_protocol() {
     };
     let mut client = daemon.connect();
     let answer = r#"{"id":ID,"result":1}"#;
-    // The method answers as well.
+    // One answer is no violation.
     client.request("write", answer);
     assert_eq!(client.reply().value(), Ok(json!(1)));
     client.request("count", "x");

@@ -1,5 +1,4 @@
-//! Frames of an app that are wrong: those within which the answer can be found concern its caller only, and any other one
-//! ends the pair.
+//! Invalid frames of an app. If the frame names a request, that request gets an error; otherwise worker and app end.
 
 use std::thread;
 
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use super::{app_of, kill, start, start_app, start_with};
 use crate::common::FDPASSD;
 
-/// Sends a request and pings of others, and returns the error of the request. The others are answered.
+/// Sends a request, and pings from other clients. Checks the replies to the pings, and returns the request's error.
 #[track_caller]
 fn fault_of(daemon: &Running, method: &str, params: &Value) -> String {
     let mut others: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
@@ -22,7 +21,7 @@ fn fault_of(daemon: &Running, method: &str, params: &Value) -> String {
     for (number, other) in others.iter_mut().enumerate() {
         assert_eq!(other.reply().value(), Ok(json!(number)), "{params}");
     }
-    // The connection outlives it.
+    // The connection stays open.
     assert_eq!(client.call("echo", 1), Ok(json!(1)), "{params}");
     fault.code().to_owned()
 }
@@ -95,7 +94,7 @@ fn a_result_that_is_too_long_concerns_its_caller_only() {
         (code.as_str(), daemon.status().deaths_total),
         ("internal", 0)
     );
-    // A frame that no answer can have is not read.
+    // A frame longer than any answer is not read.
     let code = fault_of(&daemon, "longest", &json!(1));
     assert_eq!(
         (code.as_str(), daemon.status().deaths_total),
@@ -223,7 +222,7 @@ fn an_app_without_a_good_hello_fails_the_start() {
     });
 }
 
-/// The daemon does not start with an app of this code, for a reason with these words.
+/// Checks that the daemon does not start with an app of this code, for a reason that contains these words.
 fn check_failed_start(code: &str, reason: &str) {
     let limit = if code.is_empty() { "1s" } else { "30s" };
     let prelude = "import os,signal,struct\ndef w(b): os.write(3, struct.pack('<I', len(b)) + b)\n";

@@ -1,5 +1,5 @@
-//! Workers that die at each point on the way of a request to the app and back. Each worker dies when it reaches the point
-//! for the fourth time.
+//! Workers that die at each point between the handover of a request to the app and its answer. Each worker dies when it
+//! reaches the point for the fourth time.
 
 use std::collections::HashMap;
 use std::thread;
@@ -11,8 +11,8 @@ use super::{counted, start_process};
 
 const ROUNDS: usize = 6;
 
-/// The points, and whether the request that is on its way counts as executing there. If it does not, one client shows it:
-/// the requests of others are executing at the time.
+/// The points, and whether the request counts as executing there. A point where it does not is tested with one client,
+/// because the requests of other clients would be executing.
 const POINTS: [(&str, bool); 9] = [
     ("before-away", false),
     ("after-away-exec", true),
