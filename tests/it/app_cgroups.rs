@@ -78,6 +78,14 @@ impl Delegated {
         });
     }
 
+    /// Does something that replaces all apps, and waits until what they had started has ended, and others are there.
+    fn replace_apps(&self, replace: impl FnOnce(&Running)) {
+        let before = self.apps_and_strays();
+        replace(&self.daemon);
+        self.wait_for_end(&before);
+        self.wait_for_pairs();
+    }
+
     /// Starts the next master. The settings are taken before the previous one is gone.
     fn start_next(self) -> Delegated {
         let Delegated {
@@ -124,17 +132,12 @@ fn a_reload_and_an_upgrade_leave_no_process_of_an_app() {
     let Some(delegated) = Delegated::start() else {
         return;
     };
-    let before = delegated.apps_and_strays();
-    delegated.daemon.reload().expect("it is applied");
-    delegated.wait_for_end(&before);
-    delegated.wait_for_pairs();
-    let before = delegated.apps_and_strays();
-    delegated
-        .daemon
-        .ctl("upgrade")
-        .expect("it is the same program");
-    delegated.wait_for_end(&before);
-    delegated.wait_for_pairs();
+    delegated.replace_apps(|daemon| {
+        daemon.reload().expect("it is applied");
+    });
+    delegated.replace_apps(|daemon| {
+        daemon.ctl("upgrade").expect("it is the same program");
+    });
     delegated.stop();
 }
 

@@ -87,6 +87,18 @@ impl Place {
             .arg(self.0.path().join("control.sock"));
         Program::start(&mut command).finish()
     }
+
+    /// Applies a verb that keeps the connection of a client, and compares the client's next result.
+    fn apply(&self, verb: &str, client: &mut Client, times_21: u32) {
+        self.succeed(verb);
+        let result = client.call("times", 21);
+        assert_eq!(result, Ok(json!(times_21)), "the same connection");
+    }
+
+    fn succeed(&self, verb: &str) {
+        let said = self.ctl(&[verb]);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+    }
 }
 
 #[test]
@@ -104,22 +116,9 @@ fn an_app_is_served_without_a_file_and_reloaded() {
     );
     place.write(3);
     assert_eq!(client.call("times", 21), Ok(json!(42)));
-    let said = place.ctl(&["reload"]);
-    assert_eq!(said.code, Some(0), "{}", said.err);
-    assert_eq!(
-        client.call("times", 21),
-        Ok(json!(63)),
-        "the same connection"
-    );
-    let said = place.ctl(&["upgrade"]);
-    assert_eq!(said.code, Some(0), "{}", said.err);
-    assert_eq!(
-        client.call("times", 21),
-        Ok(json!(63)),
-        "the same connection"
-    );
-    let said = place.ctl(&["stop"]);
-    assert_eq!(said.code, Some(0), "{}", said.err);
+    place.apply("reload", &mut client, 63);
+    place.apply("upgrade", &mut client, 63);
+    place.succeed("stop");
     assert_eq!(daemon.finish().code, Some(0));
 }
 
@@ -145,8 +144,7 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
     becomes(3);
     place.write(5);
     becomes(5);
-    let said = place.ctl(&["stop"]);
-    assert_eq!(said.code, Some(0), "{}", said.err);
+    place.succeed("stop");
     let said = daemon.finish();
     assert_eq!(said.code, Some(0));
     assert!(
@@ -176,8 +174,7 @@ fn dev_waits_for_code_that_starts() {
     eventually("the new code", || {
         (client.call("times", 21) == Ok(json!(105))).then_some(())
     });
-    let said = place.ctl(&["stop"]);
-    assert_eq!(said.code, Some(0), "{}", said.err);
+    place.succeed("stop");
     let said = daemon.finish();
     assert_eq!(said.code, Some(0));
     for expected in [

@@ -1,5 +1,6 @@
 //! A memory cgroup of a test's own, v1 or v2, whichever is there and can be written (cgroups(7)).
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -16,6 +17,20 @@ const HIERARCHIES: [&str; 3] = [
     "/sys/fs/cgroup/unified",
 ];
 
+/// Returns a name that no other cgroup of a test has.
+pub fn unique_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("fdpassd-test-{}-{number}", process::id())
+}
+
+/// Lets the shell of this setup enter a cgroup, and then execute `program`.
+pub fn enter_and_execute(shell: Setup, cgroup: &Path, program: impl AsRef<OsStr>) -> Setup {
+    let script = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
+    let shell = shell.argument("-c").argument(script);
+    shell.argument(cgroup).argument(program.as_ref())
+}
+
 /// A cgroup with a limit of memory, and one below it without a limit of its own, in which a daemon runs. When it is
 /// dropped, after the daemon, both are removed.
 #[derive(Debug)]
@@ -27,12 +42,7 @@ pub struct MemoryCgroup {
 impl MemoryCgroup {
     /// Makes one. Skips the test where no memory cgroup can be made.
     pub fn new(limit: u64) -> Option<MemoryCgroup> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "fdpassd-test-{}-{}",
-            process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = unique_name();
         for hierarchy in HIERARCHIES.map(Path::new) {
             let cgroup = MemoryCgroup {
                 outer: hierarchy.join(&name),
@@ -67,12 +77,7 @@ impl MemoryCgroup {
 
     /// This program, to be run in it.
     pub fn setup(&self, program: impl AsRef<Path>, config: &str) -> Setup {
-        let enter = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
-        Setup::new("sh", config)
-            .argument("-c")
-            .argument(enter)
-            .argument(&self.inner)
-            .argument(program.as_ref())
+        enter_and_execute(Setup::new("sh", config), &self.inner, program.as_ref())
     }
 
     /// Processes in it.

@@ -3,11 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use fdpassd::testing::{ServiceManager, Setup, eventually};
 
+use super::cgroup::{enter_and_execute, unique_name};
 use super::needs::skip;
 use super::program::run;
 
@@ -21,12 +20,7 @@ pub struct DelegatedCgroup(PathBuf);
 impl DelegatedCgroup {
     /// Makes one. Skips the test where none can be made.
     pub fn new() -> Option<DelegatedCgroup> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "fdpassd-test-{}-{}",
-            process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = unique_name();
         for hierarchy in HIERARCHIES.map(Path::new) {
             let directory = hierarchy.join(&name);
             if !hierarchy.join("cgroup.subtree_control").exists()
@@ -55,9 +49,7 @@ impl DelegatedCgroup {
 
     /// Returns the settings to run `program` in it, under this manager.
     pub fn setup(&self, manager: &ServiceManager, program: &str, config: &str) -> Setup {
-        let enter = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
-        let setup = manager.setup("sh", config).argument("-c").argument(enter);
-        setup.argument(&self.0).argument(program)
+        enter_and_execute(manager.setup("sh", config), &self.0, program)
     }
 
     /// Returns the cgroups in it, by name.
