@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::failure::{Context, Result};
-use crate::load::{Check, Order};
+use crate::common::failure::{Context, Result};
+use crate::common::load::{Check, Order};
 
 /// A server in the table. Each has one worker: a process or thread that executes methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]

@@ -5,10 +5,10 @@ use std::fmt::Display;
 use std::io::Write;
 
 use crate::catalogue::Server;
-use crate::failure::Result;
-use crate::grid::{row, with_range, write_grid};
+use crate::common::failure::Result;
+use crate::common::grid::{row, with_range, write_grid};
+use crate::common::spread::Spread;
 use crate::scenario::{GOALS, Scenario};
-use crate::spread::Spread;
 
 /// Microseconds by round, and the servers without values with the reasons.
 #[derive(Default)]

@@ -1,31 +1,14 @@
 //! Compares apps of fdpassd with servers in their languages: `cargo bench --bench apps`. See `benches/README.md`.
 //!
-//! The load, the clocks and the start of servers are those of the benchmark `peers`.
+//! `common` has the load, the clocks and the start of servers.
 
 mod catalogue;
-#[path = "../peers/cpu.rs"]
-mod cpu;
-#[path = "../peers/failure.rs"]
-mod failure;
+#[path = "../common/mod.rs"]
+#[expect(dead_code, reason = "peers needs more")]
+mod common;
 mod figures;
-#[path = "../peers/grid.rs"]
-#[expect(dead_code, reason = "peers needs more")]
-mod grid;
-#[path = "../peers/interrupt.rs"]
-mod interrupt;
-#[path = "../peers/launch.rs"]
-#[expect(dead_code, reason = "peers needs more")]
-mod launch;
-#[path = "../peers/load/mod.rs"]
-#[expect(dead_code, reason = "peers needs more")]
-mod load;
 mod scenario;
-#[path = "../peers/server.rs"]
-mod server;
 mod smoke;
-#[path = "../peers/spread.rs"]
-#[expect(dead_code, reason = "peers needs more")]
-mod spread;
 mod table;
 
 use std::ffi::OsString;
@@ -34,7 +17,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use failure::Result;
+use common::failure::Result;
+use common::{interrupt, launch};
 
 /// Measures apps of fdpassd and other servers and prints a table
 #[derive(Parser)]

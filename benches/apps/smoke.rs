@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::catalogue::{Places, Server, built, installed};
-use crate::failure::{Context, Result};
+use crate::common::failure::{Context, Result};
+use crate::common::launch;
+use crate::common::server::Running;
 use crate::scenario::Scenario;
-use crate::server::Running;
-use crate::{launch, table};
+use crate::table;
 
 const MOMENT: Duration = Duration::from_millis(20);
 

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::catalogue::{Places, Server, built};
-use crate::failure::{Context, Result};
+use crate::common::failure::{Context, Result};
+use crate::common::server::Running;
+use crate::common::{cpu, interrupt, launch};
 use crate::figures::Figures;
 use crate::scenario::Scenario;
-use crate::server::Running;
-use crate::{cpu, interrupt, launch};
 
 /// The time after which a server with a just-in-time compiler is warm.
 const COMPILING: Duration = Duration::from_secs(1);

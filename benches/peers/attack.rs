@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use crate::cpu::{self, Reading};
-use crate::failure::{Context, Result};
-use crate::load::{Check, Load, Order, Pace, Payload, Plan, Report};
+use crate::common::cpu::{self, Reading};
+use crate::common::failure::{Context, Result};
+use crate::common::load::{Check, Load, Order, Pace, Payload, Plan, Report};
 use crate::memory;
 
 /// The target, the payload and the pace of the load.

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::failure::{Context, Result};
-use crate::load::{Check, Order};
+use crate::common::failure::{Context, Result};
+use crate::common::load::{Check, Order};
 
 /// Worker processes or threads of every server that has such a number.
 const WORKERS: usize = 2;
@@ -187,7 +187,7 @@ impl Server {
             Server::Echo => recipe(this()?, "echo --port PORT"),
             Server::Reuseport => recipe(this()?, "echo --port PORT --processes WORKERS"),
             Server::Floor => recipe(this()?, "echo --frames --port PORT --processes WORKERS"),
-            // The port is in the configuration file, see `server.rs`.
+            // The port is in the configuration file, see `common/server.rs`.
             Server::Fdpassd => recipe(places.fdpassd.clone().into(), "-c fdpassd.toml"),
             Server::Tokio => {
                 let program = build_tokio(&peers()?.join("tokio"))?;

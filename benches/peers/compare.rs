@@ -10,14 +10,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::catalogue::{Places, Recipe, Server};
-use crate::failure::{Context, Result};
-use crate::grid::{row, write_out};
-use crate::load::{Load, Pace};
+use crate::common::failure::{Context, Result};
+use crate::common::grid::{row, write_out};
+use crate::common::load::{Load, Pace};
+use crate::common::server::Running;
+use crate::common::spread::Spread;
+use crate::common::{cpu, interrupt, launch};
 use crate::scenario::{Scenario, faultless};
-use crate::server::Running;
-use crate::spread::Spread;
 use crate::table::progress;
-use crate::{cpu, interrupt, launch};
 
 /// Requests for each count of system calls, and counts of each build, one after the other: batching varies.
 const COUNTED: u64 = 10_000;

@@ -16,8 +16,8 @@ use nix::sys::socket::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::failure::{Context, Result};
-use crate::launch;
+use crate::common::failure::{Context, Result};
+use crate::common::launch;
 
 /// The listener's token; a client's is its descriptor.
 const LISTENER: u64 = u64::MAX;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use crate::catalogue::Server;
-use crate::failure::Result;
+use crate::common::failure::Result;
+use crate::common::spread::Spread;
 use crate::idle::PerClient;
 use crate::scenario::{Goal, Scenario};
-use crate::spread::Spread;
 use crate::stall::Latency;
 
 /// CPU times by round, memory, and the servers without values with the reasons.

@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::cpu::Reading;
-use crate::failure::{Context, Result};
-use crate::interrupt;
-use crate::load::{Load, Pace, Plan};
+use crate::common::cpu::Reading;
+use crate::common::failure::{Context, Result};
+use crate::common::interrupt;
+use crate::common::load::{Load, Pace, Plan};
+use crate::common::server::Running;
 use crate::memory::Memory;
 use crate::scenario::Scenario;
-use crate::server::Running;
 
 /// A reply must come after this time.
 const TIMEOUT: Duration = Duration::from_secs(10);

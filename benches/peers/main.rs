@@ -5,22 +5,16 @@
 
 mod attack;
 mod catalogue;
+#[path = "../common/mod.rs"]
+mod common;
 mod compare;
-mod cpu;
 mod echo;
-mod failure;
 mod figures;
-mod grid;
 mod idle;
-mod interrupt;
-mod launch;
-mod load;
 mod memory;
 mod print;
 mod scenario;
-mod server;
 mod smoke;
-mod spread;
 mod stall;
 mod table;
 
@@ -30,7 +24,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use failure::Result;
+use common::failure::Result;
+use common::{interrupt, launch};
 
 /// Measures fdpassd and other servers and prints a table
 #[derive(Parser)]

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
-use crate::cpu::family;
-use crate::failure::{Context, Result};
+use crate::common::cpu::family;
+use crate::common::failure::{Context, Result};
 
 /// Raises the limit of open files to the hard limit, for this process and its children. Returns the limit.
 pub(crate) fn raise_descriptor_limit() -> Result<u64> {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use nix::sys::utsname::uname;
 
 use crate::catalogue::Server;
-use crate::failure::{Context, Result};
+use crate::common::failure::{Context, Result};
+use crate::common::grid::{row, with_range, write_grid};
+use crate::common::spread::Spread;
 use crate::figures::Figures;
-use crate::grid::{row, with_range, write_grid};
 use crate::scenario::{GOALS, Scenario};
-use crate::spread::Spread;
 
 /// If the time of the raw echo varies by more than this part, the machine had other work.
 const RESTLESS: f64 = 0.2;

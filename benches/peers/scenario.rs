@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::catalogue::Server;
-use crate::cpu::Reading;
-use crate::failure::Result;
-use crate::load::{Load, Pace, Payload, Plan, Report};
-use crate::server::Running;
+use crate::common::cpu::Reading;
+use crate::common::failure::Result;
+use crate::common::load::{Load, Pace, Payload, Plan, Report};
+use crate::common::server::Running;
 
 /// Connections at the same time, in every scenario.
 const CONNECTIONS: usize = 16;

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use crate::catalogue::{Places, Server};
-use crate::failure::{Context, Result};
-use crate::load::{Check, Load, Pace, Payload, Plan};
+use crate::common::failure::{Context, Result};
+use crate::common::launch;
+use crate::common::load::{Check, Load, Pace, Payload, Plan};
+use crate::common::server::Running;
 use crate::scenario::Scenario;
-use crate::server::Running;
-use crate::{idle, launch, memory};
+use crate::{idle, memory};
 
 const MOMENT: Duration = Duration::from_millis(20);
 

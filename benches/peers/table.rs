@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::catalogue::{Places, Recipe, Server};
-use crate::failure::{Context, Result};
+use crate::common::failure::{Context, Result};
+use crate::common::server::Running;
+use crate::common::{cpu, interrupt, launch};
 use crate::figures::Figures;
 use crate::scenario::Scenario;
-use crate::server::Running;
-use crate::{cpu, idle, interrupt, launch, memory, print, stall};
+use crate::{idle, memory, print, stall};
 
 /// Descriptors that a server or this program needs in addition to those of the idle clients.
 const SPARE: u64 = 200;

@@ -18,8 +18,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 
-use crate::failure::{Context, Result};
-use crate::interrupt;
+use crate::common::failure::{Context, Result};
+use crate::common::interrupt;
 use connection::Connection;
 pub(crate) use histogram::Histogram;
 pub(crate) use pace::Pace;

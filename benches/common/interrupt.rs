@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::failure::{Context, Result};
+use super::failure::{Context, Result};
 
 static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::failure::{Context, Result};
+use crate::common::failure::{Context, Result};
 
 /// Bytes of the length in front of every frame.
 pub(crate) const PREFIX: usize = 4;

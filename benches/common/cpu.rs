@@ -8,8 +8,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use crate::failure::{Context, Result};
-use crate::interrupt;
+use super::failure::{Context, Result};
+use super::interrupt;
 
 /// Pins this process, and all that it starts, to one CPU: the wanted one, or the last that it may use. Returns its
 /// number.

@@ -9,7 +9,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
-use crate::failure::{Context, Result};
+use super::failure::{Context, Result};
 
 /// Makes this process the subreaper of the processes that its servers leave.
 pub(crate) fn adopt_orphans() -> Result<()> {

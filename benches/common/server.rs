@@ -11,11 +11,11 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::cpu::Reading;
+use super::failure::{Context, Result};
+use super::load::{Load, Pace, Payload, Plan};
+use super::{interrupt, launch};
 use crate::catalogue::{Recipe, Server, fdpassd_config};
-use crate::cpu::Reading;
-use crate::failure::{Context, Result};
-use crate::load::{Load, Pace, Payload, Plan};
-use crate::{interrupt, launch};
 
 /// The time within which a server must answer.
 const START: Duration = Duration::from_secs(15);

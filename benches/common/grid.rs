@@ -2,8 +2,8 @@
 
 use std::io::{self, Write, stdout};
 
-use crate::failure::{Context, Result};
-use crate::spread::Spread;
+use super::failure::{Context, Result};
+use super::spread::Spread;
 
 /// Formats a median with its range.
 pub(crate) fn with_range(spread: Spread, digits: usize, unit: &str) -> String {
