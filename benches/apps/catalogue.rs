@@ -1,14 +1,17 @@
 //! The servers: their names, their expected replies, and how they are built and run.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::common::failure::{Context, Result};
 use crate::common::load::{Check, Order};
+use crate::common::recipe::{Recipe, installed, succeed};
 
-/// A server in the table. Each has one worker: a process or thread that executes methods.
+/// Processes or threads that execute methods, in every server.
+pub(crate) const WORKERS: usize = 1;
+
+/// A server in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Server {
     /// fdpassd without an app: the built-in method.
@@ -47,54 +50,6 @@ pub(crate) enum Server {
 pub(crate) struct Places {
     pub(crate) fdpassd: PathBuf,
     pub(crate) venv: PathBuf,
-}
-
-/// A command line that serves on a port, in the foreground.
-pub(crate) struct Recipe {
-    program: OsString,
-    arguments: Vec<OsString>,
-    /// Additional lines of fdpassd's configuration.
-    config: String,
-}
-
-impl Recipe {
-    fn new(program: impl Into<OsString>, arguments: &[&str]) -> Recipe {
-        Recipe {
-            program: program.into(),
-            arguments: arguments.iter().map(OsString::from).collect(),
-            config: String::new(),
-        }
-    }
-
-    /// Returns fdpassd with this app.
-    fn app(places: &Places, words: &[&str]) -> Recipe {
-        let words = toml::Value::from(words.to_vec());
-        let sdk = sources().join("../../sdk/python/src");
-        let sdk = toml::Value::from(sdk.to_string_lossy().into_owned());
-        let mut recipe = Recipe::new(&places.fdpassd, &["-c", "fdpassd.toml"]);
-        recipe.config =
-            format!("\n[app]\ncommand = {words}\nenvironment = {{ PYTHONPATH = {sdk} }}\n");
-        recipe
-    }
-
-    pub(crate) fn config(&self) -> String {
-        self.config.clone()
-    }
-
-    pub(crate) fn program(&self) -> &OsString {
-        &self.program
-    }
-
-    /// Returns the arguments with this port in place of `PORT`.
-    pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
-        self.arguments
-            .iter()
-            .map(|argument| {
-                let text = argument.to_string_lossy();
-                text.replace("PORT", &port.to_string()).into()
-            })
-            .collect()
-    }
 }
 
 impl Server {
@@ -200,34 +155,31 @@ impl Server {
         let python = python.to_str().context("a path that is no text")?;
         let file = |name: &str| sources().join(name).to_string_lossy().into_owned();
         Ok(match self {
-            Server::Native => Recipe::new(&places.fdpassd, &["-c", "fdpassd.toml"]),
+            Server::Native => Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"]),
             Server::PyJson | Server::AsyncJson | Server::PyOrjson | Server::AsyncOrjson => {
                 let is_async = matches!(self, Server::AsyncJson | Server::AsyncOrjson);
                 let kind = if is_async { "async" } else { "def" };
                 let codec = self.codec();
                 places.python(codec)?;
-                Recipe::app(places, &[python, &file("app.py"), kind, codec])
+                places.app(&[python, &file("app.py"), kind, codec])
             }
             Server::Asyncio | Server::AsyncioOrjson => {
                 places.python(self.codec())?;
-                Recipe::new(python, &[&file("server.py"), "PORT", self.codec()])
+                Recipe::new(python, [&file("server.py"), "PORT", self.codec()])
             }
             Server::Node => {
                 installed("node", "--version")?;
-                Recipe::app(places, &["node", &file("app.js")])
+                places.app(&["node", &file("app.js")])
             }
             Server::Cluster => {
                 installed("node", "--version")?;
-                Recipe::new("node", &[&file("server.js"), "PORT"])
+                Recipe::new("node", [&file("server.js"), "PORT"])
             }
             Server::Go => {
                 let program = build_go("app")?;
-                Recipe::app(
-                    places,
-                    &[program.to_str().context("a path that is no text")?],
-                )
+                places.app(&[program.to_str().context("a path that is no text")?])
             }
-            Server::Goroutines => Recipe::new(build_go("server")?, &["PORT"]),
+            Server::Goroutines => Recipe::new(build_go("server")?, ["PORT"]),
             Server::Uvicorn | Server::UvicornFast => {
                 places.python("uvicorn")?;
                 let parts = if self == Server::Uvicorn {
@@ -262,7 +214,7 @@ impl Server {
             .split(' ')
             .chain([directory.as_str(), application])
             .collect();
-        Recipe::new(python, &words)
+        Recipe::new(python, words)
     }
 
     fn codec(self) -> &'static str {
@@ -274,6 +226,17 @@ impl Server {
 }
 
 impl Places {
+    /// Returns fdpassd with this app.
+    fn app(&self, words: &[&str]) -> Recipe {
+        let words = toml::Value::from(words.to_vec());
+        let sdk = sources().join("../../sdk/python/src");
+        let sdk = toml::Value::from(sdk.to_string_lossy().into_owned());
+        let mut recipe = Recipe::new(&self.fdpassd, ["-c", "fdpassd.toml"]);
+        recipe.config =
+            format!("\n[app]\ncommand = {words}\nenvironment = {{ PYTHONPATH = {sdk} }}\n");
+        recipe
+    }
+
     /// Creates the environment of Python, and installs a package into it, if they are missing.
     fn python(&self, package: &str) -> Result<()> {
         let python = self.venv.join("bin/python3");
@@ -292,14 +255,6 @@ impl Places {
     }
 }
 
-/// Returns the configuration of fdpassd for this port.
-pub(crate) fn fdpassd_config(port: u16, socket: &Path) -> String {
-    let socket = toml::Value::from(socket.to_string_lossy().into_owned());
-    format!(
-        "listen = [\"127.0.0.1:{port}\"]\n\n[workers]\ncount = 1\n\n[control]\nsocket = {socket}\n"
-    )
-}
-
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/apps")
 }
@@ -307,19 +262,6 @@ fn sources() -> PathBuf {
 /// Returns the directory of what the benchmark builds and installs.
 pub(crate) fn built() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("apps")
-}
-
-pub(crate) fn installed(program: &str, question: &str) -> Result<()> {
-    let status = Command::new(program)
-        .arg(question)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{program} does not run: {status}").into()),
-        Err(_) => Err(format!("{program} is not installed").into()),
-    }
 }
 
 /// Builds a program of the directory `go`.
@@ -335,18 +277,4 @@ fn build_go(name: &str) -> Result<PathBuf> {
         .current_dir(sources().join("go"));
     succeed(&mut build, "go")?;
     Ok(program)
-}
-
-fn succeed(command: &mut Command, name: &str) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context(format!("{name} cannot be run"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let last = text.lines().rfind(|line| !line.trim().is_empty());
-    let last = last.unwrap_or_default();
-    Err(format!("{name} ended with {}: {last}", output.status).into())
 }

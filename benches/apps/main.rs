@@ -6,13 +6,11 @@ mod catalogue;
 #[path = "../common/mod.rs"]
 #[expect(dead_code, reason = "peers needs more")]
 mod common;
-mod figures;
+mod print;
 mod scenario;
 mod smoke;
 mod table;
 
-use std::ffi::OsString;
-use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -39,17 +37,12 @@ struct Arguments {
 enum Part {
     /// Executes another program, which ends with its parent
     #[command(hide = true)]
-    Launch {
-        #[arg(long)]
-        parent: i32,
-        #[arg(last = true)]
-        words: Vec<OsString>,
-    },
+    Launch(launch::Options),
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.part {
-        Some(Part::Launch { parent, words }) => launch::become_program(*parent, words),
+        Some(Part::Launch(options)) => launch::become_program(options),
         None if arguments.bench => {
             interrupt::watch().and_then(|()| table::command(&arguments.table))
         }
@@ -58,12 +51,5 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            // A failure here cannot be reported.
-            let _ = writeln!(stderr(), "apps: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    common::exit_code(run(&Arguments::parse()))
 }

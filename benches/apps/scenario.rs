@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::catalogue::Server;
-use crate::common::cpu::Reading;
 use crate::common::failure::Result;
-use crate::common::load::{Load, Pace, Payload, Plan, Report};
+use crate::common::load::{Payload, Plan};
 use crate::common::server::Running;
+use crate::common::window::{self, micros_each};
 
 /// Connections at the same time, except for a lone client.
 const CONNECTIONS: usize = 16;
@@ -33,6 +33,11 @@ impl Scenario {
         }
     }
 
+    /// Returns whether this server can be measured: each can.
+    pub(crate) fn suits(self, _: Server) -> bool {
+        true
+    }
+
     fn plan(self, running: &Running) -> Plan {
         let (connections, payload) = match self {
             Scenario::Small => (CONNECTIONS, Payload::Ping),
@@ -54,26 +59,13 @@ impl Scenario {
         warm_up: Duration,
         window: Duration,
     ) -> Result<f64> {
-        let mut load = Load::new(self.plan(running))?;
-        faultless(load.run(Pace::Time(warm_up))?)?;
-        let before = Reading::when_idle(running.pid())?;
-        let report = faultless(load.run(Pace::Time(window))?)?;
-        let spent = Reading::when_idle(running.pid())?.since(&before)?;
-        if report.requests == 0 {
-            return Err("no request was answered in the whole window".into());
-        }
+        let plan = self.plan(running);
+        let (report, spent) = window::measure(running, plan, warm_up, window)?;
+        let each = micros_each(spent, report.requests)?;
         Ok(match self {
             Scenario::Lone => report.latency.quantile(0.5).as_secs_f64() * 1e6,
-            _ => spent.as_secs_f64() * 1e6 / report.requests as f64,
+            _ => each,
         })
-    }
-}
-
-/// Returns a report only if every reply was right.
-fn faultless(report: Report) -> Result<Report> {
-    match report.first_error {
-        Some(why) => Err(why.into()),
-        None => Ok(report),
     }
 }
 

@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::catalogue::{Places, Server, built, installed};
+use crate::catalogue::{Places, Server, built};
 use crate::common::failure::{Context, Result};
 use crate::common::launch;
+use crate::common::recipe::installed;
+use crate::common::rounds::progress;
 use crate::common::server::Running;
 use crate::scenario::Scenario;
-use crate::table;
 
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -23,7 +24,7 @@ pub(crate) fn test() -> Result<()> {
         if server != Server::Native
             && let Err(why) = installed("python3", "--version")
         {
-            table::progress(&format!("{}: skipped: {why}", server.title()))?;
+            progress(&format!("{}: skipped: {why}", server.title()))?;
             continue;
         }
         let running = Running::start(server, &server.prepare(&places)?)?;

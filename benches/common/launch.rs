@@ -11,6 +11,15 @@ use nix::unistd::{Pid, getppid};
 
 use super::failure::{Context, Result};
 
+/// A program to execute.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    parent: i32,
+    #[arg(last = true)]
+    words: Vec<OsString>,
+}
+
 /// Makes this process the subreaper of the processes that its servers leave.
 pub(crate) fn adopt_orphans() -> Result<()> {
     prctl::set_child_subreaper(true).context("cannot become a subreaper")
@@ -40,10 +49,10 @@ pub(crate) fn itself(arguments: &[&str]) -> Result<Command> {
 }
 
 /// Executes the program, in the child.
-pub(crate) fn become_program(parent: i32, words: &[OsString]) -> Result<()> {
-    let (program, arguments) = words.split_first().context("nothing to launch")?;
+pub(crate) fn become_program(options: &Options) -> Result<()> {
+    let (program, arguments) = options.words.split_first().context("nothing to launch")?;
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot ask for the parent-death signal")?;
-    if getppid() != Pid::from_raw(parent) {
+    if getppid() != Pid::from_raw(options.parent) {
         return Err("the parent is gone already".into());
     }
     Err(Command::new(program).args(arguments).exec()).context(program.display())

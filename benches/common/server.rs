@@ -11,11 +11,13 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::catalogue::Server;
+
 use super::cpu::Reading;
 use super::failure::{Context, Result};
 use super::load::{Load, Pace, Payload, Plan};
+use super::recipe::{Recipe, fdpassd_config};
 use super::{interrupt, launch};
-use crate::catalogue::{Recipe, Server, fdpassd_config};
 
 /// The time within which a server must answer.
 const START: Duration = Duration::from_secs(15);
@@ -47,7 +49,7 @@ impl Running {
         let address = free_address()?;
         if server.is_fdpassd() {
             let text = fdpassd_config(address.port(), &directory.path().join("control.sock"))
-                + &recipe.config();
+                + &recipe.config;
             fs::write(directory.path().join("fdpassd.toml"), text)
                 .context("cannot write fdpassd.toml")?;
         }

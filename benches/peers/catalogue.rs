@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::common::failure::{Context, Result};
 use crate::common::load::{Check, Order};
+use crate::common::recipe::{Recipe, installed, succeed};
 
 /// Worker processes or threads of every server that has such a number.
-const WORKERS: usize = 2;
+pub(crate) const WORKERS: usize = 2;
 
 /// A server in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
@@ -37,70 +38,6 @@ pub(crate) struct Places {
     pub(crate) fdpassd: PathBuf,
     /// The directory of the peers' sources, if there is one.
     pub(crate) peers: Option<PathBuf>,
-}
-
-/// A command line that serves the protocol on a port, in the foreground.
-pub(crate) struct Recipe {
-    program: OsString,
-    arguments: Vec<OsString>,
-    /// Additional lines of fdpassd's configuration.
-    config: &'static str,
-}
-
-impl Recipe {
-    fn new<'a>(program: OsString, arguments: impl Iterator<Item = &'a str>) -> Recipe {
-        Recipe {
-            program,
-            arguments: arguments.map(Into::into).collect(),
-            config: "",
-        }
-    }
-
-    /// Makes `script` the first argument.
-    fn with_script(mut self, script: OsString) -> Recipe {
-        self.arguments.insert(0, script);
-        self
-    }
-
-    /// Returns the same server with a method that blocks, and for fdpassd a short stall timeout.
-    pub(crate) fn for_stalls(&self, server: Server) -> Recipe {
-        let mut recipe = Recipe {
-            program: self.program.clone(),
-            arguments: self.arguments.clone(),
-            config: "",
-        };
-        match server {
-            Server::Fdpassd => recipe.config = "\n[limits]\nstall-timeout = \"20ms\"\n",
-            Server::Node => {
-                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/block.js");
-                recipe.arguments.splice(0..0, ["-r".into(), script.into()]);
-            }
-            _ => {}
-        }
-        recipe
-    }
-
-    pub(crate) fn config(&self) -> String {
-        self.config.to_owned()
-    }
-
-    pub(crate) fn program(&self) -> &OsString {
-        &self.program
-    }
-
-    /// Returns the arguments with this port in place of `PORT`.
-    pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
-        self.arguments
-            .iter()
-            .map(|a| {
-                if a == "PORT" {
-                    port.to_string().into()
-                } else {
-                    a.clone()
-                }
-            })
-            .collect()
-    }
 }
 
 impl Server {
@@ -171,6 +108,20 @@ impl Server {
         self == Server::Seed
     }
 
+    /// Returns the same server with a method that blocks, and for fdpassd a short stall timeout.
+    pub(crate) fn for_stalls(self, recipe: &Recipe) -> Recipe {
+        let mut recipe = recipe.clone();
+        match self {
+            Server::Fdpassd => recipe.config = "\n[limits]\nstall-timeout = \"20ms\"\n".to_owned(),
+            Server::Node => {
+                let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/block.js");
+                recipe.prepend(["-r".into(), script.into()]);
+            }
+            _ => {}
+        }
+        recipe
+    }
+
     /// Builds the server if needed. The error has the reason why it is not available here.
     pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
         let peers = || {
@@ -196,8 +147,8 @@ impl Server {
             Server::Node => {
                 let script = present(&peers()?.join("node/server.js"))?;
                 installed("node", "--version")?;
-                recipe("node".into(), "--policy rr --port PORT --workers WORKERS")
-                    .with_script(script)
+                let arguments = "--policy rr --port PORT --workers WORKERS";
+                with_script(recipe("node".into(), arguments), script)
             }
             Server::Go => {
                 let program = build_go(&peers()?.join("go"))?;
@@ -206,18 +157,16 @@ impl Server {
             Server::Seed => {
                 let script = present(&peers()?.join("seed/server.py"))?;
                 installed("python3", "--version")?;
-                recipe("python3".into(), "PORT WORKERS").with_script(script)
+                with_script(recipe("python3".into(), "PORT WORKERS"), script)
             }
         })
     }
 }
 
-/// Returns the configuration of fdpassd for this port.
-pub(crate) fn fdpassd_config(port: u16, socket: &Path) -> String {
-    let socket = toml::Value::from(socket.to_string_lossy().into_owned());
-    format!(
-        "listen = [\"127.0.0.1:{port}\"]\n\n[workers]\ncount = {WORKERS}\n\n[control]\nsocket = {socket}\n"
-    )
+/// Makes `script` the first argument.
+fn with_script(mut recipe: Recipe, script: OsString) -> Recipe {
+    recipe.prepend([script]);
+    recipe
 }
 
 fn this_program() -> Result<PathBuf> {
@@ -227,19 +176,6 @@ fn this_program() -> Result<PathBuf> {
 fn present(path: &Path) -> Result<OsString> {
     let path = path.canonicalize().context(path.display())?;
     Ok(path.into())
-}
-
-fn installed(program: &str, question: &str) -> Result<()> {
-    let status = Command::new(program)
-        .arg(question)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{program} does not run: {status}").into()),
-        Err(_) => Err(format!("{program} is not installed").into()),
-    }
 }
 
 /// Copies the sources of a peer to this project's target directory, because the originals are not written to.
@@ -281,7 +217,7 @@ fn build_tokio(source: &Path) -> Result<PathBuf> {
         .args(["build", "--release", "--quiet", "--target-dir"])
         .arg(&target)
         .current_dir(&copy);
-    succeed(&mut build, "cargo")?;
+    succeed(&mut build, "cargo").context("it cannot be built")?;
     Ok(target.join("release/tokio-peer"))
 }
 
@@ -290,34 +226,12 @@ fn build_go(source: &Path) -> Result<PathBuf> {
     installed("go", "version")?;
     let copy = copied(source)?;
     let program = copy.join("gopeer");
-    succeed(
-        Command::new("go")
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg(".")
-            .current_dir(&copy),
-        "go",
-    )?;
+    let mut build = Command::new("go");
+    build
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(&copy);
+    succeed(&mut build, "go").context("it cannot be built")?;
     Ok(program)
-}
-
-fn succeed(build: &mut Command, name: &str) -> Result<()> {
-    let output = build
-        .stdin(Stdio::null())
-        .output()
-        .context(format!("{name} cannot be run"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let last = text
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or_default();
-    Err(format!(
-        "it cannot be built: {name} ended with {}: {last}",
-        output.status
-    )
-    .into())
 }

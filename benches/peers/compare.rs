@@ -9,15 +9,17 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::catalogue::{Places, Recipe, Server};
+use crate::catalogue::{Places, Server};
 use crate::common::failure::{Context, Result};
 use crate::common::grid::{row, write_out};
 use crate::common::load::{Load, Pace};
+use crate::common::recipe::Recipe;
+use crate::common::rounds::progress;
 use crate::common::server::Running;
 use crate::common::spread::Spread;
+use crate::common::window::faultless;
 use crate::common::{cpu, interrupt, launch};
-use crate::scenario::{Scenario, faultless};
-use crate::table::progress;
+use crate::scenario::Scenario;
 
 /// Requests for each count of system calls, and counts of each build, one after the other: batching varies.
 const COUNTED: u64 = 10_000;

@@ -18,8 +18,6 @@ mod smoke;
 mod stall;
 mod table;
 
-use std::ffi::OsString;
-use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -56,17 +54,12 @@ enum Part {
 
     /// Executes another program, which ends with its parent
     #[command(hide = true)]
-    Launch {
-        #[arg(long)]
-        parent: i32,
-        #[arg(last = true)]
-        words: Vec<OsString>,
-    },
+    Launch(launch::Options),
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.part {
-        Some(Part::Launch { parent, words }) => launch::become_program(*parent, words),
+        Some(Part::Launch(options)) => launch::become_program(options),
         Some(Part::Echo(options)) => echo::serve(*options),
         Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
         Some(Part::Compare(options)) => interrupt::watch().and_then(|()| compare::command(options)),
@@ -78,12 +71,5 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            // A failure here cannot be reported.
-            let _ = writeln!(stderr(), "peers: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    common::exit_code(run(&Arguments::parse()))
 }

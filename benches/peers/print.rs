@@ -85,20 +85,20 @@ fn write_all(
 }
 
 fn write_failures(out: &mut impl Write, figures: &Figures) -> io::Result<()> {
-    if !figures.skipped.is_empty() || !figures.failures.is_empty() {
+    if !figures.results.skipped.is_empty() || !figures.results.failures.is_empty() {
         writeln!(out)?;
     }
-    for (server, why) in &figures.skipped {
+    for (server, why) in &figures.results.skipped {
         writeln!(out, "skipped: {}: {why}", server.title())?;
     }
-    for failure in &figures.failures {
+    for failure in &figures.results.failures {
         writeln!(out, "failed: {failure}")?;
     }
     Ok(())
 }
 
 fn is_restless(figures: &Figures, scenario: Scenario) -> bool {
-    let echo = figures.micros(scenario, Server::Echo);
+    let echo = figures.results.micros(scenario, Server::Echo);
     echo.is_some_and(|echo| echo.most - echo.least > RESTLESS * echo.median)
 }
 
@@ -108,12 +108,12 @@ fn times(figures: &Figures, scenarios: &[Scenario]) -> Vec<Vec<String>> {
         scenarios.iter().map(|scenario| scenario.title().to_owned()),
     )];
     let absolute = |scenario: &Scenario| {
-        let micros = figures.micros(*scenario, Server::Echo);
+        let micros = figures.results.micros(*scenario, Server::Echo);
         micros.map_or("-".to_owned(), |micros| with_range(micros, 2, " us"))
     };
     rows.push(row(Server::Echo.title(), scenarios.iter().map(absolute)));
     for server in Server::ALL {
-        if server == Server::Echo || figures.skipped.contains_key(&server) {
+        if server == Server::Echo || figures.results.skipped.contains_key(&server) {
             continue;
         }
         let ratio = |scenario: &Scenario| {

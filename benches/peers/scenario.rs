@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::catalogue::Server;
-use crate::common::cpu::Reading;
 use crate::common::failure::Result;
-use crate::common::load::{Load, Pace, Payload, Plan, Report};
+use crate::common::load::{Payload, Plan};
 use crate::common::server::Running;
+use crate::common::window::{self, micros_each};
 
 /// Connections at the same time, in every scenario.
 const CONNECTIONS: usize = 16;
@@ -102,28 +102,14 @@ impl Scenario {
         window: Duration,
     ) -> Result<f64> {
         let plan = self.plan(running);
-        let mut load = Load::new(plan)?;
-        faultless(load.run(Pace::Time(warm_up))?)?;
-        let before = Reading::when_idle(running.pid())?;
-        let report = faultless(load.run(Pace::Time(window))?)?;
-        let spent = Reading::when_idle(running.pid())?.since(&before)?;
-        let units = if plan.per_connection.is_some() {
+        let is_short = plan.per_connection.is_some();
+        let (report, spent) = window::measure(running, plan, warm_up, window)?;
+        let units = if is_short {
             report.connections
         } else {
             report.requests
         };
-        if units == 0 {
-            return Err("no request was answered in the whole window".into());
-        }
-        Ok(spent.as_secs_f64() * 1e6 / units as f64)
-    }
-}
-
-/// Returns a report only if every reply was right.
-pub(crate) fn faultless(report: Report) -> Result<Report> {
-    match report.first_error {
-        Some(why) => Err(why.into()),
-        None => Ok(report),
+        micros_each(spent, units)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::catalogue::Server;
 use crate::common::failure::{Context, Result};
 use crate::common::load::{Load, Order, Pace, Plan, Report};
 use crate::common::server::Running;
-use crate::scenario::faultless;
+use crate::common::window::faultless;
 
 /// How long each of its calls blocks.
 pub(crate) const BLOCK: Duration = Duration::from_millis(100);

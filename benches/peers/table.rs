@@ -1,12 +1,13 @@
 //! The table of fdpassd and other servers, measured in turns.
 
-use std::collections::BTreeSet;
-use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::catalogue::{Places, Recipe, Server};
+use crate::catalogue::{Places, Server};
 use crate::common::failure::{Context, Result};
+use crate::common::recipe::Recipe;
+use crate::common::results::Results;
+use crate::common::rounds::{self, MeasureOptions, progress, stop};
 use crate::common::server::Running;
 use crate::common::{cpu, interrupt, launch};
 use crate::figures::Figures;
@@ -16,8 +17,11 @@ use crate::{idle, memory, print, stall};
 /// Descriptors that a server or this program needs in addition to those of the idle clients.
 const SPARE: u64 = 200;
 
-/// The time after which a server with a just-in-time compiler is warm.
-const COMPILING: Duration = Duration::from_secs(1);
+/// The rounds without an option.
+pub(crate) const ROUNDS: u32 = 15;
+
+/// The length of a measured window without an option.
+pub(crate) const WINDOW: Duration = Duration::from_millis(250);
 
 /// The windows of a latency measurement, so that several blocking calls fit into it.
 const STALL_WINDOWS: u32 = 4;
@@ -25,37 +29,12 @@ const STALL_WINDOWS: u32 = 4;
 /// The servers and scenarios, and how to measure them.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Rounds; each figure is their median [default: 15, 5 with --quick]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: Option<u32>,
-
-    /// Few rounds and short windows: about a minute
-    #[arg(long)]
-    quick: bool,
-
-    /// Measure only these scenarios
-    #[arg(long, value_name = "SCENARIO,...", value_delimiter = ',')]
-    only: Vec<Scenario>,
-
-    /// Measure only these servers (and the raw echo, with which all are compared)
-    #[arg(long, value_name = "SERVER,...", value_delimiter = ',')]
-    servers: Vec<Server>,
+    #[command(flatten)]
+    measure: MeasureOptions,
 
     /// Directory with the sources of the peers [default: $PEERS, else ../shared/peers if there is one]
     #[arg(long, value_name = "DIR")]
     peers: Option<PathBuf>,
-
-    /// Another build of fdpassd than the one just built
-    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_fdpassd"), hide_default_value = true)]
-    fdpassd: PathBuf,
-
-    /// The CPU for all processes [default: the last one]
-    #[arg(long, value_name = "N")]
-    cpu: Option<usize>,
-
-    /// Length of a measured window [default: 250ms, 100ms with --quick]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    window: Option<Duration>,
 
     /// Idle clients to measure memory with
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -63,32 +42,17 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 5 } else { 15 })
-    }
-
-    fn window(&self) -> Duration {
-        self.window
-            .unwrap_or(Duration::from_millis(if self.quick { 100 } else { 250 }))
-    }
-
-    fn wants(&self, scenario: Scenario) -> bool {
-        self.only.is_empty() || self.only.contains(&scenario)
-    }
-
     fn timed(&self) -> Vec<Scenario> {
         Scenario::TIMED
             .into_iter()
-            .filter(|scenario| self.wants(*scenario))
+            .filter(|scenario| self.measure.wants(*scenario))
             .collect()
     }
 
-    fn servers(&self) -> Vec<Server> {
-        let wanted = |server: &Server| self.servers.is_empty() || self.servers.contains(server);
-        Server::ALL
-            .into_iter()
-            .filter(|server| *server == Server::Echo || wanted(server))
-            .collect()
+    /// Returns the wanted servers, and the raw echo, with which all are compared.
+    fn servers(&self) -> impl Iterator<Item = Server> {
+        let is_wanted = |s: &Server| *s == Server::Echo || self.measure.wants_server(*s);
+        Server::ALL.into_iter().filter(is_wanted)
     }
 
     fn places(&self) -> Result<Places> {
@@ -98,10 +62,7 @@ impl Options {
             .clone()
             .or_else(|| std::env::var_os("PEERS").map(PathBuf::from));
         let peers = named.or_else(|| beside.is_dir().then_some(beside));
-        let fdpassd = self
-            .fdpassd
-            .canonicalize()
-            .context(self.fdpassd.display())?;
+        let fdpassd = self.measure.fdpassd()?;
         Ok(Places { fdpassd, peers })
     }
 }
@@ -109,28 +70,26 @@ impl Options {
 /// Measures and prints; fails if a server answered wrongly or fdpassd could not be measured.
 pub(crate) fn command(options: &Options) -> Result<()> {
     let places = options.places()?;
-    let mut figures = Figures::new(options.rounds());
-    let mut recipes = Vec::new();
-    for server in options.servers() {
-        progress(&format!("{}: building, if need be", server.title()))?;
-        match server.prepare(&places) {
-            Ok(recipe) => recipes.push((server, recipe)),
-            Err(why) => figures.skip(server, &why),
-        }
-        interrupt::check()?;
-    }
+    let mut figures = Figures::new(options.measure.rounds());
+    let mut recipes = rounds::prepare(options.servers(), &places, &mut figures.results)?;
     launch::adopt_orphans()?;
     let descriptors = memory::raise_descriptor_limit()?;
-    if options.wants(Scenario::Stall) {
+    if options.measure.wants(Scenario::Stall) {
         measure_stalls(options, &recipes, &mut figures)?;
     }
-    let cpu = cpu::pin(options.cpu)?;
+    let cpu = cpu::pin(options.measure.cpu)?;
     measure_times(options, &mut recipes, &mut figures)?;
     let clients = options.clients.min(descriptors.saturating_sub(SPARE));
-    if options.wants(Scenario::Idle) {
+    if options.measure.wants(Scenario::Idle) {
         measure_memory(options, &recipes, clients, &mut figures)?;
     }
-    print::all(&figures, &options.timed(), options.window(), cpu, clients)?;
+    print::all(
+        &figures,
+        &options.timed(),
+        options.measure.window(),
+        cpu,
+        clients,
+    )?;
     figures.verdict()
 }
 
@@ -144,45 +103,12 @@ fn measure_times(
     if scenarios.is_empty() {
         return Ok(());
     }
-    let mut running = start_all(recipes, figures)?;
-    let mut failed = BTreeSet::new();
-    // Round 0 is not counted: compilers and heaps warm up in it.
-    for round in 0..=options.rounds() {
-        progress(&format!("round {round} of {}", options.rounds()))?;
-        for &scenario in &scenarios {
-            for server in &running {
-                if !scenario.suits(server.server) || failed.contains(&(scenario, server.server)) {
-                    continue;
-                }
-                let long = round == 0 && server.server.has_jit();
-                let warm_up = if long {
-                    COMPILING
-                } else {
-                    options.window() / 4
-                };
-                let measured = scenario.measure(server, warm_up, options.window());
-                interrupt::check()?;
-                match measured {
-                    Ok(_) if round == 0 => {}
-                    Ok(micros) => figures.add(scenario, server.server, round, micros),
-                    Err(why) => {
-                        figures.fail(scenario, server.server, &why);
-                        failed.insert((scenario, server.server));
-                    }
-                }
-            }
-        }
-        // No server is always measured after the same other one.
-        running.rotate_left(1);
-    }
-    for server in running {
-        stop(server, figures);
-    }
-    Ok(())
+    let running = start_all(recipes, &mut figures.results)?;
+    rounds::measure(&options.measure, &scenarios, running, &mut figures.results)
 }
 
 /// Starts all servers; one that does not start is skipped, and its recipe removed.
-fn start_all(recipes: &mut Vec<(Server, Recipe)>, figures: &mut Figures) -> Result<Vec<Running>> {
+fn start_all(recipes: &mut Vec<(Server, Recipe)>, results: &mut Results) -> Result<Vec<Running>> {
     let mut running = Vec::new();
     recipes.retain(|(server, recipe)| match Running::start(*server, recipe) {
         Ok(started) => {
@@ -190,7 +116,7 @@ fn start_all(recipes: &mut Vec<(Server, Recipe)>, figures: &mut Figures) -> Resu
             true
         }
         Err(why) => {
-            figures.skip(*server, &why);
+            results.skip(*server, &why);
             false
         }
     });
@@ -218,17 +144,17 @@ fn measure_memory(
         let running = match Running::start(*server, recipe) {
             Ok(running) => running,
             Err(why) => {
-                figures.skip(*server, &why);
+                figures.results.skip(*server, &why);
                 continue;
             }
         };
-        let measured = idle::measure(&running, clients, options.window());
+        let measured = idle::measure(&running, clients, options.measure.window());
         interrupt::check()?;
         match measured {
             Ok(bytes) => figures.add_memory(*server, bytes),
-            Err(why) => figures.fail(Scenario::Idle, *server, &why),
+            Err(why) => figures.results.fail(Scenario::Idle, *server, &why),
         }
-        stop(running, figures);
+        stop(running, &mut figures.results);
     }
     Ok(())
 }
@@ -244,39 +170,32 @@ fn measure_stalls(
         .filter(|(server, _)| Scenario::Stall.suits(*server));
     let mut running = Vec::new();
     for (server, recipe) in recipes {
-        match Running::start(*server, &recipe.for_stalls(*server)) {
+        match Running::start(*server, &server.for_stalls(recipe)) {
             Ok(started) => running.push(started),
-            Err(why) => figures.fail(Scenario::Stall, *server, &why),
+            Err(why) => figures.results.fail(Scenario::Stall, *server, &why),
         }
     }
-    for round in 0..=options.rounds() {
+    for round in 0..=options.measure.rounds() {
         progress(&format!(
             "latency beside a blocking call, round {round} of {}",
-            options.rounds()
+            options.measure.rounds()
         ))?;
         for server in &running {
-            let measured =
-                stall::measure(server, options.window(), STALL_WINDOWS * options.window());
+            let measured = stall::measure(
+                server,
+                options.measure.window(),
+                STALL_WINDOWS * options.measure.window(),
+            );
             interrupt::check()?;
             match measured {
                 Ok(_) if round == 0 => {}
                 Ok(latencies) => figures.add_stall(server.server, latencies),
-                Err(why) => figures.fail(Scenario::Stall, server.server, &why),
+                Err(why) => figures.results.fail(Scenario::Stall, server.server, &why),
             }
         }
     }
-    running.into_iter().for_each(|server| stop(server, figures));
+    running
+        .into_iter()
+        .for_each(|server| stop(server, &mut figures.results));
     Ok(())
-}
-
-fn stop(running: Running, figures: &mut Figures) {
-    let server = running.server;
-    if let Err(why) = running.stop() {
-        figures.complain(server, &why);
-    }
-}
-
-/// Writes progress to standard error; the table goes to standard output.
-pub(crate) fn progress(what: &str) -> Result<()> {
-    writeln!(stderr(), "peers: {what}").context("cannot write to standard error")
 }
