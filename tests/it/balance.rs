@@ -75,21 +75,23 @@ fn least_loaded_spreads_idle_clients_evenly() {
         let daemon = faulty::start(&format!("workers.count = {workers}\n{NO_STALLS}"));
         daemon.wait_for_workers();
         let mut clients = Vec::new();
-        for _ in 0..400 {
+        let mut add_client = || {
             let mut client = daemon.connect();
             whoami(&mut client);
             clients.push(client);
+            clients.len() as u64
+        };
+        for _ in 1..400 {
+            add_client();
         }
         // A worker that waited for a CPU has got fewer. It gets the next ones.
-        eventually("all workers have as many clients", || {
-            let mut client = daemon.connect();
-            whoami(&mut client);
-            clients.push(client);
-            let status = daemon.status();
-            let even = clients.len() as u64 / workers;
+        let is_even = (400..=800).any(|_| {
+            let even = add_client() / workers;
             let is_even = |worker: &WorkerStatus| worker.clients.abs_diff(even) <= even / 4;
-            status.workers.iter().all(is_even).then_some(())
+            daemon.status().workers.iter().all(is_even)
         });
+        let counts: Vec<u64> = daemon.status().workers.iter().map(|w| w.clients).collect();
+        assert!(is_even, "after 800 clients, the workers have {counts:?}");
     }
 }
 
