@@ -11,24 +11,50 @@ use super::{counted, start_process};
 
 const ROUNDS: usize = 6;
 
-/// The points, and whether the request counts as executing there. A point where it does not is tested with one client,
-/// because the requests of other clients would be executing.
-const POINTS: [(&str, bool); 9] = [
-    ("before-away", false),
-    ("after-away-exec", true),
-    ("before-app-write", true),
-    ("after-app-write", true),
-    ("after-app-read", true),
-    ("after-handler", true),
-    ("before-commit", true),
-    ("after-commit", false),
-    ("after-write", false),
+/// The requests that are executing when a worker dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Executing {
+    /// None. Such a point is tested with one client, because the requests of other clients would be executing.
+    Nothing,
+    /// Requests that are away.
+    Away,
+    /// The same, and the built-in ping if it is the request that reaches the point.
+    AwayOrPing,
+}
+
+const POINTS: [(&str, Executing); 9] = [
+    ("before-away", Executing::Nothing),
+    ("after-away-exec", Executing::Away),
+    ("before-app-write", Executing::Away),
+    ("after-app-write", Executing::Away),
+    ("after-app-read", Executing::Away),
+    ("after-handler", Executing::AwayOrPing),
+    ("before-commit", Executing::AwayOrPing),
+    ("after-commit", Executing::Nothing),
+    ("after-write", Executing::Nothing),
 ];
 
-/// Sends requests of each kind and checks the replies. Returns, by its number, whether a counting request had a result.
-fn talk(daemon: &Running, name: usize, is_executing: bool) -> HashMap<String, bool> {
+/// The replies of all clients.
+#[derive(Default)]
+struct Replies {
+    /// By their numbers, whether counting requests had a result.
+    results: HashMap<String, bool>,
+    /// Pings that two deaths have hit.
+    crashed_pings: u64,
+}
+
+impl Replies {
+    fn merge(mut self, other: Replies) -> Replies {
+        self.results.extend(other.results);
+        self.crashed_pings += other.crashed_pings;
+        self
+    }
+}
+
+/// Sends requests of each kind and checks the replies.
+fn talk(daemon: &Running, name: usize, executing: Executing) -> Replies {
     let mut client = daemon.connect();
-    let mut results = HashMap::new();
+    let mut replies = Replies::default();
     for round in 0..ROUNDS {
         let number = format!("{name}.{round}");
         let long = format!("{number} {}", "z".repeat(60_000));
@@ -42,32 +68,39 @@ fn talk(daemon: &Running, name: usize, is_executing: bool) -> HashMap<String, bo
                 false
             }
         };
-        results.insert(number.clone(), is_result);
-        // Two deaths may hit an idempotent request.
+        replies.results.insert(number.clone(), is_result);
+        // Two deaths may hit an idempotent request if it is executing at both.
         match client.reply().value() {
             Ok(result) => assert!(result == json!(long)),
-            Err(fault) => assert_eq!(fault.code(), "crashed"),
+            Err(fault) => {
+                assert!(executing != Executing::Nothing, "{fault}");
+                assert_eq!(fault.code(), "crashed");
+            }
         }
         match client.reply().value() {
             Ok(result) => assert!(result == json!(number)),
-            Err(fault) => assert!(is_executing && fault.code() == "crashed", "{fault}"),
+            Err(fault) => {
+                assert!(executing == Executing::AwayOrPing, "{fault}");
+                assert_eq!(fault.code(), "crashed");
+                replies.crashed_pings += 1;
+            }
         }
     }
     client.finish();
     client.expect_end();
-    results
+    replies
 }
 
 #[test]
 fn each_request_is_executed_at_most_once_wherever_its_worker_dies() {
     thread::scope(|scope| {
-        for (point, is_executing) in POINTS {
-            scope.spawn(move || check(point, is_executing));
+        for (point, executing) in POINTS {
+            scope.spawn(move || check(point, executing));
         }
     });
 }
 
-fn check(point: &str, is_executing: bool) {
+fn check(point: &str, executing: Executing) {
     let Some(daemon) = start_process(
         "workers.count = 2",
         "",
@@ -77,16 +110,18 @@ fn check(point: &str, is_executing: bool) {
         return;
     };
     let daemon = &daemon;
-    let results: HashMap<String, bool> = thread::scope(|scope| {
+    let is_executing = executing != Executing::Nothing;
+    let replies: Replies = thread::scope(|scope| {
         let clients = if is_executing { 4 } else { 1 };
         let talks: Vec<_> = (0..clients)
-            .map(|name| scope.spawn(move || talk(daemon, name, is_executing)))
+            .map(|name| scope.spawn(move || talk(daemon, name, executing)))
             .collect();
-        talks
-            .into_iter()
-            .flat_map(|talk| talk.join().expect("its checks hold"))
-            .collect()
+        let replies = talks.into_iter().map(|talk| talk.join());
+        replies
+            .map(|replies| replies.expect("its checks hold"))
+            .fold(Replies::default(), Replies::merge)
     });
+    let results = replies.results;
     let with_result = results.values().filter(|is_result| **is_result).count();
     let lines = counted(daemon, with_result);
     for (number, is_result) in &results {
@@ -103,5 +138,11 @@ fn check(point: &str, is_executing: bool) {
     }
     let status = daemon.status();
     assert!(status.deaths_total > 0, "{point}: no worker has died");
+    // A death hits one ping at most: the request at which the worker dies.
+    let (crashed_pings, deaths) = (replies.crashed_pings, status.deaths_total);
+    assert!(
+        2 * crashed_pings <= deaths,
+        "{point}: {crashed_pings} pings are crashed by {deaths} deaths"
+    );
     assert_eq!(status.lost_total, 0, "{point}");
 }
