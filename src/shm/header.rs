@@ -249,9 +249,9 @@ impl<'a> Header<'a> {
         u64::from(self.executing().is_some()).saturating_add(self.away())
     }
 
-    /// Returns since when requests wait for a permit while no answer has come, or since when the app's loop does not turn,
-    /// in ns of CLOCK_MONOTONIC; `None` if none waits and the loop turns. It ends with the wait, because the clients are
-    /// moved: the app may be as full as before.
+    /// Returns since when requests wait for a permit without any answer, or since when the app does not answer a probe,
+    /// in ns of CLOCK_MONOTONIC. `None` does not show that the app has a free permit: the clients that wait may have
+    /// been moved.
     #[must_use]
     pub fn full_since(&self) -> Option<u64> {
         Some(self.load(FULL_SINCE)).filter(|since| *since != 0)

@@ -1,4 +1,4 @@
-//! A gate that a signal handler can close: then another thread executes nothing more behind it.
+//! A gate that a signal handler can close, so that another thread executes nothing more behind it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -63,11 +63,11 @@ pub(super) enum WaitingFor {
     Writable,
     /// The client's next turn: whole frames are left.
     Turn,
-    /// The end: the client has had its last reply.
+    /// The end: the client has received its last reply.
     End,
-    /// A permit for its next request, which an app executes.
+    /// A permit for its next request.
     Permit,
-    /// The answer of the app: its request is away.
+    /// The answer to its request, which is away.
     Answer,
 }
 
@@ -125,7 +125,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Stops watching for bytes, of which some have arrived: they are read once the app has answered.
+    /// Watches for the end only: bytes that have arrived are read when the request was answered.
     pub(super) fn await_app(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
         let token = u64::from(self.lease_number) << 32 | u64::from(index);
         poller.modify(&self.socket, token, Interest::HangUp)?;

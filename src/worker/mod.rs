@@ -117,7 +117,7 @@ struct Ending {
     is_retiring: bool,
     /// When this process is killed, once it has received `Stop`.
     stop_by: Option<Instant>,
-    /// The master is gone, and the last answers of the app are awaited: no other request begins.
+    /// The master is gone, and the worker waits for the last answers: no other request begins.
     is_packing: bool,
     /// The master is gone, and the clients are packed or closed.
     is_orphaned: bool,

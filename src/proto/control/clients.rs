@@ -78,7 +78,7 @@ named_variants! {
         Parked = "parked",
         /// The worker serves it.
         Busy = "busy",
-        /// The worker's app executes its request.
+        /// The worker's app or an asynchronous method executes its request.
         Away = "away",
         /// The worker has closed it.
         Closing = "closing",

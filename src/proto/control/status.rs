@@ -203,9 +203,9 @@ pub struct WorkerStatus {
     pub state: WorkerState,
     /// Clients leased to it.
     pub clients: u64,
-    /// Requests it is executing: in its process, or in its app.
+    /// Requests it is executing, in its process or in its app.
     pub executing: u64,
-    /// Of these, requests that its app is executing.
+    /// Of these, requests that its app or asynchronous methods are executing.
     #[serde(default)]
     pub away: u64,
     /// The worker's app; none if it has none.

@@ -30,7 +30,7 @@ pub(super) async fn execute(
     (id, client, method): (u64, ClientId, usize),
     job: MethodJob,
 ) {
-    // It is dropped after the future, as it is declared before.
+    // Dropped after the future, because it is declared before.
     let mut completion = Completion {
         queues,
         tasks,
@@ -79,7 +79,7 @@ struct FutureExecution {
     gate: Arc<ExecutionGate>,
     client: ClientId,
     method: usize,
-    /// Makes the future; `None` once it has.
+    /// Makes the future. `None` after that.
     job: Option<MethodJob>,
     future: Option<MethodFuture>,
 }

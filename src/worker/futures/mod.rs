@@ -4,8 +4,8 @@
 //! the loop; reports of the thread wake the loop by an eventfd, once until it has taken them. The thread blocks all
 //! signals, so that their handlers run in the loop's thread, and the kernel has its own account of what it writes.
 //!
-//! A request is away until its future has ended or is dropped, whatever becomes of its client: its permit is free, and
-//! a `timeout` is sent, only when nothing of it executes any more.
+//! A request is away until its future has ended or is dropped, also if its client leaves: only then its permit is free
+//! and a `timeout` is sent, so nothing of the request executes any more.
 
 mod call;
 mod execution;
@@ -54,7 +54,7 @@ pub(in crate::worker) struct Runtime {
     unsent: Vec<Command>,
     /// By request: whether its client is connected.
     connected: HashMap<u64, Arc<AtomicBool>>,
-    /// A future has panicked since the loop last asked.
+    /// A future has panicked since the last [`Runtime::take_panic`].
     has_panicked: bool,
 }
 
@@ -131,7 +131,7 @@ impl Runtime {
         self.queues.send(&mut self.unsent);
     }
 
-    /// Takes the reports of the thread. `None` if it has ended.
+    /// Takes the reports of the thread. Returns `None` if the thread has ended.
     fn take_reports(&mut self) -> Option<Vec<Report>> {
         let reports = self.queues.take_reports()?;
         for report in &reports {

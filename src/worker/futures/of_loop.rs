@@ -1,4 +1,4 @@
-//! The runtime, as the loop sees it.
+//! The reports and the end of a runtime in the worker's loop.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ impl WorkerLoop<'_> {
         let outcome = match &result {
             Some(Ok(result)) => Ok(&**result),
             Some(Err(fault)) => Err(fault.clone()),
-            // Its client has left, or gets `timeout` instead.
+            // The client has left, or gets `timeout` instead.
             None => Err(Fault::from(Failure::Panicked)),
         };
         if self.complete_request(id, outcome, service).is_err() {

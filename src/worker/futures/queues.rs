@@ -70,7 +70,7 @@ pub(super) struct Queues {
     commands: Mutex<Commands>,
     reports: Mutex<Vec<Report>>,
     wakeup: Wakeup,
-    /// Code of methods executes behind it.
+    /// The gate that the thread passes before it executes code of methods.
     pub(super) gate: Arc<ExecutionGate>,
     /// The thread has ended.
     has_ended: AtomicBool,
@@ -136,7 +136,7 @@ impl Queues {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// Takes the reports. `None` if there are none and the thread has ended.
+    /// Takes the reports. Returns `None` if there are none and the thread has ended.
     pub(super) fn take_reports(&self) -> Option<Vec<Report>> {
         let has_ended = self.has_ended();
         // Cleared before the reports are taken, so that one that comes later wakes the loop.

@@ -40,7 +40,7 @@ fn run(queues: &Arc<Queues>, started: &mpsc::Sender<io::Result<Handle>>) {
     let _ = started.send(Ok(runtime.handle().clone()));
     let local = LocalSet::new();
     let within = local.block_on(&runtime, serve(queues));
-    // A panic of a destructor concerns no other future.
+    // A panic of a destructor must not affect other futures.
     let _context = runtime.enter();
     let _ = catch_unwind(AssertUnwindSafe(|| drop(local)));
     drop(_context);

@@ -47,7 +47,7 @@ fn milliseconds_until(deadline: Instant, now: Instant) -> u64 {
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The answer of an app.
+/// The answer of an app or a runtime.
 #[derive(Debug)]
 pub(in crate::worker) struct AwayAnswer<'a> {
     /// The request.
@@ -57,7 +57,7 @@ pub(in crate::worker) struct AwayAnswer<'a> {
 }
 
 impl Turn<'_, '_> {
-    /// Hands a request over, after its frame was parked; or has its client wait for a permit.
+    /// Hands over a request whose frame was parked, or makes its client wait for a permit.
     pub(super) fn depart(&mut self, departure: Departure) -> WaitingFor {
         let (index, lease_number) = (self.index, self.connection.lease_number);
         let next = Waiting {
@@ -212,7 +212,7 @@ impl Turn<'_, '_> {
         death::pass(Point::AfterAnswered);
     }
 
-    /// Makes a request that was not handed over after all one that waits: its client is parked again.
+    /// Takes back a request that was not handed over after all: its client is parked again.
     pub(super) fn take_back(&mut self) -> WaitingFor {
         // No request is executing any more.
         self.flip();
