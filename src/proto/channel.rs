@@ -19,7 +19,7 @@
 //!                  3 Closed         u32 each     slots whose clients this worker ended
 //!                  4 Released       u32 each     slots whose lease was revoked or given up
 //!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
-//!                  6 NearRequestLimit  -         the worker has answered almost as many requests as it may
+//!                  6 NearRequestLimit  -         the worker should be replaced
 //!                  7 Health         JSON         whether the worker is healthy again, or why it is not
 //!                  8 AppStarted     JSON         the pid of the worker's app, before Ready
 //!                  9 AppGone        JSON         why the worker and its app end; the worker exits after it
@@ -94,8 +94,8 @@ pub enum ToMaster {
     Released(Vec<u32>),
     /// The worker picked up leases.
     HasCapacity,
-    /// The worker has answered [`Settings::near_limit_at`] requests, or its app uses much memory: its successor should
-    /// be prepared.
+    /// The worker should be replaced: it has answered [`Settings::near_limit_at`] requests, its app uses too much
+    /// memory, or a panic may have broken a state that futures share.
     NearRequestLimit,
     /// The result of the daemon's health function has changed.
     Health(Health),
