@@ -1,7 +1,7 @@
 //! The choice of the worker for a new client.
 
 use fdpassd::proto::control::WorkerStatus;
-use fdpassd::testing::{Client, eventually};
+use fdpassd::testing::Client;
 
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::kernel;
