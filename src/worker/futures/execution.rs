@@ -23,74 +23,51 @@ use crate::worker::reply::Fault;
 /// The tasks of the requests that execute, by their ids.
 pub(super) type Tasks = Rc<RefCell<HashMap<u64, AbortHandle>>>;
 
-/// Executes a request to its end, and reports that, also if the task is aborted.
-pub(super) async fn execute(
+/// Returns the task that executes a request to its end, and reports that.
+///
+/// Everything is in the task before its first poll: one that is aborted earlier is never polled, only dropped.
+pub(super) fn execute(
     queues: Arc<Queues>,
     tasks: Tasks,
     (id, client, method): (u64, ClientId, usize),
     job: MethodJob,
-) {
-    // Dropped after the future, because it is declared before.
-    let mut completion = Completion {
+) -> impl Future<Output = ()> + 'static {
+    let mut execution = FutureExecution {
         queues,
         tasks,
         id,
-        result: None,
-        is_panic: false,
-    };
-    let mut execution = FutureExecution {
-        gate: Arc::clone(&completion.queues.gate),
         client,
         method,
         job: Some(job),
         future: None,
+        result: None,
+        is_panic: false,
     };
-    match poll_fn(|context| execution.poll(context)).await {
-        Ok(result) => completion.result = Some(result),
-        Err(Panicked) => {
-            completion.result = Some(Err(Fault::from(Failure::Panicked)));
-            completion.is_panic = true;
-        }
-    }
+    poll_fn(move |context| execution.poll(context))
 }
 
-/// Reports the end of a request when it is dropped.
-struct Completion {
+/// The code of a method, called so that a panic ends only its request. When this is dropped, the request has ended, and
+/// that is reported.
+struct FutureExecution {
     queues: Arc<Queues>,
     tasks: Tasks,
     id: u64,
-    result: Option<MethodResult>,
-    is_panic: bool,
-}
-
-impl Drop for Completion {
-    fn drop(&mut self) {
-        self.tasks.borrow_mut().remove(&self.id);
-        self.queues.report(Report::Ended {
-            id: self.id,
-            result: self.result.take(),
-            is_panic: self.is_panic,
-        });
-    }
-}
-
-/// The code of a method, called so that a panic ends only its request.
-struct FutureExecution {
-    gate: Arc<ExecutionGate>,
     client: ClientId,
     method: usize,
     /// Makes the future. `None` after that.
     job: Option<MethodJob>,
     future: Option<MethodFuture>,
+    result: Option<MethodResult>,
+    is_panic: bool,
 }
 
 struct Panicked;
 
 impl FutureExecution {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<MethodResult, Panicked>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let about = (self.client, self.method);
         let (job, future) = (&mut self.job, &mut self.future);
-        let polled = guard(&self.gate, about, || {
+        let polled = guard(&self.queues.gate, about, || {
             if let Some(job) = job.take() {
                 *future = Some(job());
             }
@@ -100,17 +77,29 @@ impl FutureExecution {
             }
         });
         match polled {
-            Ok(polled) => polled.map(Ok),
-            Err(Panicked) => Poll::Ready(Err(Panicked)),
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(result)) => self.result = Some(result),
+            Err(Panicked) => {
+                self.result = Some(Err(Fault::from(Failure::Panicked)));
+                self.is_panic = true;
+            }
         }
+        Poll::Ready(())
     }
 }
 
 impl Drop for FutureExecution {
     fn drop(&mut self) {
-        let (job, future) = (self.job.take(), self.future.take());
+        let code = (self.job.take(), self.future.take());
         let about = (self.client, self.method);
-        let _ = guard(&self.gate, about, || drop((job, future)));
+        self.is_panic |= guard(&self.queues.gate, about, || drop(code)).is_err();
+        // Not before the code is dropped: then nothing of the request executes any more.
+        self.tasks.borrow_mut().remove(&self.id);
+        self.queues.report(Report::Ended {
+            id: self.id,
+            result: self.result.take(),
+            is_panic: self.is_panic,
+        });
     }
 }
 

@@ -45,6 +45,30 @@ fn the_future_of_a_late_request_is_dropped_and_its_caller_gets_timeout() {
 }
 
 #[test]
+fn a_request_that_ends_before_its_future_begins_is_complete() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+    let daemon = start(config);
+    let (mut blocker, mut late) = (daemon.connect(), daemon.connect());
+    let mut leaves = daemon.connect();
+    blocker.request("block", 1_000);
+    wait_for_away(&daemon, 1);
+    late.request("until_dropped", "x");
+    // A reply that it has not read makes the end of its connection a reset.
+    leaves.request("ping", 0);
+    leaves.request("until_dropped", "y");
+    wait_for_away(&daemon, 3);
+    drop(leaves);
+    for client in [&mut blocker, &mut late] {
+        let fault = client.reply().value().expect_err("it is late");
+        assert_eq!(fault.code(), "timeout");
+    }
+    wait_for_away(&daemon, 0);
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+#[test]
 fn a_worker_whose_futures_are_blocked_is_replaced() {
     let config =
         "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"300ms\"";
