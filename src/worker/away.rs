@@ -14,7 +14,7 @@ pub(super) use executor::{Executor, ExecutorKind};
 pub(super) use pulse::Pulse;
 pub(super) use requests::{AwayRequest, Requests, Waiting};
 
-use super::connection::WaitingFor;
+use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
@@ -24,6 +24,7 @@ use crate::proto::app::CancelReason;
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::sys::clock;
 use crate::sys::poll::{self, Interest, PollEvent};
+use crate::table::Table;
 
 impl WorkerLoop<'_> {
     /// Processes an event of the executor.
@@ -75,21 +76,22 @@ impl WorkerLoop<'_> {
     /// Returns the next client whose request may be handed over.
     fn next_waiting(&mut self) -> Option<u32> {
         let left = self.requests_left();
-        loop {
-            let executor = self.executor.as_mut()?;
-            if !executor.takes_requests() {
-                return None;
-            }
-            let Waiting {
-                slot, lease_number, ..
-            } = executor.requests.call_next(left)?;
-            // The client may have left, or been moved, since.
-            let is_here = self.connections.get(slot).is_some_and(|connection| {
-                connection.lease_number == lease_number && connection.waits == WaitingFor::Permit
-            });
-            if is_here {
-                return Some(slot);
-            }
+        let executor = self.executor.as_mut()?;
+        if !executor.takes_requests() {
+            return None;
+        }
+        let connections = &self.connections;
+        let waits = |next: Waiting| is_waiting(connections, next);
+        let next = executor.requests.call_next(left, waits)?;
+        Some(next.slot)
+    }
+
+    /// Removes a client that does not wait for a permit any more from the queue.
+    pub(super) fn leave_queue(&mut self, slot: u32) {
+        let connections = &self.connections;
+        if let Some(executor) = &mut self.executor {
+            let waits = |next: Waiting| is_waiting(connections, next);
+            executor.requests.leave(slot, waits);
         }
     }
 
@@ -296,6 +298,13 @@ impl WorkerLoop<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// Returns whether a client still waits for a permit: it may have left, or been moved.
+fn is_waiting(connections: &Table<Connection>, next: Waiting) -> bool {
+    connections.get(next.slot).is_some_and(|connection| {
+        connection.lease_number == next.lease_number && connection.waits == WaitingFor::Permit
+    })
 }
 
 /// An answer has the id of no request that is away.

@@ -123,6 +123,9 @@ impl WorkerLoop<'_> {
         if let Some(executor) = self.executor.as_mut().filter(|_| connection.has_used_app) {
             executor.client_left(connection.client);
         }
+        if connection.waits == WaitingFor::Permit {
+            self.leave_queue(index);
+        }
         self.numbers.take(number(&connection.socket));
         self.leased -= 1;
         if self.leased == 0 {

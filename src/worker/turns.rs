@@ -111,8 +111,7 @@ impl WorkerLoop<'_> {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
-        let was_idle = connection.waits == WaitingFor::Request;
-        connection.waits = waits;
+        let before = std::mem::replace(&mut connection.waits, waits);
         if waits == WaitingFor::Turn {
             self.again.push(index);
         }
@@ -121,7 +120,7 @@ impl WorkerLoop<'_> {
         let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
         self.timers.arm(index, &mut connection.armed, deadline);
         if waits == WaitingFor::Request {
-            if !was_idle {
+            if before != WaitingFor::Request {
                 self.unpark(index);
             }
         } else {
@@ -131,6 +130,9 @@ impl WorkerLoop<'_> {
                 self.parking.use_large(index, large);
             }
             self.shm.header().set_parked(self.parking.total());
+        }
+        if before == WaitingFor::Permit && waits != WaitingFor::Permit {
+            self.leave_queue(index);
         }
         if let Err(e) = watch {
             if !poll::is_shortage(&e) {

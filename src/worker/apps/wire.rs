@@ -122,12 +122,20 @@ impl Wire {
                 Err(e) => return Err(e),
             }
         }
-        if !self.has_unwritten() {
-            self.outgoing.clear();
-            self.outgoing.shrink_to(MAX_UNWRITTEN);
-            self.written = 0;
-        }
+        self.forget_written();
         Ok(true)
+    }
+
+    /// Forgets what is written: all of it, or a lot while an app that is always busy leaves a rest.
+    fn forget_written(&mut self) {
+        if self.has_unwritten() && self.written < MAX_UNWRITTEN {
+            return;
+        }
+        self.outgoing.drain(..self.written);
+        self.written = 0;
+        if self.outgoing.is_empty() {
+            self.outgoing.shrink_to(MAX_UNWRITTEN);
+        }
     }
 
     /// Ends the stream: the app finds its end.

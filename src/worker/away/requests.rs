@@ -2,6 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
+/// The most entries of what is over in a queue, unless they are the smaller part of it.
+const MAX_GONE: usize = 64;
+
 /// A request that is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) struct AwayRequest {
@@ -36,6 +39,8 @@ pub(in crate::worker) struct Requests {
     /// Late requests, by the time at which they became late; some are answered.
     late: VecDeque<(u64, u64)>,
     waiting: VecDeque<Waiting>,
+    /// How many of those that wait have left.
+    gone: usize,
     /// The client that was taken from the head of the queue, during its turn.
     called: Option<u32>,
     /// The most requests that are away at a time.
@@ -52,6 +57,7 @@ impl Requests {
             order: VecDeque::new(),
             late: VecDeque::new(),
             waiting: VecDeque::new(),
+            gone: 0,
             called: None,
             permits: permits as usize,
             is_alone: false,
@@ -66,7 +72,7 @@ impl Requests {
 
     /// Returns whether clients wait for a permit.
     pub(in crate::worker) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        self.waiting.len() > self.gone
     }
 
     /// Returns whether the request of a client may be handed over now. `left` is how many requests this worker may
@@ -87,16 +93,40 @@ impl Requests {
     /// Adds a client to the queue; the one that was called keeps its place.
     pub(in crate::worker) fn wait(&mut self, next: Waiting) {
         if self.called == Some(next.slot) {
+            self.called = None;
             self.waiting.push_front(next);
         } else {
             self.waiting.push_back(next);
         }
     }
 
-    /// Takes the first client from the queue, if its request may be handed over now. It stays called until the next
-    /// call of this function.
-    pub(in crate::worker) fn call_next(&mut self, left: Option<u64>) -> Option<Waiting> {
+    /// Notes that a client does not wait any more. `waits` returns whether one still does.
+    pub(in crate::worker) fn leave(&mut self, slot: u32, waits: impl Fn(Waiting) -> bool) {
+        if self.called == Some(slot) {
+            // It is not in the queue.
+            return;
+        }
+        self.gone += 1;
+        if self.gone > MAX_GONE.max(self.waiting.len() / 2) {
+            self.waiting.retain(|next| waits(*next));
+            self.gone = 0;
+        }
+    }
+
+    /// Takes the first client of the queue for which `waits` returns that it has not left, if its request may be handed
+    /// over now. It has its turn until the next call.
+    pub(in crate::worker) fn call_next(
+        &mut self,
+        left: Option<u64>,
+        waits: impl Fn(Waiting) -> bool,
+    ) -> Option<Waiting> {
         self.called = None;
+        while let Some(first) = self.waiting.front()
+            && !waits(*first)
+        {
+            self.waiting.pop_front();
+            self.gone = self.gone.saturating_sub(1);
+        }
         let next = *self.waiting.front()?;
         if !self.is_free(next.is_alone, left) {
             return None;
@@ -120,6 +150,10 @@ impl Requests {
     pub(in crate::worker) fn add(&mut self, request: AwayRequest, is_alone: bool) {
         self.last_id += 1;
         self.away.insert(self.last_id, request);
+        if self.order.len() > MAX_GONE.max(2 * self.away.len()) {
+            // Those behind one that takes long are answered by now.
+            self.order.retain(|(_, id)| self.away.contains_key(id));
+        }
         self.order.push_back((request.began, self.last_id));
         self.is_alone = is_alone;
     }
@@ -218,19 +252,32 @@ mod tests {
             assert!(!requests.has_permit(waiting(slot, false), None));
             requests.wait(waiting(slot, false));
         }
-        assert_eq!(requests.call_next(None), None);
+        assert_eq!(requests.call_next(None, |_| true), None);
         assert!(requests.remove(1).is_some() && requests.remove(1).is_none());
         assert!(
             !requests.has_permit(waiting(9, false), None),
             "others came first"
         );
-        assert_eq!(requests.call_next(None).map(|next| next.slot), Some(2));
+        assert_eq!(
+            requests.call_next(None, |_| true).map(|next| next.slot),
+            Some(2)
+        );
         assert!(requests.has_permit(waiting(2, false), None));
         // Its turn ends without a request: the next one is called.
-        assert_eq!(requests.call_next(None).map(|next| next.slot), Some(3));
+        assert_eq!(
+            requests.call_next(None, |_| true).map(|next| next.slot),
+            Some(3)
+        );
         requests.wait(waiting(3, false));
-        assert_eq!(requests.call_next(None).map(|next| next.slot), Some(3));
-        assert_eq!(requests.call_next(Some(1)), None, "the limit of requests");
+        assert_eq!(
+            requests.call_next(None, |_| true).map(|next| next.slot),
+            Some(3)
+        );
+        assert_eq!(
+            requests.call_next(Some(1), |_| true),
+            None,
+            "the limit of requests"
+        );
     }
 
     #[test]
@@ -238,13 +285,13 @@ mod tests {
         let mut requests = Requests::new(8);
         requests.add(away(0, 1), false);
         requests.wait(waiting(1, true));
-        assert_eq!(requests.call_next(None), None);
+        assert_eq!(requests.call_next(None, |_| true), None);
         assert!(requests.remove(1).is_some());
-        assert!(requests.call_next(None).is_some());
+        assert!(requests.call_next(None, |_| true).is_some());
         requests.add(away(1, 2), true);
         assert!(!requests.has_permit(waiting(2, false), None));
         assert!(requests.remove(2).is_some());
-        requests.call_next(None);
+        requests.call_next(None, |_| true);
         assert!(requests.has_permit(waiting(2, false), None));
     }
 
@@ -264,5 +311,32 @@ mod tests {
             assert!(requests.remove(id).is_some());
         }
         assert_eq!((requests.oldest(), requests.count()), (None, 0));
+    }
+
+    #[test]
+    fn queues_do_not_keep_what_is_over() {
+        let mut requests = Requests::new(2);
+        requests.add(away(0, 1), false);
+        for began in 2..1_000 {
+            requests.add(away(1, began), false);
+            assert!(requests.remove(began).is_some());
+        }
+        assert!(requests.order.len() <= 2 * MAX_GONE);
+        assert_eq!(requests.oldest(), Some((1, 1)));
+        requests.add(away(1, 1_000), false);
+        let stays = |next: Waiting| next.slot == 7;
+        requests.wait(waiting(7, false));
+        for slot in 8..1_000 {
+            requests.wait(waiting(slot, false));
+            requests.leave(slot, stays);
+        }
+        assert!(requests.waiting.len() <= 2 * MAX_GONE && requests.has_waiting());
+        assert!(requests.remove(1_000).is_some() || requests.remove(999).is_some());
+        let next = requests.call_next(None, stays);
+        assert_eq!(next.map(|next| next.slot), Some(7));
+        requests.leave(7, stays);
+        assert!(!requests.has_waiting());
+        assert_eq!(requests.call_next(None, |_| false), None);
+        assert!(requests.waiting.is_empty() && requests.gone == 0);
     }
 }

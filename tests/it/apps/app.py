@@ -107,6 +107,17 @@ async def answer(writer, request):
     writer.write(frame({"id": id, "result": result}))
 
 
+def serve_slowly():
+    """Reads a request when it has answered the one before, although it may have others."""
+    wire.sendall(frame({"hello": 1, "methods": [{"name": "echo"}], "concurrency": 8}))
+    while prefix := wire.recv(4, socket.MSG_WAITALL):
+        request = json.loads(wire.recv(*struct.unpack("<I", prefix), socket.MSG_WAITALL))
+        if "in" in request:
+            block(0.01)
+            wire.sendall(frame({"id": request["id"], "result": request["params"]}))
+    os._exit(0)
+
+
 async def main():
     reader, writer = await asyncio.open_connection(sock=wire, limit=1 << 25)
     methods = [
@@ -149,4 +160,4 @@ async def main():
             cancelled[request["cancel"]] = request["why"]
 
 
-asyncio.run(main())
+serve_slowly() if "READS_ONE_AT_A_TIME" in os.environ else asyncio.run(main())

@@ -1,5 +1,6 @@
 //! Requests that an app executes.
 
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -124,6 +125,47 @@ fn replies_of_a_client_are_in_order_with_and_without_the_app() {
         assert!(reply == expected, "{number}");
     }
     client.expect_end();
+}
+
+/// Returns the private memory of a process, in bytes.
+fn private_memory(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kilobytes: Option<u64> = kilobytes.and_then(|number| number.parse().ok());
+    kilobytes.expect("a number") * 1024
+}
+
+#[test]
+fn requests_for_a_busy_app_do_not_stay_in_memory() {
+    // It reads a request when it has answered the one before, so more of them always wait to be written to it.
+    let Some(daemon) = start_with("workers.count = 1", &[("READS_ONE_AT_A_TIME", "1")]) else {
+        return;
+    };
+    let worker = daemon.worker_pids()[0];
+    let params = "x".repeat(60_000);
+    let call_often = || {
+        let mut client = daemon.connect();
+        let mut most = 0;
+        for _ in 0..30 {
+            client.request("echo", &params);
+            assert!(client.receive().len() > params.len());
+            most = most.max(private_memory(worker));
+        }
+        most
+    };
+    let before = private_memory(worker);
+    let most = thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(call_often)).collect();
+        clients
+            .into_iter()
+            .map(|client| client.join().expect("its replies"))
+            .max()
+    });
+    let growth = most.expect("clients").saturating_sub(before);
+    assert!(growth < 5 << 20, "{growth} bytes of 14,400,000");
 }
 
 #[test]
