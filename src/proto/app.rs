@@ -19,7 +19,7 @@
 //!                 {"stop":MS}                           no request follows; the socket ends after this time
 //! ```
 //!
-//! Results are not parsed: they stay the app's bytes ([`RawValue`]), and become the client's.
+//! Results are not parsed: the client gets the bytes of the app.
 
 mod from_app;
 
