@@ -161,7 +161,7 @@ impl Havoc<'_> {
             // Some requests are refused, such as that of a worker that is gone.
             let _ = client.reply();
         }
-        // Its requester may have left meanwhile.
+        // Its requester may have left.
         daemon.wait_until("no reload is in progress", |status| !status.reloading);
         daemon.wait_for_workers();
     }
