@@ -86,7 +86,7 @@ impl WorkerLoop<'_> {
         Some(next.slot)
     }
 
-    /// Removes a client that does not wait for a permit any more from the queue.
+    /// Removes a client that no longer waits for a permit from the queue.
     pub(super) fn leave_queue(&mut self, slot: u32) {
         let connections = &self.connections;
         if let Some(executor) = &mut self.executor {
@@ -300,7 +300,7 @@ impl WorkerLoop<'_> {
     }
 }
 
-/// Returns whether a client still waits for a permit: it may have left, or been moved.
+/// Returns whether a client still waits for a permit, and has not left or been moved.
 fn is_waiting(connections: &Table<Connection>, next: Waiting) -> bool {
     connections.get(next.slot).is_some_and(|connection| {
         connection.lease_number == next.lease_number && connection.waits == WaitingFor::Permit

@@ -126,7 +126,8 @@ impl Wire {
         Ok(true)
     }
 
-    /// Forgets what is written: all of it, or a lot while an app that is always busy leaves a rest.
+    /// Removes written bytes from the buffer: when all are written, or when there are many because the app always
+    /// leaves a rest.
     fn forget_written(&mut self) {
         if self.has_unwritten() && self.written < MAX_UNWRITTEN {
             return;

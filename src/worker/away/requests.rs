@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// The most entries of what is over in a queue, unless they are the smaller part of it.
+/// The maximum number of dead entries in a queue, unless the others are more.
 const MAX_GONE: usize = 64;
 
 /// A request that is away.
@@ -39,7 +39,7 @@ pub(in crate::worker) struct Requests {
     /// Late requests, by the time at which they became late; some are answered.
     late: VecDeque<(u64, u64)>,
     waiting: VecDeque<Waiting>,
-    /// How many of those that wait have left.
+    /// Clients in `waiting` that have left.
     gone: usize,
     /// The client that was taken from the head of the queue, during its turn.
     called: Option<u32>,
@@ -100,10 +100,10 @@ impl Requests {
         }
     }
 
-    /// Notes that a client does not wait any more. `waits` returns whether one still does.
+    /// Records that a client no longer waits. `waits` returns whether a client of the queue still waits.
     pub(in crate::worker) fn leave(&mut self, slot: u32, waits: impl Fn(Waiting) -> bool) {
         if self.called == Some(slot) {
-            // It is not in the queue.
+            // The client is not in the queue.
             return;
         }
         self.gone += 1;
@@ -113,8 +113,8 @@ impl Requests {
         }
     }
 
-    /// Takes the first client of the queue for which `waits` returns that it has not left, if its request may be handed
-    /// over now. It has its turn until the next call.
+    /// Takes the first client that still waits according to `waits`, if its request may be handed over now. It stays
+    /// called until the next call of this function.
     pub(in crate::worker) fn call_next(
         &mut self,
         left: Option<u64>,
@@ -151,7 +151,7 @@ impl Requests {
         self.last_id += 1;
         self.away.insert(self.last_id, request);
         if self.order.len() > MAX_GONE.max(2 * self.away.len()) {
-            // Those behind one that takes long are answered by now.
+            // Requests behind a long one may be answered.
             self.order.retain(|(_, id)| self.away.contains_key(id));
         }
         self.order.push_back((request.began, self.last_id));

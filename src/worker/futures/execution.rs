@@ -23,9 +23,8 @@ use crate::worker::reply::Fault;
 /// The tasks of the requests that execute, by their ids.
 pub(super) type Tasks = Rc<RefCell<HashMap<u64, AbortHandle>>>;
 
-/// Returns the task that executes a request to its end, and reports that.
-///
-/// Everything is in the task before its first poll: one that is aborted earlier is never polled, only dropped.
+/// Returns the task that executes a request and reports its end. The drop of the task reports the end, because a task
+/// that is aborted before its first poll is only dropped.
 pub(super) fn execute(
     queues: Arc<Queues>,
     tasks: Tasks,
@@ -46,8 +45,7 @@ pub(super) fn execute(
     poll_fn(move |context| execution.poll(context))
 }
 
-/// The code of a method, called so that a panic ends only its request. When this is dropped, the request has ended, and
-/// that is reported.
+/// The code of a method, called so that a panic ends only its request. The drop reports the end of the request.
 struct FutureExecution {
     queues: Arc<Queues>,
     tasks: Tasks,
@@ -93,7 +91,7 @@ impl Drop for FutureExecution {
         let code = (self.job.take(), self.future.take());
         let about = (self.client, self.method);
         self.is_panic |= guard(&self.queues.gate, about, || drop(code)).is_err();
-        // Not before the code is dropped: then nothing of the request executes any more.
+        // After the drop of the code nothing of the request executes any more.
         self.tasks.borrow_mut().remove(&self.id);
         self.queues.report(Report::Ended {
             id: self.id,
