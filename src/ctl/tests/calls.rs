@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use super::status::listener;
 use super::*;
 
 /// Serves one request at a listener and returns it.
