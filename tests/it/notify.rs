@@ -1,16 +1,17 @@
 //! Notifications of the service manager, word for word, on a socket in the place of systemd's.
 
+mod reload;
+mod socket;
+
 use std::fs;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fdpassd::testing::{Running, Setup, TIMEOUT, eventually};
 use tempfile::TempDir;
 
-use crate::common::faulty::example;
 use crate::common::program::{Program, ctl_command};
 use crate::common::{FDPASSD, at_rest, kernel, let_pass};
 
@@ -172,197 +173,6 @@ fn a_changed_status_is_sent_at_most_once_a_second() {
 }
 
 #[test]
-fn the_manager_is_notified_of_a_reload_before_its_reply() {
-    let manager = Manager::new();
-    let daemon = manager.start("workers.count = 1");
-    manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
-    let mut asked = daemon.ctl_request("reload", ());
-    let began = manager.told_of_importance();
-    let rest = after_time(&began, "RELOADING=1\nMONOTONIC_USEC=");
-    assert_eq!(rest, "STATUS=1 worker, 0 clients, generation 1; reloading");
-    asked.reply().value().expect("it is applied");
-    let told: Vec<String> = std::iter::from_fn(|| manager.told_by_now()).collect();
-    assert!(
-        told.iter()
-            .any(|told| told.starts_with("READY=1\nSTATUS=1 worker, 0 clients, generation 2")),
-        "{told:?}"
-    );
-
-    // A signal has no reply.
-    daemon.signal("HUP");
-    after_time(
-        &manager.told_of_importance(),
-        "RELOADING=1\nMONOTONIC_USEC=",
-    );
-    assert!(manager.told_of_importance().starts_with("READY=1\nSTATUS="));
-}
-
-#[test]
-fn a_rejected_file_ends_the_reload_for_the_manager() {
-    let manager = Manager::new();
-    let daemon = manager.start("workers.count = 1");
-    manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
-    for ask in ["reload", "HUP"] {
-        daemon.write_config("\"\\nMAINPID=1\\n\\u001b[2J\" = 1");
-        if ask == "HUP" {
-            daemon.signal(ask);
-        } else {
-            daemon.ctl(ask).expect_err("it is rejected");
-        }
-        let told = manager.told_of_importance();
-        let rest = after_time(&told, "RELOADING=1\nMONOTONIC_USEC=");
-        let words = "READY=1\nSTATUS=1 worker, 0 clients, generation 1; last reload rejected: unknown key `";
-        let message = rest
-            .strip_prefix(words)
-            .unwrap_or_else(|| panic!("{rest:?}"));
-        assert!(!message.contains(|c: char| c.is_control()), "{message:?}");
-    }
-    // The next one that is applied is all that is left of it.
-    daemon
-        .reload_with("workers.count = 1")
-        .expect("it is applied");
-    let told = manager.told_of_importance();
-    let rejected =
-        "; reloading; last reload rejected: unknown key `\\nMAINPID=1\\n\\x1b[2J`, expected";
-    assert!(told.contains(rejected), "{told:?}");
-    assert_eq!(
-        manager.told_of_importance(),
-        "READY=1\nSTATUS=1 worker, 0 clients, generation 2"
-    );
-}
-
-#[test]
-fn a_reload_that_is_rolled_back_or_given_up_is_over_as_well() {
-    let manager = Manager::new();
-    let switch = manager.directory.path().join("fault");
-    let setup = Setup::new(example("faulty"), "workers.count = 1");
-    let setup = setup.variable("FAULTY", format!("file:{}", switch.display()));
-    let mut daemon = setup
-        .variable("NOTIFY_SOCKET", manager.path())
-        .start()
-        .expect("the daemon serves");
-    manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
-    fs::write(&switch, "fail").expect("it is our directory");
-    let fault = daemon.reload().expect_err("no worker becomes ready");
-    assert_eq!(fault.code(), "rolled_back");
-    after_time(
-        &manager.told_of_importance(),
-        "RELOADING=1\nMONOTONIC_USEC=",
-    );
-    let told = manager.told_of_importance();
-    let words = "READY=1\nSTATUS=1 worker, 0 clients, generation 1; last reload rolled back: its workers do not become";
-    assert!(
-        told.starts_with(words) && told.contains("the model cannot be loaded"),
-        "{told}"
-    );
-
-    // One that is going on is neither begun again nor ended by another one that is refused.
-    fs::write(&switch, "hang").expect("it is our directory");
-    let _asked = daemon.ctl_request("reload", ());
-    after_time(
-        &manager.told_of_importance(),
-        "RELOADING=1\nMONOTONIC_USEC=",
-    );
-    daemon.signal("HUP");
-    let told = manager.told_of_importance();
-    assert!(
-        after_time(&told, "RELOADING=1\nMONOTONIC_USEC=").starts_with("READY=1\nSTATUS="),
-        "{told}"
-    );
-    daemon.signal("TERM");
-    let told = manager.told_of_importance();
-    assert!(
-        told.starts_with("READY=1\nSTATUS=")
-            && told.contains("rolled back: the daemon is stopping"),
-        "{told}"
-    );
-    let told = manager.told_of_importance();
-    assert!(
-        told.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC="),
-        "{told}"
-    );
-    assert!(daemon.wait().success());
-}
-
-#[test]
-fn a_manager_that_does_not_read_delays_no_client() {
-    let manager = Manager::new();
-    let stuffing = UnixDatagram::unbound().expect("a socket");
-    stuffing.set_nonblocking(true).expect("it is a socket");
-    let mut stuffed = 0;
-    while stuffing.send_to(b"stuffing", manager.path()).is_ok() {
-        stuffed += 1;
-    }
-    let mut daemon = manager.start("workers.count = 1");
-    let mut client = daemon.connect();
-    for number in 0..100 {
-        client.call("ping", number).expect("a result");
-    }
-    daemon.reload().expect("it is applied");
-    daemon
-        .reload_with("listne = []")
-        .expect_err("it is rejected");
-    assert_eq!(daemon.status().generation.0, 2);
-    // It looks from time to time whether it is read, and does nothing else.
-    kernel::assert_waits(&[daemon.pid()], Duration::from_secs(1), 0.2);
-
-    (0..stuffed).for_each(|_| assert_eq!(manager.told(), "stuffing"));
-    assert!(manager.told_of_importance().starts_with("READY=1\n"));
-    assert!(manager.told_of_importance().starts_with("RELOADING=1\n"));
-    assert!(manager.told_of_importance().starts_with("READY=1\n"));
-    assert!(
-        manager
-            .told_of_importance()
-            .contains("; last reload rejected: unknown key `listne`")
-    );
-    daemon.signal("TERM");
-    assert!(manager.told_of_importance().starts_with("STOPPING=1\n"));
-    assert!(daemon.wait().success());
-}
-
-#[test]
-fn a_manager_that_is_gone_is_logged_once() {
-    let manager = Manager::new();
-    fs::remove_file(manager.path()).expect("it is there");
-    let daemon = manager.start("workers.count = 1");
-    daemon.wait_for_log("cannot notify the service manager: No such file or directory");
-    daemon.reload().expect("it is applied");
-    assert_eq!(
-        daemon
-            .stderr()
-            .matches("cannot notify the service manager")
-            .count(),
-        1
-    );
-    for bad in ["relative", "@", "vsock:2:1"] {
-        let daemon = Setup::new(FDPASSD, "")
-            .variable("NOTIFY_SOCKET", bad)
-            .start()
-            .expect("the daemon serves");
-        daemon.wait_for_log(&format!(
-            "cannot notify the service manager: NOTIFY_SOCKET={bad}: "
-        ));
-    }
-}
-
-#[test]
-fn an_abstract_address_is_as_good_as_a_path() {
-    let name = format!("fdpassd-test-{}", std::process::id());
-    let address = SocketAddr::from_abstract_name(&name).expect("a name");
-    let manager = Manager {
-        socket: UnixDatagram::bind_addr(&address).expect("bind"),
-        directory: tempfile::tempdir().expect("a directory"),
-    };
-    let setup =
-        Setup::new(FDPASSD, "workers.count = 1").variable("NOTIFY_SOCKET", format!("@{name}"));
-    let _daemon = setup.start().expect("the daemon serves");
-    assert_eq!(
-        manager.told(),
-        "READY=1\nSTATUS=1 worker, 0 clients, generation 1"
-    );
-}
-
-#[test]
 fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     let manager = Manager::new();
     let began = Instant::now();
@@ -402,40 +212,6 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     let before = at_rest(&another, sleeps);
     let_pass(Duration::from_millis(300));
     assert_eq!((sleeps(), manager_of_another.told_by_now()), (before, None));
-}
-
-#[test]
-fn workers_have_no_variables_of_the_service_manager() {
-    let manager = Manager::new();
-    let setup = manager
-        .setup("workers.count = 2")
-        .variable("WATCHDOG_USEC", "30000000")
-        .variable("WATCHDOG_PID", "1");
-    let setup = setup
-        .variable("LISTEN_PID", "1")
-        .variable("LISTEN_FDS", "1")
-        .variable("LISTEN_FDNAMES", "rpc");
-    let daemon = setup
-        .variable("KEPT", "yes")
-        .start()
-        .expect("the daemon serves");
-    daemon.wait_for_workers();
-    daemon.kill_worker(0);
-    for pid in daemon.worker_pids() {
-        let environment = fs::read(format!("/proc/{pid}/environ")).expect("it is ours");
-        let environment = String::from_utf8_lossy(&environment).replace('\0', "\n");
-        for key in [
-            "NOTIFY_SOCKET",
-            "WATCHDOG_USEC",
-            "WATCHDOG_PID",
-            "LISTEN_PID",
-            "LISTEN_FDS",
-            "LISTEN_FDNAMES",
-        ] {
-            assert!(!environment.contains(&format!("{key}=")), "{environment}");
-        }
-        assert!(environment.contains("KEPT=yes"), "{environment}");
-    }
 }
 
 #[test]
