@@ -2,11 +2,13 @@
 //! cgroup-v2.rst and cgroup-v1/memory.rst of the kernel's documentation).
 
 mod apps;
+mod oom;
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 pub use apps::{AppCgroup, AppCgroupGuard, AppCgroups};
+pub use oom::OomCount;
 
 /// Greater limits of v1 mean no limit, which v1 shows as the largest multiple of a page.
 const NO_LIMIT: u64 = 1 << 60;
@@ -24,11 +26,16 @@ pub struct MemoryLimit {
 /// cgroup is mounted.
 #[must_use]
 pub fn memory_limits() -> Vec<MemoryLimit> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    directories(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
+    own_directories()
         .iter()
         .filter_map(|directory| limit_of(|file| fs::read_to_string(directory.join(file)).ok()))
         .collect()
+}
+
+/// Returns the directories of this process's cgroup and of its visible ancestors, the nearest first.
+fn own_directories() -> Vec<PathBuf> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    directories(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
 }
 
 /// Returns the directories of the cgroups that may limit memory, by /proc/PID/cgroup and /proc/PID/mountinfo (proc(5)).

@@ -90,6 +90,19 @@ fn out_of_memory_in_its_own_cgroup_loses_no_client() {
 }
 
 #[test]
+fn a_lack_of_memory_elsewhere_explains_no_death() {
+    let Some(elsewhere) = MemoryCgroup::new(20 * MIB) else {
+        return;
+    };
+    let daemon = Running::start(FDPASSD, "workers.count = 1").expect("it serves");
+    elsewhere.kill_one();
+    daemon.signal_worker(0, "KILL");
+    let worker = daemon.wait_until("the worker is replaced", |status| status.deaths_total == 1);
+    let death = worker.workers[0].last_death.clone();
+    assert_eq!(death.as_deref(), Some("killed by signal 9 (SIGKILL)"));
+}
+
+#[test]
 fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
     let Some(cgroup) = MemoryCgroup::new(160 * MIB) else {
         return;

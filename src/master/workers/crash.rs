@@ -18,7 +18,8 @@ use crate::proto::channel::{AppEnd, MethodName};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::text::{Counted, Escaped};
-use crate::sys::process::{self, Exit};
+use crate::sys::cgroup::OomCount;
+use crate::sys::process::Exit;
 use crate::sys::socket;
 
 /// Number of deaths within a period after which the client that caused them is closed.
@@ -110,6 +111,7 @@ fn strike(
 /// of them has ended.
 #[derive(Debug)]
 pub(crate) struct OomKills {
+    count: OomCount,
     /// The kernel's last count.
     counted: Option<u64>,
     unexplained: u64,
@@ -119,16 +121,30 @@ pub(crate) struct OomKills {
 
 impl OomKills {
     /// Counts the kills from now on.
-    pub(crate) fn new(counted: Option<u64>, now: Instant) -> OomKills {
+    pub(crate) fn new(now: Instant) -> OomKills {
+        let count = OomCount::of_process();
         OomKills {
-            counted,
+            counted: count.read(),
+            count,
             unexplained: 0,
             at: now,
         }
     }
 
+    /// Counts the kills since the last call, so that none of them explains a much later death.
+    pub(super) fn update(&mut self, now: Instant) {
+        self.add(self.count.read(), now);
+    }
+
     /// Returns whether such a kill explains that a process was just killed.
-    fn take(&mut self, counted: Option<u64>, now: Instant) -> bool {
+    fn take(&mut self, now: Instant) -> bool {
+        self.update(now);
+        let explains = self.unexplained > 0;
+        self.unexplained = self.unexplained.saturating_sub(1);
+        explains
+    }
+
+    fn add(&mut self, counted: Option<u64>, now: Instant) {
         if now.duration_since(self.at) > OOM_DEATH {
             // The earlier kills hit other processes.
             self.unexplained = 0;
@@ -139,9 +155,6 @@ impl OomKills {
             (self.unexplained, self.at) = (self.unexplained + (after - before), now);
         }
         self.counted = counted;
-        let explains = self.unexplained > 0;
-        self.unexplained = self.unexplained.saturating_sub(1);
-        explains
     }
 }
 
@@ -286,8 +299,7 @@ impl Workers {
     ) -> Blame {
         let suspects = Suspect::all(methods, recovery);
         let is_killed = matches!(end.first_exit(), Exit::Signal { number: KILL, .. });
-        let is_out_of_memory =
-            is_killed && !end.is_by_master && self.oom_kills.take(process::oom_kills(), now);
+        let is_out_of_memory = is_killed && !end.is_by_master && self.oom_kills.take(now);
         let mut blame = Blame {
             request: name_all(&suspects),
             outcome: consequence(&suspects),
@@ -551,17 +563,26 @@ mod tests {
     fn an_oom_kill_explains_one_death_for_a_second() {
         let begin = Instant::now();
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
-        let mut kills = OomKills::new(Some(5), begin);
-        assert!(!kills.take(Some(5), at(1)));
-        assert!(
-            kills.take(Some(7), at(2)) && kills.take(Some(7), at(3)) && !kills.take(Some(7), at(3))
-        );
-        assert!(
-            kills.take(Some(9), at(4)) && !kills.take(Some(9), at(6)),
+        let mut kills = OomKills::new(begin);
+        kills.counted = Some(5);
+        let mut unexplained = |counted, now, taken| {
+            kills.add(counted, now);
+            kills.unexplained -= taken;
+            kills.unexplained
+        };
+        assert_eq!(unexplained(Some(5), at(1), 0), 0);
+        assert_eq!(unexplained(Some(7), at(2), 1), 1);
+        assert_eq!(unexplained(Some(7), at(3), 1), 0);
+        assert_eq!(unexplained(Some(9), at(4), 1), 1);
+        assert_eq!(
+            unexplained(Some(9), at(6), 0),
+            0,
             "that was of another process"
         );
-        assert!(
-            !kills.take(None, at(6)) && !kills.take(Some(99), at(6)),
+        assert_eq!(unexplained(None, at(6), 0), 0);
+        assert_eq!(
+            unexplained(Some(99), at(6), 0),
+            0,
             "not counted for a while"
         );
     }

@@ -18,7 +18,7 @@ use crate::pool::{Member, MemberState, Pool};
 use crate::proto::channel::ToWorker;
 use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
-use crate::sys::process::{self, Executable};
+use crate::sys::process::Executable;
 
 pub(crate) mod actions;
 pub(crate) mod app;
@@ -81,7 +81,7 @@ impl Workers {
             requested_rebalance: None,
             strikes: Strikes::default(),
             last_failure: None,
-            oom_kills: OomKills::new(process::oom_kills(), now),
+            oom_kills: OomKills::new(now),
             ended_sessions: Vec::new(),
             executable,
             scratch: Scratch::default(),

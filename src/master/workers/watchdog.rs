@@ -96,6 +96,7 @@ impl Workers {
         if is_last_check || self.watch.next_check.is_some_and(|at| at <= now) {
             self.watch.next_check = None;
             self.read_counters(telemetry);
+            self.oom_kills.update(now);
             let mut soonest = None;
             for id in self.ids() {
                 let next = match self.check_worker(id, config, clock, telemetry, now) {

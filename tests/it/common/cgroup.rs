@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process;
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fdpassd::testing::{Setup, eventually};
@@ -78,6 +78,16 @@ impl MemoryCgroup {
     /// This program, to be run in it.
     pub fn setup(&self, program: impl AsRef<Path>, config: &str) -> Setup {
         enter_and_execute(Setup::new("sh", config), &self.inner, program.as_ref())
+    }
+
+    /// Has the kernel kill a process of this cgroup alone, for lack of memory.
+    pub fn kill_one(&self) {
+        // tail(1) keeps a line until its end.
+        let script = "echo $$ > \"$0/cgroup.procs\" && head -c 1G /dev/zero | tail -n 1";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&self.inner);
+        let status = command.stdout(Stdio::null()).status().expect("sh runs");
+        assert!(!status.success(), "nothing was killed");
     }
 
     /// Processes in it.
