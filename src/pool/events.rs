@@ -28,8 +28,8 @@ impl Pool {
         true
     }
 
-    /// Marks a worker that has answered nearly as many requests as it may.
-    pub fn near_request_limit(&mut self, id: WorkerId) {
+    /// Marks a worker that should be replaced when its successor is ready.
+    pub fn spent(&mut self, id: WorkerId, why: Why) {
         let serves = |member: &&mut Member| {
             matches!(
                 member.state,
@@ -37,7 +37,7 @@ impl Pool {
             )
         };
         if let Some(member) = self.member_mut(id).filter(serves) {
-            member.spent.get_or_insert(Why::NearRequestLimit);
+            member.spent.get_or_insert(why);
         }
     }
 

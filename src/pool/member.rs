@@ -102,6 +102,10 @@ pub enum Why {
     Scale,
     /// The worker has answered nearly as many requests as it may.
     NearRequestLimit,
+    /// The worker's app uses more memory than it may.
+    Memory,
+    /// A method has panicked, and the state that others use could not be rebuilt.
+    Panic,
     /// The worker has reached its lifetime.
     Lifetime,
     /// The operator asked for a replacement.
@@ -119,6 +123,8 @@ impl fmt::Display for Why {
             Why::Rollback => "its configuration was rolled back",
             Why::Scale => "fewer workers are wanted",
             Why::NearRequestLimit => "it has answered as many requests as it may",
+            Why::Memory => "its app uses more memory than max-memory",
+            Why::Panic => "a method has panicked",
             Why::Lifetime => "it is as old as it may get",
             Why::Recycle => "it was asked to be replaced",
             Why::Surplus => "its seat has been filled",

@@ -351,7 +351,7 @@ fn all_are_recycled_a_few_at_a_time() {
 fn request_limit_and_lifetime_replace_a_worker() {
     let now = Instant::now();
     let mut pool = ready_pool(1, now);
-    pool.near_request_limit(w(1));
+    pool.spent(w(1), Why::NearRequestLimit);
     assert_eq!(
         drained(&calm(&mut pool, now)),
         [(w(1), Why::NearRequestLimit)]

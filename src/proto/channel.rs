@@ -19,10 +19,11 @@
 //!                  3 Closed         u32 each     slots whose clients this worker ended
 //!                  4 Released       u32 each     slots whose lease was revoked or given up
 //!                  5 HasCapacity    -            leases were picked up, and the master had asked to be notified
-//!                  6 NearRequestLimit  -         the worker should be replaced
+//!                  6 NearRequestLimit  -         the worker has answered nearly as many requests as it may
 //!                  7 Health         JSON         whether the worker is healthy again, or why it is not
 //!                  8 AppStarted     JSON         the pid of the worker's app, before Ready
 //!                  9 AppGone        JSON         why the worker and its app end; the worker exits after it
+//!                 10 Spent          JSON         why the worker should be replaced
 //!
 //! lease record     see `proto/lease.rs`
 //! ```
@@ -94,8 +95,7 @@ pub enum ToMaster {
     Released(Vec<u32>),
     /// The worker picked up leases.
     HasCapacity,
-    /// The worker should be replaced: it has answered [`Settings::near_limit_at`] requests, its app uses too much
-    /// memory, or a panic may have broken a state that futures share.
+    /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be prepared.
     NearRequestLimit,
     /// The result of the daemon's health function has changed.
     Health(Health),
@@ -103,6 +103,8 @@ pub enum ToMaster {
     AppStarted(AppStarted),
     /// The worker ends because of its app.
     AppGone(AppGone),
+    /// The worker serves, and its successor should be prepared.
+    Spent(Spent),
 }
 
 /// The first message to a worker.
@@ -204,6 +206,23 @@ pub struct Failed {
 pub struct Health {
     /// Why the worker is not healthy; none if it is.
     pub unhealthy: Option<String>,
+}
+
+/// Why a worker should be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// The reason.
+    pub reason: SpentReason,
+}
+
+/// A reason to replace a worker that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpentReason {
+    /// The app uses more memory than `max-memory`.
+    Memory,
+    /// A method has panicked, and the state could not be rebuilt.
+    Panic,
 }
 
 /// A worker's app was started.
@@ -326,6 +345,7 @@ impl Message for ToMaster {
             ToMaster::Health(health) => json(7, health, out),
             ToMaster::AppStarted(started) => json(8, started, out),
             ToMaster::AppGone(gone) => json(9, gone, out),
+            ToMaster::Spent(spent) => json(10, spent, out),
         }
     }
 
@@ -341,6 +361,7 @@ impl Message for ToMaster {
             7 => from_json(body).map(ToMaster::Health),
             8 => Ok(ToMaster::AppStarted(from_json(body)?)),
             9 => Ok(ToMaster::AppGone(from_json(body)?)),
+            10 => Ok(ToMaster::Spent(from_json(body)?)),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -467,6 +488,9 @@ mod tests {
                 end: AppEnd::Killed(9),
                 subject: app(),
                 reason: "was killed".to_owned(),
+            }),
+            ToMaster::Spent(Spent {
+                reason: SpentReason::Memory,
             }),
         ] {
             round(&message);

@@ -21,6 +21,7 @@ use super::reply::Fault;
 use super::turn::{AwayAnswer, Purpose};
 use super::{WorkerLoop, deadlines};
 use crate::proto::app::CancelReason;
+use crate::proto::channel::SpentReason;
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::sys::clock;
 use crate::sys::poll::{self, Interest, PollEvent};
@@ -117,8 +118,9 @@ impl WorkerLoop<'_> {
         if pulse.update_full_since(requests, self.time.now, stall) {
             self.shm.header().set_full_since(pulse.full_since);
         }
-        if executor.is_spent(self.time.now) || service.is_spent() {
-            self.master.is_near_limit = true;
+        let panicked = service.is_spent().then_some(SpentReason::Panic);
+        if let Some(reason) = executor.spent(self.time.now).or(panicked) {
+            self.master.spent = Some(reason);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
-use crate::proto::channel::{AppGone, Health, MAX_SLOTS, ToMaster, ToWorker};
+use crate::proto::channel::{AppGone, Health, MAX_SLOTS, Spent, SpentReason, ToMaster, ToWorker};
 use crate::sys::poll::{Interest, Poller};
 
 /// The channel to the master, and the reports that the master has yet to receive.
@@ -20,6 +20,8 @@ pub(super) struct MasterLink<'c> {
     pub(super) released: Vec<u32>,
     pub(super) has_capacity: bool,
     pub(super) is_near_limit: bool,
+    /// Why this worker should be replaced.
+    pub(super) spent: Option<SpentReason>,
     /// How the app has ended, because of which this worker ends.
     pub(super) app_gone: Option<AppGone>,
     pub(super) health: Option<Health>,
@@ -38,6 +40,7 @@ impl<'c> MasterLink<'c> {
             released: Vec::new(),
             has_capacity: false,
             is_near_limit: false,
+            spent: None,
             app_gone: None,
             health: None,
         })
@@ -72,6 +75,14 @@ impl<'c> MasterLink<'c> {
         if self.is_near_limit {
             sent = self.channel.send(&ToMaster::NearRequestLimit, &[])?;
             self.is_near_limit = sent == Sent::Full;
+        }
+        if sent == Sent::Queued
+            && let Some(reason) = self.spent
+        {
+            sent = self.channel.send(&ToMaster::Spent(Spent { reason }), &[])?;
+            if sent != Sent::Full {
+                self.spent = None;
+            }
         }
         while sent == Sent::Queued && !self.closed.is_empty() {
             sent = send_slots(self.channel, &mut self.closed, ToMaster::Closed)?;

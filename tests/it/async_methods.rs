@@ -181,6 +181,7 @@ fn a_panic_is_crashed_and_concerns_no_other_request() {
     daemon.wait_until("another worker has taken its place", |status| {
         status.workers.len() == 1 && daemon.worker_pids() != before
     });
+    daemon.wait_for_log("retires: a method has panicked");
     let status = daemon.status();
     assert_eq!((status.deaths_total, status.lost_total), (0, 0));
     assert_eq!(daemon.call("sleep", 1), Ok(json!(1)));
@@ -197,6 +198,7 @@ fn a_panic_in_the_loop_keeps_the_state_that_futures_use() {
         .expect_err("a panic");
     assert_eq!(fault.code(), "crashed");
     daemon.wait_for_log("it is dark; this worker is replaced");
+    daemon.wait_for_log("retires: a method has panicked");
     assert_eq!(waits.reply().value(), Ok(json!(1)));
     assert_eq!(daemon.status().deaths_total, 0);
 }

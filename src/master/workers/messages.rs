@@ -10,7 +10,8 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Life, Worker};
-use crate::proto::channel::{Ready, ToMaster, VERSION};
+use crate::pool::Why;
+use crate::proto::channel::{Ready, SpentReason, ToMaster, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
@@ -106,7 +107,14 @@ impl Workers {
             }
             // Waking the loop is enough.
             ToMaster::HasCapacity => {}
-            ToMaster::NearRequestLimit => self.pool.near_request_limit(id),
+            ToMaster::NearRequestLimit => self.pool.spent(id, Why::NearRequestLimit),
+            ToMaster::Spent(spent) => self.pool.spent(
+                id,
+                match spent.reason {
+                    SpentReason::Memory => Why::Memory,
+                    SpentReason::Panic => Why::Panic,
+                },
+            ),
             ToMaster::Health(health) => {
                 self.set_health(id, health.unhealthy, clients, telemetry, poller);
             }

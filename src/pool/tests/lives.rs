@@ -209,7 +209,7 @@ impl Life {
                 self.pool.release(id),
                 matches!(state, Some(MemberState::Held { .. }))
             ),
-            18 => self.pool.near_request_limit(id),
+            18 => self.pool.spent(id, Why::NearRequestLimit),
             19 | 20 => {
                 self.pool
                     .stalled(id, (self.random.below(2) == 0).then_some(soon));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Pulse, Requests, Waiting};
 use crate::proto::app::CancelReason;
+use crate::proto::channel::SpentReason;
 use crate::proto::names::ClientId;
 #[cfg(feature = "tokio")]
 use crate::sys::gate::ExecutionGate;
@@ -181,13 +182,12 @@ impl Executor {
         }
     }
 
-    /// Returns whether the worker should be replaced, because the app is too large or a panic may have broken the
-    /// state.
-    pub(in crate::worker) fn is_spent(&mut self, now: u64) -> bool {
+    /// Returns why the worker should be replaced: the app is too large, or a panic may have broken the state.
+    pub(in crate::worker) fn spent(&mut self, now: u64) -> Option<SpentReason> {
         match &mut self.kind {
-            ExecutorKind::App(app) => app.is_too_large(now),
+            ExecutorKind::App(app) => app.is_too_large(now).then_some(SpentReason::Memory),
             #[cfg(feature = "tokio")]
-            ExecutorKind::Runtime(runtime) => runtime.take_panic(),
+            ExecutorKind::Runtime(runtime) => runtime.take_panic().then_some(SpentReason::Panic),
         }
     }
 

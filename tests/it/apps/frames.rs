@@ -146,6 +146,7 @@ fn an_app_over_its_memory_is_replaced_between_requests() {
         assert!(client.call("echo", 1).is_ok());
         (daemon.worker_pids() != before).then_some(())
     });
+    daemon.wait_for_log("retires: its app uses more memory than max-memory");
     let status = daemon.wait_for_workers();
     assert_eq!(
         (status.errors_total, status.deaths_total, status.lost_total),
