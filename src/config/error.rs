@@ -277,8 +277,23 @@ fn advice(message: &str) -> Option<String> {
     if message.starts_with("unknown") {
         did_you_mean(message)
     } else {
-        None
+        as_array(message)
     }
+}
+
+/// Writes the string of serde's message as the array that was expected: its words, unless it has quotes of a shell.
+fn as_array(message: &str) -> Option<String> {
+    let text = message
+        .strip_prefix("invalid type: string \"")?
+        .strip_suffix("\", expected an array")?;
+    let is_plain = !text.is_empty() && !text.contains(['\'', '"', '\\']);
+    let words: Vec<String> = text.split(' ').map(|word| format!("{word:?}")).collect();
+    let array = if is_plain {
+        words.join(", ")
+    } else {
+        "\"…\", \"…\"".to_owned()
+    };
+    Some(format!("an array is written in brackets: [{array}]"))
 }
 
 /// Finds a known name like the unknown one in serde's message: "unknown key `x`, expected one of `y`, `z`".

@@ -25,7 +25,8 @@ impl<const MIN: u64, const MAX: u64> Notation for Size<MIN, MAX> {
 
     fn expected() -> String {
         let [min, max] = [MIN, MAX].map(size);
-        format!("a size from {min} to {max} such as \"64KiB\" or \"1MB\", or a number of bytes")
+        let example = if MIN > 64 << 10 { "64MiB" } else { "64KiB" };
+        format!("a size from {min} to {max} such as \"{example}\" or \"1MB\", or a number of bytes")
     }
 
     fn read(written: &WrittenValue<'_>) -> Result<u64, Rejection> {

@@ -130,7 +130,7 @@ class Both(unittest.TestCase):
                 ("price", {"count": 2}, "missing: item"),
                 ("price", {"item": 1, "colour": 2}, "unknown: colour"),
                 ("price", {"item": 1, "count": 0}, "count is at least 1"),
-                ("nothing", 1, "there are no params"),
+                ("nothing", 1, "the method takes no params"),
                 ("nothing", {"x": 1}, "unknown: x"),
             ]:
                 error = worker.call(method, params)["error"]

@@ -60,7 +60,7 @@ fn all_keys_of_an_app_are_read() {
 fn a_mistake_in_a_key_of_an_app_has_its_place() {
     let with_command = |line: &str| format!("[app]\ncommand = [\"true\"]\n{line}");
     let names = "letters, digits and \"_\"";
-    let memory = "expected \"none\" or a size from 1MiB to 1TiB such as \"64KiB\" or \"1MB\", or a number of bytes";
+    let memory = "expected \"none\" or a size from 1MiB to 1TiB such as \"64MiB\" or \"1MB\", or a number of bytes";
     let mode = "expected an octal mode from \"0000\" to \"0777\" in quotes";
     let account = "expected a name or a number in quotes";
     let pattern =

@@ -101,6 +101,23 @@ fn a_value_of_a_wrong_type_is_refused() {
 }
 
 #[test]
+fn a_string_in_place_of_an_array_shows_how_to_write_it() {
+    for (text, array) in [
+        ("127.0.0.1:1", "[\"127.0.0.1:1\"]"),
+        ("python3 app.py", "[\"python3\", \"app.py\"]"),
+        ("sh -c 'a b'", "[\"…\", \"…\"]"),
+        ("", "[\"…\", \"…\"]"),
+    ] {
+        let error = refused(
+            &format!("app.command = «{text:?}"),
+            &format!("invalid type: string {text:?}, expected an array"),
+        );
+        let help = format!("an array is written in brackets: {array}");
+        assert_eq!(error.help(), Some(help.as_str()));
+    }
+}
+
+#[test]
 fn a_count_out_of_its_range_is_refused() {
     let count = "expected \"auto\" or a number from 1 to 256";
     for wrong in ["0", "257", "-1"] {

@@ -41,7 +41,15 @@ impl ControlListener {
         mode: Mode,
     ) -> Result<ControlListener, Error> {
         let doing = format!("open the control socket {}", path.display());
-        let fail = |e: io::Error| cannot_bind(&doing, &Address::Unix(path.to_owned()), &e);
+        let fail = |e: io::Error| {
+            let error = cannot_bind(&doing, &Address::Unix(path.to_owned()), &e);
+            match e.kind() {
+                io::ErrorKind::AddrInUse if is_default => {
+                    error.with("; a second daemon needs a $RUNTIME_DIRECTORY of its own")
+                }
+                _ => error,
+            }
+        };
         if is_default {
             make_directory(path.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
             control_link::remove_link(path).map_err(fail)?;

@@ -192,6 +192,14 @@ fn two_daemons_cannot_have_one_control_socket() {
         socket.display()
     );
     assert!(error.stderr().contains(&sentence), "{error}");
+    let mut second = Command::new(FDPASSD);
+    second
+        .args(["app", "--listen", "127.0.0.1:0", "--", "cat"])
+        .env("RUNTIME_DIRECTORY", first.directory());
+    let said = Program::start(&mut second).finish();
+    assert_eq!(said.code, Some(69), "{}", said.err);
+    let sentence = format!("{sentence}; a second daemon needs a $RUNTIME_DIRECTORY of its own");
+    assert!(said.err.contains(&sentence), "{}", said.err);
     assert_eq!(first.status().pid, first.pid());
 }
 

@@ -35,6 +35,22 @@ fn the_socket_comes_from_the_environment_or_the_default_path() {
 }
 
 #[test]
+fn without_cargo_the_call_has_the_path_of_fdpassctl() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = directory.path().join("config.toml");
+    std::fs::write(&config, "listen = [\"127.0.0.1:0\"]").expect("it is our directory");
+    let mut command = Command::new(FDPASSD);
+    command
+        .arg("-c")
+        .arg(&config)
+        .env("RUNTIME_DIRECTORY", directory.path())
+        .env_remove("CARGO_MANIFEST_DIR");
+    let line = Program::start(&mut command).line();
+    let call = format!("; call it: {FDPASSCTL} call ping ");
+    assert!(line.contains(&call), "{line}");
+}
+
+#[test]
 fn the_call_that_the_daemon_prints_can_be_run() {
     let directory = tempfile::tempdir().expect("a directory");
     for (listen, reachable) in [
@@ -48,7 +64,12 @@ fn the_call_that_the_daemon_prints_can_be_run() {
             directory.path().join("control.sock")
         );
         std::fs::write(&config, text).expect("it is our directory");
-        let mut daemon = Program::start(Command::new(FDPASSD).arg("-c").arg(&config));
+        let mut command = Command::new(FDPASSD);
+        command
+            .arg("-c")
+            .arg(&config)
+            .env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR"));
+        let mut daemon = Program::start(&mut command);
         let line = daemon.line();
         let (begin, call) = line
             .trim_end()
