@@ -181,6 +181,7 @@ impl Master {
             readable.extend(self.listeners.closing.iter().copied());
             self.serve_listeners(&readable, &ended, now);
             self.keep_waiting(now);
+            self.pack_given_up();
             self.report_to_manager(now);
             self.complete_requests(now);
             self.write_changed_state();

@@ -297,6 +297,15 @@ impl Leases {
         Done::GivenUp(recovered)
     }
 
+    /// Returns the slots of clients that the worker has given up, and that the master has not taken back.
+    pub(crate) fn given_up(&self, shm: &MasterShm) -> Vec<u32> {
+        let is_given_up = |slot: &u32| {
+            let state = self.state(*slot, shm);
+            matches!(state, Some(LeaseState::Revoked | LeaseState::RevokedParked))
+        };
+        (0..self.used).filter(is_given_up).collect()
+    }
+
     /// Returns the state in the lease word of a slot, if the word is that of the client's lease.
     fn state(&self, slot: u32, shm: &MasterShm) -> Option<LeaseState> {
         let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {

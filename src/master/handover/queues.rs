@@ -119,12 +119,14 @@ impl HandoffQueues {
         self.0.iter().map(|ends| ends.into.as_fd())
     }
 
-    /// Packs shared memory and all its clients. Returns the number of clients without space.
-    pub(crate) fn pack(&mut self, orphan: &OrphanedShm) -> usize {
-        let slots = orphan.leases.slots();
+    /// Packs shared memory and its clients in these slots. Returns the number of clients without space.
+    pub(crate) fn pack(&mut self, orphan: &OrphanedShm, slots: &[u32]) -> usize {
+        if slots.is_empty() {
+            return 0;
+        }
         let records = orphan
             .leases
-            .records(&slots)
+            .records(slots)
             .map(|(lease, socket)| (lease.record, socket))
             .collect();
         self.pack_all(&orphan.record, &orphan.shm, records)

@@ -3,7 +3,8 @@
 //! ```text
 //! always     the state file, both ends of each handoff queue and the listeners are with the service manager
 //! SIGTERM    workers get restart-grace for running requests, then they are killed; their shared memory goes into the
-//!            handoff queues as it is then, with all clients, and the master exits
+//!            handoff queues as it is then, with all clients, and the master exits; clients that a worker has given up
+//!            before, or left when it exited, are packed at once, in case this master is killed first
 //! SIGKILL    workers notice that the master is gone, and pack their clients themselves
 //! ```
 //!
@@ -16,11 +17,13 @@ use std::time::{Duration, Instant};
 use crate::master::Master;
 use crate::master::clients::leases::Leases;
 use crate::master::handover::queues::OrphanedShm;
+use crate::master::handover::store::HandoffStore;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::counters::Loss;
 use crate::master::telemetry::events::Asker;
 use crate::master::workers::worker::Worker;
 use crate::proto::control::{About, Kind};
+use crate::proto::handoff::ShmRecord;
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::shm::MasterShm;
@@ -94,6 +97,10 @@ impl Master {
         self.clients.end_app(shm.header().app(), now);
         self.workers.pool.exited(id, true, now);
         let orphan = OrphanedShm::new((id, seat as u32, generation), methods, shm, leases);
+        if let Some(store) = &mut self.handover.store {
+            let slots = orphan.leases.slots();
+            pack_early(store, &orphan.record, &orphan.shm, &orphan.leases, slots);
+        }
         self.handover.add_orphan(orphan);
         // The worker's counters are in the totals: a SIGKILL now must not lose them.
         self.write_state();
@@ -121,7 +128,15 @@ impl Master {
         };
         let orphans = std::mem::take(&mut store.orphans).into_iter();
         let without_space: u64 = orphans
-            .map(|orphan| store.queues.pack(&orphan) as u64)
+            .map(|orphan| {
+                let is_packed = |slot: &u32| {
+                    let early = store.packed_early.get(&(orphan.record.worker, *slot));
+                    early.is_some_and(|is_packed| *is_packed)
+                };
+                let mut slots = orphan.leases.slots();
+                slots.retain(|slot| !is_packed(slot));
+                store.queues.pack(&orphan, &slots) as u64
+            })
             .sum();
         let is_in_doubt = store.canaries.outage().is_some();
         if without_space > 0 {
@@ -155,12 +170,43 @@ impl Master {
             .for_each(|listener| listener.leave_file());
     }
 
+    /// Packs the clients that workers have given up while they still finish requests: if this master is killed before
+    /// the end of the restart, such a worker only packs the clients that it still has.
+    pub(crate) fn pack_given_up(&mut self) {
+        let is_restarting = self.lifecycle.is_restarting();
+        let Some(store) = self.handover.store.as_mut().filter(|_| is_restarting) else {
+            return;
+        };
+        for worker in self.workers.all.values() {
+            let id = worker.id;
+            let mut slots = worker.leases.given_up(&worker.shm);
+            slots.retain(|slot| !store.packed_early.contains_key(&(id, *slot)));
+            if slots.is_empty() {
+                continue;
+            }
+            let layout = worker.shm.layout();
+            let record = ShmRecord {
+                worker: id,
+                seat: worker.seat as u32,
+                generation: worker.generation,
+                slots: layout.slots(),
+                longest: layout.max_frame(),
+                methods: worker.methods.clone(),
+                is_counted: false,
+                layout: layout.version(),
+            };
+            pack_early(store, &record, &worker.shm, &worker.leases, slots);
+        }
+    }
+
     /// Puts clients without a worker into shared memory of their own, as if their worker were gone.
     fn pack_waiting(&mut self) {
         let now = Instant::now();
         self.clients.lose_handshakes(&mut self.telemetry, now);
         self.clients.give_up_ending_apps(&mut self.telemetry, now);
-        if let Some(store) = &mut self.handover.store {
+        if let Some(store) = &mut self.handover.store
+            && store.packed_early.is_empty()
+        {
             store.waiting.empty(&store.queues);
         }
         let waiting = std::mem::take(&mut self.clients.unleased);
@@ -192,5 +238,27 @@ impl Master {
         let worker = (NO_WORKER, 0, self.settings.generation);
         self.handover
             .add_orphan(OrphanedShm::new(worker, Vec::new(), shm, leases));
+    }
+}
+
+/// Packs those of these clients of a worker that were not tried before. The shared memory is packed in any case: of two
+/// of its records the later one counts. Clients for which there is no space are tried again at the end.
+fn pack_early(
+    store: &mut HandoffStore,
+    record: &ShmRecord,
+    shm: &MasterShm,
+    leases: &Leases,
+    mut slots: Vec<u32>,
+) {
+    let worker = record.worker;
+    slots.retain(|slot| !store.packed_early.contains_key(&(worker, *slot)));
+    let records = leases.records(&slots);
+    let records: Vec<_> = records
+        .map(|(lease, socket)| (lease.record, socket))
+        .collect();
+    let count = records.len();
+    let packed = count - store.queues.pack_all(record, shm, records);
+    for (index, slot) in slots.into_iter().enumerate() {
+        store.packed_early.insert((worker, slot), index < packed);
     }
 }

@@ -18,6 +18,7 @@ use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Notifier;
 use crate::master::telemetry::counters::Counts;
 use crate::proto::control::Origin;
+use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
 
 /// Set by the unit if the service manager keeps descriptors: systemd before 254 does not announce it.
@@ -34,6 +35,9 @@ pub(crate) struct HandoffStore {
     pub(crate) canaries: Canaries,
     /// Shared memory of workers that are gone, to be packed at the end.
     pub(crate) orphans: Vec<OrphanedShm>,
+    /// Clients of workers, by their slots, which this master has tried to pack before the end of a restart, and whether
+    /// there was space.
+    pub(crate) packed_early: BTreeMap<(WorkerId, u32), bool>,
     pub(crate) waiting: PackedWaiting,
 }
 
@@ -109,6 +113,7 @@ impl HandoffStore {
             stored,
             canaries: Canaries::default(),
             orphans: Vec::new(),
+            packed_early: BTreeMap::new(),
             waiting: PackedWaiting::default(),
         }
     }

@@ -204,10 +204,12 @@ impl Master {
             return;
         };
         let (waiting, queues) = (&mut store.waiting, &mut store.queues);
-        if self.clients.without_worker().next().is_none() {
+        // During a restart, clients of workers are in the queues as well.
+        let may_empty = !self.lifecycle.is_restarting();
+        if may_empty && self.clients.without_worker().next().is_none() {
             return waiting.empty(queues);
         }
-        if waiting.sent > waiting.places.get() + MAX_STALE {
+        if may_empty && waiting.sent > waiting.places.get() + MAX_STALE {
             waiting.empty(queues);
             for unleased in self.clients.without_worker_mut() {
                 if let Some(place) = &mut unleased.place {

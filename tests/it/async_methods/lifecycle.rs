@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use fdpassd::testing::{Client, Running, ServiceManager};
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::{Value, json};
 
 use super::{config, recorded, start, wait_for_away};
 use crate::common::faulty::example;
-use crate::common::restart::{How, restart};
+use crate::common::restart::{How, restart, terminate};
 
 /// Sends requests that take a while, one by each new client, and waits until all of them execute.
 fn away(daemon: &Running, count: usize, milliseconds: u64) -> Vec<Client> {
@@ -104,6 +104,58 @@ fn a_restart_waits_for_the_requests_that_are_away() {
         assert_eq!(recorded(&daemon, 32).len(), 32, "each ran once: {how:?}");
         assert_eq!(daemon.status().lost_total, 0, "{how:?}");
     }
+}
+
+#[test]
+fn a_master_killed_during_a_restart_loses_no_client() {
+    let manager = ServiceManager::new();
+    let text = config("workers.count = 2\nlimits.restart-grace = \"60s\"");
+    let started = manager.setup(example("waitd"), &text).start();
+    let mut daemon = started.expect("it serves");
+    daemon.wait_for_workers();
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    let mut waits = away(&daemon, 1, 4_000);
+    let mut others: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
+    let halves: Vec<Vec<u8>> = others
+        .iter_mut()
+        .map(|client| {
+            assert_eq!(client.call("sleep", 1), Ok(json!(1)));
+            let frame = client.frame(r#"{"in":"sleep","params":1}"#);
+            client.send(&frame[..10]);
+            frame[10..].to_vec()
+        })
+        .collect();
+    // One worker still executes a request, and has given up its other clients; the other has exited.
+    daemon.signal("TERM");
+    daemon.wait_for_log(" for the next master; running requests get ");
+    daemon.wait_until("one worker is left", |status| {
+        status.workers.iter().flat_map(|worker| worker.pid).count() == 1
+    });
+    eventually("it has given up its other clients", || {
+        let page = daemon.ctl_with("clients", json!({})).expect("a page");
+        let clients = page["clients"].as_array()?;
+        let given_up = clients.iter().filter(|client| client["state"] == "waiting");
+        (given_up.count() + 1 == clients.len()).then_some(())
+    });
+    // After this reply the loop of the master has begun again.
+    let left = daemon.worker_pids();
+    daemon.signal("KILL");
+    daemon.wait();
+    for worker in left {
+        terminate(worker);
+    }
+    let next = manager.setup(example("waitd"), "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    for (client, half) in others.iter_mut().zip(halves) {
+        client.send(half);
+        assert_eq!(client.reply().value(), Ok(json!(1)));
+    }
+    expect_results(&mut waits);
+    assert_eq!(recorded(&next, 2).len(), 2, "it ran once");
+    let status = next.status();
+    assert_eq!((status.clients, status.lost_total), (41, 0));
 }
 
 #[test]

@@ -26,6 +26,13 @@ impl How {
     pub const ALL: [How; 4] = [How::Term, How::Kill, How::TermAll, How::Upgrade];
 }
 
+/// Sends SIGTERM to a worker, if it still runs.
+#[track_caller]
+pub fn terminate(worker: u32) {
+    let sent = kill(Pid::from_raw(worker.cast_signed()), Signal::SIGTERM);
+    assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
+}
+
 /// Has the daemon become the next one of this program.
 #[track_caller]
 pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program: &Path) -> Running {
@@ -46,8 +53,7 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
     }
     if how != How::Term {
         for worker in workers {
-            let sent = kill(Pid::from_raw(worker.cast_signed()), Signal::SIGTERM);
-            assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
+            terminate(worker);
         }
     }
     let daemon = manager
