@@ -300,7 +300,7 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
         let name = self.name.clone();
         match self.into_parts() {
             Ok(parts) => {
-                own::set(&name, parts.check);
+                own::set(&name, parts.check, parts.methods.has_async());
                 run::run(&name, parts.version, parts.methods)
             }
             Err(mistakes) => run::refuse_program(&name, &mistakes),

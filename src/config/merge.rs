@@ -52,7 +52,11 @@ pub(super) fn parse(
     });
     own.check(texts, config.own.as_ref())?;
     config.app.set_directory(texts);
-    check(&mut config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
+    let check_all = |config: &mut Config| {
+        own.check_app(&config.app)?;
+        check(config)
+    };
+    check_all(&mut config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
     let files = texts.iter().map(|text| PathBuf::from(&text.origin));
     Ok(Loaded {
         config,

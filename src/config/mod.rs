@@ -234,10 +234,10 @@ impl Config {
         }
     }
 
-    /// Checks the daemon's own table as a file would be.
+    /// Checks the daemon's own table, and whether there may be an app, as a file would be checked.
     ///
     /// # Errors
-    /// That the program of this process cannot read it, in one sentence.
+    /// That the program of this process cannot use it, in one sentence.
     pub(crate) fn check_own(&self) -> Result<(), String> {
         let rule = Rule::for_file();
         if let Some(own) = self
@@ -251,7 +251,9 @@ impl Config {
             ));
         }
         let checked = rule.check(&[], self.own.as_ref());
-        checked.map_err(|error| error.message().to_owned())
+        checked.map_err(|error| error.message().to_owned())?;
+        rule.check_app(&self.app)
+            .map_err(|conflict| conflict.message)
     }
 
     /// Returns the keys of the daemon's own table as TOML; nothing if there is no table.

@@ -10,9 +10,11 @@ use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
+use super::AppConfig;
 use super::check::Conflict;
 use super::error::Error;
 use super::source::SourceText;
+use crate::proto::app::EXCLUDED_BY_ASYNC;
 
 /// The longest table, in bytes of TOML: a worker receives it in its first message.
 const MAX_LEN: usize = 16 * 1024;
@@ -49,36 +51,47 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     toml::from_str(text).map_err(|e| e.message().to_owned())
 }
 
-/// The table that the program of this process reads.
+/// The rules of the program of this process for a configuration.
 #[derive(Debug)]
 struct Schema {
     name: String,
     check: Option<TableCheck>,
+    /// The program has asynchronous methods, so it can have no app.
+    is_async: bool,
 }
 
 static SCHEMA: OnceLock<Schema> = OnceLock::new();
 
-/// Sets the daemon's name, and how its table is checked if its program reads one. Only the first call counts.
-pub(crate) fn set(name: &str, check: Option<TableCheck>) {
+/// Sets the daemon's name, how its table is checked if its program reads one, and whether the program has asynchronous
+/// methods. Only the first call counts.
+pub(crate) fn set(name: &str, check: Option<TableCheck>, is_async: bool) {
     let name = name.to_owned();
-    let _ = SCHEMA.set(Schema { name, check });
+    let _ = SCHEMA.set(Schema {
+        name,
+        check,
+        is_async,
+    });
 }
 
-/// The rule for the table in one parse of a configuration.
+/// The rule for the table, and for an app, in one parse of a configuration.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rule<'a> {
     /// The name of the table, if it may be there.
     name: Option<&'a str>,
     check: Option<TableCheck>,
+    /// An app is refused.
+    is_async: bool,
 }
 
 impl Rule<'static> {
     /// Returns the rule for a file: the table is checked, or is an unknown key.
     pub(super) fn for_file() -> Rule<'static> {
-        let schema = SCHEMA.get().filter(|schema| schema.check.is_some());
+        let schema = SCHEMA.get();
+        let with_table = schema.filter(|schema| schema.check.is_some());
         Rule {
-            name: schema.map(|schema| schema.name.as_str()),
-            check: schema.and_then(|schema| schema.check),
+            name: with_table.map(|schema| schema.name.as_str()),
+            check: with_table.and_then(|schema| schema.check),
+            is_async: schema.is_some_and(|schema| schema.is_async),
         }
     }
 
@@ -86,7 +99,7 @@ impl Rule<'static> {
     pub(super) fn unchecked() -> Rule<'static> {
         Rule {
             name: SCHEMA.get().map(|schema| schema.name.as_str()),
-            check: None,
+            ..Rule::default()
         }
     }
 }
@@ -94,6 +107,17 @@ impl Rule<'static> {
 impl<'a> Rule<'a> {
     pub(super) fn name(self) -> Option<&'a str> {
         self.name
+    }
+
+    /// Checks that the program can have this app, if it is one.
+    pub(super) fn check_app(self, app: &AppConfig) -> Result<(), Conflict> {
+        if !self.is_async || app.command.is_empty() {
+            return Ok(());
+        }
+        Err(Conflict {
+            message: EXCLUDED_BY_ASYNC.to_owned(),
+            places: vec!["app.command".to_owned()],
+        })
     }
 
     /// Checks the table in these texts, which together have this one.
@@ -231,7 +255,11 @@ mod tests {
             })
             .collect();
         let name = Some("spelld");
-        let rule = Rule { name, check };
+        let rule = Rule {
+            name,
+            check,
+            is_async: false,
+        };
         merge::parse(&texts, rule, |_| Ok(())).map(|loaded| loaded.config)
     }
 

@@ -56,6 +56,10 @@ pub const MAX_CONCURRENCY: u32 = 4096;
 /// The most methods of an app.
 pub const MAX_METHODS: usize = 1024;
 
+/// Why an app is refused by a daemon with asynchronous methods.
+pub const EXCLUDED_BY_ASYNC: &str =
+    "a daemon with asynchronous methods has no app: remove app.command";
+
 /// How an app is started, from the master to the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppSpec {

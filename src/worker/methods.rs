@@ -133,7 +133,7 @@ impl<S: 'static> Methods<S> {
     }
 
     /// Returns whether futures execute some of these methods.
-    pub(super) fn has_async(&self) -> bool {
+    pub(crate) fn has_async(&self) -> bool {
         self.all.iter().any(Method::is_async)
     }
 

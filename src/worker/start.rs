@@ -17,7 +17,7 @@ use super::running::RunningService;
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
-use crate::proto::app::{AppSpec, Hello};
+use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
 use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
 use crate::shm::own_metrics::OwnMetricWords;
@@ -180,8 +180,8 @@ fn start_runtime<S: 'static>(
         return Ok(None);
     }
     if has_app {
-        let reason = "a daemon with asynchronous methods has no app: remove app.command";
-        return Err(reason.to_owned());
+        // The master has checked the configuration, but perhaps by another program.
+        return Err(EXCLUDED_BY_ASYNC.to_owned());
     }
     #[cfg(feature = "tokio")]
     {

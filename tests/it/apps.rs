@@ -26,7 +26,7 @@ fn start_with(config: &str, variables: &[(&str, &str)]) -> Option<Running> {
 }
 
 /// As [`start`], with more keys of `[app]`.
-fn start_app(config: &str, keys: &str) -> Option<Running> {
+pub fn start_app(config: &str, keys: &str) -> Option<Running> {
     start_process(config, keys, &[], &[])
 }
 

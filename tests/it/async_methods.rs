@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use fdpassd::testing::{Client, Running, Setup, eventually};
 use serde_json::{Value, json};
 
+use crate::apps::start_app;
 use crate::common::faulty::example;
+use crate::common::program::{ctl, run};
+use crate::common::upgrade::{assert_refused, upgrade};
 
 fn start(text: &str) -> Running {
     start_with(text, &[])
@@ -204,12 +207,42 @@ fn a_panic_in_the_loop_keeps_the_state_that_futures_use() {
 }
 
 #[test]
-fn a_daemon_has_asynchronous_methods_or_an_app() {
-    let config = "workers.count = 1\n[app]\ncommand = [\"true\"]";
-    let started = Setup::new(example("waitd"), config).start();
-    let error = started.expect_err("it does not serve").to_string();
-    assert!(
-        error.contains("a daemon with asynchronous methods has no app"),
-        "{error}"
-    );
+fn asynchronous_methods_and_an_app_exclude_each_other() {
+    let daemon = start("workers.count = 1");
+    let served = || assert_eq!(daemon.call("sleep", 1), Ok(json!(1)));
+    served();
+    daemon.write_config(&config("workers.count = 1\n[app]\ncommand = [\"true\"]"));
+    let file = daemon.directory().join("config.toml");
+    let file = file.to_str().expect("it is UTF-8");
+    let program = example("waitd");
+    for refused in [
+        run(&program, &["-t", "-c", file]),
+        run(&program, &["-T", "-c", file]),
+        run(&program, &["-c", file]),
+        ctl(&daemon, &["config", "check"]),
+        ctl(&daemon, &["reload"]),
+    ] {
+        assert!(matches!(refused.code, Some(1 | 78)), "{refused:?}");
+        for words in [
+            "a daemon with asynchronous methods has no app: remove app.command\n",
+            "| command = [\"true\"]\n",
+            "| ^^^^^^^",
+        ] {
+            assert!(refused.err.contains(words), "{words:?}: {refused:?}");
+        }
+        served();
+    }
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.failed_starts_total), (0, 0));
+}
+
+#[test]
+fn an_upgrade_to_asynchronous_methods_is_refused_with_an_app() {
+    let Some(daemon) = start_app("workers.count = 1", "") else {
+        return;
+    };
+    let refused = upgrade(&daemon, Some(&example("waitd")));
+    let words = "a daemon with asynchronous methods has no app";
+    assert_refused(refused, "refused", words);
+    assert_eq!(daemon.call("ping", 1), Ok(json!(1)), "it serves on");
 }
