@@ -5,7 +5,8 @@
 //! cargo run --bin fdpassctl -- call sleep 300 --to 127.0.0.1:8080
 //! ```
 //!
-//! `record` appends to the file that the key `record` of the table `[waitd]` names.
+//! `record` appends to the file that the key `record` of the table `[waitd]` names. With the key `start_after`, a worker
+//! becomes ready only when that file exists.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,11 +15,12 @@ use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, thread};
+use std::{env, hint, thread};
 
 use fdpassd::{AsyncCall, Call, Daemon, Fault, Method, WorkerInfo};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 /// The state of a worker, which all its requests share.
@@ -33,6 +35,7 @@ struct Shared {
 #[serde(default)]
 struct Settings {
     record: Option<PathBuf>,
+    start_after: Option<PathBuf>,
 }
 
 type State = Arc<Shared>;
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
     Daemon::new("waitd")
         .config::<Settings>()
         .state(|worker: &WorkerInfo<Settings>| {
+            // A constructor can wait as methods do.
+            Handle::current().block_on(start_after(&worker.config));
             Ok::<State, Fault>(Arc::new(Shared {
                 worker: worker.worker.0,
                 waited: AtomicU64::new(0),
@@ -67,12 +72,23 @@ fn main() -> ExitCode {
                 Ok(json!({ "worker": state.worker, "pid": process::id(), "client": call.client }))
             },
         ))
+        .method(Method::new("busy_threads", busy_threads))
         .method(Method::new(
             "panic_in_loop",
             |_: &mut State, words: String, _| -> Result<(), Fault> { panic!("{words}") },
         ))
         .concurrency(concurrency())
         .run()
+}
+
+async fn start_after(settings: &Settings) {
+    while settings
+        .start_after
+        .as_ref()
+        .is_some_and(|path| !path.exists())
+    {
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// `$WAITD_CONCURRENCY`, or 64.
@@ -140,6 +156,20 @@ async fn block(_: State, milliseconds: u64, _: AsyncCall) -> Result<(), Fault> {
 
 async fn fault(_: State, (code, message): (String, String), _: AsyncCall) -> Result<(), Fault> {
     Err(Fault::new(code, message))
+}
+
+/// Starts threads that never wait.
+fn busy_threads(_: &mut State, count: u32, _: &Call) -> Result<(), Fault> {
+    for _ in 0..count {
+        let named = thread::Builder::new().name("busy".to_owned());
+        let spawned = named.spawn(|| {
+            loop {
+                hint::spin_loop();
+            }
+        });
+        spawned.map_err(|e| Fault::new("thread", e.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Ends the worker.

@@ -41,6 +41,11 @@ fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
         writeln!(to)?;
         table::write(to, paint, APPS, &apps)?;
     }
+    let runtimes: Vec<_> = status.workers.iter().filter_map(runtime_row).collect();
+    if !runtimes.is_empty() {
+        writeln!(to)?;
+        table::write(to, paint, RUNTIMES, &runtimes)?;
+    }
     if !status.leaving.is_empty() {
         writeln!(to)?;
         let rows: Vec<_> = status.leaving.iter().map(leaving_row).collect();
@@ -250,6 +255,17 @@ fn app_row(worker: &WorkerStatus) -> Option<[Cell; 7]> {
     ])
 }
 
+/// Returns the row of a worker's runtime, if it has one.
+fn runtime_row(worker: &WorkerStatus) -> Option<[Cell; 4]> {
+    let runtime = worker.runtime?;
+    Some([
+        shown(worker.id, |id| id.to_string()),
+        runtime.thread.to_string().into(),
+        short(worker.away).into(),
+        short(runtime.concurrency.into()).into(),
+    ])
+}
+
 fn mebibytes(bytes: u64) -> String {
     format!("{:.0}M", bytes as f64 / MIB)
 }
@@ -272,7 +288,7 @@ fn state(state: WorkerState) -> Cell {
     Cell::styled(state.as_str(), of_state(state))
 }
 
-/// Writes why workers are unhealthy and why others died, for which the rows have no room.
+/// Writes why workers are unhealthy or replaced, and why others died, for which the rows have no room.
 fn write_reasons(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
     let unhealthy: Vec<_> = workers
         .iter()
@@ -282,11 +298,18 @@ fn write_reasons(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()
         .iter()
         .filter_map(|worker| Some((worker, worker.last_death.as_ref()?)))
         .collect();
-    if !deaths.is_empty() || !unhealthy.is_empty() {
+    let replaced: Vec<_> = workers
+        .iter()
+        .filter_map(|worker| Some((worker.id?, worker.replaced_because.as_ref()?)))
+        .collect();
+    if !deaths.is_empty() || !unhealthy.is_empty() || !replaced.is_empty() {
         writeln!(to)?;
     }
     for (id, why) in unhealthy {
         writeln!(to, "worker {id} is unhealthy: {}", Escaped(why))?;
+    }
+    for (id, why) in replaced {
+        writeln!(to, "worker {id} will be replaced: {}", Escaped(why))?;
     }
     deaths
         .into_iter()
@@ -320,6 +343,12 @@ const APPS: Columns<7> = Columns {
     gives_way: None,
 };
 
+const RUNTIMES: Columns<4> = Columns {
+    header: ["WORKER", "THREAD", "AWAY", "MOST"],
+    words: &[],
+    gives_way: None,
+};
+
 /// The longest name or version of an app that is shown in full.
 const MAX_WORD_LEN: usize = 24;
 
@@ -346,7 +375,7 @@ mod tests {
     use super::*;
     use crate::ctl::style::Seen;
     use crate::ctl::tests::status;
-    use crate::proto::control::AppStatus;
+    use crate::proto::control::{AppStatus, RuntimeStatus};
     use crate::proto::names::{Generation, WorkerId};
 
     fn table(status: &Status) -> String {
@@ -396,6 +425,25 @@ last worker in seat 2: exited with status 70
 WORKER  PID APP      VERSION AWAY MOST RSS
      1 4713 shop\\x1b            3   64 41M
 
+predecessor of worker 17";
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn runtimes_and_reasons_of_replacements_are_shown() {
+        let mut status = status();
+        status.workers[0].away = 3;
+        status.workers[0].runtime = Some(RuntimeStatus {
+            thread: 4714,
+            concurrency: 64,
+        });
+        status.workers[0].replaced_because = Some("a method panicked\x1b".to_owned());
+        let shown = table(&status);
+        let expected = "
+WORKER THREAD AWAY MOST
+     1   4714    3   64
+
+worker 1 will be replaced: a method panicked\\x1b
 predecessor of worker 17";
         assert!(shown.contains(expected), "{shown}");
     }

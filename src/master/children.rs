@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::master::workers::actions::Outfit;
 use crate::master::workers::messages::Attended;
 use crate::master::{Error, Master, memory};
-use crate::pool::Action;
+use crate::pool::{Action, Why};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
@@ -40,15 +40,18 @@ impl Master {
                     }
                     Action::Drain { id, why, .. } => self.workers.retire(
                         id,
-                        &why.to_string(),
+                        why,
                         &mut self.clients,
                         &mut self.telemetry,
                         &self.poller,
                     ),
-                    Action::Stop { id, .. } if self.lifecycle.is_restarting() => {
-                        self.workers.send(id, ToWorker::Retire, &self.poller)
+                    Action::Stop { id, by } => {
+                        self.telemetry.counts.retirements.add(Why::Stop, 1);
+                        match self.lifecycle.is_restarting() {
+                            true => self.workers.send(id, ToWorker::Retire, &self.poller),
+                            false => self.workers.stop(id, by, &self.poller, now),
+                        }
                     }
-                    Action::Stop { id, by } => self.workers.stop(id, by, &self.poller, now),
                     Action::Applied => {
                         if let Some(outcome) = self.commit_reload(now) {
                             self.store_all(now);

@@ -55,6 +55,12 @@ impl Member {
         matches!(self.state, MemberState::Starting { .. })
     }
 
+    /// Returns why the worker will be replaced although its generation is wanted, if it will.
+    #[must_use]
+    pub fn spent(&self) -> Option<Why> {
+        self.spent
+    }
+
     /// Returns whether the worker serves.
     #[must_use]
     pub fn is_ready(&self) -> bool {

@@ -183,6 +183,18 @@ pub struct Ready {
     /// The report of its app on itself, if it has one.
     #[serde(default)]
     pub app: Option<AppInfo>,
+    /// The runtime of its asynchronous methods, if it has one.
+    #[serde(default)]
+    pub runtime: Option<RuntimeInfo>,
+}
+
+/// The runtime of asynchronous methods, which executes their requests in a thread of the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeInfo {
+    /// The number of the thread (gettid(2)).
+    pub thread: u32,
+    /// The most requests at a time.
+    pub concurrency: u32,
 }
 
 /// A method, as the master knows it.
@@ -482,6 +494,10 @@ mod tests {
                 version,
                 methods,
                 app: Some(AppInfo::default()),
+                runtime: Some(RuntimeInfo {
+                    thread: 8,
+                    concurrency: 64,
+                }),
             }),
             ToMaster::AppStarted(AppStarted { pid: 7 }),
             ToMaster::AppGone(AppGone {

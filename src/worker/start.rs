@@ -245,6 +245,7 @@ fn serve_methods(
             version: VERSION,
             methods,
             app: app.map(|app| app.info().clone()),
+            runtime: executor.as_ref().and_then(Executor::runtime_info),
         }),
     )
     .map_err(|e| format!("cannot report to the master: {e}"))?;

@@ -5,6 +5,7 @@ mod deaths;
 mod lifecycle;
 mod time;
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use fdpassd::testing::{Client, Running, Setup, eventually};
@@ -39,10 +40,26 @@ fn start_with(text: &str, variables: &[(&str, &str)]) -> Running {
 fn recorded(daemon: &Running, least: usize) -> Vec<String> {
     let file = daemon.directory().join("record");
     eventually("lines of the methods", || {
-        let lines = std::fs::read_to_string(&file).unwrap_or_default();
+        let lines = fs::read_to_string(&file).unwrap_or_default();
         let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
         (lines.len() >= least).then_some(lines)
     })
+}
+
+/// Returns the number of the thread in which the futures of a worker execute.
+fn runtime_thread(pid: u32) -> u32 {
+    threads(pid, "runtime")[0]
+}
+
+/// Returns the numbers of the threads of a worker with this name.
+fn threads(pid: u32, name: &str) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let named = tasks.flatten().filter(|task| {
+        let found = fs::read_to_string(task.path().join("comm"));
+        found.is_ok_and(|found| found.trim_end() == name)
+    });
+    let number = |task: fs::DirEntry| task.file_name().to_str()?.parse().ok();
+    named.filter_map(number).collect()
 }
 
 fn wait_for_away(daemon: &Running, count: u64) {
@@ -245,4 +262,72 @@ fn an_upgrade_to_asynchronous_methods_is_refused_with_an_app() {
     let words = "a daemon with asynchronous methods has no app";
     assert_refused(refused, "refused", words);
     assert_eq!(daemon.call("ping", 1), Ok(json!(1)), "it serves on");
+}
+
+#[test]
+fn the_status_shows_the_runtime() {
+    let daemon = start_with("workers.count = 1", &[("WAITD_CONCURRENCY", "7")]);
+    daemon.wait_for_log(" with its runtime (concurrency 7) is ready after ");
+    let mut waits = daemon.connect();
+    waits.request("until_dropped", "x");
+    wait_for_away(&daemon, 1);
+    let status = daemon.status();
+    let worker = &status.workers[0];
+    let runtime = worker.runtime.expect("it has one");
+    let thread = runtime_thread(worker.pid.expect("it runs"));
+    assert_eq!((runtime.thread, runtime.concurrency), (thread, 7));
+    assert_eq!((worker.app.is_some(), worker.away), (false, 1));
+    let shown = ctl(&daemon, &["status"]).out;
+    let table = format!(
+        "\nWORKER {:>6} AWAY MOST\n     1 {thread:>6}    1    7\n",
+        "THREAD"
+    );
+    assert!(shown.contains(&table), "{table} is not in {shown}");
+    upgrade(&daemon, Some(&example("waitd"))).expect("it is the same program");
+    daemon.wait_until("a worker of the next program serves", |status| {
+        let runtime = status.workers[0].runtime;
+        runtime.is_some_and(|runtime| runtime.thread != thread && runtime.concurrency == 7)
+    });
+}
+
+#[test]
+fn a_replacement_after_a_panic_is_shown_as_such() {
+    const REASON: &str = "a method has panicked";
+    for method in ["panic", "panic_in_loop"] {
+        let daemon = start("workers.count = 1");
+        let switch = daemon.directory().join("start");
+        let begin = || fs::write(&switch, "").expect("it is ours");
+        begin();
+        let waits_for_it = config("workers.count = 1") + "start_after = \"{dir}/start\"\n";
+        daemon.reload_with(&waits_for_it).expect("it is good");
+        fs::remove_file(&switch).expect("it is there");
+        let mut waits = daemon.connect();
+        waits.request("until_dropped", "x");
+        wait_for_away(&daemon, 1);
+        let worker = daemon.status().workers[0].id.expect("it has one");
+        daemon.call(method, "it is dark").expect_err("a panic");
+        daemon.wait_until("it will be replaced", |status| {
+            status.workers[0].replaced_because.as_deref() == Some(REASON)
+        });
+        let shown = ctl(&daemon, &["status"]).out;
+        let line = format!("\nworker {worker} will be replaced: {REASON}\n");
+        assert!(shown.contains(&line), "{shown}");
+        begin();
+        daemon.wait_until("it retires", |status| {
+            let mut leaving = status.leaving.iter();
+            let retires = leaving.find(|leaving| leaving.id == worker);
+            retires.is_some_and(|leaving| {
+                leaving.reason == REASON
+                    && leaving.waits_for == "1 request of its runtime to be answered"
+            })
+        });
+        daemon.wait_for_log(&format!(") retires: {REASON}; "));
+        let text = ctl(&daemon, &["metrics"]).out;
+        for (reason, count) in [("panic", 1), ("max_requests", 0), ("reload", 1)] {
+            let line =
+                format!("\nfdpassd_worker_retirements_total{{reason=\"{reason}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+        assert_eq!(daemon.status().deaths_total, 0);
+    }
 }

@@ -14,6 +14,7 @@ pub(in crate::ctl) fn status() -> Status {
         executing: 2,
         away: 0,
         app: None,
+        runtime: None,
         requests_total: 12_345_678,
         errors_total: 40,
         panics_total: 0,
@@ -26,6 +27,7 @@ pub(in crate::ctl) fn status() -> Status {
         restarts: 0,
         rss_bytes: Some(12 << 20),
         unhealthy: None,
+        replaced_because: None,
         last_death: None,
     };
     let draining = WorkerStatus {
@@ -43,6 +45,7 @@ pub(in crate::ctl) fn status() -> Status {
         restarts: 3,
         rss_bytes: Some(8_900_000),
         unhealthy: None,
+        replaced_because: None,
         last_death: Some("killed by signal 11 in method \"resize\"".to_owned()),
         ..ready.clone()
     };
@@ -61,6 +64,7 @@ pub(in crate::ctl) fn status() -> Status {
         restarts: 5,
         rss_bytes: None,
         unhealthy: None,
+        replaced_because: None,
         last_death: Some("exited with status 70".to_owned()),
         ..ready.clone()
     };

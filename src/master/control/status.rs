@@ -11,8 +11,10 @@ use crate::master::service_manager::Summary;
 use crate::master::workers::SeatTotals;
 use crate::master::workers::app::WorkerApp;
 use crate::pool::{Member, MemberState};
+use crate::proto::channel::RuntimeInfo;
 use crate::proto::control::{
-    AppStatus, LeavingStatus, ListenerStatus, Skew, Status, WorkerState, WorkerStatus,
+    AppStatus, LeavingStatus, ListenerStatus, RuntimeStatus, Skew, Status, WorkerState,
+    WorkerStatus,
 };
 use crate::proto::text::Counted;
 use crate::sys::{clock, process};
@@ -189,6 +191,7 @@ impl Snapshot<'_> {
             executing: header.map_or(0, |header| header.in_progress()),
             away: header.map_or(0, |header| header.away()),
             app: worker.and_then(|worker| app_status(&worker.app)),
+            runtime: worker.and_then(|worker| worker.runtime.map(runtime_status)),
             requests_total: totals.requests,
             errors_total: totals.errors,
             panics_total: totals.panics,
@@ -205,6 +208,7 @@ impl Snapshot<'_> {
             restarts: seat.spawned.saturating_sub(1),
             rss_bytes: worker.and_then(|worker| process::resident_memory(worker.pid)),
             unhealthy: worker.and_then(|worker| worker.unhealthy.clone()),
+            replaced_because: member.and_then(replacement),
             last_death: seat.last_death.clone(),
         }
     }
@@ -217,7 +221,9 @@ impl Snapshot<'_> {
             MemberState::Held { .. } => ("held by an operator".to_owned(), None),
             MemberState::Killed => ("it was killed".to_owned(), None),
             MemberState::Starting { .. } | MemberState::Ready { .. } => {
-                ("it is being replaced".to_owned(), None)
+                let reason = replacement(member);
+                let reason = reason.unwrap_or_else(|| "it is being replaced".to_owned());
+                (reason, None)
             }
         };
         Some(LeavingStatus {
@@ -250,8 +256,9 @@ fn waits_for(worker: &Worker, member: &Member, clients: u64) -> String {
         (MemberState::Killed, _) => "its end".to_owned(),
         (MemberState::Starting { .. } | MemberState::Ready { .. }, _) => "its successor".to_owned(),
         (_, _) if away > 0 => format!(
-            "{} of its app to be answered",
-            Counted(away as usize, "request")
+            "{} of its {} to be answered",
+            Counted(away as usize, "request"),
+            worker.executor_name()
         ),
         (_, Some(method)) => format!("method {method:?} to return"),
         (_, None) if clients > 0 => format!("the turns of {} to end", Counted(clients, "client")),
@@ -268,6 +275,23 @@ fn app_status(app: &WorkerApp) -> Option<AppStatus> {
         concurrency: info.concurrency,
         rss_bytes: process::resident_memory(info.pid),
     })
+}
+
+fn runtime_status(runtime: RuntimeInfo) -> RuntimeStatus {
+    let RuntimeInfo {
+        thread,
+        concurrency,
+    } = runtime;
+    RuntimeStatus {
+        thread,
+        concurrency,
+    }
+}
+
+/// Returns why a worker that serves will be replaced, if it will.
+fn replacement(member: &Member) -> Option<String> {
+    let why = member.spent().filter(|_| member.is_ready())?;
+    Some(why.to_string())
 }
 
 fn worker_state(member: &Member, worker: Option<&Worker>) -> WorkerState {

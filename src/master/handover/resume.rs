@@ -85,6 +85,7 @@ impl WorkerSnapshot {
         // No snapshot is made while a worker is starting.
         worker.life = Life::Serving;
         worker.app = self.app;
+        worker.runtime = self.runtime;
         if let Some(counters) = self.counters {
             worker.believed = Believed::with_counters(counters, now);
         }

@@ -23,7 +23,7 @@ use crate::master::listeners::listener::ListenerRecord;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
-use crate::proto::channel::{MethodName, VERSION};
+use crate::proto::channel::{MethodName, RuntimeInfo, VERSION};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::paths::{Exact, exact};
 use crate::shm::{Counters, LAYOUT_VERSION, Layout};
@@ -101,6 +101,8 @@ pub(crate) struct WorkerSnapshot {
     pub(crate) counters: Option<Counters>,
     #[serde(default)]
     pub(crate) app: WorkerApp,
+    #[serde(default)]
+    pub(crate) runtime: Option<RuntimeInfo>,
     pub(crate) leases: LeasesSnapshot,
 }
 
@@ -248,6 +250,7 @@ impl Master {
             is_held: matches!(state, MemberState::Held { .. }),
             counters: worker.believed.last().cloned(),
             app: worker.app.clone(),
+            runtime: worker.runtime,
             leases: worker.leases.snapshot()?,
         })
     }

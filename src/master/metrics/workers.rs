@@ -57,6 +57,13 @@ fn write_lives(text: &mut MetricsText, master: &Snapshot<'_>) {
     text.counter("worker_starts_total", "Workers that were started.", starts);
     let help = "Workers that had been ready and ended without being asked to, by what ended them.";
     text.by("worker_deaths_total", help, "cause", &counts.deaths);
+    let help = "Workers that were asked to retire, by the reason.";
+    text.by(
+        "worker_retirements_total",
+        help,
+        "reason",
+        &counts.retirements,
+    );
     let help = "Workers that ended before they were ready, or could not be started.";
     text.counter("worker_failed_starts_total", help, counts.failed_starts);
     let help = "Workers whose counters could not be true and were left out from then on.";
@@ -101,7 +108,7 @@ const EACH: [(&str, &str, &str, WorkerFigure); 7] = [
     (
         "worker_requests_away",
         GAUGE,
-        "Requests that the worker's app executes.",
+        "Requests that the worker's app or runtime executes.",
         |w, _| Some(w.away as f64),
     ),
     (

@@ -6,6 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::master::telemetry::by_kind::{By, Label};
+use crate::pool::Why;
 use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
 use crate::proto::rpc::is_method_name;
@@ -31,6 +32,8 @@ pub(crate) struct Counts {
     pub(crate) deaths: By<Cause>,
     /// Workers that ended before they were ready, or could not be started.
     pub(crate) failed_starts: u64,
+    /// Workers that were replaced or not wanted any more, by reason.
+    pub(crate) retirements: By<Why>,
     /// Workers whose counters were rejected.
     pub(crate) rejected_counters: u64,
     /// Log lines that earlier masters could not write.
@@ -176,6 +179,21 @@ impl Label for Cause {
         (Cause::Timeout, "timeout"),
         (Cause::Signal, "signal"),
         (Cause::Late, "late"),
+    ];
+}
+
+impl Label for Why {
+    const ALL: &'static [(Why, &'static str)] = &[
+        (Why::Reload, "reload"),
+        (Why::Rollback, "rollback"),
+        (Why::Scale, "scale"),
+        (Why::NearRequestLimit, "max_requests"),
+        (Why::Memory, "max_memory"),
+        (Why::Panic, "panic"),
+        (Why::Lifetime, "max_lifetime"),
+        (Why::Recycle, "recycle"),
+        (Why::Surplus, "surplus"),
+        (Why::Stop, "stop"),
     ];
 }
 

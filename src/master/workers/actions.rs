@@ -12,7 +12,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Doom, NOT_NOW, Worker};
-use crate::pool::Late;
+use crate::pool::{Late, Why};
 use crate::proto::channel::{Settings, Start, Stop, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::log::{Log, LogLevel};
@@ -176,11 +176,12 @@ impl Workers {
     pub(crate) fn retire(
         &mut self,
         id: WorkerId,
-        reason: &str,
+        why: Why,
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) {
+        telemetry.counts.retirements.add(why, 1);
         let moved = self.revoke_all(id, Reason::Drain, clients, telemetry);
         let Some(worker) = self.all.get(&id) else {
             return;
@@ -190,7 +191,7 @@ impl Workers {
             ..worker.about()
         };
         let sentence = format_args!(
-            "{} retires: {reason}; {} moved",
+            "{} retires: {why}; {} moved",
             worker.name(),
             Counted(moved, "client")
         );

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::worker::Worker;
 use crate::proto::app::AppInfo;
-use crate::proto::channel::{AppEnd, AppGone};
+use crate::proto::channel::{AppEnd, AppGone, RuntimeInfo};
 use crate::proto::text::Escaped;
 use crate::sys::process::{Exit, ProcessIdentity};
 
@@ -52,6 +52,23 @@ impl WorkerApp {
 }
 
 impl Worker {
+    /// Returns what executes its requests that are away, for messages; none if no request can be away.
+    pub(super) fn describe_executor(&self) -> Option<String> {
+        let of_runtime = || {
+            let RuntimeInfo { concurrency, .. } = self.runtime?;
+            Some(format!("runtime (concurrency {concurrency})"))
+        };
+        self.app.describe().or_else(of_runtime)
+    }
+
+    /// Returns what executes its requests that are away, in one word.
+    pub(crate) fn executor_name(&self) -> &'static str {
+        match self.runtime {
+            Some(_) => "runtime",
+            None => "app",
+        }
+    }
+
     /// Notes the app that the worker has started. It is in the shared memory as well, where the next master finds it.
     pub(super) fn set_app(&mut self, pid: u32) {
         self.app.pid = Some(pid);

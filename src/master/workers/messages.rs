@@ -225,10 +225,12 @@ impl Workers {
             worker.life = Life::Serving;
         }
         worker.app.info = ready.app;
-        let app = worker.app.describe();
-        let app = app.map_or_else(String::new, |app| format!(" with its {app}"));
+        worker.runtime = ready.runtime;
+        let executor = worker.describe_executor();
+        let executor =
+            executor.map_or_else(String::new, |executor| format!(" with its {executor}"));
         let name = worker.name();
-        let sentence = format_args!("{name}{app} is ready after {} ms", took.as_millis());
+        let sentence = format_args!("{name}{executor} is ready after {} ms", took.as_millis());
         telemetry
             .events
             .note(Kind::WorkerReady, worker.about(), sentence);

@@ -8,7 +8,7 @@
 //!
 //! A worker whose app answers nothing for `stall-timeout` while requests wait for a permit is stuck, too: it gets work
 //! again when an answer comes. It is not killed, because it checks the time of each request itself. The runtime of
-//! asynchronous methods counts as an app here.
+//! asynchronous methods counts as an app here; its CPU time is that of its thread.
 //!
 //! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and on an
 //! overloaded machine they were moved to and fro so fast that hardly any was served.
@@ -224,12 +224,9 @@ impl Workers {
             Stuck::App(waited) => {
                 let away = Counted(worker.shm.header().away() as usize, "request");
                 let name = worker.name();
-                let what = match worker.app.pid {
-                    Some(_) => "app",
-                    None => "runtime",
-                };
+                let executor = worker.executor_name();
                 let what =
-                    format!("{name}: its {what} has answered none of {away} for {waited:.1?}");
+                    format!("{name}: its {executor} has answered none of {away} for {waited:.1?}");
                 (waited, what)
             }
         };

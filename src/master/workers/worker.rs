@@ -13,7 +13,7 @@ use crate::master::workers::app::WorkerApp;
 use crate::master::workers::heartbeat::AppWatch;
 use crate::master::workers::trust::Believed;
 use crate::pool::dispatch::Candidate;
-use crate::proto::channel::{MAX_LEASES, MethodName, Start, ToMaster, ToWorker};
+use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
@@ -50,6 +50,8 @@ pub(crate) struct Worker {
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,
     pub(crate) app: WorkerApp,
+    /// The runtime of its asynchronous methods, if it has one.
+    pub(crate) runtime: Option<RuntimeInfo>,
     pub(crate) life: Life,
     /// The worker's counters, as far as they are plausible.
     pub(crate) believed: Believed,
@@ -228,6 +230,7 @@ impl Worker {
             unhealthy: None,
             failure: None,
             app: WorkerApp::default(),
+            runtime: None,
             life: Life::Starting,
             believed: Believed::new(started),
             heartbeat: Heartbeat::default(),

@@ -211,6 +211,9 @@ pub struct WorkerStatus {
     /// The worker's app; none if it has none.
     #[serde(default)]
     pub app: Option<AppStatus>,
+    /// The runtime of the worker's asynchronous methods; none if it has none.
+    #[serde(default)]
+    pub runtime: Option<RuntimeStatus>,
     /// Requests answered in this seat.
     pub requests_total: u64,
     /// Of these, with an error.
@@ -236,6 +239,9 @@ pub struct WorkerStatus {
     /// Why the worker is unhealthy, if it is.
     #[serde(default)]
     pub unhealthy: Option<String>,
+    /// Why the worker will be replaced as soon as its successor is ready, if it will.
+    #[serde(default)]
+    pub replaced_because: Option<String>,
     /// Why the worker before this one ended, if it did so without a request.
     pub last_death: Option<String>,
 }
@@ -253,6 +259,15 @@ pub struct AppStatus {
     pub concurrency: u32,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
+}
+
+/// The runtime of a worker: a thread that executes asynchronous methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeStatus {
+    /// The number of the thread.
+    pub thread: u32,
+    /// The most requests that it executes at a time.
+    pub concurrency: u32,
 }
 
 named_variants! {

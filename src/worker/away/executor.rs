@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Pulse, Requests, Waiting};
 use crate::proto::app::CancelReason;
-use crate::proto::channel::SpentReason;
+use crate::proto::channel::{RuntimeInfo, SpentReason};
 use crate::proto::names::ClientId;
 #[cfg(feature = "tokio")]
 use crate::sys::gate::ExecutionGate;
@@ -70,6 +70,18 @@ impl Executor {
             ExecutorKind::App(app) => Some(app),
             #[cfg(feature = "tokio")]
             ExecutorKind::Runtime(_) => None,
+        }
+    }
+
+    /// Returns what the worker reports on the runtime, or `None` for an app.
+    pub(in crate::worker) fn runtime_info(&self) -> Option<RuntimeInfo> {
+        match &self.kind {
+            ExecutorKind::App(_) => None,
+            #[cfg(feature = "tokio")]
+            ExecutorKind::Runtime(runtime) => Some(RuntimeInfo {
+                thread: runtime.thread(),
+                concurrency: self.requests.permits(),
+            }),
         }
     }
 

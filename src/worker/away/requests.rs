@@ -65,6 +65,12 @@ impl Requests {
         }
     }
 
+    /// Returns the most requests that are away at a time.
+    #[cfg(feature = "tokio")]
+    pub(in crate::worker) fn permits(&self) -> u32 {
+        self.permits as u32
+    }
+
     /// Returns the number of requests that are away.
     pub(in crate::worker) fn count(&self) -> usize {
         self.away.len()

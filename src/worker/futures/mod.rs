@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 pub use call::AsyncCall;
 
 use self::queues::{Command, Queues, Report};
+use self::thread::Started;
 use super::reply::Fault;
 use crate::proto::app::CancelReason;
 use crate::proto::names::ClientId;
@@ -49,7 +50,7 @@ pub(in crate::worker) type MethodResult = Result<Box<RawValue>, Fault>;
 #[derive(Debug)]
 pub(in crate::worker) struct Runtime {
     queues: Arc<Queues>,
-    handle: Handle,
+    started: Started,
     /// Commands that are not sent yet.
     unsent: Vec<Command>,
     /// By request: whether its client is connected.
@@ -65,10 +66,10 @@ impl Runtime {
     /// Those of eventfd(2), of pthread_create(3), and of what the runtime opens.
     pub(in crate::worker) fn start() -> io::Result<Runtime> {
         let queues = Arc::new(Queues::new()?);
-        let handle = thread::start(&queues)?;
+        let started = thread::start(&queues)?;
         Ok(Runtime {
             queues,
-            handle,
+            started,
             unsent: Vec::new(),
             connected: HashMap::new(),
             has_panicked: false,
@@ -77,7 +78,12 @@ impl Runtime {
 
     /// Returns the handle by which other threads enter the runtime.
     pub(in crate::worker) fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.started.handle.clone()
+    }
+
+    /// Returns the number of its thread.
+    pub(in crate::worker) fn thread(&self) -> u32 {
+        self.started.thread
     }
 
     /// Returns the gate behind which all futures execute.

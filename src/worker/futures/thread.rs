@@ -14,13 +14,22 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::execution::{Tasks, execute};
 use super::queues::{Command, Queues, Report};
+use crate::sys::fork;
 use crate::sys::signal::HeldBack;
+
+/// The thread that runs.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) handle: Handle,
+    /// The number of the thread.
+    pub(super) thread: u32,
+}
 
 /// Starts the thread, which blocks all signals, as its own threads do.
 ///
 /// # Errors
 /// Those of pthread_create(3), and of what the runtime opens.
-pub(super) fn start(queues: &Arc<Queues>) -> io::Result<Handle> {
+pub(super) fn start(queues: &Arc<Queues>) -> io::Result<Started> {
     let (send, started) = mpsc::channel();
     let queues = Arc::clone(queues);
     let blocked = HeldBack::all();
@@ -31,13 +40,16 @@ pub(super) fn start(queues: &Arc<Queues>) -> io::Result<Handle> {
     started.recv().map_err(io::Error::other)?
 }
 
-fn run(queues: &Arc<Queues>, started: &mpsc::Sender<io::Result<Handle>>) {
+fn run(queues: &Arc<Queues>, started: &mpsc::Sender<io::Result<Started>>) {
     let _end = End(queues);
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return drop(started.send(Err(e))),
     };
-    let _ = started.send(Ok(runtime.handle().clone()));
+    let _ = started.send(Ok(Started {
+        handle: runtime.handle().clone(),
+        thread: fork::thread_id(),
+    }));
     let local = LocalSet::new();
     let within = local.block_on(&runtime, serve(queues));
     // A panic of a destructor must not affect other futures.

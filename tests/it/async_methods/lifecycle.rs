@@ -5,7 +5,7 @@ use std::fs;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::{Value, json};
 
-use super::{config, recorded, start, wait_for_away};
+use super::{config, recorded, runtime_thread, start, wait_for_away};
 use crate::common::faulty::example;
 use crate::common::restart::{How, restart, terminate};
 
@@ -190,11 +190,7 @@ fn a_restart_ends_the_futures_that_exceed_restart_grace() {
 fn the_runtime_blocks_all_signals() {
     let daemon = start("workers.count = 1");
     let pid = daemon.worker_pids()[0];
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
-    let runtime = tasks.flatten().find(|task| {
-        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "runtime\n")
-    });
-    let status = runtime.expect("it has that thread").path().join("status");
+    let status = format!("/proc/{pid}/task/{}/status", runtime_thread(pid));
     let status = fs::read_to_string(status).expect("it runs");
     let blocked = status
         .lines()
