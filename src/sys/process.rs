@@ -22,7 +22,10 @@ pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;
 pub use oom_score::{protect_from_oom, raise_oom_score};
 pub(in crate::sys) use proc_files::is_running;
-pub use proc_files::{Child, FileId, children, kill_writers, resident_memory, scheduling};
+pub use proc_files::{
+    Child, FileId, Scheduling, children, kill_writers, resident_memory, scheduling,
+    thread_scheduling,
+};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

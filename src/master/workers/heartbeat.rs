@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use crate::loop_clock::LoopClock;
 use crate::master::workers::worker::{Heartbeat, Worker};
 use crate::proto::channel::ToWorker;
-use crate::sys::{clock, process};
+use crate::sys::clock;
+use crate::sys::process::{self, Scheduling};
 
 /// The answers of a worker's app when requests were first found waiting for a permit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,11 +22,10 @@ impl Worker {
     pub(super) fn check_app(&mut self, clock: &LoopClock) -> Duration {
         let full_since = self.shm.header().full_since();
         let waited = full_since.map_or(Duration::ZERO, |since| ago(since, clock));
-        let ran = |pid| process::scheduling(pid).map(|scheduling| scheduling.ran);
         if waited.is_zero() {
             self.app_watch.ran = None;
         } else if self.app_watch.ran.is_none() {
-            self.app_watch.ran = self.app.pid.and_then(ran);
+            self.app_watch.ran = self.app_scheduling().map(|scheduling| scheduling.ran);
         }
         waited
     }
@@ -43,9 +43,15 @@ impl Worker {
 
     /// Returns whether the app answers nothing for lack of a CPU.
     pub(super) fn is_app_starved(&self, limit: Duration) -> bool {
-        self.app
-            .pid
-            .is_some_and(|pid| has_starved(pid, self.app_watch.ran, limit))
+        has_starved(self.app_scheduling(), self.app_watch.ran, limit)
+    }
+
+    /// Returns the CPU time of the app's first thread, or of the runtime's thread, which is one of the worker's own.
+    fn app_scheduling(&self) -> Option<Scheduling> {
+        match self.runtime {
+            Some(runtime) => process::thread_scheduling(self.pid, runtime.thread),
+            None => process::scheduling(self.app.pid?),
+        }
     }
 
     /// Returns when the current turn began: ns of CLOCK_MONOTONIC.
@@ -125,13 +131,13 @@ impl Worker {
 
     /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run since.
     pub(super) fn is_starved(&self, limit: Duration) -> bool {
-        has_starved(self.pid, self.heartbeat.ran, limit)
+        has_starved(process::scheduling(self.pid), self.heartbeat.ran, limit)
     }
 }
 
-/// Returns whether a process is runnable and has hardly run since it had run for `then`.
-fn has_starved(pid: u32, then: Option<Duration>, limit: Duration) -> bool {
-    let (Some(then), Some(now)) = (then, process::scheduling(pid)) else {
+/// Returns whether a thread is runnable and has hardly run since it had run for `then`.
+fn has_starved(now: Option<Scheduling>, then: Option<Duration>, limit: Duration) -> bool {
+    let (Some(then), Some(now)) = (then, now) else {
         return false;
     };
     now.is_runnable && now.ran.saturating_sub(then) < (limit / 4).min(LONG_RUN)

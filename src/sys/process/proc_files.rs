@@ -56,7 +56,7 @@ pub(in crate::sys) fn is_running(pid: u32) -> bool {
     stat(&pid.to_string()).is_some_and(|stat| !stat.trim_start().starts_with(['Z', 'X']))
 }
 
-/// Returns the fields of /proc/PID/stat after the name, which may contain anything.
+/// Returns the fields of /proc/PID/stat after the name, which may contain anything. `pid` may also be `PID/task/TID`.
 pub(super) fn stat(pid: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit_once(')')?.1.to_owned())
@@ -114,7 +114,7 @@ pub fn resident_memory(pid: u32) -> Option<u64> {
     pages.checked_mul(page)
 }
 
-/// The CPU time of a process.
+/// The CPU time of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheduling {
     /// Whether it runs, or would if it had a CPU.
@@ -123,12 +123,22 @@ pub struct Scheduling {
     pub ran: Duration,
 }
 
-/// Returns the CPU time of a process by /proc/PID/stat and /proc/PID/schedstat (sched-stats.rst). None where the kernel
-/// does not count it, or if the process is gone.
+/// Returns the CPU time of the first thread of a process by /proc/PID/stat and /proc/PID/schedstat (sched-stats.rst).
+/// None where the kernel does not count it, or if the process is gone.
 #[must_use]
 pub fn scheduling(pid: u32) -> Option<Scheduling> {
-    let stat = stat(&pid.to_string())?;
-    let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    scheduling_in(&pid.to_string())
+}
+
+/// As [`scheduling`], of another thread of the process, by /proc/PID/task/TID.
+#[must_use]
+pub fn thread_scheduling(pid: u32, thread: u32) -> Option<Scheduling> {
+    scheduling_in(&format!("{pid}/task/{thread}"))
+}
+
+fn scheduling_in(directory: &str) -> Option<Scheduling> {
+    let stat = stat(directory)?;
+    let schedstat = fs::read_to_string(format!("/proc/{directory}/schedstat")).ok()?;
     let ran = Duration::from_nanos(schedstat.split_whitespace().next()?.parse().ok()?);
     (!ran.is_zero()).then(|| Scheduling {
         is_runnable: stat.trim_start().starts_with('R'),
@@ -140,6 +150,11 @@ pub fn scheduling(pid: u32) -> Option<Scheduling> {
 mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::Command;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use crate::sys::fork;
+    use nix::time::{ClockId, clock_gettime};
 
     use super::*;
 
@@ -165,5 +180,32 @@ mod tests {
         let found = scheduling(std::process::id()).expect("the kernel counts it");
         assert!(!found.ran.is_zero());
         assert_eq!(scheduling(u32::MAX >> 1), None);
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_thread_is_its_own() {
+        const RUN: Duration = Duration::from_millis(20);
+        let (report, started) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let spawned = thread::spawn(move || {
+            let has_run = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
+            while has_run().expect("it has a clock") < RUN {}
+            report.send(fork::thread_id()).expect("it is awaited");
+            ended.recv()
+        });
+        let pid = std::process::id();
+        let id = started.recv().expect("it runs");
+        let found = loop {
+            let found = thread_scheduling(pid, id).expect("the kernel counts it");
+            if !found.is_runnable {
+                break found;
+            }
+            thread::yield_now();
+        };
+        assert!(found.ran >= RUN, "{found:?}");
+        drop(end);
+        spawned.join().expect("no panic").expect_err("it has ended");
+        assert_eq!(thread_scheduling(pid, u32::MAX >> 1), None);
+        assert_eq!(thread_scheduling(pid, 1), None, "it is of another process");
     }
 }

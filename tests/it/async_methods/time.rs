@@ -1,8 +1,11 @@
 //! Requests of asynchronous methods that take long, and clients that leave.
 
+use fdpassd::proto::control::WorkerState;
+use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
-use super::{recorded, start, start_with, wait_for_away};
+use super::{recorded, runtime_thread, start, start_with, threads, wait_for_away};
+use crate::common::starvation::Starved;
 
 #[test]
 fn the_future_of_a_client_that_has_left_is_dropped() {
@@ -134,4 +137,54 @@ fn a_worker_whose_requests_only_wait_is_not_stuck() {
     let mut client = daemon.connect();
     assert_eq!(client.call("sleep", 1_500), Ok(json!(1)));
     assert_eq!(daemon.status().stalls_total, 0);
+}
+
+/// Returns a client, and the pid and the id of its worker, which has none of these pids.
+fn client_elsewhere(daemon: &Running, others: &[u64]) -> (Client, u64, u64) {
+    loop {
+        let mut client = daemon.connect();
+        let worker = client.call("whoami", ()).expect("a result");
+        let number = |key: &str| worker[key].as_u64().expect("a number");
+        if !others.contains(&number("pid")) {
+            return (client, number("pid"), number("worker"));
+        }
+    }
+}
+
+#[test]
+fn a_worker_whose_runtime_only_lacks_a_cpu_is_not_stuck() {
+    let config =
+        "workers.count = 2\nlimits.request-timeout = \"none\"\nlimits.stall-timeout = \"200ms\"";
+    let daemon = start(config);
+    let (mut client, pid, worker) = client_elsewhere(&daemon, &[]);
+    let (mut blocker, _, blocked) = client_elsewhere(&daemon, &[pid]);
+    let busy = client.call("busy_threads", 4);
+    assert_eq!(busy, Ok(Value::Null));
+    let rivals = eventually("they have their name", || {
+        let found = threads(pid as u32, "busy");
+        (found.len() == 4).then_some(found)
+    });
+    let starved = Starved::start(runtime_thread(pid as u32), &rivals);
+    // Each needs another turn of the runtime, so one of them waits for the CPU soon.
+    for _ in 0..8 {
+        client.request("sleep", 1);
+    }
+    wait_for_away(&daemon, 1);
+    blocker.request("block", 600_000);
+    daemon.wait_until("the other one is stuck", |status| {
+        let is_stuck = |id: u64| {
+            let mut workers = status.workers.iter();
+            let worker = workers.find(|worker| worker.id.is_some_and(|found| found.0 == id));
+            worker.is_some_and(|worker| worker.state == WorkerState::Stalled)
+        };
+        assert!(!is_stuck(worker), "it only waits for a CPU");
+        is_stuck(blocked)
+    });
+    assert_eq!(daemon.status().stalls_total, 1);
+    drop(starved);
+    for _ in 0..8 {
+        assert_eq!(client.reply().value(), Ok(json!(1)));
+    }
+    let status = daemon.status();
+    assert_eq!((status.stalls_total, status.deaths_total), (1, 0));
 }

@@ -15,6 +15,8 @@ pub mod port;
 pub mod program;
 pub mod random;
 pub mod restart;
+#[cfg(feature = "tokio")]
+pub mod starvation;
 pub mod strace;
 pub mod upgrade;
 
