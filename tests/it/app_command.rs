@@ -45,8 +45,14 @@ impl Place {
     }
 
     fn write(&self, factor: u32) {
-        let text = APP.replace("FACTOR", &factor.to_string());
-        fs::write(self.0.path().join("app.py"), text).expect("it is ours");
+        self.write_text(&APP.replace("FACTOR", &factor.to_string()));
+    }
+
+    /// Replaces the app at once: a reload never reads a part of it.
+    fn write_text(&self, text: &str) {
+        let next = self.0.path().join("app.next");
+        fs::write(&next, text).expect("it is ours");
+        fs::rename(next, self.0.path().join("app.py")).expect("it is ours");
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -136,7 +142,7 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
     place.write(3);
     becomes(3);
     // Code that does not start changes nothing, and the log has the reason.
-    fs::write(place.0.path().join("app.py"), "raise ValueError('no')").expect("it is ours");
+    place.write_text("raise ValueError('no')");
     eventually("the rollback", || {
         let events = place.ctl(&["events", "--json"]);
         events.out.contains("reload_rolled_back").then_some(())
@@ -159,11 +165,10 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
 #[test]
 fn dev_waits_for_code_that_starts() {
     let Some(place) = Place::new() else { return };
-    let app = place.0.path().join("app.py");
-    fs::write(&app, "raise ValueError('no')").expect("it is ours");
+    place.write_text("raise ValueError('no')");
     let mut daemon = place.spawn("dev");
     daemon.wait_for_argument("await-change");
-    fs::write(&app, "raise ValueError('not yet')").expect("it is ours");
+    place.write_text("raise ValueError('not yet')");
     daemon.wait_for_argument("dev");
     daemon.wait_for_argument("await-change");
     place.write(3);

@@ -310,8 +310,10 @@ fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
         (apps(daemon.directory()).len() == 2).then_some(())
     });
     let is_descriptor_of_app = |(_, name): &(PathBuf, String)| name.contains("[pidfd]");
-    let left = kernel::descriptors(daemon.pid());
-    assert!(!left.iter().any(is_descriptor_of_app), "{left:?}");
+    eventually("the master has no descriptor of an app", || {
+        let left = kernel::descriptors(daemon.pid());
+        (!left.iter().any(is_descriptor_of_app)).then_some(())
+    });
     end(daemon, CLIENTS);
 }
 

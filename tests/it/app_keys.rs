@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use fdpassd::testing::Running;
+use fdpassd::testing::{Running, eventually};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -141,11 +141,19 @@ fn shown(daemon: &Running, key: &str, expected: &str) -> String {
         "concurrency" => app.concurrency.to_string(),
         "output" => {
             let printed = || daemon.stderr().matches("printed by the app").count();
-            let before = printed();
-            comes_true(expected == "true", || {
+            let (before, mut calls) = (printed(), 0);
+            let is_printed = comes_true(expected == "true", || {
                 about();
+                calls += 1;
                 printed() > before
-            })
+            });
+            if expected == "true" {
+                // No line may come later, when the key has another value.
+                eventually("each call is printed", || {
+                    (printed() == before + calls).then_some(())
+                });
+            }
+            is_printed
         }
         "max-memory" => {
             daemon.call("eat", ()).expect("a result");

@@ -62,6 +62,15 @@ fn threads(pid: u32, name: &str) -> Vec<u32> {
     named.filter_map(number).collect()
 }
 
+/// Waits until this many calls of `record` have begun in all.
+fn wait_for_begun(daemon: &Running, count: usize) {
+    eventually("the methods have begun", || {
+        let lines = recorded(daemon, 0);
+        let begun = lines.iter().filter(|line| line.starts_with("begun"));
+        (begun.count() == count).then_some(())
+    });
+}
+
 fn wait_for_away(daemon: &Running, count: u64) {
     daemon.wait_until("the requests are away", |status| {
         status.workers.iter().map(|worker| worker.away).sum::<u64>() == count
@@ -190,14 +199,14 @@ fn a_panic_is_crashed_and_concerns_no_other_request() {
     let daemon = start("workers.count = 1");
     let before = daemon.worker_pids();
     let mut waits = daemon.connect();
-    waits.request("sleep", 1_000);
-    wait_for_away(&daemon, 1);
+    waits.request("record", ("x", 1_000));
+    recorded(&daemon, 1);
     let fault = daemon
         .call("panic", "the lamp is broken")
         .expect_err("a panic");
     assert_eq!(fault.code(), "crashed");
     daemon.wait_for_log("the lamp is broken; its worker is replaced");
-    assert_eq!(waits.reply().value(), Ok(json!(1)), "in the same worker");
+    assert_eq!(waits.reply().value(), Ok(json!("x")), "in the same worker");
     daemon.wait_until("another worker has taken its place", |status| {
         status.workers.len() == 1 && daemon.worker_pids() != before
     });
@@ -211,15 +220,15 @@ fn a_panic_is_crashed_and_concerns_no_other_request() {
 fn a_panic_in_the_loop_keeps_the_state_that_futures_use() {
     let daemon = start("workers.count = 1");
     let mut waits = daemon.connect();
-    waits.request("sleep", 500);
-    wait_for_away(&daemon, 1);
+    waits.request("record", ("x", 500));
+    recorded(&daemon, 1);
     let fault = daemon
         .call("panic_in_loop", "it is dark")
         .expect_err("a panic");
     assert_eq!(fault.code(), "crashed");
     daemon.wait_for_log("it is dark; this worker is replaced");
     daemon.wait_for_log("retires: a method has panicked");
-    assert_eq!(waits.reply().value(), Ok(json!(1)));
+    assert_eq!(waits.reply().value(), Ok(json!("x")));
     assert_eq!(daemon.status().deaths_total, 0);
 }
 

@@ -104,6 +104,9 @@ fn counts_outlive_panics_upgrades_and_restarts() {
                 assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
             }
             signal => {
+                daemon.wait_until("the store is confirmed", |status| {
+                    status.restart_keeps_clients
+                });
                 daemon.signal(signal);
                 let next = manager.setup(&program, config);
                 daemon = next.start_after(daemon).expect("the next master serves");

@@ -32,7 +32,7 @@ def hello():
 
 
 def begin(request):
-    """Returns the answer, and when it is due."""
+    """Returns when the answer is due, and the answer. Returns None if it is due when a file exists."""
     params = request.get("params") or {}
     number = params.get("n", 0)
     os.write(journal, b"%d %d\n" % (number, request["attempt"]))
@@ -42,15 +42,20 @@ def begin(request):
     if request["in"] == "stop" and request["attempt"] == 1:
         # Children of this process hold descriptor 3 no longer than it does.
         os.kill(os.getpid(), 19)
+    if request["attempt"] == 1 and "until" in params:
+        waiting.append((params["until"], request["id"], number))
+        return None
     result = os.getpid() if request["in"] == "pid" else number
     answer = json.dumps({"id": request["id"], "result": result}).encode()
     return time.monotonic() + params.get("ms", 0) / 1000, request["id"], answer
 
 
 hello()
-pending, received = [], b""
+pending, received, waiting = [], b"", []
 while True:
     wait = max(0, pending[0][0] - time.monotonic()) if pending else None
+    if waiting:
+        wait = 0.005
     if select.select([wire], [], [], wait)[0]:
         chunk = wire.recv(1 << 20)
         if not chunk:
@@ -63,9 +68,13 @@ while True:
             frame = json.loads(received[4 : 4 + length])
             received = received[4 + length :]
             if "in" in frame:
-                heapq.heappush(pending, begin(frame))
+                if begun := begin(frame):
+                    heapq.heappush(pending, begun)
             elif "probe" in frame:
                 send([json.dumps({"alive": frame["probe"]}).encode()])
+    for item in [item for item in waiting if os.path.exists(item[0])]:
+        waiting.remove(item)
+        heapq.heappush(pending, (0, item[1], json.dumps({"id": item[1], "result": item[2]}).encode()))
     due = []
     while pending and pending[0][0] <= time.monotonic():
         due.append(heapq.heappop(pending)[2])

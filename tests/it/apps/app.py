@@ -36,6 +36,12 @@ async def answer(writer, request):
         count(word)
         await pause(ms / 1000)
         result = [word, cancelled.pop(id, None)]
+    elif method == "until_exists":
+        path, word = params
+        count(word)
+        while not os.path.exists(path):
+            await pause(0.005)
+        result = word
     elif method == "until_cancelled":
         count("begun")
         while id not in cancelled:
@@ -45,7 +51,8 @@ async def answer(writer, request):
         count("never")
         return
     elif method == "block":
-        block(params / 1000)
+        while not os.path.exists(params):
+            block(0.005)
     elif method == "open":
         count("open")
         os.open(params, os.O_RDONLY)
@@ -126,7 +133,7 @@ async def main():
         {"name": "idempotent_open", "idempotent": True},
     ]
     for name in (
-        "count circumstances sleep until_cancelled never block open exit answer_and_exit fault write "
+        "count circumstances sleep until_exists until_cancelled never block open exit answer_and_exit fault write "
         "write_prefix write_bytes long longest half flood_line eat close flood spawn metrics"
     ).split():
         methods.append({"name": name})

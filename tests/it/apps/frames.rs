@@ -106,7 +106,7 @@ fn a_result_that_is_too_long_concerns_its_caller_only() {
 #[test]
 fn half_an_answer_is_none() {
     let config =
-        "workers.count = 2\nlimits.request-timeout = \"400ms\"\nlimits.stall-timeout = \"200ms\"";
+        "workers.count = 2\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"500ms\"";
     let Some(daemon) = start(config) else {
         return;
     };
@@ -157,8 +157,9 @@ fn an_app_over_its_memory_is_replaced_between_requests() {
 
 #[test]
 fn a_stopped_app_costs_its_callers_only() {
-    let config =
-        "workers.count = 2\nlimits.request-timeout = \"500ms\"\nlimits.stall-timeout = \"200ms\"";
+    // Each worker gets four of the clients, and the one with a running app answers in time.
+    let config = "workers = { count = 2, dispatch = \"round-robin\" }\n\
+         limits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"";
     let Some(daemon) = start(config) else {
         return;
     };

@@ -5,18 +5,19 @@ use std::fs;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::{Value, json};
 
-use super::{config, recorded, runtime_thread, start, wait_for_away};
+use super::{config, recorded, runtime_thread, start, wait_for_away, wait_for_begun};
 use crate::common::faulty::example;
 use crate::common::restart::{How, restart, terminate};
 
-/// Sends requests that take a while, one by each new client, and waits until all of them execute.
+/// Sends requests that take a while, one by each new client, and waits until all of them have begun.
 fn away(daemon: &Running, count: usize, milliseconds: u64) -> Vec<Client> {
+    let before = recorded(daemon, 0).len() / 2;
     let mut clients: Vec<Client> = (0..count).map(|_| daemon.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
         client.request("record", (number.to_string(), milliseconds));
         client.request("ping", number);
     }
-    wait_for_away(daemon, count as u64);
+    wait_for_begun(daemon, before + count);
     clients
 }
 
@@ -33,8 +34,10 @@ fn replaced_workers_finish_the_requests_that_are_away() {
     let ctl = |verb, params: Value| drop(daemon.ctl_with(verb, params).expect("it is done"));
     let worker = || {
         let status = daemon.status();
-        let away = status.workers.iter().find(|worker| worker.away > 0);
-        away.and_then(|worker| worker.id).expect("it has one").0
+        let mut workers = status.workers.iter();
+        let away = workers.find(|worker| worker.away > 0);
+        let worker = away.or(status.workers.first());
+        worker.and_then(|worker| worker.id).expect("it has one").0
     };
     type Change<'a> = (&'a str, Box<dyn Fn() + 'a>);
     let changes: [Change<'_>; 5] = [
@@ -61,7 +64,7 @@ fn replaced_workers_finish_the_requests_that_are_away() {
         ),
     ];
     for (name, change) in changes {
-        let mut clients = away(&daemon, 8, 400);
+        let mut clients = away(&daemon, 8, 1_000);
         change();
         expect_results(&mut clients);
         for client in &mut clients {

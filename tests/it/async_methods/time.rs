@@ -4,7 +4,7 @@ use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
-use super::{recorded, runtime_thread, start, start_with, threads, wait_for_away};
+use super::{recorded, runtime_thread, start, start_with, threads, wait_for_away, wait_for_begun};
 use crate::common::starvation::Starved;
 
 #[test]
@@ -50,11 +50,11 @@ fn the_future_of_a_late_request_is_dropped_and_its_caller_gets_timeout() {
 #[test]
 fn a_request_that_ends_before_its_future_begins_is_complete() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+        "workers.count = 1\nlimits.request-timeout = \"1500ms\"\nlimits.stall-timeout = \"20s\"";
     let daemon = start(config);
     let (mut blocker, mut late) = (daemon.connect(), daemon.connect());
     let mut leaves = daemon.connect();
-    blocker.request("block", 1_000);
+    blocker.request("block", 4_000);
     wait_for_away(&daemon, 1);
     late.request("until_dropped", "x");
     // A reply that it has not read makes the end of its connection a reset.
@@ -74,7 +74,7 @@ fn a_request_that_ends_before_its_future_begins_is_complete() {
 #[test]
 fn a_worker_whose_futures_are_blocked_is_replaced() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"300ms\"";
+        "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"1s\"";
     let daemon = start(config);
     let mut blocker = daemon.connect();
     let mut idle = daemon.connect();
@@ -118,7 +118,7 @@ fn reloads_wait_for_requests_that_are_away() {
     for (number, client) in clients.iter_mut().enumerate() {
         client.request("record", (number.to_string(), 700));
     }
-    wait_for_away(&daemon, 16);
+    wait_for_begun(&daemon, 16);
     daemon.reload().expect("it is reloaded");
     for (number, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.reply().value(), Ok(json!(number.to_string())));
@@ -132,10 +132,10 @@ fn reloads_wait_for_requests_that_are_away() {
 #[test]
 fn a_worker_whose_requests_only_wait_is_not_stuck() {
     let config =
-        "workers.count = 2\nlimits.request-timeout = \"none\"\nlimits.stall-timeout = \"200ms\"";
+        "workers.count = 2\nlimits.request-timeout = \"none\"\nlimits.stall-timeout = \"1s\"";
     let daemon = start(config);
     let mut client = daemon.connect();
-    assert_eq!(client.call("sleep", 1_500), Ok(json!(1)));
+    assert_eq!(client.call("sleep", 4_000), Ok(json!(1)));
     assert_eq!(daemon.status().stalls_total, 0);
 }
 
