@@ -30,6 +30,8 @@ pub enum Incoming<Rx> {
     Garbage(Malformed),
     /// No message now.
     Nothing,
+    /// No message now: the kernel has no memory to deliver one. No poller reports the end of that.
+    Shortage,
     /// The other end is closed, and nothing is left to receive.
     Closed,
 }
@@ -74,6 +76,7 @@ impl<Tx: Message, Rx: Message> Channel<Tx, Rx> {
         let (length, descriptors, cut) =
             match socket::receive_message(&self.socket, &mut scratch.0)? {
                 Received::Nothing => return Ok(Incoming::Nothing),
+                Received::Shortage => return Ok(Incoming::Shortage),
                 Received::Closed => return Ok(Incoming::Closed),
                 Received::Message {
                     length,

@@ -12,6 +12,10 @@
 //!
 //! After a gap the loop polls once more before it checks any deadline, so that what has arrived counts.
 
+mod shortage;
+
+pub use shortage::Shortage;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -106,6 +106,7 @@ impl HttpConnection {
             match socket::transmit(&self.socket, bytes)? {
                 Moved::Bytes(sent) => bytes = &bytes[sent..],
                 Moved::Nothing => timeout.wait_for(&self.socket, Interest::Write)?,
+                Moved::Shortage => timeout.wait()?,
                 Moved::End => return Err(ErrorKind::BrokenPipe.into()),
             }
         }
@@ -132,6 +133,7 @@ impl HttpConnection {
             match self.passed.receive(&self.socket, buffer)? {
                 Moved::Bytes(count) => return Ok(count),
                 Moved::Nothing => timeout.wait_for(&self.socket, Interest::Read)?,
+                Moved::Shortage => timeout.wait()?,
                 Moved::End => return Ok(0),
             }
         }
@@ -145,6 +147,9 @@ struct TimeBudget(Duration);
 /// The longest single wait, so that little counts of one during which the process was stopped.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
+/// The wait for memory of the kernel, whose end nothing reports.
+const SHORTAGE_WAIT: Duration = Duration::from_millis(20);
+
 impl TimeBudget {
     /// Waits for `interest`, at most [`MAX_WAIT`]. The caller then tries again in either case.
     fn wait_for(&mut self, socket: &ClientSocket, interest: Interest) -> io::Result<()> {
@@ -154,6 +159,17 @@ impl TimeBudget {
         let (asked, began) = (self.0.min(MAX_WAIT), Instant::now());
         wait_for(socket, interest, asked)?;
         self.0 -= began.elapsed().min(asked);
+        Ok(())
+    }
+
+    /// Waits until the kernel may have memory again.
+    fn wait(&mut self) -> io::Result<()> {
+        if self.0.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let wait = self.0.min(SHORTAGE_WAIT);
+        crate::sys::poll::pause(wait);
+        self.0 -= wait;
         Ok(())
     }
 }

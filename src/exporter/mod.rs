@@ -26,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{panic, thread};
 
 use answers::Answers;
@@ -38,6 +39,9 @@ use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
 use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept, is_listening};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::{fd, process, signal};
+
+/// The wait for memory of the kernel, whose end nothing reports.
+const SHORTAGE_WAIT: Duration = Duration::from_millis(20);
 
 /// The most HTTP connections at a time.
 const MAX_CONNECTIONS: usize = 16;
@@ -211,6 +215,11 @@ impl Server {
                 Ok(false)
             }
             Incoming::Nothing => Ok(false),
+            // Other threads serve the connections, so this one may wait.
+            Incoming::Shortage => {
+                crate::sys::poll::pause(SHORTAGE_WAIT);
+                Ok(false)
+            }
             Incoming::Closed => Ok(true),
             Incoming::Message(ToExporter::Start(_), _) => Err(io::Error::other("a second start")),
             Incoming::Garbage(malformed) => Err(io::Error::other(malformed)),

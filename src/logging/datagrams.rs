@@ -62,7 +62,7 @@ impl Datagrams {
                     *stream = Some(connected);
                     return Ok(());
                 }
-                Ok(Moved::Nothing) => {
+                Ok(Moved::Nothing | Moved::Shortage) => {
                     *stream = Some(connected);
                     return Err(io::ErrorKind::WouldBlock.into());
                 }

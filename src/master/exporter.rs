@@ -240,7 +240,7 @@ impl Exporter {
             &[self.listener.as_fd()],
         )? {
             Sent::Queued => {}
-            Sent::Full | Sent::Closed => {
+            Sent::Full | Sent::Shortage | Sent::Closed => {
                 return Err(io::Error::other("too many descriptors are under way"));
             }
         }

@@ -224,6 +224,7 @@ impl Master {
 
     /// Leases clients, keeps the listeners bound, and opens or closes the gate.
     fn serve_listeners(&mut self, readable: &[u32], ended: &[u32], now: Instant) {
+        self.workers.retry_channels(&self.poller, now);
         self.listeners.lease_clients(
             readable,
             &mut self.clients,
@@ -290,6 +291,7 @@ impl Master {
         let is_closing = !self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none();
         [
             self.workers.pool.deadline(),
+            self.workers.channels_deadline(self.clock.now()),
             self.workers.watch.deadline(),
             self.workers.outgoing.as_ref().map(Outgoing::deadline),
             requested_rebalance.map(|requested| requested.until),
@@ -298,7 +300,7 @@ impl Master {
             is_closing.then(|| self.clock.now()),
             self.clients.handshakes_deadline(),
             self.clients.ending_apps_deadline(),
-            self.control.clients.deadline(),
+            self.control.clients.deadline(self.clock.now()),
             self.control.outage.as_ref().map(Outage::deadline),
             self.handover.upgrade.as_ref().map(Upgrade::deadline),
             store.and_then(|store| store.canaries.deadline()),

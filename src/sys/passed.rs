@@ -160,6 +160,7 @@ impl Passed {
                 Ok(Moved::Bytes(length))
             }
             Received::Nothing => Ok(Moved::Nothing),
+            Received::Shortage => Ok(Moved::Shortage),
             Received::Closed => Ok(Moved::End),
         }
     }

@@ -25,6 +25,9 @@ pub enum Interest {
     End,
     /// Errors and hang-ups only.
     HangUp,
+    /// Nothing for a while. An error or a hang-up, which cannot be switched off, is reported once and not again and
+    /// again.
+    Paused,
 }
 
 impl From<Interest> for EpollFlags {
@@ -36,6 +39,7 @@ impl From<Interest> for EpollFlags {
             Interest::Clients => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
             Interest::End => EpollFlags::EPOLLRDHUP,
             Interest::HangUp => EpollFlags::empty(),
+            Interest::Paused => EpollFlags::EPOLLET,
         }
     }
 }
@@ -170,7 +174,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Result<bool> {
     let flags = match interest {
         Interest::Read | Interest::Clients => PollFlags::POLLIN,
-        Interest::End | Interest::HangUp => PollFlags::empty(),
+        Interest::End | Interest::HangUp | Interest::Paused => PollFlags::empty(),
         Interest::Write => PollFlags::POLLOUT,
         Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
     };
@@ -179,6 +183,11 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
         Err(Errno::EINTR) => Ok(true),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Waits for something that no descriptor reports, such as memory of the kernel; a signal ends the wait early.
+pub fn pause(time: Duration) {
+    let _ = poll(&mut [], in_milliseconds(Some(time)));
 }
 
 /// Returns whether the other end of a pipe, or of both directions of a connection, is closed, without waiting.

@@ -71,6 +71,8 @@ pub enum Moved {
     Bytes(usize),
     /// No bytes now: the kernel's buffer is empty, or full.
     Nothing,
+    /// No bytes now: the kernel has no memory for them. No poller reports the end of that.
+    Shortage,
     /// The end: of the stream when reading, of the connection when writing.
     End,
 }
@@ -84,10 +86,9 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Moved> {
         match socket::recv(socket.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return Ok(Moved::End),
             Ok(n) => return Ok(Moved::Bytes(n)),
-            // Out of memory right now, for the bytes or, with EFAULT, for a page of the buffer: nothing was read.
-            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EFAULT) => {
-                return Ok(Moved::Nothing);
-            }
+            Err(Errno::EAGAIN) => return Ok(Moved::Nothing),
+            // For the bytes or, with EFAULT, for a page of the buffer: nothing was read.
+            Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::EFAULT) => return Ok(Moved::Shortage),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -117,8 +118,9 @@ fn write(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<Moved> {
     loop {
         match call() {
             Ok(n) => return Ok(Moved::Bytes(n)),
+            Err(Errno::EAGAIN) => return Ok(Moved::Nothing),
             // ENOBUFS: out of memory right now (send(2)), which passes.
-            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return Ok(Moved::Nothing),
+            Err(Errno::ENOBUFS | Errno::ENOMEM) => return Ok(Moved::Shortage),
             Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(Moved::End),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),

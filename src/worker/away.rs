@@ -106,9 +106,10 @@ impl WorkerLoop<'_> {
         let Some(executor) = &mut self.executor else {
             return Ok(());
         };
+        executor.retry(&self.poller, self.time.now)?;
         if executor.has_unwritten() {
             death::pass(Point::BeforeAppWrite);
-            executor.flush(&self.poller)?;
+            executor.flush(&self.poller, self.time.now)?;
             death::pass(Point::AfterAppWrite);
         }
         let stall = nanoseconds(self.settings.stall_timeout);
@@ -173,8 +174,9 @@ impl WorkerLoop<'_> {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
         let executor = self.executor.as_mut()?;
+        let retry = executor.retry_at();
         if executor.requests.count() == 0 && executor.pulse.sick.is_none() {
-            return None;
+            return retry;
         }
         let overdue = timeout.zip(executor.requests.oldest());
         let overdue = overdue.map(|(timeout, (began, _))| began.saturating_add(timeout));
@@ -186,7 +188,7 @@ impl WorkerLoop<'_> {
             .next_probe(stall)
             .or(executor.pulse.blocked_from(stall));
         let probe = probe.filter(|_| executor.pulse.full_since.is_none());
-        [overdue, sick, probe].into_iter().flatten().min()
+        [overdue, sick, probe, retry].into_iter().flatten().min()
     }
 
     /// Checks the timeouts of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. Everything that the executor
@@ -266,16 +268,24 @@ impl WorkerLoop<'_> {
             return Ok(());
         }
         self.ending.is_packing = true;
-        self.flush_executor(service)?;
         let until = Instant::now() + self.settings.restart_grace;
-        while let Some(executor) = self.executor.as_ref()
-            && executor.requests.count() > 0
-        {
+        loop {
+            self.flush_executor(service)?;
+            let Some(executor) = self.executor.as_ref() else {
+                break;
+            };
+            if executor.requests.count() == 0 {
+                break;
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || executor.has_ended()? {
                 break;
             }
-            if poll::wait_for(executor, Interest::Read, left.min(WAIT_STEP))? {
+            if executor.retry_at().is_some() {
+                // The socket is ready, and the kernel has no memory.
+                crate::sys::poll::pause(left.min(WAIT_STEP));
+                self.time.now = clock::monotonic();
+            } else if poll::wait_for(executor, Interest::Read, left.min(WAIT_STEP))? {
                 self.time.now = clock::monotonic();
                 self.receive_answers(service)?;
             }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::deadlines::NEVER;
-use crate::loop_clock::LoopClock;
+use crate::loop_clock::{LoopClock, Shortage};
 use crate::proto::channel::Settings;
 use crate::proto::frame::OrderRule;
 use crate::proto::lease::Lease;
@@ -50,6 +50,10 @@ pub(super) struct Connection {
     pub(super) armed: u64,
     /// The app has executed a request of this client.
     pub(super) has_used_app: bool,
+    /// In this turn the kernel had no memory to read or write.
+    pub(super) is_refused: bool,
+    /// The wait for memory of the kernel.
+    pub(super) shortage: Shortage<u64>,
 }
 
 /// The event that the worker waits for.
@@ -102,17 +106,26 @@ impl Connection {
             linger_bytes: MAX_LINGER_BYTES,
             armed: NEVER,
             has_used_app: false,
+            is_refused: false,
+            shortage: Shortage::default(),
         }
     }
 
     /// Watches for the event that the client waits for.
     pub(super) fn watch(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
         let wanted = match self.waits {
+            _ if self.shortage.until().is_some() => Interest::Paused,
             WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Interest::Read,
             WaitingFor::Writable => Interest::Write,
             WaitingFor::Turn => return Ok(()),
             // Whether more arrives is looked at only if it does, see `await_app`.
-            WaitingFor::Permit | WaitingFor::Answer if self.watched.is_some() => return Ok(()),
+            WaitingFor::Permit | WaitingFor::Answer
+                if self
+                    .watched
+                    .is_some_and(|watched| watched != Interest::Paused) =>
+            {
+                return Ok(());
+            }
             WaitingFor::Permit | WaitingFor::Answer => Interest::HangUp,
         };
         let token = u64::from(self.lease_number) << 32 | u64::from(index);
@@ -165,8 +178,27 @@ impl Connection {
         !matches!(self.peer, Peer::Unix { .. })
     }
 
-    /// Returns the deadline of the wait: ns of CLOCK_MONOTONIC. Time in which this process could not run does not count.
+    /// Records whether the kernel had memory in the turn that has ended at `now`: ns of CLOCK_MONOTONIC.
+    pub(super) fn note_shortage(&mut self, now: u64) {
+        let is_refused = std::mem::take(&mut self.is_refused);
+        let waits_for_socket = !matches!(
+            self.waits,
+            WaitingFor::Turn | WaitingFor::Permit | WaitingFor::Answer
+        );
+        if is_refused && waits_for_socket {
+            self.shortage
+                .begin(|wait| now.saturating_add(wait.as_nanos() as u64));
+        } else {
+            self.shortage.end();
+        }
+    }
+
+    /// Returns the deadline of the wait: ns of CLOCK_MONOTONIC. Time in which this process could not run does not
+    /// count, and no deadline ends while the kernel has no memory.
     pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings, clock: &LoopClock) -> u64 {
+        if let Some(until) = self.shortage.until() {
+            return until;
+        }
         let (begin, limit) = match self.waits {
             WaitingFor::Request => (slot.last_active(), settings.idle_timeout),
             WaitingFor::Bytes => (slot.since(), settings.frame_timeout),

@@ -72,6 +72,14 @@ impl WorkerLoop<'_> {
             return;
         };
         let slot = self.shm.slot(index).expect("the client has a slot");
+        if connection.shortage.is_over(by) {
+            // The next wait reports bytes that have arrived. They are processed before any deadline.
+            let watch = connection.watch(&self.poller, index);
+            let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
+            let deadline = deadline.max(by.saturating_add(1));
+            self.timers.arm(index, &mut connection.armed, deadline);
+            return self.check_watch(index, watch);
+        }
         let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
         if deadline > by {
             return self.timers.arm(index, &mut connection.armed, deadline);

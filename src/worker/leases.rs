@@ -188,6 +188,10 @@ impl WorkerLoop<'_> {
         let Some(connection) = self.connections.get(slot) else {
             return;
         };
+        // Requests that it has sent are still unread.
+        if connection.shortage.until().is_some() {
+            return;
+        }
         match connection.waits {
             WaitingFor::Request => self.run_one_turn(slot, &Purpose::Cut, service),
             WaitingFor::Bytes => {

@@ -2,11 +2,17 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
+use crate::loop_clock::Shortage;
 use crate::proto::channel::{AppGone, Health, MAX_SLOTS, Spent, SpentReason, ToMaster, ToWorker};
 use crate::sys::poll::{Interest, Poller};
+
+/// The time between two attempts to send the end of an app, and the most attempts.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_ATTEMPTS: u32 = 100;
 
 /// The channel to the master, and the reports that the master has yet to receive.
 #[derive(Debug)]
@@ -14,6 +20,9 @@ pub(super) struct MasterLink<'c> {
     channel: &'c mut Channel<ToMaster, ToWorker>,
     /// Whether the poller reports when the channel accepts messages again.
     is_full: bool,
+    /// The waits for memory of the kernel, to receive and to send.
+    receiving: Shortage<u64>,
+    sending: Shortage<u64>,
     /// Slots of clients that were closed.
     pub(super) closed: Vec<u32>,
     /// Slots whose leases were revoked or given up.
@@ -36,6 +45,8 @@ impl<'c> MasterLink<'c> {
         Ok(MasterLink {
             channel,
             is_full: false,
+            receiving: Shortage::default(),
+            sending: Shortage::default(),
             closed: Vec::new(),
             released: Vec::new(),
             has_capacity: false,
@@ -52,8 +63,66 @@ impl<'c> MasterLink<'c> {
         self.channel.as_fd().as_raw_fd().unsigned_abs()
     }
 
-    pub(super) fn receive(&self, scratch: &mut Scratch) -> io::Result<Incoming<ToWorker>> {
-        self.channel.receive(scratch)
+    /// Receives a message. While the kernel has no memory for one, the poller does not report the channel. `now` is ns
+    /// of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// Those of recvmsg(2) and epoll_ctl(2).
+    pub(super) fn receive(
+        &mut self,
+        scratch: &mut Scratch,
+        poller: &Poller,
+        now: u64,
+    ) -> io::Result<Incoming<ToWorker>> {
+        let incoming = self.channel.receive(scratch)?;
+        if matches!(incoming, Incoming::Shortage) {
+            self.receiving.begin(|wait| after(now, wait));
+            poller.modify(&*self.channel, CHANNEL, Interest::Paused)?;
+        } else {
+            self.receiving.end();
+        }
+        Ok(incoming)
+    }
+
+    /// Returns when to try again what the kernel has had no memory for: ns of CLOCK_MONOTONIC.
+    pub(super) fn retry_at(&self) -> Option<u64> {
+        let waits = [self.receiving.until(), self.sending.until()];
+        waits.into_iter().flatten().min()
+    }
+
+    /// Has the poller report the channel again, if it is time. `now` is ns of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(super) fn retry(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
+        self.sending.is_over(now);
+        if self.receiving.is_over(now) {
+            poller.modify(&*self.channel, CHANNEL, self.interest())?;
+        }
+        Ok(())
+    }
+
+    fn interest(&self) -> Interest {
+        match self.is_full {
+            _ if self.receiving.until().is_some() => Interest::Paused,
+            true => Interest::Both,
+            false => Interest::Read,
+        }
+    }
+
+    /// Sends how the app has ended, before the worker ends because of it: the master attributes the death by that.
+    /// Waits for space, for at most a second. No client waits for this process then.
+    pub(super) fn send_app_gone(&mut self) {
+        let Some(gone) = self.app_gone.take() else {
+            return;
+        };
+        let message = ToMaster::AppGone(gone);
+        for _ in 0..MAX_ATTEMPTS {
+            match self.channel.send(&message, &[]) {
+                Ok(sent) if sent.is_refused() => crate::sys::poll::pause(RETRY_INTERVAL),
+                _ => return,
+            }
+        }
     }
 
     /// Returns whether a report must be sent before the worker may exit.
@@ -62,25 +131,24 @@ impl<'c> MasterLink<'c> {
     }
 
     /// Sends all reports, in as few messages as possible; reports that the channel does not accept now wait until it
-    /// does. Returns whether the master is gone.
+    /// does. Returns whether the master is gone. `now` is ns of CLOCK_MONOTONIC.
     ///
     /// Reports are sent at once: batching them, even for a millisecond, made short connections a tenth more expensive,
     /// because the kernel's memory of a closed connection had left the caches when it was used again.
-    pub(super) fn send_reports(&mut self, poller: &Poller) -> io::Result<bool> {
-        let mut sent = Sent::Queued;
-        if let Some(gone) = self.app_gone.take() {
-            // The channel is full only if the master is far behind; then it learns the reason from `Failed` alone.
-            sent = self.channel.send(&ToMaster::AppGone(gone), &[])?;
+    pub(super) fn send_reports(&mut self, poller: &Poller, now: u64) -> io::Result<bool> {
+        if self.sending.until().is_some() {
+            return Ok(false);
         }
+        let mut sent = Sent::Queued;
         if self.is_near_limit {
             sent = self.channel.send(&ToMaster::NearRequestLimit, &[])?;
-            self.is_near_limit = sent == Sent::Full;
+            self.is_near_limit = sent.is_refused();
         }
         if sent == Sent::Queued
             && let Some(reason) = self.spent
         {
             sent = self.channel.send(&ToMaster::Spent(Spent { reason }), &[])?;
-            if sent != Sent::Full {
+            if !sent.is_refused() {
                 self.spent = None;
             }
         }
@@ -94,23 +162,22 @@ impl<'c> MasterLink<'c> {
             && let Some(health) = &self.health
         {
             sent = self.channel.send(&ToMaster::Health(health.clone()), &[])?;
-            if sent != Sent::Full {
+            if !sent.is_refused() {
                 self.health = None;
             }
         }
         if sent == Sent::Queued && self.has_capacity {
             sent = self.channel.send(&ToMaster::HasCapacity, &[])?;
-            self.has_capacity = sent == Sent::Full;
+            self.has_capacity = sent.is_refused();
+        }
+        match sent {
+            Sent::Shortage => self.sending.begin(|wait| after(now, wait)),
+            _ => self.sending.end(),
         }
         let is_full = sent == Sent::Full;
         if is_full != self.is_full && sent != Sent::Closed {
-            let interest = if is_full {
-                Interest::Both
-            } else {
-                Interest::Read
-            };
-            poller.modify(&*self.channel, CHANNEL, interest)?;
             self.is_full = is_full;
+            poller.modify(&*self.channel, CHANNEL, self.interest())?;
         }
         Ok(sent == Sent::Closed)
     }
@@ -125,8 +192,12 @@ fn send_slots(
     let count = slots.len().min(MAX_SLOTS);
     let sent = channel.send(&message(slots[..count].to_vec()), &[])?;
     // A closed channel will have no receiver for them.
-    if sent != Sent::Full {
+    if !sent.is_refused() {
         slots.drain(..count);
     }
     Ok(sent)
+}
+
+fn after(now: u64, wait: Duration) -> u64 {
+    now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -211,6 +211,7 @@ impl<'c> WorkerLoop<'c> {
                 self.check_executor(woken);
             }
             self.flush_executor(service)?;
+            self.master.retry(&self.poller, self.time.now)?;
             self.check_health(service);
             if self.send_reports()? {
                 // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
@@ -221,6 +222,7 @@ impl<'c> WorkerLoop<'c> {
             let now = self.time.now;
             self.shm.header().record_busy(now, now - woken);
         }
+        self.master.send_app_gone();
         if let Some(reason) = self.ending.broken {
             return Err(io::Error::other(reason));
         }
@@ -256,6 +258,7 @@ impl<'c> WorkerLoop<'c> {
             self.timers.next(),
             self.health.next(),
             self.executor_deadline(),
+            self.master.retry_at(),
         ];
         let deadline = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.time.now)))
@@ -263,7 +266,7 @@ impl<'c> WorkerLoop<'c> {
 
     /// Receives one message of the master. The next wait reports further messages.
     fn receive(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
-        match self.master.receive(scratch)? {
+        match self.master.receive(scratch, &self.poller, self.time.now)? {
             Incoming::Message(ToWorker::Lease(leases), sockets) => {
                 self.pick_up(&leases, sockets, service)?
             }
@@ -278,7 +281,7 @@ impl<'c> WorkerLoop<'c> {
                 return Err(io::Error::other("the master sent Start twice"));
             }
             Incoming::Garbage(malformed) => return Err(io::Error::other(malformed)),
-            Incoming::Nothing => {}
+            Incoming::Nothing | Incoming::Shortage => {}
             Incoming::Closed => self.hand_off_clients(service)?,
         }
         Ok(())
@@ -286,7 +289,7 @@ impl<'c> WorkerLoop<'c> {
 
     /// Sends all reports. Returns whether the master is gone, and its clients have not been packed yet.
     fn send_reports(&mut self) -> io::Result<bool> {
-        let is_master_gone = self.master.send_reports(&self.poller)?;
+        let is_master_gone = self.master.send_reports(&self.poller, self.time.now)?;
         Ok(is_master_gone && !self.ending.is_orphaned)
     }
 

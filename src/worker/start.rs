@@ -15,14 +15,14 @@ use super::metrics::WorkerMetrics;
 use super::panics::remember_panics;
 use super::running::RunningService;
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
-use crate::channel::{Channel, Incoming, Scratch, Sent};
+use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
 use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::handoff::ShmRecord;
 use crate::shm::own_metrics::OwnMetricWords;
 use crate::shm::{Layout, WorkerShm};
-use crate::sys::poll::{self, Interest, Poller};
+use crate::sys::poll::{Interest, Poller};
 use crate::sys::{fd, fork, process, signal};
 
 /// How much likelier the kernel kills a worker than its master when memory runs out: the worker is replaced and its
@@ -79,6 +79,7 @@ fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Ve
                 poller.add(channel, CHANNEL, Interest::Read)?;
                 poller.wait(&mut Vec::new(), None)?;
             }
+            Incoming::Shortage => crate::sys::poll::pause(RETRY_INTERVAL),
             Incoming::Message(..) | Incoming::Garbage(_) | Incoming::Closed => {
                 return Err(io::Error::other("standard input is not a channel to one"));
             }
@@ -86,16 +87,15 @@ fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Ve
     }
 }
 
-/// Sends a message before the loop runs. The channel is empty, so it is full only if the kernel is out of memory.
+/// Sends a message before or after the loop runs. No client waits for this process then.
 fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
-    while channel.send(message, &[])? == Sent::Full {
-        // The master sends nothing before it has received this; its end is an event.
-        poll::wait_for(&*channel, Interest::Read, RETRY_INTERVAL)?;
+    while channel.send(message, &[])?.is_refused() {
+        crate::sys::poll::pause(RETRY_INTERVAL);
     }
     Ok(())
 }
 
-/// The time between two attempts to send a message.
+/// The time between two attempts to send or receive a message.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Prepares the worker, reports that it is ready, and serves. Returns whether it ended because its master is gone.

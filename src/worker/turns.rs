@@ -1,5 +1,7 @@
 //! The turns of clients, as the loop gives them: after an event, a lease, a deadline or an answer.
 
+use std::io;
+
 use super::WorkerLoop;
 use super::away::Executor;
 use super::connection::WaitingFor;
@@ -14,9 +16,10 @@ impl WorkerLoop<'_> {
     pub(super) fn serve_client(&mut self, event: PollEvent, service: &mut dyn Service) {
         let (slot, lease_number) = (event.token as u32, (event.token >> 32) as u32);
         let current = self.connections.get(slot);
-        if current.is_some_and(|connection| connection.lease_number == lease_number)
-            && !self.is_with_app(slot, event)
-        {
+        let is_due = current.is_some_and(|connection| {
+            connection.lease_number == lease_number && connection.shortage.until().is_none()
+        });
+        if is_due && !self.is_with_app(slot, event) {
             self.run_turn(slot, &Purpose::Serve, service);
         }
     }
@@ -115,6 +118,7 @@ impl WorkerLoop<'_> {
         if waits == WaitingFor::Turn {
             self.again.push(index);
         }
+        connection.note_shortage(self.time.now);
         let watch = connection.watch(&self.poller, index);
         let slot = self.shm.slot(index).expect("the client has a slot");
         let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
@@ -134,6 +138,11 @@ impl WorkerLoop<'_> {
         if before == WaitingFor::Permit && waits != WaitingFor::Permit {
             self.leave_queue(index);
         }
+        self.check_watch(index, watch);
+    }
+
+    /// Handles the result of watching a client.
+    pub(super) fn check_watch(&mut self, index: u32, watch: io::Result<()>) {
         if let Err(e) = watch {
             if !poll::is_shortage(&e) {
                 return self.break_off(FOREIGN);

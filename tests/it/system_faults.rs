@@ -1,5 +1,7 @@
 //! Failing system calls, by strace(1) `-e inject`: no client is lost, no reply is wrong, and nothing spins.
 
+mod shortage;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +11,7 @@ use fdpassd::testing::{Client, Running, Setup};
 
 use crate::common::faulty::example;
 use crate::common::needs::skip;
-use crate::common::{ping_of, pong_of};
+use crate::common::{FDPASSD, ping_of, pong_of};
 
 /// The daemon under strace, and where that writes.
 struct Traced {
@@ -37,7 +39,11 @@ impl Traced {
             setup = setup.argument(argument);
         }
         let daemon = setup
-            .argument(example("faulty"))
+            .argument(if config.contains("[app]") {
+                FDPASSD.into()
+            } else {
+                example("faulty")
+            })
             .start()
             .expect("the daemon serves");
         Some(Traced { daemon, trace })
@@ -145,6 +151,7 @@ fn a_worker_that_cannot_be_started_is_started_later() {
         ("memfd_create", "ENOMEM"),
         ("socketpair", "EMFILE"),
         ("clone,clone3,vfork", "EAGAIN"),
+        ("clone,clone3,vfork", "ENOMEM"),
     ] {
         let inject = format!("inject={calls}:error={error}:when=3..4");
         let trace = format!("trace={calls}");

@@ -164,7 +164,7 @@ impl Process {
         while self.is_sending() && !self.has_wire_ended {
             match transmit(&self.wire, &self.out[self.written..])? {
                 Moved::Bytes(count) => self.written += count,
-                Moved::Nothing => break,
+                Moved::Nothing | Moved::Shortage => break,
                 // Its end is read, too.
                 Moved::End => self.written = self.out.len(),
             }
@@ -189,7 +189,7 @@ impl Process {
         while !self.has_wire_ended {
             match receive(&self.wire, &mut buffer) {
                 Ok(Moved::Bytes(count)) => self.input.extend_from_slice(&buffer[..count]),
-                Ok(Moved::Nothing) => break,
+                Ok(Moved::Nothing | Moved::Shortage) => break,
                 // ECONNRESET: it has ended without reading everything.
                 Ok(Moved::End) | Err(_) => {
                     let _ = self.poller.remove(&self.wire);

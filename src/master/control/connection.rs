@@ -32,6 +32,8 @@ pub(crate) struct ControlClient {
     pub(crate) is_last: bool,
     /// When the client is closed if no request arrives; `None` while a reply is pending.
     pub(crate) deadline: Option<Instant>,
+    /// The kernel has had no memory to read from it or write to it.
+    pub(crate) is_refused: bool,
 }
 
 /// The connection is over.
@@ -60,6 +62,7 @@ impl ControlClient {
             pending: None,
             is_last: false,
             deadline: Some(now + REQUEST_TIMEOUT),
+            is_refused: false,
         }
     }
 
@@ -91,7 +94,9 @@ impl ControlClient {
     /// Returns what the poller must watch the client for; `None` for its hang-up only.
     pub(crate) fn interest(&self) -> Option<Interest> {
         let is_deaf = self.has_finished || self.is_full();
-        if !self.outgoing.is_empty() {
+        if self.is_refused {
+            Some(Interest::Paused)
+        } else if !self.outgoing.is_empty() {
             Some(Interest::Write)
         } else if self.pending.is_some() {
             (!is_deaf).then_some(Interest::Read)
@@ -168,6 +173,10 @@ impl ControlClient {
             match self.passed.receive(&self.socket, &mut buffer) {
                 Ok(Moved::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
                 Ok(Moved::Nothing) => return Ok(()),
+                Ok(Moved::Shortage) => {
+                    self.is_refused = true;
+                    return Ok(());
+                }
                 Ok(Moved::End) => self.has_finished = true,
                 Err(_) => return Err(Over),
             }
@@ -193,6 +202,10 @@ impl ControlClient {
             match socket::transmit(&self.socket, &self.outgoing[self.sent..]) {
                 Ok(Moved::Bytes(n)) => self.sent += n,
                 Ok(Moved::Nothing) => return Ok(false),
+                Ok(Moved::Shortage) => {
+                    self.is_refused = true;
+                    return Ok(false);
+                }
                 Ok(Moved::End) | Err(_) => return Err(Over),
             }
         }

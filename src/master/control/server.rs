@@ -8,6 +8,7 @@ use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use crate::loop_clock::Shortage;
 use crate::master::Token;
 use crate::master::control::access::{ControlPeer, Role, Roles};
 use crate::master::control::connection::{ControlClient, ControlSnapshot, Over};
@@ -40,6 +41,8 @@ pub(crate) struct ControlClients {
     /// The number of the client that was served last.
     last_served: u64,
     refusals: Refusals,
+    /// The wait for memory of the kernel to serve some of them.
+    shortage: Shortage<Instant>,
 }
 
 impl ControlClients {
@@ -54,11 +57,12 @@ impl ControlClients {
             logged_rejection: None,
             last_served: 0,
             refusals: Refusals::default(),
+            shortage: Shortage::default(),
         }
     }
 
     /// Returns when the next deadline of a client expires.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
         let deadlines = self
             .clients
             .values()
@@ -66,7 +70,9 @@ impl ControlClients {
                 Some(PendingKind::Event { until, .. }) => Some(until),
                 _ => client.deadline,
             });
-        deadlines.chain(self.paused_until).min()
+        let has_shortage = self.clients.values().any(|client| client.is_refused);
+        let retry = has_shortage.then(|| self.shortage.until().unwrap_or(now));
+        deadlines.chain(self.paused_until).chain(retry).min()
     }
 
     /// Accepts the control clients that want to connect.
@@ -144,6 +150,7 @@ impl ControlClients {
             self.paused_until = None;
             let _ = poller.modify(listener, Token::Control.into(), Interest::Clients);
         }
+        self.retry(poller, now);
         let is_late =
             |client: &ControlClient| client.deadline.is_some_and(|deadline| deadline <= now);
         let late: Vec<u64> = self
@@ -162,6 +169,24 @@ impl ControlClients {
                 let sentence = "the request did not arrive in time";
                 let _ = client.reply(&Err(Refusal::new(RefusalCode::Timeout, sentence)));
             }
+        }
+    }
+
+    /// Tries again what the kernel has had no memory for, if it is time.
+    fn retry(&mut self, poller: &Poller, now: Instant) {
+        let refused = self.clients.iter().filter(|(_, client)| client.is_refused);
+        let refused: Vec<u64> = refused.map(|(number, _)| *number).collect();
+        if refused.is_empty() {
+            self.shortage.end();
+        } else if self.shortage.is_over(now) {
+            for number in refused {
+                if let Some(client) = self.clients.get_mut(&number) {
+                    client.is_refused = false;
+                }
+                self.watch(number, Ok(()), poller);
+            }
+        } else if self.shortage.until().is_none() {
+            self.shortage.begin(|wait| now + wait);
         }
     }
 
@@ -189,7 +214,11 @@ impl ControlClients {
         now: Instant,
     ) -> Option<ControlRequest> {
         self.last_served = number;
+        // This is the hang-up of one that is not read now for lack of memory.
         let client = self.clients.get_mut(&number)?;
+        if client.is_refused {
+            return None;
+        }
         let body = match client.receive(event) {
             Ok(Some(body)) => body,
             Ok(None) => {

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use crate::channel::{Channel, Scratch, Sent};
+use crate::loop_clock::Shortage;
 use crate::master::clients::leases::Leases;
 use crate::proto::channel::{MAX_HANDOFF_QUEUES, MethodName};
 use crate::proto::handoff::{HandoffMessage, ShmRecord};
@@ -23,6 +25,9 @@ const CLIENTS_PER_QUEUE: u64 = 3000;
 
 /// Wanted size of a queue's buffer, in bytes; the kernel may allow less (socket(7)).
 const BUFFER_LEN: usize = 4 << 20;
+
+/// How often a master that exits tries to pack a datagram for which the kernel has no memory: for about a second.
+const MAX_REFUSALS: u32 = 16;
 
 /// All handoff queues.
 #[derive(Debug, Default)]
@@ -129,19 +134,32 @@ impl HandoffQueues {
             .records(slots)
             .map(|(lease, socket)| (lease.record, socket))
             .collect();
-        self.pack_all(&orphan.record, &orphan.shm, records)
+        self.pack_with(&orphan.record, &orphan.shm, records, MAX_REFUSALS)
     }
 
-    /// Packs shared memory and these clients. Returns the number of clients without space.
+    /// Packs shared memory and these clients, without waiting. Returns the number of clients without space.
     pub(crate) fn pack_all(
         &mut self,
         record: &ShmRecord,
         shm: &MasterShm,
         clients: Vec<(ClientRecord, BorrowedFd<'_>)>,
     ) -> usize {
+        self.pack_with(record, shm, clients, 0)
+    }
+
+    /// As [`HandoffQueues::pack_all`], but a datagram for which the kernel has no memory is tried again `max_refusals`
+    /// times.
+    fn pack_with(
+        &mut self,
+        record: &ShmRecord,
+        shm: &MasterShm,
+        clients: Vec<(ClientRecord, BorrowedFd<'_>)>,
+        max_refusals: u32,
+    ) -> usize {
         let mut is_sent = self.send(
             &HandoffMessage::Shm(Box::new(record.clone())),
             &[shm.file().as_fd()],
+            max_refusals,
         );
         let (records, sockets): (Vec<ClientRecord>, Vec<BorrowedFd<'_>>) =
             clients.into_iter().unzip();
@@ -152,6 +170,7 @@ impl HandoffQueues {
                 && self.send(
                     &HandoffMessage::Clients(record.worker, records.to_vec()),
                     sockets,
+                    max_refusals,
                 );
             without_space += if is_sent { 0 } else { records.len() };
         }
@@ -177,10 +196,27 @@ impl HandoffQueues {
     }
 
     /// Sends a datagram into the first queue with space. Returns whether there was one.
-    fn send(&mut self, message: &HandoffMessage, descriptors: &[BorrowedFd<'_>]) -> bool {
-        self.0
-            .iter_mut()
-            .any(|ends| matches!(ends.into.send(message, descriptors), Ok(Sent::Queued)))
+    fn send(
+        &mut self,
+        message: &HandoffMessage,
+        descriptors: &[BorrowedFd<'_>],
+        max_refusals: u32,
+    ) -> bool {
+        let mut shortage = Shortage::<Instant>::default();
+        loop {
+            let mut is_short = false;
+            for ends in &mut self.0 {
+                match ends.into.send(message, descriptors) {
+                    Ok(Sent::Queued) => return true,
+                    Ok(Sent::Shortage) => is_short = true,
+                    _ => {}
+                }
+            }
+            if !is_short || shortage.refusals() >= max_refusals {
+                return false;
+            }
+            crate::sys::poll::pause(shortage.next());
+        }
     }
 }
 

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use crate::channel::{Channel, Scratch};
+use crate::loop_clock::Shortage;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
@@ -34,6 +35,9 @@ use crate::sys::socket::{self, Received};
 /// The reply to a client that is closed because too many descriptors are open.
 const CROWDED: &str =
     "the daemon was restarted with a lower limit of descriptors than it has clients";
+
+/// How often a datagram is tried to be unpacked for which the kernel has no memory: for about 5 s.
+const MAX_REFUSALS: u32 = 56;
 
 /// The contents of the handoff queues.
 #[derive(Debug, Default)]
@@ -164,7 +168,7 @@ impl Unpacked {
         scratch: &mut Scratch,
         capacity: usize,
     ) -> usize {
-        let mut datagrams = 0;
+        let (mut datagrams, mut shortage) = (0, Shortage::<Instant>::default());
         if let Err(e) = socket::peek_from_start(out) {
             self.faults
                 .push(format!("cannot unpack a handoff queue: {e}"));
@@ -180,6 +184,15 @@ impl Unpacked {
                     datagrams += 1;
                     self.add(&scratch.bytes()[..length], descriptors, cut);
                     self.crowd_out(capacity);
+                }
+                // This master serves no client yet.
+                Ok(Received::Shortage) if shortage.refusals() < MAX_REFUSALS => {
+                    crate::sys::poll::pause(shortage.next());
+                }
+                Ok(Received::Shortage) => {
+                    self.faults
+                        .push("cannot unpack a handoff queue: out of memory".to_owned());
+                    return datagrams;
                 }
                 Ok(Received::Nothing | Received::Closed) => return datagrams,
                 Err(e) => {

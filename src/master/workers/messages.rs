@@ -49,12 +49,14 @@ impl Workers {
         let Some(worker) = self.all.get_mut(&id) else {
             return Attended::Nothing;
         };
-        match worker.channel.receive(&mut self.scratch) {
+        let received = worker.channel.receive(&mut self.scratch);
+        worker.note_received(matches!(received, Ok(Incoming::Shortage)), poller, now);
+        match received {
             Ok(Incoming::Message(message, _)) => {
                 let context = (lifecycle, poller);
                 return self.handle(id, message, context, clients, telemetry, now);
             }
-            Ok(Incoming::Nothing) => {}
+            Ok(Incoming::Nothing | Incoming::Shortage) => {}
             // This is not the worker's death, which its collection reports. But no message can arrive any more. A
             // worker that is about to end does so with the status that it chose.
             Ok(Incoming::Closed) => {

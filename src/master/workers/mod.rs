@@ -27,6 +27,7 @@ pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
 pub(crate) mod heartbeat;
+pub(crate) mod link;
 pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;

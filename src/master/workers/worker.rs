@@ -1,16 +1,15 @@
 //! The master's record of a worker: its process, its channel, its shared memory, and its candidacy in dispatch.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use crate::channel::{Channel, Sent};
-use crate::master::Token;
-use crate::master::clients::leases::{Leases, Recovered};
+use crate::master::clients::leases::Leases;
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::heartbeat::AppWatch;
+use crate::master::workers::link::{Intake, Link};
 use crate::master::workers::trust::Believed;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
@@ -18,7 +17,6 @@ use crate::proto::control::About;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::byte_counts::ProcessWrites;
-use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable};
 
 /// Most fresh leases that a worker may have without having picked them up: at most this many clients can wait behind a
@@ -57,9 +55,7 @@ pub(crate) struct Worker {
     pub(crate) believed: Believed,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) app_watch: AppWatch,
-    intake: Intake,
-    /// Messages that wait for the channel.
-    unsent: VecDeque<ToWorker>,
+    pub(super) link: Link,
 }
 
 /// Where a worker is in its life.
@@ -120,20 +116,6 @@ impl Doom {
     }
 }
 
-/// Whether a worker may be given leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Intake {
-    Open,
-    /// The channel accepts no message; `is_watched` if the poller reports when it does again.
-    Full {
-        is_watched: bool,
-    },
-    /// No lease could be sent when this number was picked up: there is space when it is higher.
-    Throttled {
-        picked_up: u64,
-    },
-}
-
 /// When the loop of a worker was last seen to run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Heartbeat {
@@ -188,7 +170,7 @@ impl Worker {
         match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
             Sent::Queued => {}
             // The new queue is empty, so the limit of descriptors in flight is reached.
-            Sent::Full | Sent::Closed => {
+            Sent::Full | Sent::Shortage | Sent::Closed => {
                 return Err(io::Error::new(
                     NOT_NOW,
                     "too many descriptors are under way",
@@ -235,14 +217,8 @@ impl Worker {
             believed: Believed::new(started),
             heartbeat: Heartbeat::default(),
             app_watch: AppWatch::default(),
-            intake: Intake::Open,
-            unsent: VecDeque::new(),
+            link: Link::default(),
         }
-    }
-
-    /// Returns whether all messages for the worker are sent.
-    pub(crate) fn has_sent_all(&self) -> bool {
-        self.unsent.is_empty()
     }
 
     /// Returns the subject of an event about this worker.
@@ -283,9 +259,9 @@ impl Worker {
     /// Returns whether the worker may be given one more client, when `waiting` clients are not picked up and `window`
     /// is their limit.
     fn accepts(&self, waiting: u64, window: u64) -> bool {
-        let accepts = match self.intake {
+        let accepts = match self.link.intake {
             Intake::Open => true,
-            Intake::Full { .. } => false,
+            Intake::Full { .. } | Intake::Refused => false,
             Intake::Throttled { picked_up } => self.shm.header().picked_up() > picked_up,
         };
         accepts && waiting < window && self.leases.has_free_slot()
@@ -305,92 +281,5 @@ impl Worker {
     pub(crate) fn want_capacity(&self) -> bool {
         let picked_up = self.shm.header().want_capacity();
         self.accepts(self.leases.given().saturating_sub(picked_up), WINDOW)
-    }
-
-    /// Sends a message that must not be lost: if the channel is full, the message is sent later.
-    pub(crate) fn send(&mut self, message: ToWorker) -> io::Result<()> {
-        self.unsent.push_back(message);
-        self.send_unsent()
-    }
-
-    /// Sends the messages that wait for the channel.
-    fn send_unsent(&mut self) -> io::Result<()> {
-        while let Some(message) = self.unsent.front() {
-            match self.channel.send(message, &[])? {
-                Sent::Full => {
-                    self.set_full();
-                    return Ok(());
-                }
-                Sent::Queued | Sent::Closed => drop(self.unsent.pop_front()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends a message that is useless later. It is dropped if the channel is full, as the worker then has enough to
-    /// read.
-    pub(crate) fn try_send(&mut self, message: &ToWorker) {
-        if self.unsent.is_empty() {
-            let _ = self.channel.send(message, &[]);
-        }
-    }
-
-    /// Has the poller report when a full channel accepts messages again.
-    pub(crate) fn watch_channel(&mut self, poller: &Poller) {
-        if self.intake == (Intake::Full { is_watched: false }) {
-            let watched =
-                poller.modify(&self.channel, Token::Worker(self.id).into(), Interest::Both);
-            self.intake = Intake::Full {
-                is_watched: watched.is_ok(),
-            };
-        }
-    }
-
-    fn set_full(&mut self) {
-        if !matches!(self.intake, Intake::Full { .. }) {
-            self.intake = Intake::Full { is_watched: false };
-        }
-    }
-
-    /// Handles the poller's report that the channel accepts messages again.
-    pub(crate) fn resume_channel(&mut self, poller: &Poller) -> io::Result<()> {
-        if self.intake == (Intake::Full { is_watched: true }) {
-            self.intake = Intake::Open;
-            poller.modify(&self.channel, Token::Worker(self.id).into(), Interest::Read)?;
-        }
-        self.send_unsent()
-    }
-
-    /// Sends the waiting leases in as few messages as possible. Returns the clients that were withdrawn because the
-    /// channel is full.
-    pub(crate) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
-        let result = self.send_leases();
-        self.leases.close_left_places();
-        result
-    }
-
-    fn send_leases(&mut self) -> io::Result<Vec<Recovered>> {
-        while let Some(batch) = self.leases.next_batch() {
-            let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
-                self.leases.records(&batch).unzip();
-            match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
-                Sent::Queued => {}
-                Sent::Full => {
-                    let back = self.leases.withdraw(batch, &self.shm);
-                    // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up does. If
-                    // nothing is left to pick up, the channel is full.
-                    let picked_up = self.shm.header().want_capacity();
-                    if picked_up >= self.leases.given() {
-                        self.set_full();
-                    } else if !matches!(self.intake, Intake::Full { .. }) {
-                        self.intake = Intake::Throttled { picked_up };
-                    }
-                    return Ok(back);
-                }
-                // The worker is dead. Its collection finds these clients in its shared memory like all others.
-                Sent::Closed => {}
-            }
-        }
-        Ok(Vec::new())
     }
 }

@@ -11,6 +11,21 @@ use super::MAX_PASSED;
 #[repr(C, align(8))]
 struct RawControlBuffer([MaybeUninit<u8>; 1040]);
 
+/// The time between two attempts that fail because the kernel is out of memory, in ms, and the most attempts.
+const RETRY_INTERVAL: libc::c_int = 20;
+const MAX_ATTEMPTS: u32 = 50;
+
+/// Returns whether a call that has failed with this error is made again, after a while if the kernel was out of memory.
+fn is_repeated(errno: libc::c_int, attempts: &mut u32) -> bool {
+    if !matches!(errno, libc::ENOMEM | libc::ENOBUFS) {
+        return errno == libc::EINTR;
+    }
+    *attempts += 1;
+    // SAFETY: without descriptors it only waits.
+    unsafe { libc::poll(std::ptr::null_mut(), 0, RETRY_INTERVAL) };
+    *attempts < MAX_ATTEMPTS
+}
+
 /// Sends a datagram; nix would allocate. Returns whether the queue has accepted it.
 pub(super) fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool {
     let mut control = RawControlBuffer([MaybeUninit::uninit(); 1040]);
@@ -35,6 +50,7 @@ pub(super) fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool
         (*header).cmsg_len = libc::CMSG_LEN(bytes as u32) as _;
         std::ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), libc::CMSG_DATA(header), bytes);
     }
+    let mut attempts = 0;
     loop {
         // SAFETY: everything that the message points to is on this stack or is never freed.
         let sent = unsafe {
@@ -45,7 +61,8 @@ pub(super) fn send_raw(to: RawFd, payload: &[u8], descriptors: &[RawFd]) -> bool
             )
         };
         // SAFETY: the address of this thread's errno.
-        if sent >= 0 || unsafe { *libc::__errno_location() } != libc::EINTR {
+        let errno = unsafe { *libc::__errno_location() };
+        if sent >= 0 || !is_repeated(errno, &mut attempts) {
             return sent >= 0;
         }
     }
@@ -66,6 +83,7 @@ pub(super) fn receive_raw(
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
+    let mut attempts = 0;
     let received = loop {
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
@@ -80,7 +98,7 @@ pub(super) fn receive_raw(
         // SAFETY: the address of this thread's errno.
         let errno = unsafe { *libc::__errno_location() };
         // ECONNRESET comes once, before the queued datagrams.
-        if received >= 0 || (errno != libc::EINTR && errno != libc::ECONNRESET) {
+        if received >= 0 || (errno != libc::ECONNRESET && !is_repeated(errno, &mut attempts)) {
             break received;
         }
     };

@@ -49,16 +49,27 @@ pub fn set_send_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
 pub enum Sent {
     /// The message is in the other end's queue, with copies of the descriptors.
     Queued,
-    /// There is no room: the queue is full, or too many descriptors are in flight (ETOOMANYREFS, unix(7)).
+    /// There is no room: the queue is full.
     Full,
+    /// The kernel has no memory, or too many descriptors are in flight (ETOOMANYREFS, unix(7)). No poller reports the
+    /// end of that.
+    Shortage,
     /// The other end is closed.
     Closed,
+}
+
+impl Sent {
+    /// Returns whether the message must be sent again.
+    #[must_use]
+    pub fn is_refused(self) -> bool {
+        matches!(self, Sent::Full | Sent::Shortage)
+    }
 }
 
 /// Sends one message with copies of some descriptors. An empty message would look like the end and is refused.
 ///
 /// # Errors
-/// Those of sendmsg(2) except the three outcomes; `InvalidInput` for more than [`MAX_PASSED`] descriptors or no bytes.
+/// Those of sendmsg(2) except these outcomes; `InvalidInput` for more than [`MAX_PASSED`] descriptors or no bytes.
 pub fn send_message(
     channel: impl AsFd,
     message: &[u8],
@@ -75,9 +86,8 @@ pub fn send_message(
     loop {
         match socket::sendmsg::<()>(channel.as_fd().as_raw_fd(), &parts, control, flags, None) {
             Ok(_) => return Ok(Sent::Queued),
-            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => {
-                return Ok(Sent::Full);
-            }
+            Err(Errno::EAGAIN) => return Ok(Sent::Full),
+            Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => return Ok(Sent::Shortage),
             Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(Sent::Closed),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
@@ -100,6 +110,8 @@ pub enum Received {
     },
     /// No message now.
     Nothing,
+    /// No message now: the kernel has no memory to deliver one. No poller reports the end of that.
+    Shortage,
     /// The other end is closed and nothing is left.
     Closed,
 }
@@ -169,6 +181,8 @@ fn receive(channel: impl AsFd, buffer: &mut [u8], more: libc::c_int) -> io::Resu
                 });
             }
             Err(Errno::EAGAIN) => return Ok(Received::Nothing),
+            // With EFAULT for a page of the buffer.
+            Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::EFAULT) => return Ok(Received::Shortage),
             Err(Errno::EINTR | Errno::ECONNRESET) => {}
             Err(e) => return Err(e.into()),
         }
@@ -225,7 +239,7 @@ mod tests {
                 descriptors,
                 cut,
             } => Some((buffer[..length].to_vec(), descriptors.len(), cut)),
-            Received::Nothing | Received::Closed => None,
+            Received::Nothing | Received::Shortage | Received::Closed => None,
         }
     }
 

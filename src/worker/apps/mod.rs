@@ -22,6 +22,7 @@ use std::time::Duration;
 pub(super) use fault::fault_of;
 pub(super) use service::AppService;
 pub(super) use start::StartingApp;
+use wire::WriteEnd;
 pub(super) use wire::{IncomingFrames, ReadEnd, Wire};
 
 use self::metrics::AppMetrics;
@@ -47,6 +48,9 @@ pub(super) fn is_token(token: u64) -> bool {
 /// How long an app may take to end after it has no more requests.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often the last answers of an app that has ended are tried to be read: for about 5 s.
+const MAX_REFUSALS: u32 = 56;
+
 /// The most reads of what an app has written before its end.
 const MAX_LAST_READS: usize = 64;
 
@@ -67,8 +71,8 @@ pub(super) struct App {
     /// When its memory was last looked at: ns of CLOCK_MONOTONIC.
     memory_checked: u64,
     probes: u64,
-    /// The poller reports when the wire accepts bytes again.
-    is_full: bool,
+    /// The event that the poller watches the wire for, and the one that it watches the end of the app for.
+    watched: [Interest; 2],
 }
 
 impl App {
@@ -111,26 +115,94 @@ impl App {
         }
     }
 
-    /// Writes the queued frames. Returns false if the app has closed its end.
+    /// Writes the queued frames. `now` is ns of CLOCK_MONOTONIC.
     ///
     /// # Errors
-    /// Those of write(2) and epoll_ctl(2).
-    pub(super) fn flush(&mut self, poller: &Poller) -> io::Result<bool> {
-        if !self.wire.has_unwritten() {
-            return Ok(true);
+    /// Those of send(2) and epoll_ctl(2).
+    pub(super) fn flush(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
+        if self.wire.writing.until().is_some() || !self.wire.has_unwritten() {
+            return Ok(());
         }
-        let is_open = self.wire.flush()?;
-        let is_full = self.wire.has_unwritten() && is_open;
-        if is_full != self.is_full {
-            let interest = if is_full {
-                Interest::Both
-            } else {
-                Interest::Read
+        let end = self.wire.flush()?;
+        match end {
+            WriteEnd::Shortage => self.wire.writing.begin(|wait| after(now, wait)),
+            _ => self.wire.writing.end(),
+        }
+        let wanted = match end {
+            WriteEnd::Full => Interest::Both,
+            _ => Interest::Read,
+        };
+        if self.watched[0] != Interest::Paused {
+            self.watch_wire(poller, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Records how a read from the wire has ended. While the kernel has no memory for it, the poller does not report
+    /// the wire. `now` is ns of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(super) fn note_read(&mut self, end: ReadEnd, poller: &Poller, now: u64) -> io::Result<()> {
+        if end != ReadEnd::Shortage {
+            self.wire.reading.end();
+            return Ok(());
+        }
+        self.wire.reading.begin(|wait| after(now, wait));
+        self.watch_wire(poller, Interest::Paused)
+    }
+
+    /// Awaits memory of the kernel to read the last answers of an app that has ended. Returns false if it was awaited
+    /// for long enough.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(super) fn awaits_last_answers(&mut self, poller: &Poller) -> io::Result<bool> {
+        if self.wire.reading.refusals() > MAX_REFUSALS {
+            return Ok(false);
+        }
+        self.watch_end(poller, Interest::Paused)?;
+        Ok(true)
+    }
+
+    /// Returns when to try again what the kernel has had no memory for: ns of CLOCK_MONOTONIC.
+    pub(super) fn retry_at(&self) -> Option<u64> {
+        let waits = [self.wire.reading.until(), self.wire.writing.until()];
+        waits.into_iter().flatten().min()
+    }
+
+    /// Has the poller report the wire again if it is time. [`App::flush`] writes again. `now` is ns of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(super) fn retry(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
+        self.wire.writing.is_over(now);
+        if self.wire.reading.is_over(now) {
+            // The poller reports at once that a full wire accepts bytes, if it does.
+            let wanted = match self.wire.has_unwritten() {
+                true => Interest::Both,
+                false => Interest::Read,
             };
-            poller.modify(&self.wire, WIRE, interest)?;
-            self.is_full = is_full;
+            self.watch_wire(poller, wanted)?;
+            self.watch_end(poller, Interest::Read)?;
         }
-        Ok(is_open)
+        Ok(())
+    }
+
+    fn watch_wire(&mut self, poller: &Poller, wanted: Interest) -> io::Result<()> {
+        if self.watched[0] != wanted {
+            poller.modify(&self.wire, WIRE, wanted)?;
+            self.watched[0] = wanted;
+        }
+        Ok(())
+    }
+
+    fn watch_end(&mut self, poller: &Poller, wanted: Interest) -> io::Result<()> {
+        if self.watched[1] != wanted {
+            poller.modify(&self.process.pidfd, END, wanted)?;
+            self.watched[1] = wanted;
+        }
+        Ok(())
     }
 
     /// Asks the app to end a request.
@@ -251,6 +323,10 @@ impl App {
         self.output = streams;
         self.with_last_line(String::new());
     }
+}
+
+fn after(now: u64, wait: Duration) -> u64 {
+    now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn app_gone(end: AppEnd, reason: String) -> AppGone {

@@ -156,7 +156,7 @@ fn spawn(
         max_memory: spec.max_memory,
         memory_checked: clock::monotonic(),
         probes: 0,
-        is_full: false,
+        watched: [Interest::Read; 2],
     };
     Ok((app, poller))
 }
@@ -224,6 +224,11 @@ impl App {
                 let _ = crate::sys::poll::wait_for(&self.process.pidfd, Interest::Read, LAST_WAIT);
                 let reason = self.end(BEFORE_HELLO).map(|gone| with_hint(&gone));
                 Err(reason.unwrap_or_else(|| "has closed descriptor 3".to_owned()))
+            }
+            Ok(None) if end == ReadEnd::Shortage => {
+                // It serves no client yet.
+                crate::sys::poll::pause(self.wire.reading.next());
+                Ok(None)
             }
             Ok(None) => Ok(None),
             Err(wrong) => {

@@ -1,14 +1,16 @@
 //! The worker's end of the wire to its app: frames are queued, and written together once an iteration of the loop;
 //! answers are read together.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use serde::Serialize;
 
+use crate::loop_clock::Shortage;
 use crate::proto::app::AppRequest;
 use crate::proto::frame::PREFIX;
+use crate::sys::socket::{self, Moved};
 
 /// The bytes read at a time.
 const READ_LEN: usize = 64 * 1024;
@@ -35,6 +37,22 @@ pub(in crate::worker) struct Wire {
     received: usize,
     /// The longest body of a frame of the app.
     max_frame: usize,
+    /// The waits for memory of the kernel, to read and to write.
+    pub(super) reading: Shortage<u64>,
+    pub(super) writing: Shortage<u64>,
+}
+
+/// The result of a write to the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::worker) enum WriteEnd {
+    /// Nothing is left.
+    All,
+    /// The socket is full.
+    Full,
+    /// The kernel has no memory for more.
+    Shortage,
+    /// The app has closed its end.
+    Closed,
 }
 
 /// The result of a read from the app.
@@ -44,6 +62,8 @@ pub(in crate::worker) enum ReadEnd {
     Nothing,
     /// There may be more.
     More,
+    /// There may be more, but the kernel has no memory to read it.
+    Shortage,
     /// The app has closed its end.
     Closed,
 }
@@ -59,6 +79,8 @@ impl Wire {
             parsed: 0,
             received: 0,
             max_frame,
+            reading: Shortage::default(),
+            writing: Shortage::default(),
         }
     }
 
@@ -105,25 +127,24 @@ impl Wire {
         position >= written
     }
 
-    /// Writes as much as the app's socket accepts. Returns false if the app has closed its end.
+    /// Writes as much as the app's socket accepts.
     ///
     /// # Errors
-    /// Those of write(2).
-    pub(in crate::worker) fn flush(&mut self) -> io::Result<bool> {
-        while self.has_unwritten() {
-            match self.stream.write(&self.outgoing[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(e) if is_passing(&e) => break,
-                Err(e)
-                    if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
-                {
-                    return Ok(false);
-                }
-                Err(e) => return Err(e),
+    /// Those of send(2).
+    pub(in crate::worker) fn flush(&mut self) -> io::Result<WriteEnd> {
+        let end = loop {
+            if !self.has_unwritten() {
+                break WriteEnd::All;
             }
-        }
+            match socket::transmit(&self.stream, &self.outgoing[self.written..])? {
+                Moved::Bytes(count) => self.written += count,
+                Moved::Nothing => break WriteEnd::Full,
+                Moved::Shortage => break WriteEnd::Shortage,
+                Moved::End => return Ok(WriteEnd::Closed),
+            }
+        };
         self.forget_written();
-        Ok(true)
+        Ok(end)
     }
 
     /// Removes written bytes from the buffer: when all are written, or when there are many because the app always
@@ -148,7 +169,7 @@ impl Wire {
     /// Reads what has arrived.
     ///
     /// # Errors
-    /// Those of read(2).
+    /// Those of recv(2).
     pub(in crate::worker) fn read(&mut self) -> io::Result<ReadEnd> {
         self.incoming.copy_within(self.parsed..self.received, 0);
         self.received -= self.parsed;
@@ -159,9 +180,8 @@ impl Wire {
             if self.incoming.len() < end {
                 self.incoming.resize(end, 0);
             }
-            match self.stream.read(&mut self.incoming[self.received..end]) {
-                Ok(0) => return Ok(ReadEnd::Closed),
-                Ok(count) => {
+            match socket::receive(&self.stream, &mut self.incoming[self.received..end]) {
+                Ok(Moved::Bytes(count)) => {
                     self.received += count;
                     if count < READ_LEN {
                         return Ok(ReadEnd::Nothing);
@@ -170,8 +190,10 @@ impl Wire {
                         return Ok(ReadEnd::More);
                     }
                 }
-                Err(e) if is_passing(&e) => return Ok(ReadEnd::Nothing),
-                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(ReadEnd::Closed),
+                Ok(Moved::Nothing) => return Ok(ReadEnd::Nothing),
+                Ok(Moved::Shortage) => return Ok(ReadEnd::Shortage),
+                Ok(Moved::End) => return Ok(ReadEnd::Closed),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(ReadEnd::Closed),
                 Err(e) => return Err(e),
             }
         }
@@ -236,15 +258,10 @@ impl IncomingFrames {
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::OutOfMemory
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
     use serde_json::json;
 
@@ -299,7 +316,8 @@ mod tests {
                 .iter()
                 .all(|position| wire.is_unwritten(*position))
         );
-        assert!(wire.flush().expect("write") && wire.has_unwritten() && !wire.accepts());
+        assert_eq!(wire.flush().expect("write"), WriteEnd::Full);
+        assert!(wire.has_unwritten() && !wire.accepts());
         let unwritten = positions
             .iter()
             .filter(|position| wire.is_unwritten(**position));
@@ -307,7 +325,7 @@ mod tests {
         let mut bytes = vec![0; 100_000];
         while wire.has_unwritten() {
             app.read_exact(&mut bytes).expect("read");
-            assert!(wire.flush().expect("write"));
+            assert_ne!(wire.flush().expect("write"), WriteEnd::Closed);
         }
         assert!(!wire.is_unwritten(positions[19]) && wire.accepts());
         wire.queue_json(&json!({"probe": 1}));

@@ -171,14 +171,14 @@ impl Executor {
         }
     }
 
-    /// Writes what is queued.
+    /// Writes what is queued. `now` is ns of CLOCK_MONOTONIC.
     ///
     /// # Errors
-    /// Those of write(2) and epoll_ctl(2).
-    pub(in crate::worker) fn flush(&mut self, poller: &Poller) -> io::Result<()> {
+    /// Those of send(2) and epoll_ctl(2).
+    pub(in crate::worker) fn flush(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
         match &mut self.kind {
             // If the app has closed its end, the event of its end follows.
-            ExecutorKind::App(app) => app.flush(poller).map(drop),
+            ExecutorKind::App(app) => app.flush(poller, now),
             #[cfg(feature = "tokio")]
             ExecutorKind::Runtime(runtime) => {
                 runtime.flush();
@@ -200,6 +200,22 @@ impl Executor {
             ExecutorKind::App(app) => app.is_too_large(now).then_some(SpentReason::Memory),
             #[cfg(feature = "tokio")]
             ExecutorKind::Runtime(runtime) => runtime.take_panic().then_some(SpentReason::Panic),
+        }
+    }
+
+    /// Returns when to try again what the kernel has had no memory for: ns of CLOCK_MONOTONIC.
+    pub(in crate::worker) fn retry_at(&self) -> Option<u64> {
+        self.app().and_then(App::retry_at)
+    }
+
+    /// Tries again what the kernel has had no memory for, if it is time. `now` is ns of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(in crate::worker) fn retry(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
+        match self.app_mut() {
+            Some(app) => app.retry(poller, now),
+            None => Ok(()),
         }
     }
 

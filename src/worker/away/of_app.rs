@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::Executor;
 use crate::proto::app::FromApp;
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::text::Escaped;
@@ -40,6 +41,10 @@ impl WorkerLoop<'_> {
             return Ok(());
         };
         let read = app.wire.read()?;
+        self.note_read(read)?;
+        let Some(app) = self.app() else {
+            return Ok(());
+        };
         let mut incoming = app.wire.take_incoming();
         death::pass(Point::AfterAppRead);
         let processed = self.process_frames(&mut incoming, service);
@@ -62,6 +67,14 @@ impl WorkerLoop<'_> {
             self.end_with_executor(AppEnd::BrokeProtocol, reason);
         }
         Ok(())
+    }
+
+    fn note_read(&mut self, end: ReadEnd) -> io::Result<()> {
+        let (poller, now) = (&self.poller, self.time.now);
+        match self.executor.as_mut().and_then(Executor::app_mut) {
+            Some(app) => app.note_read(end, poller, now),
+            None => Ok(()),
+        }
     }
 
     fn has_app_ended_within(&mut self, time: Duration) -> io::Result<bool> {
@@ -115,6 +128,14 @@ impl WorkerLoop<'_> {
             let _ = self.process_frames(&mut incoming, service);
             if let Some(app) = self.app() {
                 app.wire.give_back(incoming);
+            }
+            self.note_read(read)?;
+            if read == ReadEnd::Shortage
+                && let Some(executor) = &mut self.executor
+                && let Some(app) = executor.app_mut()
+                && app.awaits_last_answers(&self.poller)?
+            {
+                return Ok(());
             }
             if read != ReadEnd::More {
                 break;

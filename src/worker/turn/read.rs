@@ -82,6 +82,7 @@ impl Turn<'_, '_> {
                 self.connection.unarmed += n as u32;
             }
             Ok(Moved::Nothing) => {}
+            Ok(Moved::Shortage) => self.connection.is_refused = true,
             Ok(Moved::End) => (self.flags.half_closed, self.is_doubtful) = (true, true),
             Err(e) => {
                 self.check_socket()?;

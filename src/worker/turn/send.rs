@@ -49,6 +49,10 @@ impl Turn<'_, '_> {
         match sent {
             Ok(Moved::Bytes(n)) => Ok(n),
             Ok(Moved::Nothing) => Ok(0),
+            Ok(Moved::Shortage) => {
+                self.connection.is_refused = true;
+                Ok(0)
+            }
             Ok(Moved::End) => Err(Gone),
             Err(e) => {
                 self.record_failure(&e);
@@ -73,6 +77,10 @@ impl Turn<'_, '_> {
         let sent = match transmit(connection, writes, open.header, (self.index, at), bytes) {
             Ok(Moved::Bytes(n)) => n,
             Ok(Moved::Nothing) => 0,
+            Ok(Moved::Shortage) => {
+                self.connection.is_refused = true;
+                0
+            }
             Ok(Moved::End) => return None,
             Err(e) => {
                 self.record_failure(&e);
@@ -127,6 +135,10 @@ impl Turn<'_, '_> {
                 Some(WaitingFor::End)
             }
             Ok(Moved::Nothing) => Some(WaitingFor::End),
+            Ok(Moved::Shortage) => {
+                self.connection.is_refused = true;
+                Some(WaitingFor::End)
+            }
             Ok(Moved::End) | Err(_) => None,
         }
     }

@@ -1,0 +1,225 @@
+//! The channel of a worker: messages that wait for it, and what the master does while it accepts or delivers none.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use crate::channel::Sent;
+use crate::loop_clock::Shortage;
+use crate::master::Token;
+use crate::master::clients::leases::Recovered;
+use crate::master::workers::Workers;
+use crate::master::workers::worker::Worker;
+use crate::proto::channel::ToWorker;
+use crate::sys::poll::{Interest, Poller};
+
+/// Whether a worker may be given leases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Intake {
+    #[default]
+    Open,
+    /// The channel accepts no message; `is_watched` if the poller reports when it does again.
+    Full { is_watched: bool },
+    /// The kernel has no memory for a message, or too many descriptors are in flight. The message is sent after a
+    /// while, because no poller reports the end of that.
+    Refused,
+    /// No lease could be sent when this number was picked up: there is space when it is higher.
+    Throttled { picked_up: u64 },
+}
+
+/// The master's record of a worker's channel.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) intake: Intake,
+    /// Messages that wait for the channel.
+    unsent: VecDeque<ToWorker>,
+    /// The waits for memory of the kernel, to send and to receive.
+    sending: Shortage<Instant>,
+    receiving: Shortage<Instant>,
+}
+
+impl Link {
+    /// Records that the kernel has accepted a message.
+    fn accept(&mut self) {
+        self.sending.end();
+        if self.intake == Intake::Refused {
+            self.intake = Intake::Open;
+        }
+    }
+}
+
+impl Worker {
+    /// Returns whether all messages for the worker are sent.
+    pub(crate) fn has_sent_all(&self) -> bool {
+        self.link.unsent.is_empty()
+    }
+
+    /// Sends a message that must not be lost: if the channel is full, the message is sent later.
+    pub(crate) fn send(&mut self, message: ToWorker) -> io::Result<()> {
+        self.link.unsent.push_back(message);
+        self.send_unsent()
+    }
+
+    /// Sends the messages that wait for the channel.
+    fn send_unsent(&mut self) -> io::Result<()> {
+        while let Some(message) = self.link.unsent.front() {
+            match self.channel.send(message, &[])? {
+                Sent::Full => {
+                    self.set_full();
+                    return Ok(());
+                }
+                Sent::Shortage => {
+                    self.link.intake = Intake::Refused;
+                    return Ok(());
+                }
+                Sent::Queued | Sent::Closed => {
+                    self.link.unsent.pop_front();
+                    self.link.accept();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message that is useless later. It is dropped if the channel is full, as the worker then has enough to
+    /// read.
+    pub(crate) fn try_send(&mut self, message: &ToWorker) {
+        if self.link.unsent.is_empty() {
+            let _ = self.channel.send(message, &[]);
+        }
+    }
+
+    /// Has the poller report what is awaited of the channel.
+    pub(crate) fn watch_channel(&mut self, poller: &Poller) {
+        if self.link.intake == (Intake::Full { is_watched: false }) {
+            let watched = poller.modify(&self.channel, self.token(), self.interest(true));
+            self.link.intake = Intake::Full {
+                is_watched: watched.is_ok(),
+            };
+        }
+    }
+
+    fn token(&self) -> u64 {
+        Token::Worker(self.id).into()
+    }
+
+    fn interest(&self, is_full: bool) -> Interest {
+        match is_full {
+            _ if self.link.receiving.until().is_some() => Interest::Paused,
+            true => Interest::Both,
+            false => Interest::Read,
+        }
+    }
+
+    /// Records whether the kernel had memory to deliver a message of the worker. If not, the poller does not report the
+    /// channel for a while.
+    pub(super) fn note_received(&mut self, is_refused: bool, poller: &Poller, now: Instant) {
+        if !is_refused {
+            return self.link.receiving.end();
+        }
+        self.link.receiving.begin(|wait| now + wait);
+        // If it fails, the poller reports the channel at once.
+        let _ = poller.modify(&self.channel, self.token(), Interest::Paused);
+    }
+
+    /// Tries again what the kernel has had no memory for, if it is time.
+    fn retry(&mut self, poller: &Poller, now: Instant) -> io::Result<()> {
+        if self.link.receiving.is_over(now) {
+            let is_full = matches!(self.link.intake, Intake::Full { .. });
+            poller.modify(&self.channel, self.token(), self.interest(is_full))?;
+        }
+        if self.link.intake == Intake::Refused && self.link.sending.until().is_none() {
+            self.link.sending.begin(|wait| now + wait);
+        }
+        if self.link.sending.is_over(now) && self.link.intake == Intake::Refused {
+            self.link.intake = Intake::Open;
+            self.send_unsent()?;
+            self.watch_channel(poller);
+        }
+        Ok(())
+    }
+
+    /// Returns when to try again what the kernel has had no memory for: at once if the wait has not begun.
+    fn retry_at(&self, now: Instant) -> Option<Instant> {
+        let has_not_begun =
+            self.link.intake == Intake::Refused && self.link.sending.until().is_none();
+        let waits = [
+            has_not_begun.then_some(now),
+            self.link.sending.until(),
+            self.link.receiving.until(),
+        ];
+        waits.into_iter().flatten().min()
+    }
+
+    fn set_full(&mut self) {
+        if !matches!(self.link.intake, Intake::Full { .. }) {
+            self.link.intake = Intake::Full { is_watched: false };
+        }
+    }
+
+    /// Handles the poller's report that the channel accepts messages again.
+    pub(crate) fn resume_channel(&mut self, poller: &Poller) -> io::Result<()> {
+        if self.link.intake == (Intake::Full { is_watched: true }) {
+            self.link.intake = Intake::Open;
+            poller.modify(&self.channel, self.token(), self.interest(false))?;
+        }
+        self.send_unsent()
+    }
+
+    /// Sends the waiting leases in as few messages as possible. Returns the clients that were withdrawn because the
+    /// channel is full.
+    pub(crate) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
+        let result = self.send_leases();
+        self.leases.close_left_places();
+        result
+    }
+
+    fn send_leases(&mut self) -> io::Result<Vec<Recovered>> {
+        while let Some(batch) = self.leases.next_batch() {
+            let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
+                self.leases.records(&batch).unzip();
+            match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
+                Sent::Queued => self.link.accept(),
+                refused @ (Sent::Full | Sent::Shortage) => {
+                    let back = self.leases.withdraw(batch, &self.shm);
+                    // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up does. If
+                    // nothing is left to pick up, the channel is full, or the descriptors are elsewhere.
+                    let picked_up = self.shm.header().want_capacity();
+                    if picked_up < self.leases.given() {
+                        if matches!(self.link.intake, Intake::Open | Intake::Throttled { .. }) {
+                            self.link.intake = Intake::Throttled { picked_up };
+                        }
+                    } else if refused == Sent::Full {
+                        self.set_full();
+                    } else {
+                        self.link.intake = Intake::Refused;
+                    }
+                    return Ok(back);
+                }
+                // The worker is dead. Its collection finds these clients in its shared memory like all others.
+                Sent::Closed => {}
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+impl Workers {
+    /// Tries again what the kernel has had no memory for, if it is time.
+    pub(crate) fn retry_channels(&mut self, poller: &Poller, now: Instant) {
+        for worker in self.all.values_mut() {
+            if let Err(e) = worker.retry(poller, now) {
+                worker.kill_for_error(&format_args!("cannot send: {e}"));
+            }
+        }
+    }
+
+    /// Returns when the next of these attempts is due.
+    pub(crate) fn channels_deadline(&self, now: Instant) -> Option<Instant> {
+        self.all
+            .values()
+            .filter_map(|worker| worker.retry_at(now))
+            .min()
+    }
+}
