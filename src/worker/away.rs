@@ -174,7 +174,8 @@ impl WorkerLoop<'_> {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
         let executor = self.executor.as_mut()?;
-        let retry = executor.retry_at();
+        let waits = [executor.retry_at(), executor.memory_check_at()];
+        let retry = waits.into_iter().flatten().min();
         if executor.requests.count() == 0 && executor.pulse.sick.is_none() {
             return retry;
         }

@@ -3,6 +3,7 @@
 mod callers;
 mod faults;
 mod frames;
+mod idle;
 mod kill_points;
 mod requests;
 mod time;

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use fdpassd::proto::frame::{ByteOrder, OrderRule};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::common::load::Load;
-use crate::common::needs::skip_part;
+use crate::common::needs::room_for;
 use crate::common::port::Reserved;
 use crate::common::program::ctl;
 use crate::common::{kernel, start};
@@ -389,20 +388,6 @@ fn ten_thousand_clients_do_not_notice_a_reload() {
         (status.lost_total, status.errors_total, status.refused_total),
         (0, 0, 0)
     );
-}
-
-/// So many clients if this process may have as many descriptors, and the daemon as well.
-fn room_for(clients: u64) -> u64 {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit can be read");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit everybody may");
-    let room = hard.saturating_sub(1_500);
-    if room < clients {
-        skip_part(
-            "open-files",
-            &format!("with {hard} descriptors there are {room} idle clients instead of {clients}"),
-        );
-    }
-    room.min(clients)
 }
 
 #[test]

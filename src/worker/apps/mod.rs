@@ -48,6 +48,9 @@ pub(super) fn is_token(token: u64) -> bool {
 /// How long an app may take to end after it has no more requests.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The time between two checks of the app's memory, in ns.
+const MEMORY_INTERVAL: u64 = 1_000_000_000;
+
 /// How often the last answers of an app that has ended are tried to be read: for about 5 s.
 const MAX_REFUSALS: u32 = 56;
 
@@ -237,13 +240,19 @@ impl App {
         }
     }
 
+    /// Returns when its memory is checked next, if it has a limit: ns of CLOCK_MONOTONIC. An app can also grow while it
+    /// has no requests.
+    pub(super) fn memory_check_at(&self) -> Option<u64> {
+        self.max_memory?;
+        Some(self.memory_checked.saturating_add(MEMORY_INTERVAL))
+    }
+
     /// Returns whether the app's memory, checked once a second, is above its limit.
     pub(super) fn is_too_large(&mut self, now: u64) -> bool {
-        const INTERVAL: u64 = 1_000_000_000;
         let Some(most) = self.max_memory else {
             return false;
         };
-        if now.saturating_sub(self.memory_checked) < INTERVAL {
+        if self.memory_check_at().is_none_or(|at| now < at) {
             return false;
         }
         self.memory_checked = now;

@@ -219,6 +219,11 @@ impl Executor {
         }
     }
 
+    /// Returns when the memory of an app is checked next, if it has a limit: ns of CLOCK_MONOTONIC.
+    pub(in crate::worker) fn memory_check_at(&self) -> Option<u64> {
+        self.app().and_then(App::memory_check_at)
+    }
+
     /// Returns whether the app has ended, so that no answer follows.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 # The app of the tests: asyncio, without a library. Each method does what its name says, wrong things among them.
-import asyncio, json, os, signal, socket, struct, sys
+import asyncio, json, os, signal, socket, struct, sys, threading
 from asyncio import sleep as pause
 from time import sleep as block
 
@@ -94,6 +94,9 @@ async def answer(writer, request):
         sys.stderr.flush()
     elif method == "eat":
         held.append(bytearray(params << 20))
+    elif method == "eat_later":
+        # In a thread, when this request was answered long ago.
+        threading.Timer(0.3, lambda: held.append(bytearray(params << 20))).start()
     elif method == "write_prefix":
         writer.write(struct.pack("<I", params))
         return
@@ -134,7 +137,7 @@ async def main():
     ]
     for name in (
         "count circumstances sleep until_exists until_cancelled never block open exit answer_and_exit fault write "
-        "write_prefix write_bytes long longest half flood_line eat close flood spawn metrics"
+        "write_prefix write_bytes long longest half flood_line eat eat_later close flood spawn metrics"
     ).split():
         methods.append({"name": name})
     metrics = [

@@ -141,7 +141,7 @@ fn an_app_over_its_memory_is_replaced_between_requests() {
     let app = app_of(before[0]);
     let mut client = daemon.connect();
     assert_eq!(client.call("eat", 400), Ok(json!(400)));
-    // The memory is checked once a second, while requests come.
+    // The memory is checked once a second.
     eventually("the pair is replaced", || {
         assert!(client.call("echo", 1).is_ok());
         (daemon.worker_pids() != before).then_some(())
@@ -153,6 +153,21 @@ fn an_app_over_its_memory_is_replaced_between_requests() {
         (0, 0, 0)
     );
     assert_ne!(app_of(daemon.worker_pids()[0]), app);
+}
+
+#[test]
+fn an_app_that_grows_without_requests_is_replaced() {
+    let Some(daemon) = start_app("workers.count = 1", "max-memory = \"200MiB\"") else {
+        return;
+    };
+    let before = daemon.worker_pids();
+    assert!(daemon.call("eat_later", 400).is_ok());
+    // The app gets no other request.
+    eventually("the pair is replaced", || {
+        (daemon.worker_pids() != before).then_some(())
+    });
+    let status = daemon.wait_for_workers();
+    assert_eq!((status.errors_total, status.deaths_total), (0, 0));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::env;
 use std::io::{self, Write};
 use std::thread;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 /// The words that [`skip`] takes and `REQUIRE` may name.
 const NEEDS: [&str; 21] = [
     "root",             // to become another user, to give files away
@@ -41,6 +43,20 @@ pub fn skip(need: &str, reason: &str) {
 #[track_caller]
 pub fn skip_part(need: &str, reason: &str) {
     report("skipped in part", need, reason);
+}
+
+/// Returns `clients`, or fewer if this process and the daemon may not have as many descriptors.
+pub fn room_for(clients: u64) -> u64 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit can be read");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit everybody may");
+    let room = hard.saturating_sub(1_500);
+    if room < clients {
+        skip_part(
+            "open-files",
+            &format!("with {hard} descriptors there are {room} idle clients instead of {clients}"),
+        );
+    }
+    room.min(clients)
 }
 
 #[track_caller]
