@@ -191,6 +191,16 @@ func allApp() {
 		go child.Wait()
 		return child.Process.Pid, nil
 	})
+	Method(app, "terminate", func(context.Context, null) (string, error) {
+		child := exec.Command("sleep", "60")
+		if err := child.Start(); err != nil {
+			return "", err
+		}
+		if err := child.Process.Signal(syscall.SIGTERM); err != nil {
+			return "", err
+		}
+		return child.Wait().Error(), nil
+	})
 	app.Run()
 }
 
@@ -571,6 +581,7 @@ func TestSignalsDoNotEndTheApp(t *testing.T) {
 	ignored, err := strconv.ParseUint(regexp.MustCompile(`SigIgn:\s*(\w+)`).FindStringSubmatch(string(status))[1], 16, 64)
 	must(t, err)
 	equal(t, ignored&0x5003, 0)
+	equal(t, w.result("terminate", ""), `"signal: terminated"`)
 	w.end()
 }
 

@@ -356,6 +356,7 @@ test('SIGTERM, SIGINT and SIGHUP do not end the app', async (t) => {
   const pid = (await worker.call('spawn')).result;
   t.after(() => process.kill(pid, 'SIGKILL'));
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+  assert.equal((await worker.call('terminate')).result, 'SIGTERM');
   assert.equal(Number(`0x${/SigIgn:\s*(\w+)/.exec(status)[1]}`) & 0x4003, 0, status);
   await worker.end();
 });

@@ -350,6 +350,12 @@ KIND child():
     return subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, close_fds=False).stdout
 
 @app.method
+KIND terminate():
+    child = subprocess.Popen(["sleep", "60"])
+    child.terminate()
+    return child.wait()
+
+@app.method
 KIND fork():
     import os, signal, time
     pid = os.fork()
@@ -362,6 +368,7 @@ KIND fork():
             result = worker.call("child")["result"]
             self.assertTrue(result.startswith("False 3 "), result)
             self.assertTrue(result.endswith("True\n"), result)
+            self.assertEqual(worker.call("terminate"), {"result": -15})
             self.assertEqual(worker.call("fork"), {"result": -15})
 
 

@@ -10,8 +10,9 @@ import time
 
 wire = socket.socket(fileno=3)
 wire.set_inheritable(False)
+frames = wire.makefile("rb")
 for number in signal.SIGHUP, signal.SIGINT, signal.SIGTERM:
-    signal.signal(number, signal.SIG_IGN)
+    signal.signal(number, lambda *_: None)
 # A process in a session of its own, which has no open descriptors of the app.
 subprocess.Popen(["tail", "-f", "/dev/null"], stdin=0, stdout=0, stderr=0, start_new_session=True)
 orders = open(os.environ["ORDERS"], "a", buffering=1)
@@ -23,7 +24,7 @@ def send(message):
 
 
 def read(length):
-    return wire.recv(length, socket.MSG_WAITALL) or os._exit(0)
+    return frames.read(length) or os._exit(0)
 
 
 def execute(method, params):

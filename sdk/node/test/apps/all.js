@@ -115,5 +115,11 @@ app.method('spawn', async () => {
   await new Promise((resolve) => child.on('spawn', resolve));
   return child.pid;
 });
+app.method('terminate', async () => {
+  const child = spawn('sleep', ['60'], { stdio: 'ignore' });
+  const exit = new Promise((resolve) => child.on('exit', (status, signal) => resolve(signal)));
+  child.kill('SIGTERM');
+  return exit;
+});
 
 app.run();
