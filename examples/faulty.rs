@@ -2,7 +2,7 @@
 //!
 //! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state,
 //! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such
-//! as `two-methods` of one name; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
+//! as `two-methods` of one name; `no-methods`, for an app; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
 //! no other state may have at the same time. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
 //! `second-thread` the daemon does not run in the first thread.
 
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, hint, io, thread};
 
 use fdpassd::{Call, ClientId, Counter, Daemon, Fault, Histogram, Method, WorkerInfo};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
@@ -77,6 +78,9 @@ fn run() -> ExitCode {
         }),
         None => daemon,
     };
+    if fault == "no-methods" {
+        return daemon.run();
+    }
     let daemon = with_durations(with_results(with_ends(daemon)));
     let daemon = with_connections(with_waits(with_damage(daemon)));
     let is_check = || {
@@ -325,9 +329,14 @@ fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
         ))
 }
 
-/// The file of `FAULTY_HEALTH` has the reason why a worker is unhealthy, in all seats or, as in `1:the reason`, in one.
+/// The file of `FAULTY_HEALTH` has the reason why a worker is unhealthy, in all seats or, as in `1:the reason`, in one;
+/// or a frame for [`replace_last_socket`].
 fn health(path: &Path, state: &State) -> Result<(), String> {
     let reason = fs::read_to_string(path).unwrap_or_default();
+    if reason.starts_with('{') {
+        let _ = fs::remove_file(path);
+        return replace_last_socket(&reason).map_err(|e| e.to_string());
+    }
     let (seat, reason) = reason.split_once(':').unwrap_or(("", &reason));
     let is_meant = seat.is_empty() || seat == state.worker.seat.to_string();
     match reason {
@@ -466,6 +475,21 @@ fn close_others(how: &str, count: usize) -> io::Result<()> {
             _ => {}
         }
     }
+    Ok(())
+}
+
+/// Closes the socket with the highest number, which is a client's, and puts another in its place, which receives this
+/// frame.
+fn replace_last_socket(frame: &str) -> io::Result<()> {
+    let last = descriptors("socket:")?.into_iter().max();
+    let last = last.ok_or(io::ErrorKind::NotFound)?;
+    let (one, mut other) = UnixStream::pair()?;
+    let length = frame.len() as u32;
+    other.write_all(&[&length.to_le_bytes(), frame.as_bytes()].concat())?;
+    one.set_nonblocking(true)?;
+    close(last).map_err(io::Error::from)?;
+    fcntl(&one, FcntlArg::F_DUPFD(last)).map_err(io::Error::from)?;
+    let _ = (one.into_raw_fd(), other.into_raw_fd());
     Ok(())
 }
 

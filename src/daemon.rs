@@ -297,10 +297,18 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
     /// the master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.
     #[must_use]
     pub fn run(self) -> ExitCode {
+        self.run_program(false)
+    }
+
+    /// `is_shipped` is whether the program is fdpassd itself, which runs no other code.
+    fn run_program(self, is_shipped: bool) -> ExitCode {
         let name = self.name.clone();
         match self.into_parts() {
-            Ok(parts) => {
+            Ok(mut parts) => {
                 own::set(&name, parts.check, parts.methods.has_async());
+                if is_shipped {
+                    parts.methods.set_shipped();
+                }
                 run::run(&name, parts.version, parts.methods)
             }
             Err(mistakes) => run::refuse_program(&name, &mistakes),
@@ -387,5 +395,5 @@ impl<S: Clone + Send + 'static, C: 'static> Daemon<S, C> {
 pub fn fdpassd_main() -> ExitCode {
     Daemon::new(SHIPPED)
         .method(Method::new("pi", worker::pi_method).idempotent())
-        .run()
+        .run_program(true)
 }

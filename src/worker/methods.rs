@@ -65,6 +65,8 @@ pub(crate) struct Methods<S> {
     pub(super) all: Vec<Method<S>>,
     pub(super) constructor: Constructor<S>,
     pub(super) hooks: Hooks<S>,
+    /// The program is fdpassd itself.
+    pub(super) is_shipped: bool,
     /// The most requests of asynchronous methods that one worker executes at a time.
     #[cfg(feature = "tokio")]
     pub(super) concurrency: u32,
@@ -108,6 +110,7 @@ impl<S: 'static> Methods<S> {
             all,
             constructor,
             hooks,
+            is_shipped: false,
             #[cfg(feature = "tokio")]
             concurrency: DEFAULT_CONCURRENCY,
         };
@@ -115,6 +118,11 @@ impl<S: 'static> Methods<S> {
         let list = methods.all.iter_mut().find(|method| method.name == METHODS);
         list.expect("it was added").handler = Box::new(move |_, _, out| out.json(&names));
         Ok(methods)
+    }
+
+    /// Records that the program is fdpassd itself, which runs no other code.
+    pub(crate) fn set_shipped(&mut self) {
+        self.is_shipped = true;
     }
 
     /// Sets the most requests of asynchronous methods that one worker executes at a time.
@@ -175,8 +183,9 @@ pub(crate) trait Service {
         order: Order,
     ) -> Result<usize, Failure>;
 
-    /// Returns whether this process runs methods that are not inline. They may close descriptors that are not theirs.
-    fn has_own_methods(&self) -> bool;
+    /// Returns whether this process runs code that is not fdpassd's: methods, functions such as those for health, threads
+    /// of the state or of `main`. They may close descriptors that are not theirs.
+    fn runs_other_code(&self) -> bool;
 
     /// Returns the method's name and that of its replies, if an app or a runtime executes it.
     fn away_method(&self, index: usize) -> Option<(&str, &str)> {

@@ -86,9 +86,9 @@ impl<S: 'static> Service for RunningService<S> {
         self.methods.all[index].is_inline
     }
 
-    fn has_own_methods(&self) -> bool {
-        // Each daemon has `ping` and `methods`.
-        self.methods.all.len() > 2
+    fn runs_other_code(&self) -> bool {
+        // Each daemon has `ping` and `methods`. The others of fdpassd run only without an app.
+        !self.methods.is_shipped || self.methods.all.len() > 2
     }
 
     fn call(

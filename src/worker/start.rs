@@ -118,7 +118,7 @@ fn serve<S: 'static>(
         config: (),
         metrics: metrics.clone(),
     };
-    if start.app.is_some() {
+    if start.app.is_some() && methods.is_shipped {
         // The demonstration is no part of a service of its own.
         methods.remove(builtin::DEMONSTRATION);
     }

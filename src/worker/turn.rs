@@ -51,8 +51,8 @@ pub(super) struct Tools<'a> {
     pub(super) service: &'a mut dyn Service,
     /// The executor of requests that are away, if the worker has one.
     pub(super) executor: Option<&'a mut Executor>,
-    /// Whether this process runs methods that may take long, or close what is not theirs.
-    pub(super) has_own_methods: bool,
+    /// Whether this process runs code that may close what is not its own.
+    pub(super) runs_other_code: bool,
     /// Whether the frames after an answer are served: the worker does not retire.
     pub(super) may_continue: bool,
     pub(super) settings: &'a Settings,

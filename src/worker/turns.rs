@@ -74,7 +74,7 @@ impl WorkerLoop<'_> {
         }
         let mut tools = Tools {
             shm: &mut self.shm,
-            has_own_methods: service.has_own_methods(),
+            runs_other_code: service.runs_other_code(),
             service,
             executor,
             may_continue: may_serve && !self.ending.is_packing,

@@ -13,6 +13,7 @@ use std::process::Command;
 use fdpassd::testing::{Running, Setup, eventually};
 
 use crate::common::FDPASSD;
+use crate::common::faulty::{self, Switch};
 use crate::common::needs::skip;
 use crate::common::root;
 
@@ -38,6 +39,19 @@ fn start_process(
     variables: &[(&str, &str)],
     of_daemon: &[(&str, &str)],
 ) -> Option<Running> {
+    let config = configuration(config, keys, variables)?;
+    let setup = of_daemon
+        .iter()
+        .fold(Setup::new(FDPASSD, &config), |setup, (name, value)| {
+            setup.variable(name, value)
+        });
+    let daemon = setup.start().expect("it serves");
+    daemon.wait_for_workers();
+    Some(daemon)
+}
+
+/// Returns a configuration with the app of these tests. None if there is no python3.
+fn configuration(config: &str, keys: &str, variables: &[(&str, &str)]) -> Option<String> {
     if Command::new("python3").arg("--version").output().is_err() {
         skip("python3", "there is no python3");
         return None;
@@ -48,18 +62,16 @@ fn start_process(
         .chain(&[("COUNTS", "{dir}/counts")])
         .map(|(name, value)| format!("{name} = {value:?}"))
         .collect();
-    let config = format!(
+    Some(format!(
         "{config}\n[app]\ncommand = [\"python3\", {app:?}]\nenvironment = {{ {} }}\n{keys}\n",
         variables.join(", ")
-    );
-    let setup = of_daemon
-        .iter()
-        .fold(Setup::new(FDPASSD, &config), |setup, (name, value)| {
-            setup.variable(name, value)
-        });
-    let daemon = setup.start().expect("it serves");
-    daemon.wait_for_workers();
-    Some(daemon)
+    ))
+}
+
+/// Starts a daemon that has no methods except those of the app, with a switch for its health function.
+pub fn start_without_methods() -> Option<(Running, Switch)> {
+    let config = configuration("workers.count = 1", "", &[])?;
+    Some(faulty::start_without_methods(&config))
 }
 
 /// Returns the pid of the app of a worker.

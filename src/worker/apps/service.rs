@@ -102,8 +102,8 @@ impl Service for AppService<'_> {
         index < self.own_count && self.own.is_inline(index)
     }
 
-    fn has_own_methods(&self) -> bool {
-        self.own.has_own_methods()
+    fn runs_other_code(&self) -> bool {
+        self.own.runs_other_code()
     }
 
     fn call(

@@ -147,7 +147,7 @@ impl Turn<'_, '_> {
             return None;
         };
         // Other code of this process may have closed the descriptor while the request was away.
-        self.is_doubtful = self.tools.has_own_methods;
+        self.is_doubtful = self.tools.runs_other_code;
         self.commit_answer(answer, total, order);
         if self.tools.may_continue && self.has_space_for_replies(answer.request.began)? {
             self.serve_frames(self.tools.now).ok()?;

@@ -12,9 +12,9 @@ use crate::worker::reply::Fault;
 impl Turn<'_, '_> {
     /// Sends the replies and parks what is left. Returns what the worker waits for; none if the client must be closed.
     pub(super) fn end(&mut self, began: u64, is_same_frame: bool) -> Option<WaitingFor> {
-        // The bytes of a request that departs came from the client's socket, unless other code may have closed it.
+        // The bytes of a request that departs came from the client's socket, unless other code can have closed it.
         let is_checked =
-            self.answered == 0 && (self.departure.is_none() || self.tools.has_own_methods);
+            self.answered == 0 && (self.departure.is_none() || self.tools.runs_other_code);
         if self.is_doubtful || is_checked {
             self.check_socket().ok()?;
         }

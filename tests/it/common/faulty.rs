@@ -49,6 +49,11 @@ impl Switch {
         self.0.path().join("fault")
     }
 
+    /// Returns whether there is a fault.
+    pub fn is_set(&self) -> bool {
+        self.path().exists()
+    }
+
     /// Sets a fault, or none if it is empty. A concurrent reader finds the old one or the new one.
     pub fn set(&self, fault: &str) {
         let new = self.0.path().join("new");
@@ -70,8 +75,17 @@ pub fn start_with_switch(config: &str) -> (Running, Switch) {
 
 /// Starts it with a switch for the reason why its workers are unhealthy.
 pub fn start_with_health(config: &str) -> (Running, Switch) {
+    start_health(Setup::new(example("faulty"), config))
+}
+
+/// As [`start_with_health`], without a method of its own.
+pub fn start_without_methods(config: &str) -> (Running, Switch) {
+    start_health(Setup::new(example("faulty"), config).variable("FAULTY", "no-methods"))
+}
+
+fn start_health(setup: Setup) -> (Running, Switch) {
     let switch = Switch(tempfile::tempdir().expect("a directory"));
-    let daemon = Setup::new(example("faulty"), config).variable("FAULTY_HEALTH", switch.path());
+    let daemon = setup.variable("FAULTY_HEALTH", switch.path());
     (daemon.start().expect("the daemon serves"), switch)
 }
 

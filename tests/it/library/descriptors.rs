@@ -1,8 +1,9 @@
 //! Methods that fork, or close the descriptors of other clients.
 
 use fdpassd::testing::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::apps;
 use crate::common::faulty;
 
 /// A child of a method that neither executes a program nor exits, but returns from it.
@@ -75,6 +76,23 @@ fn clients_survive_a_method_that_closes_their_descriptors() {
             );
         }
     }
+}
+
+/// The same by a function that is no method, in a daemon whose requests an app executes.
+#[test]
+fn an_app_executes_nothing_that_came_by_a_foreign_descriptor() {
+    let Some((daemon, switch)) = apps::start_without_methods() else {
+        return;
+    };
+    let mut client = daemon.connect();
+    assert_eq!(client.call("count", "first"), Ok(json!("first")));
+    switch.set("{\"in\":\"count\",\"params\":\"foreign\"}");
+    daemon.wait_until("the function has run", |_| !switch.is_set());
+    assert_eq!(client.call("count", "second"), Ok(json!("second")));
+    assert_eq!(client.call("count", "third"), Ok(json!("third")));
+    assert_eq!(apps::counted(&daemon, 3), ["first", "second", "third"]);
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (1, 0));
 }
 
 /// A client whose descriptor was closed gets no reply of the next client with that number.
