@@ -58,6 +58,8 @@ fn main() -> ExitCode {
         .async_method("circumstances", circumstances)
         .async_method("panic", panics)
         .async_method("block", block)
+        .async_method("compute", compute)
+        .async_method("record_often", record_often)
         .async_method("fault", fault)
         .async_method("die", die)
         .method(Method::new_async("die_once", die_once).idempotent())
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
             },
         ))
         .method(Method::new("busy_threads", busy_threads))
+        .method(Method::new("block_in_loop", block_in_loop))
         .method(Method::new(
             "panic_in_loop",
             |_: &mut State, words: String, _| -> Result<(), Fault> { panic!("{words}") },
@@ -150,6 +153,30 @@ async fn panics(_: State, words: String, _: AsyncCall) -> Result<(), Fault> {
 
 /// Blocks the thread that all requests share, as no method should.
 async fn block(_: State, milliseconds: u64, _: AsyncCall) -> Result<(), Fault> {
+    thread::sleep(Duration::from_millis(milliseconds));
+    Ok(())
+}
+
+/// Computes without a pause, as no method should.
+async fn compute(_: State, milliseconds: u64, _: AsyncCall) -> Result<(), Fault> {
+    let end = Instant::now() + Duration::from_millis(milliseconds);
+    while Instant::now() < end {
+        hint::spin_loop();
+    }
+    Ok(())
+}
+
+/// A side effect every millisecond. It never returns.
+async fn record_often(state: State, words: String, _: AsyncCall) -> Result<(), Fault> {
+    append(&state, &format!("begun {words}"))?;
+    loop {
+        sleep(Duration::from_millis(1)).await;
+        append(&state, "again")?;
+    }
+}
+
+/// Blocks the thread of the worker's loop.
+fn block_in_loop(_: &mut State, milliseconds: u64, _: &Call) -> Result<(), Fault> {
     thread::sleep(Duration::from_millis(milliseconds));
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! `examples/waitd.rs` has the methods.
 
 mod deaths;
+mod handoff;
 mod lifecycle;
 mod time;
 
