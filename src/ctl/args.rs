@@ -175,7 +175,7 @@ pub(super) enum ConfigVerb {
 pub(super) enum AppVerb {
     /// Start a program as an app, and check what it answers
     ///
-    /// It needs no daemon. fdpassd-app(7) has the protocol, and the methods that some of the checks need.
+    /// It needs no daemon. fdpassd-app(7) has the protocol, and methods for some checks.
     Check(AppCheckArguments),
 }
 
