@@ -175,7 +175,7 @@ pub(super) enum ConfigVerb {
 pub(super) enum AppVerb {
     /// Start a program as an app, and check what it answers
     ///
-    /// It needs no daemon. fdpassd-app(7) has the protocol, and methods for some checks.
+    /// It needs no daemon. Some checks need methods of the app: see fdpassd-app(7).
     Check(AppCheckArguments),
 }
 
