@@ -38,11 +38,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::app::{AppInfo, AppSpec};
+use super::app::AppSpec;
 use super::lease::Lease;
 use super::log::{Log, LogLevel};
 use super::message::{Malformed, Message, from_json, json};
 use super::names::{Generation, WorkerId};
+
+mod reports;
+
+pub use reports::{
+    AppEnd, AppGone, AppStarted, Failed, Health, MethodName, Ready, RuntimeInfo, Spent, SpentReason,
+};
 
 /// The version of these messages. A worker of another version refuses to start.
 pub const VERSION: u32 = 3;
@@ -171,109 +177,6 @@ pub struct Settings {
     pub max_requests: Option<u64>,
     /// The worker's log.
     pub log: Log,
-}
-
-/// The worker can serve.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ready {
-    /// [`VERSION`].
-    pub version: u32,
-    /// The worker's methods; a method's number in the shared memory is its index here plus one.
-    pub methods: Vec<MethodName>,
-    /// The report of its app on itself, if it has one.
-    #[serde(default)]
-    pub app: Option<AppInfo>,
-    /// The runtime of its asynchronous methods, if it has one.
-    #[serde(default)]
-    pub runtime: Option<RuntimeInfo>,
-}
-
-/// The runtime of asynchronous methods, which executes their requests in a thread of the worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuntimeInfo {
-    /// The number of the thread (gettid(2)).
-    pub thread: u32,
-    /// The most requests at a time.
-    pub concurrency: u32,
-}
-
-/// A method, as the master knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MethodName {
-    /// The method's name.
-    pub name: String,
-    /// Whether it may be run once more after a crash.
-    pub idempotent: bool,
-}
-
-/// There will be no [`Ready`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failed {
-    /// Why, for the operator.
-    pub reason: String,
-}
-
-/// The health of a worker that is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Health {
-    /// Why the worker is not healthy; none if it is.
-    pub unhealthy: Option<String>,
-}
-
-/// Why a worker should be replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spent {
-    /// The reason.
-    pub reason: SpentReason,
-}
-
-/// A reason to replace a worker that serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SpentReason {
-    /// The app uses more memory than `max-memory`.
-    Memory,
-    /// A method has panicked, and the state could not be rebuilt.
-    Panic,
-}
-
-/// A worker's app was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppStarted {
-    /// The app's pid: a child of the worker, which does not collect it.
-    pub pid: u32,
-}
-
-/// The end of an app, and with it of its worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppGone {
-    /// How the app ended.
-    pub end: AppEnd,
-    /// The part that ended: "app", or "runtime" for that of asynchronous methods.
-    #[serde(default = "app")]
-    pub subject: String,
-    /// Why, for the operator: a sentence without its subject.
-    pub reason: String,
-}
-
-fn app() -> String {
-    "app".to_owned()
-}
-
-/// How an app ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AppEnd {
-    /// The app exited with this status, on its own.
-    Exited(i32),
-    /// The app was killed by this signal, which its worker had not sent.
-    Killed(i32),
-    /// The worker killed it, because it has broken the protocol.
-    BrokeProtocol,
-    /// The worker killed it, because a request was not answered in time, or its loop did not turn.
-    Unresponsive,
-    /// The worker retires or stops, and the app ends with it.
-    Finished,
 }
 
 /// Finish what has arrived, close every client, exit.
@@ -423,6 +326,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
     use super::*;
+    use crate::proto::app::AppInfo;
     use crate::proto::frame::OrderRule;
     use crate::proto::lease::ClientRecord;
     use crate::proto::names::{ClientId, Offsets, Peer};
@@ -502,7 +406,7 @@ mod tests {
             ToMaster::AppStarted(AppStarted { pid: 7 }),
             ToMaster::AppGone(AppGone {
                 end: AppEnd::Killed(9),
-                subject: app(),
+                subject: "app".to_owned(),
                 reason: "was killed".to_owned(),
             }),
             ToMaster::Spent(Spent {

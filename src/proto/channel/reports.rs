@@ -1,0 +1,108 @@
+//! The bodies of the messages to the master that are JSON.
+
+use serde::{Deserialize, Serialize};
+
+use crate::proto::app::AppInfo;
+
+/// The worker can serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// [`VERSION`](super::VERSION).
+    pub version: u32,
+    /// The worker's methods; a method's number in the shared memory is its index here plus one.
+    pub methods: Vec<MethodName>,
+    /// The report of its app on itself, if it has one.
+    #[serde(default)]
+    pub app: Option<AppInfo>,
+    /// The runtime of its asynchronous methods, if it has one.
+    #[serde(default)]
+    pub runtime: Option<RuntimeInfo>,
+}
+
+/// The runtime of asynchronous methods, which executes their requests in a thread of the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeInfo {
+    /// The number of the thread (gettid(2)).
+    pub thread: u32,
+    /// The most requests at a time.
+    pub concurrency: u32,
+}
+
+/// A method, as the master knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodName {
+    /// The method's name.
+    pub name: String,
+    /// Whether it may be run once more after a crash.
+    pub idempotent: bool,
+}
+
+/// There will be no [`Ready`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Why, for the operator.
+    pub reason: String,
+}
+
+/// The health of a worker that is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Why the worker is not healthy; none if it is.
+    pub unhealthy: Option<String>,
+}
+
+/// Why a worker should be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// The reason.
+    pub reason: SpentReason,
+}
+
+/// A reason to replace a worker that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpentReason {
+    /// The app uses more memory than `max-memory`.
+    Memory,
+    /// A method has panicked, and the state could not be rebuilt.
+    Panic,
+}
+
+/// A worker's app was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppStarted {
+    /// The app's pid: a child of the worker, which does not collect it.
+    pub pid: u32,
+}
+
+/// The end of an app, and with it of its worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppGone {
+    /// How the app ended.
+    pub end: AppEnd,
+    /// The part that ended: "app", or "runtime" for that of asynchronous methods.
+    #[serde(default = "app")]
+    pub subject: String,
+    /// Why, for the operator: a sentence without its subject.
+    pub reason: String,
+}
+
+fn app() -> String {
+    "app".to_owned()
+}
+
+/// How an app ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppEnd {
+    /// The app exited with this status, on its own.
+    Exited(i32),
+    /// The app was killed by this signal, which its worker had not sent.
+    Killed(i32),
+    /// The worker killed it, because it has broken the protocol.
+    BrokeProtocol,
+    /// The worker killed it, because a request was not answered in time, or its loop did not turn.
+    Unresponsive,
+    /// The worker retires or stops, and the app ends with it.
+    Finished,
+}
