@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::{io, mem};
 
 use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::preset::preset;
 use crate::master::clients::leases::recovery::recover_idle;
 use crate::master::clients::place::ClientPlace;
 use crate::proto::channel::MAX_LEASES;
@@ -15,6 +16,7 @@ use crate::shm::{Claim, LeaseState, MasterShm, Owner};
 use crate::table::Table;
 
 pub(crate) mod page;
+pub(crate) mod preset;
 pub(crate) mod recovery;
 pub(crate) mod snapshot;
 
@@ -367,37 +369,6 @@ impl Leases {
             LeaseEntry::Leased(_) | LeaseEntry::Revoked => None,
         }
     }
-}
-
-/// Fills a free slot with a client, and lays the client's bytes into its regions.
-///
-/// # Errors
-/// Those of writing to the shared memory.
-pub(crate) fn preset(
-    unleased: &Unleased,
-    slot: u32,
-    lease_number: u32,
-    shm: &MasterShm,
-) -> io::Result<()> {
-    let Unleased {
-        bytes,
-        flags,
-        times,
-        requests,
-        ..
-    } = unleased;
-    let cursors = shm.store(slot, bytes)?;
-    // A client that got its last reply is not served: it only gets time to read the reply.
-    let is_idle =
-        bytes.unread.is_empty() && bytes.unsent.is_empty() && !flags.closing && !flags.overloaded;
-    let state = if is_idle {
-        LeaseState::Idle
-    } else {
-        LeaseState::Parked
-    };
-    let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
-    shared_slot.preset(state, lease_number, cursors, *flags, *times, *requests);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl LeftShm {
         methods: Vec<MethodName>,
         shm: MasterShm,
         written: Option<Writes>,
-    ) -> LeftShm {
+    ) -> Rc<LeftShm> {
         if let Some(written) = written {
             shm.header().set_final_writes(written);
         }
@@ -48,7 +48,7 @@ impl LeftShm {
             is_counted: true,
             layout: layout.version(),
         };
-        LeftShm { record, shm }
+        Rc::new(LeftShm { record, shm })
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::channel::Scratch;
 use crate::master::Master;
 use crate::master::clients::client::Unleased;
-use crate::master::clients::leases::preset;
+use crate::master::clients::leases::preset::preset;
 use crate::master::clients::place::{ClientPlace, LeftShm};
 use crate::master::handover::queues::HandoffQueues;
 use crate::proto::names::{Generation, WorkerId};
@@ -163,7 +163,7 @@ impl PackedWaiting {
         let layout = Layout::new(clients.len() as u32, max_frame);
         let shm = MasterShm::new(layout)?;
         let worker = (self.next_number(), 0, generation);
-        let left = Rc::new(LeftShm::of_worker(worker, Vec::new(), shm, None));
+        let left = LeftShm::of_worker(worker, Vec::new(), shm, None);
         for (slot, unleased) in (0..).zip(clients) {
             preset(unleased, slot, LEASE_NUMBER, &left.shm)?;
             let moves = unleased.client.moves;

@@ -1,7 +1,6 @@
 //! The death of a worker: collected, attributed, its clients leased again, and reported.
 
 use std::mem;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
@@ -127,8 +126,7 @@ impl Workers {
         let doom = life.doom();
         let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
         let is_timed_out = doom == Some(Doom::TimedOut);
-        let origin = (id, seat as u32, generation);
-        let left = Rc::new(LeftShm::of_worker(origin, methods, shm, written));
+        let left = LeftShm::of_worker((id, seat as u32, generation), methods, shm, written);
         let mut recovery = clients.recover_left(&left, leases, written, is_timed_out);
         let blame = self.lay_blame(end, &left.record.methods, &recovery, telemetry, now);
         if blame.has_quarantined {

@@ -1,0 +1,37 @@
+//! The slot of a client that gets a lease, before its worker knows of it.
+
+use std::io;
+
+use crate::master::clients::client::Unleased;
+use crate::shm::{LeaseState, MasterShm};
+
+/// Fills a free slot with a client, and lays the client's bytes into its regions.
+///
+/// # Errors
+/// Those of writing to the shared memory.
+pub(crate) fn preset(
+    unleased: &Unleased,
+    slot: u32,
+    lease_number: u32,
+    shm: &MasterShm,
+) -> io::Result<()> {
+    let Unleased {
+        bytes,
+        flags,
+        times,
+        requests,
+        ..
+    } = unleased;
+    let cursors = shm.store(slot, bytes)?;
+    // A client that got its last reply is not served: it only gets time to read the reply.
+    let is_idle =
+        bytes.unread.is_empty() && bytes.unsent.is_empty() && !flags.closing && !flags.overloaded;
+    let state = if is_idle {
+        LeaseState::Idle
+    } else {
+        LeaseState::Parked
+    };
+    let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
+    shared_slot.preset(state, lease_number, cursors, *flags, *times, *requests);
+    Ok(())
+}
