@@ -152,6 +152,15 @@ impl Master {
         if let Some(store) = self.handover.store.as_ref().filter(|_| is_in_doubt) {
             store.canaries.await_rejection();
         }
+        self.report_handed_over(without_space);
+        self.listeners
+            .all
+            .iter_mut()
+            .for_each(|listener| listener.leave_file());
+    }
+
+    /// Logs how many clients are left to the next master.
+    fn report_handed_over(&self, without_space: u64) {
         let clients = self.clients.count();
         match without_space {
             _ if self.handover.has_store_ended() => log::error!(
@@ -164,10 +173,6 @@ impl Master {
                 Counted(without_space, "client"),
             ),
         }
-        self.listeners
-            .all
-            .iter_mut()
-            .for_each(|listener| listener.leave_file());
     }
 
     /// Packs the clients that workers have given up while they still finish requests: if this master is killed before
