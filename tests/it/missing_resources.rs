@@ -1,6 +1,7 @@
 //! A master that takes over clients serves without a missing log or socket, reports it, and tries again.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 
@@ -153,8 +154,9 @@ fn an_upgrade_keeps_the_open_log_and_makes_a_control_socket() {
         fs::rename(root.join(format!("{place}.away")), root.join(place)).expect("it is there");
         let _ = fs::remove_file(root.join("run/control.sock"));
     }
-    eventually("the control socket is there again", || {
-        root.join("run/control.sock").exists().then_some(())
+    // Its file is there a moment before it listens.
+    eventually("the control socket listens again", || {
+        UnixStream::connect(root.join("run/control.sock")).ok()
     });
     daemon.wait_until("nothing is missing", |status| status.missing.is_empty());
     ping_all(&mut clients);
