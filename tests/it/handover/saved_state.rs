@@ -130,6 +130,9 @@ fn clients_without_room_in_the_queue_are_counted() {
         let manager = ServiceManager::new();
         let daemon = start(&manager, "workers.count = 1");
         let mut clients = clients_of(&daemon, 600);
+        daemon.wait_until("all queues are stored", |status| {
+            status.restart_keeps_clients
+        });
         // All of it is full except for this number of datagrams.
         for name in manager
             .stored()
