@@ -110,7 +110,8 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
     let daemon = cgroup
         .setup(
             FDPASSD,
-            "workers.count = 2\nlimits.frame-timeout = \"none\"",
+            // Each worker gets half of the clients.
+            "workers = { count = 2, dispatch = \"round-robin\" }\nlimits.frame-timeout = \"none\"",
         )
         .start()
         .expect("it serves");

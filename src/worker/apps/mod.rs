@@ -149,7 +149,8 @@ impl App {
     pub(super) fn note_read(&mut self, end: ReadEnd, poller: &Poller, now: u64) -> io::Result<()> {
         if end != ReadEnd::Shortage {
             self.wire.reading.end();
-            return Ok(());
+            // An event of the same iteration may have had memory although the one before had none.
+            return self.watch_again(poller);
         }
         self.wire.reading.begin(|wait| after(now, wait));
         self.watch_wire(poller, Interest::Paused)
@@ -180,16 +181,23 @@ impl App {
     /// Those of epoll_ctl(2).
     pub(super) fn retry(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
         self.wire.writing.is_over(now);
-        if self.wire.reading.is_over(now) {
+        match self.wire.reading.is_over(now) {
+            true => self.watch_again(poller),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the poller report again what it did not report for lack of memory.
+    fn watch_again(&mut self, poller: &Poller) -> io::Result<()> {
+        if self.watched[0] == Interest::Paused {
             // The poller reports at once that a full wire accepts bytes, if it does.
             let wanted = match self.wire.has_unwritten() {
                 true => Interest::Both,
                 false => Interest::Read,
             };
             self.watch_wire(poller, wanted)?;
-            self.watch_end(poller, Interest::Read)?;
         }
-        Ok(())
+        self.watch_end(poller, Interest::Read)
     }
 
     fn watch_wire(&mut self, poller: &Poller, wanted: Interest) -> io::Result<()> {

@@ -58,22 +58,28 @@ impl Traced {
         let trace = fs::read_to_string(self.trace.path()).expect("strace writes it");
         let mut refusals: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
         // By process: strace divides a call in two if another process makes one at the same time.
-        let mut unfinished: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut unfinished: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
         for line in trace.lines() {
             let mut words = line.split_whitespace();
             let (Some(pid), Some(time)) = (words.next(), words.next()) else {
                 continue;
             };
+            // Calls that may wait are those of libraries, between threads of one process.
+            let mut returns_at_once = line.contains("MSG_DONTWAIT");
             if let Some((_, rest)) = line.split_once('(')
                 && let Some((descriptor, _)) = rest.split_once(',')
+                && !line.contains(" resumed>")
             {
-                unfinished.insert(pid, descriptor);
+                unfinished.insert(pid, (descriptor, returns_at_once));
             }
-            // Calls that may wait are those of libraries, between threads of one process.
-            if line.ends_with("(INJECTED)") && line.contains("MSG_DONTWAIT") {
+            if line.ends_with("(INJECTED)")
+                && let Some((descriptor, at_first)) = unfinished.get(pid)
+            {
+                returns_at_once |= at_first;
                 let time = time.parse().expect("a number");
-                let descriptor = unfinished[pid];
-                refusals.entry((pid, descriptor)).or_default().push(time);
+                if returns_at_once {
+                    refusals.entry((pid, descriptor)).or_default().push(time);
+                }
             }
         }
         refusals.retain(|_, times| times.len() == REFUSALS);
