@@ -56,6 +56,12 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
             terminate(worker);
         }
     }
+    daemon.wait();
+    // Shown if the test fails: the log of the next master begins anew.
+    println!(
+        "--- the log of a master that ended by {how:?}\n{}---",
+        daemon.stderr()
+    );
     let daemon = manager
         .setup(program, "")
         .start_after(daemon)
