@@ -57,7 +57,7 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
         }
     }
     daemon.wait();
-    // Shown if the test fails: the log of the next master begins anew.
+    // Shown if the test fails: the next master has a log of its own.
     println!(
         "--- the log of a master that ended by {how:?}\n{}---",
         daemon.stderr()
