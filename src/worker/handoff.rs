@@ -58,6 +58,12 @@ impl WorkerLoop<'_> {
         if self.handoff.is_some() {
             self.await_answers(service)?;
         }
+        self.pack_clients();
+        Ok(())
+    }
+
+    /// Packs the clients as they are.
+    pub(super) fn pack_clients(&mut self) {
         match self.handoff.map(EmergencyHandoff::pack) {
             None => log::warn!(
                 "the master is gone; closing {} and leaving",
@@ -77,6 +83,5 @@ impl WorkerLoop<'_> {
             }
         }
         self.ending.is_orphaned = true;
-        Ok(())
     }
 }

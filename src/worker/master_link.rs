@@ -8,7 +8,7 @@ use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::loop_clock::Shortage;
 use crate::proto::channel::{AppGone, Health, MAX_SLOTS, Spent, SpentReason, ToMaster, ToWorker};
-use crate::sys::poll::{Interest, Poller};
+use crate::sys::poll::{self, Interest, Poller};
 
 /// The time between two attempts to send the end of an app, and the most attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -123,6 +123,11 @@ impl<'c> MasterLink<'c> {
                 _ => return,
             }
         }
+    }
+
+    /// Returns whether the master has closed its end.
+    pub(super) fn is_gone(&self) -> bool {
+        poll::wait_for(&*self.channel, Interest::End, Duration::ZERO).unwrap_or(false)
     }
 
     /// Returns whether a report must be sent before the worker may exit.

@@ -180,6 +180,24 @@ impl<'c> WorkerLoop<'c> {
 
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
+        let served = self.serve_to_end(service);
+        self.master.send_app_gone();
+        let served = match self.ending.broken.take() {
+            Some(reason) => Err(io::Error::other(reason)),
+            None => served,
+        };
+        // The master recovers the clients of a worker that breaks off. If it is gone as well, only the next one can.
+        if served.is_err() && !self.ending.is_orphaned && self.master.is_gone() {
+            self.pack_clients();
+        }
+        served?;
+        if let Some(executor) = self.executor.as_mut().filter(|_| !self.ending.is_orphaned) {
+            executor.finish(apps::END_TIMEOUT);
+        }
+        Ok(self.ending.is_orphaned)
+    }
+
+    fn serve_to_end(&mut self, service: &mut dyn Service) -> io::Result<()> {
         self.left = LeftClients::new(service.wants_left_clients());
         self.health = HealthSchedule::new(service.health_interval(), self.time.now);
         let mut ready: Vec<PollEvent> = Vec::new();
@@ -222,14 +240,7 @@ impl<'c> WorkerLoop<'c> {
             let now = self.time.now;
             self.shm.header().record_busy(now, now - woken);
         }
-        self.master.send_app_gone();
-        if let Some(reason) = self.ending.broken {
-            return Err(io::Error::other(reason));
-        }
-        if let Some(executor) = self.executor.as_mut().filter(|_| !self.ending.is_orphaned) {
-            executor.finish(apps::END_TIMEOUT);
-        }
-        Ok(self.ending.is_orphaned)
+        Ok(())
     }
 
     fn is_finished(&self) -> bool {

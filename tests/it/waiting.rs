@@ -4,15 +4,19 @@ use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::common::kernel;
 use crate::common::needs::skip;
 use crate::common::program::run;
 use crate::common::random::Random;
-use crate::common::{FDPASSD, ping_of, pong_of};
+use crate::common::strace::Traced;
+use crate::common::{FDPASSD, let_pass, ping_of, pong_of};
 
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/waiting/app.py");
 const CLIENTS: u64 = 300;
@@ -215,4 +219,39 @@ fn an_interrupted_request_waits_for_its_app_in_the_next_master() {
     assert_eq!(begun(place.path()).get(&1000), Some(&2));
     let status = next.status();
     assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+}
+
+/// The worker is about to report the end of its app when its master is killed: only the next one can recover its clients.
+#[test]
+fn clients_outlive_an_app_and_its_master_killed_together() {
+    const DELAY: Duration = Duration::from_millis(700);
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (daemon, mut clients) = start(&manager, &config);
+    let status = daemon.status();
+    let worker = &status.workers[0];
+    let app = worker.app.as_ref().expect("an app").pid;
+    let inject = format!("sendmsg:delay_enter={}", DELAY.as_micros());
+    let Some(_traced) = Traced::attach(worker.pid.expect("a pid"), "sendmsg", &inject) else {
+        return;
+    };
+    kernel::send(app, Signal::SIGKILL);
+    eventually("the app is over", || kernel::is_over(app).then_some(()));
+    // The worker finds that by then, and waits to send it. If it takes longer, this test shows less.
+    let_pass(DELAY / 2);
+    daemon.signal("KILL");
+    let next = manager.setup(FDPASSD, &config).start_after(daemon);
+    let daemon = next.expect("the next master serves");
+    for (i, client) in clients.iter_mut().enumerate() {
+        let number = CLIENTS + i as u64;
+        assert_eq!(
+            client.call("order", json!({ "n": number })),
+            Ok(json!(number))
+        );
+    }
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+    drop(place);
 }
