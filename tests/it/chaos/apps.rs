@@ -174,10 +174,16 @@ impl Havoc<'_> {
         if how == How::Kill {
             // A client without a worker is lost with its master.
             daemon.wait_until("each client has a worker", |status| {
+                // The master may not have noticed yet that a process is dead which was just killed.
+                let pids = status.workers.iter().flat_map(|worker| {
+                    let app = worker.app.as_ref().map(|app| app.pid);
+                    [worker.pid, app].into_iter().flatten()
+                });
+                if !status.leaving.is_empty() || pids.into_iter().any(kernel::is_over) {
+                    return false;
+                }
                 let workers = status.workers.iter().map(|worker| worker.clients);
-                let leaving = status.leaving.iter().map(|worker| worker.clients);
-                status.restart_keeps_clients
-                    && workers.chain(leaving).sum::<u64>() == status.clients
+                status.restart_keeps_clients && workers.sum::<u64>() == status.clients
             });
             self.killed += 1;
         }
