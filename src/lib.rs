@@ -167,7 +167,7 @@ pub fn ctl_main_for(daemon: &str) -> std::process::ExitCode {
     ctl::main_for(daemon)
 }
 
-/// Compiles the Rust code in README.md as doc tests.
-#[cfg(doctest)]
+/// Compiles the Rust code in README.md as doc tests. One of its daemons has asynchronous methods.
+#[cfg(all(doctest, feature = "tokio"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
