@@ -145,17 +145,22 @@ fn waiting_clients_outlive_a_killed_master() {
     assert_eq!((status.clients, status.lost_total), (0, 0));
 }
 
+/// Kills a master whose clients wait, and returns these clients.
+fn kill_while_clients_wait(manager: &ServiceManager, place: &Path, config: &str) -> Vec<Client> {
+    let (mut daemon, mut clients) = start(manager, config);
+    leave_waiting(&daemon, place, &mut clients);
+    daemon.signal("KILL");
+    daemon.wait();
+    clients
+}
+
 #[test]
 fn waiting_clients_outlive_many_killed_masters() {
     let Some((place, config)) = place() else {
         return;
     };
     let manager = ServiceManager::new();
-    let (mut daemon, mut clients) = start(&manager, &config);
-    leave_waiting(&daemon, place.path(), &mut clients);
-    daemon.signal("KILL");
-    daemon.wait();
-    drop(daemon);
+    let mut clients = kill_while_clients_wait(&manager, place.path(), &config);
     // Each first worker's app kills its master, which has taken over the clients by then.
     let kills = 10;
     fs::write(place.path().join("kill"), kills.to_string()).expect("it is ours");
@@ -174,11 +179,7 @@ fn masters_killed_while_they_start_lose_no_waiting_client() {
         return;
     };
     let manager = ServiceManager::new();
-    let (mut daemon, mut clients) = start(&manager, &config);
-    leave_waiting(&daemon, place.path(), &mut clients);
-    daemon.signal("KILL");
-    daemon.wait();
-    drop(daemon);
+    let mut clients = kill_while_clients_wait(&manager, place.path(), &config);
     let mut random = Random::new("WAITING_SEED");
     let program = place.path().join("program");
     for _ in 0..20 {
