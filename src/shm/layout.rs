@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use super::{RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, header, own_metrics, slot};
+use crate::proto::channel::MethodName;
 use crate::proto::frame::PREFIX;
+use crate::proto::handoff::ShmRecord;
+use crate::proto::names::{Generation, WorkerId};
 use crate::sys::handoff::ShmOffsets;
 use crate::sys::memory::PAGE;
 
@@ -51,6 +54,32 @@ impl Layout {
             slots,
             max_frame,
         })
+    }
+
+    /// Returns the layout of recorded shared memory; `None` if this version cannot read it.
+    #[must_use]
+    pub fn from_record(record: &ShmRecord) -> Option<Layout> {
+        Layout::with_version(record.layout, record.slots, record.longest)
+    }
+
+    /// Returns the record of shared memory with this layout, of the worker of this id, seat and generation. The counts
+    /// in it are not in the totals yet.
+    #[must_use]
+    pub fn record(
+        self,
+        (worker, seat, generation): (WorkerId, u32, Generation),
+        methods: Vec<MethodName>,
+    ) -> ShmRecord {
+        ShmRecord {
+            worker,
+            seat,
+            generation,
+            slots: self.slots,
+            longest: self.max_frame,
+            methods,
+            is_counted: false,
+            layout: self.version,
+        }
     }
 
     /// Returns the version of the layout.

@@ -19,7 +19,6 @@ use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
 use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
-use crate::proto::handoff::ShmRecord;
 use crate::shm::own_metrics::OwnMetricWords;
 use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{Interest, Poller};
@@ -224,17 +223,9 @@ fn serve_methods(
     let (methods, layout) = (service.names(), shm.layout());
     let mut handoff = None;
     if !descriptors.is_empty() {
-        let record = ShmRecord {
-            worker: start.worker,
-            seat: start.seat,
-            generation: start.generation,
-            slots: start.slots,
-            longest: start.longest,
-            methods: methods.clone(),
-            is_counted: false,
-            layout: layout.version(),
-        };
-        let (layout, grace) = (shm.layout(), start.settings.restart_grace);
+        let worker = (start.worker, start.seat, start.generation);
+        let record = layout.record(worker, methods.clone());
+        let grace = start.settings.restart_grace;
         let prepared = handoff::prepare(channel, descriptors, handoff_shm, &record, layout, grace);
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }

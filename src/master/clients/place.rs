@@ -25,30 +25,21 @@ pub(crate) struct LeftShm {
 }
 
 impl LeftShm {
-    /// Returns the shared memory of a dead worker, whose counters are in the totals. `written` is what its thread has
-    /// written.
-    pub(crate) fn of_worker(
-        (worker, seat, generation): (WorkerId, u32, Generation),
+    /// Returns the shared memory of the dead worker of this id, seat and generation, whose counters are in the totals.
+    /// `written` is what its thread has written.
+    pub(crate) fn new(
+        worker: (WorkerId, u32, Generation),
         methods: Vec<MethodName>,
         shm: MasterShm,
         written: Option<Writes>,
-    ) -> Rc<LeftShm> {
+    ) -> LeftShm {
         if let Some(written) = written {
             shm.header().set_final_writes(written);
         }
         shm.header().set_packed_at(clock::monotonic());
-        let layout = shm.layout();
-        let record = ShmRecord {
-            worker,
-            seat,
-            generation,
-            slots: layout.slots(),
-            longest: layout.max_frame(),
-            methods,
-            is_counted: true,
-            layout: layout.version(),
-        };
-        Rc::new(LeftShm { record, shm })
+        let mut record = shm.layout().record(worker, methods);
+        record.is_counted = true;
+        LeftShm { record, shm }
     }
 }
 

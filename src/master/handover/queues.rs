@@ -12,13 +12,13 @@ use std::time::Instant;
 use crate::channel::{Channel, Scratch, Sent};
 use crate::loop_clock::Shortage;
 use crate::master::clients::leases::Leases;
-use crate::proto::channel::{MAX_HANDOFF_QUEUES, MethodName};
+use crate::master::clients::place::LeftShm;
+use crate::proto::channel::MAX_HANDOFF_QUEUES;
 use crate::proto::handoff::{HandoffMessage, ShmRecord};
 use crate::proto::lease::ClientRecord;
-use crate::proto::names::{Generation, WorkerId};
 use crate::shm::MasterShm;
+use crate::sys::socket;
 use crate::sys::socket::Received;
-use crate::sys::{clock, socket};
 
 /// Clients per handoff queue: even with the kernel's smallest buffer a queue holds twice as many.
 const CLIENTS_PER_QUEUE: u64 = 3000;
@@ -43,37 +43,8 @@ pub(crate) struct QueueEnds {
 /// Shared memory whose worker is gone, and its clients.
 #[derive(Debug)]
 pub(crate) struct OrphanedShm {
-    pub(crate) record: ShmRecord,
-    pub(crate) shm: MasterShm,
+    pub(crate) left: LeftShm,
     pub(crate) leases: Leases,
-}
-
-impl OrphanedShm {
-    /// Returns the shared memory of the worker of this id, seat and generation, as it is now.
-    pub(crate) fn new(
-        (worker, seat, generation): (WorkerId, u32, Generation),
-        methods: Vec<MethodName>,
-        shm: MasterShm,
-        leases: Leases,
-    ) -> OrphanedShm {
-        shm.header().set_packed_at(clock::monotonic());
-        let layout = shm.layout();
-        let record = ShmRecord {
-            worker,
-            seat,
-            generation,
-            slots: layout.slots(),
-            longest: layout.max_frame(),
-            methods,
-            is_counted: true,
-            layout: layout.version(),
-        };
-        OrphanedShm {
-            record,
-            shm,
-            leases,
-        }
-    }
 }
 
 impl HandoffQueues {
@@ -134,7 +105,8 @@ impl HandoffQueues {
             .records(slots)
             .map(|(lease, socket)| (lease.record, socket))
             .collect();
-        self.pack_with(&orphan.record, &orphan.shm, records, MAX_REFUSALS)
+        let LeftShm { record, shm } = &orphan.left;
+        self.pack_with(record, shm, records, MAX_REFUSALS)
     }
 
     /// Packs shared memory and these clients, without waiting. Returns the number of clients without space.

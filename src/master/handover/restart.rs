@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::master::Master;
 use crate::master::clients::leases::Leases;
+use crate::master::clients::place::LeftShm;
 use crate::master::handover::queues::OrphanedShm;
 use crate::master::handover::store::HandoffStore;
 use crate::master::lifecycle::Lifecycle;
@@ -91,17 +92,13 @@ impl Master {
             methods,
             ..
         } = worker;
-        if let Some(written) = written {
-            shm.header().set_final_writes(written);
-        }
         self.clients.end_app(shm.header().app(), now);
         self.workers.pool.exited(id, true, now);
-        let orphan = OrphanedShm::new((id, seat as u32, generation), methods, shm, leases);
+        let left = LeftShm::new((id, seat as u32, generation), methods, shm, written);
         if let Some(store) = &mut self.handover.store {
-            let slots = orphan.leases.slots();
-            pack_early(store, &orphan.record, &orphan.shm, &orphan.leases, slots);
+            pack_early(store, &left.record, &left.shm, &leases, leases.slots());
         }
-        self.handover.add_orphan(orphan);
+        self.handover.add_orphan(OrphanedShm { left, leases });
         // The worker's counters are in the totals: a SIGKILL now must not lose them.
         self.write_state();
     }
@@ -130,7 +127,8 @@ impl Master {
         let without_space: u64 = orphans
             .map(|orphan| {
                 let is_packed = |slot: &u32| {
-                    let early = store.packed_early.get(&(orphan.record.worker, *slot));
+                    let worker = orphan.left.record.worker;
+                    let early = store.packed_early.get(&(worker, *slot));
                     early.is_some_and(|is_packed| *is_packed)
                 };
                 let mut slots = orphan.leases.slots();
@@ -189,17 +187,8 @@ impl Master {
             if slots.is_empty() {
                 continue;
             }
-            let layout = worker.shm.layout();
-            let record = ShmRecord {
-                worker: id,
-                seat: worker.seat as u32,
-                generation: worker.generation,
-                slots: layout.slots(),
-                longest: layout.max_frame(),
-                methods: worker.methods.clone(),
-                is_counted: false,
-                layout: layout.version(),
-            };
+            let identity = (id, worker.seat as u32, worker.generation);
+            let record = worker.shm.layout().record(identity, worker.methods.clone());
             pack_early(store, &record, &worker.shm, &worker.leases, slots);
         }
     }
@@ -241,8 +230,8 @@ impl Master {
             }
         }
         let worker = (NO_WORKER, 0, self.settings.generation);
-        self.handover
-            .add_orphan(OrphanedShm::new(worker, Vec::new(), shm, leases));
+        let left = LeftShm::new(worker, Vec::new(), shm, None);
+        self.handover.add_orphan(OrphanedShm { left, leases });
     }
 }
 

@@ -209,10 +209,9 @@ impl Unpacked {
         let arrived = descriptors.len();
         match HandoffMessage::decode(datagram) {
             Ok(HandoffMessage::Shm(record)) => {
-                let layout = Layout::with_version(record.layout, record.slots, record.longest)
-                    .ok_or_else(|| {
-                        io::Error::other(format!("its layout {} is unknown", record.layout))
-                    });
+                let layout = Layout::from_record(&record).ok_or_else(|| {
+                    io::Error::other(format!("its layout {} is unknown", record.layout))
+                });
                 let file: io::Result<File> = descriptors
                     .pop()
                     .map(File::from)

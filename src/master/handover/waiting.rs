@@ -163,7 +163,7 @@ impl PackedWaiting {
         let layout = Layout::new(clients.len() as u32, max_frame);
         let shm = MasterShm::new(layout)?;
         let worker = (self.next_number(), 0, generation);
-        let left = LeftShm::of_worker(worker, Vec::new(), shm, None);
+        let left = Rc::new(LeftShm::new(worker, Vec::new(), shm, None));
         for (slot, unleased) in (0..).zip(clients) {
             preset(unleased, slot, LEASE_NUMBER, &left.shm)?;
             let moves = unleased.client.moves;

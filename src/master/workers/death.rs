@@ -1,6 +1,7 @@
 //! The death of a worker: collected, attributed, its clients leased again, and reported.
 
 use std::mem;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
@@ -126,7 +127,8 @@ impl Workers {
         let doom = life.doom();
         let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
         let is_timed_out = doom == Some(Doom::TimedOut);
-        let left = LeftShm::of_worker((id, seat as u32, generation), methods, shm, written);
+        let identity = (id, seat as u32, generation);
+        let left = Rc::new(LeftShm::new(identity, methods, shm, written));
         let mut recovery = clients.recover_left(&left, leases, written, is_timed_out);
         let blame = self.lay_blame(end, &left.record.methods, &recovery, telemetry, now);
         if blame.has_quarantined {

@@ -13,7 +13,6 @@ use crate::channel::Scratch;
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::counters::Loss;
 use crate::proto::frame::OrderRule;
-use crate::proto::handoff::ShmRecord;
 use crate::proto::lease::ClientRecord;
 use crate::proto::names::{ClientId, Generation, Offsets};
 use crate::shm::{Cursors, Flags, LAYOUT_VERSION, Layout, LeaseState, MasterShm};
@@ -235,17 +234,8 @@ fn shared_memory_of_a_later_version_is_rejected() {
 #[test]
 fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
     let shm = MasterShm::new(Layout::new(400, 64)).expect("memfd");
-    let (worker, generation, layout) = (WorkerId(7), Generation(1), LAYOUT_VERSION);
-    let shm_record = ShmRecord {
-        worker,
-        seat: 0,
-        generation,
-        slots: 400,
-        longest: 64,
-        methods: Vec::new(),
-        is_counted: true,
-        layout,
-    };
+    let worker = WorkerId(7);
+    let shm_record = shm.layout().record((worker, 0, Generation(1)), Vec::new());
     let sockets: Vec<(UnixStream, UnixStream)> = (0..400)
         .map(|_| UnixStream::pair().expect("socketpair"))
         .collect();
