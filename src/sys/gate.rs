@@ -5,8 +5,8 @@ use std::thread;
 
 use nix::libc;
 
-/// How often a handler looks whether the thread has left the gate, at intervals of 1 ms.
-const MOST_LOOKS: u32 = 1_000;
+/// How often a handler checks whether the thread has left the gate, at intervals of 1 ms.
+const MAX_CHECKS: u32 = 1_000;
 
 /// A gate for one thread.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl ExecutionGate {
     /// thread.
     pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        for _ in 0..MOST_LOOKS {
+        for _ in 0..MAX_CHECKS {
             if !self.is_inside.load(Ordering::SeqCst) {
                 return;
             }

@@ -119,16 +119,16 @@ impl WorkerLoop<'_> {
         if pulse.update_full_since(requests, self.time.now, stall) {
             self.shm.header().set_full_since(pulse.full_since);
         }
-        let panicked = service.is_spent().then_some(SpentReason::Panic);
+        let panicked = service.take_spent().then_some(SpentReason::Panic);
         if let Some(reason) = executor.spent(self.time.now).or(panicked) {
             self.master.spent = Some(reason);
         }
         Ok(())
     }
 
-    /// Handles an event of a client that waits for a permit or an answer. Returns false, and does nothing, for any
-    /// other client.
-    pub(super) fn is_with_app(&mut self, slot: u32, event: PollEvent) -> bool {
+    /// Handles an event of a client that waits for a permit or an answer. Returns whether the client is such a one; if
+    /// not, nothing is done.
+    pub(super) fn handle_away_event(&mut self, slot: u32, event: PollEvent) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else {
             return false;
         };
@@ -176,20 +176,23 @@ impl WorkerLoop<'_> {
         let executor = self.executor.as_mut()?;
         let waits = [executor.retry_at(), executor.memory_check_at()];
         let retry = waits.into_iter().flatten().min();
-        if executor.requests.count() == 0 && executor.pulse.sick.is_none() {
+        if executor.requests.count() == 0 && executor.pulse.gave_up_at.is_none() {
             return retry;
         }
         let overdue = timeout.zip(executor.requests.oldest());
         let overdue = overdue.map(|(timeout, (began, _))| began.saturating_add(timeout));
         let late = executor.requests.late_since();
-        let sick = late
-            .or(executor.pulse.sick)
+        let given_up = late
+            .or(executor.pulse.gave_up_at)
             .map(|since| since.saturating_add(stall));
         let probe = executor
             .next_probe(stall)
             .or(executor.pulse.blocked_from(stall));
         let probe = probe.filter(|_| executor.pulse.full_since.is_none());
-        [overdue, sick, probe, retry].into_iter().flatten().min()
+        [overdue, given_up, probe, retry]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Checks the timeouts of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. Everything that the executor
@@ -224,14 +227,14 @@ impl WorkerLoop<'_> {
         if executor.is_responsive() && !is_ignored {
             return;
         }
-        let sick = *executor.pulse.sick.get_or_insert(by);
+        let gave_up_at = *executor.pulse.gave_up_at.get_or_insert(by);
         // The worker's other clients move to other workers, and its other requests get `stall-timeout`.
         self.ending.is_retiring = true;
         let has_others = executor
             .requests
             .all()
             .any(|(_, away)| away.late_at.is_none());
-        if !has_others || sick.saturating_add(stall) <= by {
+        if !has_others || gave_up_at.saturating_add(stall) <= by {
             let reason = "did not answer within request-timeout and stall-timeout".to_owned();
             self.end_with_executor(AppEnd::Unresponsive, reason);
         }

@@ -203,8 +203,9 @@ pub(crate) trait Service {
         })
     }
 
-    /// Returns whether this process should be replaced, because its state could not be after a panic.
-    fn is_spent(&mut self) -> bool {
+    /// Returns whether this process should be replaced, because its state could not be replaced after a panic. Resets
+    /// that.
+    fn take_spent(&mut self) -> bool {
         false
     }
 

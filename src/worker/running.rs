@@ -143,7 +143,7 @@ impl<S: 'static> Service for RunningService<S> {
         starter(state, params.unwrap_or(NULL.as_bytes()), call.clone())
     }
 
-    fn is_spent(&mut self) -> bool {
+    fn take_spent(&mut self) -> bool {
         std::mem::take(&mut self.is_spent)
     }
 

@@ -19,7 +19,7 @@ impl WorkerLoop<'_> {
         let is_due = current.is_some_and(|connection| {
             connection.lease_number == lease_number && connection.shortage.until().is_none()
         });
-        if is_due && !self.is_with_app(slot, event) {
+        if is_due && !self.handle_away_event(slot, event) {
             self.run_turn(slot, &Purpose::Serve, service);
         }
     }

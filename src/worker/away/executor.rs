@@ -159,7 +159,7 @@ impl Executor {
     pub(in crate::worker) fn next_probe(&self, stall: u64) -> Option<u64> {
         let is_wanted =
             self.requests.count() > 0 && self.is_responsive() && self.pulse.probed.is_none();
-        is_wanted.then(|| self.pulse.heard.saturating_add(stall / 2))
+        is_wanted.then(|| self.pulse.active_at.saturating_add(stall / 2))
     }
 
     /// Returns whether requests or other frames are queued for the executor.

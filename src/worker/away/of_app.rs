@@ -53,7 +53,7 @@ impl WorkerLoop<'_> {
         };
         app.wire.give_back(incoming);
         if let Some(executor) = &mut self.executor {
-            executor.pulse.heard = self.time.now;
+            executor.pulse.active_at = self.time.now;
         }
         if let Err(wrong) = processed {
             let reason = format!("has broken the protocol: {}", Escaped(wrong));

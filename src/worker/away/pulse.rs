@@ -6,11 +6,11 @@ use super::Requests;
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Pulse {
     /// When the executor last sent something, or got its first request after a pause: ns of CLOCK_MONOTONIC.
-    pub(in crate::worker) heard: u64,
+    pub(in crate::worker) active_at: u64,
     /// When the unanswered probe was sent, if there is one.
     pub(in crate::worker) probed: Option<u64>,
     /// When the worker gave up a late request: the executor gets no more requests.
-    pub(in crate::worker) sick: Option<u64>,
+    pub(in crate::worker) gave_up_at: Option<u64>,
     /// The probe was not answered in time: the executor gets no more requests until it answers.
     pub(in crate::worker) is_blocked: bool,
     /// When the last answer arrived: ns of CLOCK_MONOTONIC.
@@ -24,7 +24,7 @@ pub(in crate::worker) struct Pulse {
 impl Pulse {
     /// Returns whether the executor may receive requests: it answers requests and probes in time.
     pub(in crate::worker) fn is_good(&self) -> bool {
-        self.sick.is_none() && !self.is_blocked
+        self.gave_up_at.is_none() && !self.is_blocked
     }
 
     /// Returns when the executor becomes blocked, unless it answers the probe.

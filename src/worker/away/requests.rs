@@ -46,7 +46,7 @@ pub(in crate::worker) struct Requests {
     /// The most requests that are away at a time.
     permits: usize,
     /// Whether the only request that is away runs alone.
-    is_alone: bool,
+    runs_alone: bool,
     last_id: u64,
 }
 
@@ -60,7 +60,7 @@ impl Requests {
             gone: 0,
             called: None,
             permits: permits as usize,
-            is_alone: false,
+            runs_alone: false,
             last_id: 0,
         }
     }
@@ -90,7 +90,7 @@ impl Requests {
 
     fn is_free(&self, alone: bool, left: Option<u64>) -> bool {
         let count = self.away.len();
-        !self.is_alone
+        !self.runs_alone
             && count < self.permits
             && (!alone || count == 0)
             && left.is_none_or(|left| (count as u64) < left)
@@ -161,13 +161,13 @@ impl Requests {
             self.order.retain(|(_, id)| self.away.contains_key(id));
         }
         self.order.push_back((request.began, self.last_id));
-        self.is_alone = is_alone;
+        self.runs_alone = is_alone;
     }
 
     /// Removes a request that was answered. Returns `None` if no request with this id is away.
     pub(in crate::worker) fn remove(&mut self, id: u64) -> Option<AwayRequest> {
         let request = self.away.remove(&id)?;
-        self.is_alone = false;
+        self.runs_alone = false;
         if self.away.is_empty() {
             self.order.clear();
         }

@@ -13,7 +13,7 @@ pub struct AsyncCall {
     pub client: ClientId,
     /// The client's address, as the kernel reported it when it connected.
     pub peer: Peer,
-    /// 1, or more when the request runs again because its worker died in it.
+    /// 1; 2 if the request is executed once more, because its worker or app died.
     pub attempt: u32,
     /// When the future is dropped and its caller gets `timeout`; none while no deadline applies.
     pub deadline: Option<Instant>,

@@ -31,7 +31,7 @@ impl WorkerLoop<'_> {
         death::pass(Point::AfterAppRead);
         let now = self.time.now;
         if let Some(executor) = &mut self.executor {
-            executor.pulse.heard = now;
+            executor.pulse.active_at = now;
         }
         for report in reports {
             match report {

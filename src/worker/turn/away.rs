@@ -124,7 +124,7 @@ impl Turn<'_, '_> {
             }
         };
         if executor.requests.count() == 0 {
-            executor.pulse.heard = began;
+            executor.pulse.active_at = began;
         }
         let away = AwayRequest {
             slot: Some(index),
