@@ -186,11 +186,16 @@ impl Connection {
             WaitingFor::Turn | WaitingFor::Permit | WaitingFor::Answer
         );
         if is_refused && waits_for_socket {
-            self.shortage
-                .begin(|wait| now.saturating_add(wait.as_nanos() as u64));
+            self.begin_shortage(now);
         } else {
             self.shortage.end();
         }
+    }
+
+    /// Lets the client wait for memory, longer each time: `now` is in ns of CLOCK_MONOTONIC.
+    pub(super) fn begin_shortage(&mut self, now: u64) {
+        self.shortage
+            .begin(|wait| now.saturating_add(wait.as_nanos() as u64));
     }
 
     /// Returns the deadline of the wait: ns of CLOCK_MONOTONIC. Time in which this process could not run does not

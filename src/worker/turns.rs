@@ -147,9 +147,16 @@ impl WorkerLoop<'_> {
             if !poll::is_shortage(&e) {
                 return self.break_off(FOREIGN);
             }
-            log::warn!("cannot watch a client: {e}; closing it");
-            self.shm.header().add_lost();
-            self.claim_and_close(index);
+            let Some(connection) = self.connections.get_mut(index) else {
+                return;
+            };
+            if connection.shortage.refusals() == 0 {
+                log::warn!("cannot watch a client: {e}; trying again");
+            }
+            connection.begin_shortage(self.time.now);
+            let slot = self.shm.slot(index).expect("the client has a slot");
+            let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
+            self.timers.arm(index, &mut connection.armed, deadline);
         }
     }
 

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::time::Instant;
+
+use fdpassd::testing::Setup;
 
 use super::{Traced, assert_all_are_served};
 use crate::common::needs::skip;
-use crate::common::root;
+use crate::common::{FDPASSD, root, strace};
 
 const ONE: &str = "workers.count = 1";
 
@@ -102,6 +105,29 @@ fn clients_are_read_and_written_when_there_is_memory() {
             traced.assert_has_waited(&format!("{call}, {error}"));
             assert_all_are_served(&traced);
         }
+    }
+}
+
+/// ENOSPC: the limit of `/proc/sys/fs/epoll/max_user_watches`.
+#[test]
+fn clients_are_watched_when_there_is_memory() {
+    for error in ["ENOMEM", "ENOSPC"] {
+        let daemon = Setup::new(FDPASSD, ONE).start().expect("the daemon serves");
+        let worker = daemon.status().workers[0].pid.expect("a pid");
+        let inject = format!("epoll_ctl:error={error}:when=1..{REFUSALS}");
+        let Some(traced) = strace::Traced::attach(worker, "epoll_ctl", &inject) else {
+            return;
+        };
+        let mut client = daemon.connect();
+        let connected = Instant::now();
+        for step in 0..20 {
+            assert_eq!(client.call("ping", step).expect("a result"), step);
+        }
+        let took = connected.elapsed().as_secs_f64();
+        assert!(took > REFUSALS_TIME, "{error}: {took} s");
+        let refused = traced.text().matches("EPOLL_CTL_ADD").count();
+        assert_eq!(refused, REFUSALS + 1, "{error}");
+        assert_eq!(daemon.status().lost_total, 0, "{error}");
     }
 }
 
