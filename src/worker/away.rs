@@ -27,6 +27,20 @@ use crate::sys::clock;
 use crate::sys::poll::{self, Interest, PollEvent};
 use crate::table::Table;
 
+/// Returns the words for a request of this slot and method number.
+fn describe(
+    request: Option<(Option<u32>, u32)>,
+    connections: &Table<Connection>,
+    service: &dyn Service,
+) -> String {
+    let method = request.and_then(|(_, number)| service.away_method(number as usize - 1));
+    let (method, _) = method.unwrap_or_default();
+    match request.and_then(|(slot, _)| connections.get(slot?)) {
+        Some(connection) => format!("client {}: method {method:?}", connection.client),
+        None => format!("a client that has left: method {method:?}"),
+    }
+}
+
 impl WorkerLoop<'_> {
     /// Processes an event of the executor.
     pub(super) fn attend_executor(
@@ -197,7 +211,7 @@ impl WorkerLoop<'_> {
 
     /// Checks the timeouts of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. Everything that the executor
     /// had sent by then must have been processed.
-    pub(super) fn check_executor(&mut self, by: u64) {
+    pub(super) fn check_executor(&mut self, by: u64, service: &dyn Service) {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
         let Some(executor) = self.executor.as_mut() else {
@@ -210,10 +224,10 @@ impl WorkerLoop<'_> {
             if began.saturating_add(timeout).saturating_add(gaps) > by {
                 break;
             }
-            executor.requests.set_late(id, by);
+            let late = executor.requests.set_late(id, by);
             executor.cancel(id, CancelReason::Timeout);
-            let name = executor.name();
-            log::warn!("a request exceeded request-timeout; the {name} is asked to cancel it");
+            let (name, late) = (executor.name(), describe(late, &self.connections, service));
+            log::warn!("{late} exceeded request-timeout; the {name} is asked to cancel it");
         }
         if executor.next_probe(stall).is_some_and(|at| at <= by) {
             executor.probe(by);

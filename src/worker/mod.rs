@@ -226,7 +226,7 @@ impl<'c> WorkerLoop<'c> {
             }
             if self.has_processed_all(had_gap || ready.len() == BATCH) {
                 self.check_deadlines(woken, service);
-                self.check_executor(woken);
+                self.check_executor(woken, service);
             }
             self.flush_executor(service)?;
             self.master.retry(&self.poller, self.time.now)?;

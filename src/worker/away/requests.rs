@@ -195,12 +195,13 @@ impl Requests {
         None
     }
 
-    /// Records that the timeout of a request has expired.
-    pub(in crate::worker) fn set_late(&mut self, id: u64, now: u64) {
-        if let Some(request) = self.away.get_mut(&id) {
-            request.late_at = Some(now);
-            self.late.push_back((now, id));
-        }
+    /// Records that the timeout of a request has expired. Returns its slot, unless its client has left, and the number
+    /// of its method; `None` if there is no such request.
+    pub(in crate::worker) fn set_late(&mut self, id: u64, now: u64) -> Option<(Option<u32>, u32)> {
+        let request = self.away.get_mut(&id)?;
+        request.late_at = Some(now);
+        self.late.push_back((now, id));
+        Some((request.slot, request.method))
     }
 
     /// Returns since when the oldest late request without an answer is late, if there is one.

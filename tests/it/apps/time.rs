@@ -15,6 +15,9 @@ fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
     client.request("until_cancelled", Value::Null);
     let fault = client.reply().value().expect_err("it is late");
     assert_eq!(fault.code(), "timeout");
+    daemon.wait_for_log(
+        "client 1: method \"until_cancelled\" exceeded request-timeout; the app is asked to cancel it",
+    );
     assert_eq!(counted(&daemon, 2), ["begun", "timeout"]);
     assert_eq!(client.call("echo", 1), Ok(json!(1)));
     assert_eq!(daemon.status().deaths_total, 0, "the pair lives on");

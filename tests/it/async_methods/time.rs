@@ -40,6 +40,7 @@ fn the_future_of_a_late_request_is_dropped_and_its_caller_gets_timeout() {
         client.request("ping", 1);
         let fault = client.reply().value().expect_err("it is late");
         assert_eq!(fault.code(), "timeout");
+        daemon.wait_for_log("client 1: method \"until_dropped\" exceeded request-timeout;");
         // It was dropped before its caller was answered.
         assert_eq!(recorded(&daemon, 0), ["begun x", "dropped x true"]);
         assert_eq!(client.reply().value(), Ok(json!(1)));
