@@ -261,6 +261,7 @@ impl IncomingFrames {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::Shutdown;
 
     use super::*;
     use serde_json::json;
@@ -288,7 +289,7 @@ mod tests {
             wire.give_back(incoming);
         }
         assert_eq!(lengths, (0..50).collect::<Vec<_>>());
-        drop(app);
+        app.shutdown(Shutdown::Both).expect("shutdown");
         assert_eq!(wire.read().expect("read"), ReadEnd::Closed);
     }
 
