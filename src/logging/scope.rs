@@ -20,14 +20,23 @@ pub fn set_worker(worker: WorkerId, methods: Vec<String>) {
     let _ = WORKER.set((worker, methods));
 }
 
-/// Sets the client, and the method by its index, of the lines of this thread until [`leave`].
-pub fn enter(client: ClientId, method: Option<usize>) {
-    SCOPE.set((client.0, method.map_or(0, |index| index as u32 + 1)));
+/// The scope of this thread's lines, until this is dropped.
+#[derive(Debug)]
+pub struct Scope(());
+
+impl Scope {
+    /// Sets the client, and the method by its index.
+    #[must_use]
+    pub fn enter(client: ClientId, method: Option<usize>) -> Scope {
+        SCOPE.set((client.0, method.map_or(0, |index| index as u32 + 1)));
+        Scope(())
+    }
 }
 
-/// Ends the scope of this thread.
-pub fn leave() {
-    SCOPE.set((0, 0));
+impl Drop for Scope {
+    fn drop(&mut self) {
+        SCOPE.set((0, 0));
+    }
 }
 
 /// Adds the fields of the scope to those of a line, which come first.

@@ -109,7 +109,7 @@ impl InProcess {
         let mut buffer = vec![0; REPLY];
         let length = self
             .0
-            .call(found, &params, call, &mut buffer, ByteOrder::Little)?;
+            .call(found.index, &params, call, &mut buffer, ByteOrder::Little)?;
         #[derive(Deserialize)]
         struct Envelope {
             result: Value,

@@ -129,7 +129,7 @@ impl WorkerLoop<'_> {
         let stall = nanoseconds(self.settings.stall_timeout);
         let Executor {
             pulse, requests, ..
-        } = executor;
+        } = &mut **executor;
         if pulse.update_full_since(requests, self.time.now, stall) {
             self.shm.header().set_full_since(pulse.full_since);
         }
@@ -269,7 +269,7 @@ impl WorkerLoop<'_> {
                 }
             }
         }
-        let name = self.executor.as_ref().map_or("app", Executor::name);
+        let name = self.executor.as_deref().map_or("app", Executor::name);
         let subject = name.to_owned();
         self.break_off(&format!("its {name} {reason}"));
         let gone = AppGone {

@@ -180,6 +180,9 @@ impl Connection {
 
     /// Records whether the kernel had memory in the turn that has ended at `now`: ns of CLOCK_MONOTONIC.
     pub(super) fn note_shortage(&mut self, now: u64) {
+        if !self.is_refused && self.shortage.refusals() == 0 {
+            return;
+        }
         let is_refused = std::mem::take(&mut self.is_refused);
         let waits_for_socket = !matches!(
             self.waits,

@@ -78,7 +78,10 @@ impl WorkerLoop<'_> {
             let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
             let deadline = deadline.max(by.saturating_add(1));
             self.timers.arm(index, &mut connection.armed, deadline);
-            return self.check_watch(index, watch);
+            if watch.is_err() {
+                self.check_watch(index, watch);
+            }
+            return;
         }
         let deadline = connection.deadline(slot, &self.settings, &self.time.clock);
         if deadline > by {

@@ -159,19 +159,26 @@ impl<S: 'static> Methods<S> {
     }
 }
 
+/// A method that a request names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FoundMethod {
+    pub(crate) index: usize,
+    /// The method takes microseconds, so that no clock is read around it.
+    pub(crate) is_inline: bool,
+    /// An app or a runtime executes it.
+    pub(crate) is_away: bool,
+}
+
 /// The methods as the worker's loop calls them, independent of the type of their state.
 pub(crate) trait Service {
     /// Returns all methods, in the order of their indices.
     fn names(&self) -> Vec<MethodName>;
 
-    /// Returns the index of a method.
-    fn find(&mut self, name: &str) -> Option<usize>;
+    /// Returns the method of this name.
+    fn find(&mut self, name: &str) -> Option<FoundMethod>;
 
     /// Returns whether the method may run once more after a death.
     fn is_idempotent(&self, index: usize) -> bool;
-
-    /// Returns whether the method takes microseconds, so that no clock is read around it.
-    fn is_inline(&self, index: usize) -> bool;
 
     /// Runs the method. On success the buffer contains the reply as a whole frame, whose length is returned.
     fn call(

@@ -94,11 +94,13 @@ struct WorkerLoop<'c> {
     served: u64,
     ending: Ending,
     /// The executor of requests that are away, if the worker has one.
-    executor: Option<Executor>,
+    executor: Option<Box<Executor>>,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
     left: LeftClients,
     health: HealthSchedule,
+    /// See [`Service::runs_other_code`].
+    runs_other_code: bool,
 }
 
 /// The time of the loop.
@@ -171,10 +173,11 @@ impl<'c> WorkerLoop<'c> {
             quarantined: Vec::new(),
             served: 0,
             ending: Ending::default(),
-            executor,
+            executor: executor.map(Box::new),
             handoff,
             left: LeftClients::default(),
             health: HealthSchedule::default(),
+            runs_other_code: true,
         })
     }
 
@@ -198,6 +201,7 @@ impl<'c> WorkerLoop<'c> {
     }
 
     fn serve_to_end(&mut self, service: &mut dyn Service) -> io::Result<()> {
+        self.runs_other_code = service.runs_other_code();
         self.left = LeftClients::new(service.wants_left_clients());
         self.health = HealthSchedule::new(service.health_interval(), self.time.now);
         let mut ready: Vec<PollEvent> = Vec::new();
@@ -217,7 +221,9 @@ impl<'c> WorkerLoop<'c> {
                     _ => self.serve_client(*event, service),
                 }
             }
-            self.call_waiting(service);
+            if self.executor.is_some() {
+                self.call_waiting(service);
+            }
             for slot in std::mem::take(&mut self.again) {
                 self.run_turn(slot, &Purpose::Serve, service);
             }
@@ -226,9 +232,13 @@ impl<'c> WorkerLoop<'c> {
             }
             if self.has_processed_all(had_gap || ready.len() == BATCH) {
                 self.check_deadlines(woken, service);
-                self.check_executor(woken, service);
+                if self.executor.is_some() {
+                    self.check_executor(woken, service);
+                }
             }
-            self.flush_executor(service)?;
+            if self.executor.is_some() {
+                self.flush_executor(service)?;
+            }
             self.master.retry(&self.poller, self.time.now)?;
             self.check_health(service);
             if self.send_reports()? {
@@ -265,10 +275,14 @@ impl<'c> WorkerLoop<'c> {
         if !self.again.is_empty() || self.deferred > 0 {
             return Some(Duration::ZERO);
         }
+        let executor = match self.executor {
+            Some(_) => self.executor_deadline(),
+            None => None,
+        };
         let deadlines = [
             self.timers.next(),
             self.health.next(),
-            self.executor_deadline(),
+            executor,
             self.master.retry_at(),
         ];
         let deadline = deadlines.into_iter().flatten().min()?;

@@ -7,10 +7,10 @@ use serde_json::value::RawValue;
 
 #[cfg(feature = "tokio")]
 use super::futures::{AsyncCall, MethodJob};
-use super::methods::{Failure, Methods, Order, Service, WorkerInfo};
+use super::methods::{Failure, FoundMethod, Methods, Order, Service, WorkerInfo};
 use super::panics::last_panic;
 use super::reply::{Call, Reply};
-use crate::logging::scope;
+use crate::logging::scope::Scope;
 use crate::proto::channel::MethodName;
 use crate::proto::names::ClientId;
 #[cfg(feature = "tokio")]
@@ -66,24 +66,24 @@ impl<S: 'static> Service for RunningService<S> {
         self.methods.names()
     }
 
-    fn find(&mut self, name: &str) -> Option<usize> {
+    fn find(&mut self, name: &str) -> Option<FoundMethod> {
+        let all = &self.methods.all;
         // Most requests call the same method as the one before.
-        if self.methods.all[self.last].name != name {
-            self.last = self
-                .methods
-                .all
-                .binary_search_by(|method| method.name.as_str().cmp(name))
-                .ok()?;
+        let mut method = &all[self.last];
+        if method.name != name {
+            let found = all.binary_search_by(|method| method.name.as_str().cmp(name));
+            self.last = found.ok()?;
+            method = &all[self.last];
         }
-        Some(self.last)
+        Some(FoundMethod {
+            index: self.last,
+            is_inline: method.is_inline,
+            is_away: method.is_async(),
+        })
     }
 
     fn is_idempotent(&self, index: usize) -> bool {
         self.methods.all[index].is_idempotent
-    }
-
-    fn is_inline(&self, index: usize) -> bool {
-        self.methods.all[index].is_inline
     }
 
     fn runs_other_code(&self) -> bool {
@@ -103,7 +103,7 @@ impl<S: 'static> Service for RunningService<S> {
         let Some(state) = &mut self.state else {
             return Err(Failure::Broken("there is no state".to_owned()));
         };
-        scope::enter(call.client, Some(index));
+        let _scope = Scope::enter(call.client, Some(index));
         let mut reply = Reply::new(buffer, &method.reply_name, call);
         // A panic may leave the state inconsistent: it is replaced.
         let returned = catch_unwind(AssertUnwindSafe(|| {
@@ -111,20 +111,15 @@ impl<S: 'static> Service for RunningService<S> {
         }));
         // A child forked by the method would answer a second time.
         fork::end_child();
-        let result = match returned {
+        match returned {
             Ok(Ok(())) => reply.seal(order).map_err(Failure::Fault),
             Ok(Err(fault)) => Err(Failure::Fault(method.permitted(fault))),
             Err(_) => {
                 let (name, consequence) = (&method.name, self.consequence());
                 log::error!("method {name:?} {}; {consequence}", last_panic());
-                match self.renew() {
-                    Ok(()) => Err(Failure::Panicked),
-                    Err(why) => Err(Failure::Broken(why)),
-                }
+                Err(self.renew_after_panic())
             }
-        };
-        scope::leave();
-        result
+        }
     }
 
     fn away_method(&self, index: usize) -> Option<(&str, &str)> {
@@ -155,10 +150,10 @@ impl<S: 'static> Service for RunningService<S> {
         let (Some(call), Some(state)) = (&self.methods.hooks.on_close, &mut self.state) else {
             return Ok(());
         };
-        scope::enter(client, None);
+        let scope = Scope::enter(client, None);
         let returned = catch_unwind(AssertUnwindSafe(|| call(state, client)));
         fork::end_child();
-        scope::leave();
+        drop(scope);
         if returned.is_err() {
             log::error!("on_close {}; {}", last_panic(), self.consequence());
             self.renew()?;
@@ -195,6 +190,14 @@ impl<S: 'static> RunningService<S> {
         match self.is_shared {
             true => "this worker is replaced",
             false => "the state is created again",
+        }
+    }
+
+    #[cold]
+    fn renew_after_panic(&mut self) -> Failure {
+        match self.renew() {
+            Ok(()) => Failure::Panicked,
+            Err(why) => Failure::Broken(why),
         }
     }
 

@@ -296,6 +296,7 @@ impl Turn<'_, '_> {
     }
 
     /// Serves whole frames that have been received.
+    #[inline]
     fn serve_frames(&mut self, began: u64) -> Result<(), Gone> {
         let mut sent_at = began;
         while let Some((total, order)) = self.next_frame() {

@@ -59,7 +59,7 @@ impl WorkerLoop<'_> {
         let Some(connection) = self.connections.get_mut(slot).filter(|_| may_run) else {
             return;
         };
-        let executor = self.executor.as_mut();
+        let executor = self.executor.as_deref_mut();
         let is_called = |executor: &Executor| executor.requests.is_called(slot);
         match connection.waits {
             WaitingFor::Answer if !purpose.is_of_away() => return,
@@ -74,7 +74,7 @@ impl WorkerLoop<'_> {
         }
         let mut tools = Tools {
             shm: &mut self.shm,
-            runs_other_code: service.runs_other_code(),
+            runs_other_code: self.runs_other_code,
             service,
             executor,
             may_continue: may_serve && !self.ending.is_packing,
@@ -138,10 +138,13 @@ impl WorkerLoop<'_> {
         if before == WaitingFor::Permit && waits != WaitingFor::Permit {
             self.leave_queue(index);
         }
-        self.check_watch(index, watch);
+        if watch.is_err() {
+            self.check_watch(index, watch);
+        }
     }
 
     /// Handles the result of watching a client.
+    #[cold]
     pub(super) fn check_watch(&mut self, index: u32, watch: io::Result<()>) {
         if let Err(e) = watch {
             if !poll::is_shortage(&e) {

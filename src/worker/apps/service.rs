@@ -8,7 +8,7 @@ use crate::proto::app::{AppMethod, MAX_METHODS};
 use crate::proto::channel::MethodName;
 use crate::proto::names::ClientId;
 use crate::proto::rpc::is_method_name;
-use crate::worker::methods::{Failure, Order, Service};
+use crate::worker::methods::{Failure, FoundMethod, Order, Service};
 use crate::worker::reply::{Call, Reply};
 
 /// The method that lists all others.
@@ -67,7 +67,7 @@ impl<'s> AppService<'s> {
         }
         Ok(AppService {
             own_count: own.names().len(),
-            list: own.find(LIST),
+            list: own.find(LIST).map(|method| method.index),
             own,
             methods: added,
         })
@@ -81,12 +81,16 @@ impl Service for AppService<'_> {
         names
     }
 
-    fn find(&mut self, name: &str) -> Option<usize> {
+    fn find(&mut self, name: &str) -> Option<FoundMethod> {
         let found = self
             .methods
             .binary_search_by(|(method, _)| method.name.as_str().cmp(name));
         match found {
-            Ok(index) => Some(self.own_count + index),
+            Ok(index) => Some(FoundMethod {
+                index: self.own_count + index,
+                is_inline: false,
+                is_away: true,
+            }),
             Err(_) => self.own.find(name),
         }
     }
@@ -96,10 +100,6 @@ impl Service for AppService<'_> {
             Some(index) => self.methods[index].0.idempotent,
             None => self.own.is_idempotent(index),
         }
-    }
-
-    fn is_inline(&self, index: usize) -> bool {
-        index < self.own_count && self.own.is_inline(index)
     }
 
     fn runs_other_code(&self) -> bool {

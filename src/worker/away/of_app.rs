@@ -71,7 +71,7 @@ impl WorkerLoop<'_> {
 
     fn note_read(&mut self, end: ReadEnd) -> io::Result<()> {
         let (poller, now) = (&self.poller, self.time.now);
-        match self.executor.as_mut().and_then(Executor::app_mut) {
+        match self.executor.as_deref_mut().and_then(Executor::app_mut) {
             Some(app) => app.note_read(end, poller, now),
             None => Ok(()),
         }

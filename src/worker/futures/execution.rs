@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::queues::{Queues, Report};
 use super::{MethodFuture, MethodJob, MethodResult};
-use crate::logging::scope;
+use crate::logging::scope::Scope;
 use crate::proto::names::ClientId;
 use crate::sys::fork;
 use crate::sys::gate::ExecutionGate;
@@ -108,17 +108,15 @@ fn guard<T>(
     code: impl FnOnce() -> T,
 ) -> Result<T, Panicked> {
     let _inside = gate.enter();
-    scope::enter(client, Some(method));
+    let _scope = Scope::enter(client, Some(method));
     let returned = remembering_panics(|| catch_unwind(AssertUnwindSafe(code)));
     // A child forked by the method would answer a second time.
     fork::end_child();
-    let returned = returned.map_err(|_| {
+    returned.map_err(|_| {
         log::error!(
             "an asynchronous method {}; its worker is replaced",
             last_panic()
         );
         Panicked
-    });
-    scope::leave();
-    returned
+    })
 }

@@ -12,7 +12,7 @@ use crate::proto::rpc::{Code, NULL, Request};
 use crate::shm::{Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
 use crate::worker::death::{self, Point};
-use crate::worker::methods::{Failure, Service};
+use crate::worker::methods::{Failure, FoundMethod, Service};
 use crate::worker::reply::{Call, Fault, write_fault};
 
 impl Turn<'_, '_> {
@@ -49,9 +49,8 @@ impl Turn<'_, '_> {
         };
         let body = &rx[begin + PREFIX..begin + total];
         let result = match execution.prepare(body) {
-            Ok((request, method)) if execution.service.away_method(method).is_some() => {
-                let params = request.params.map(|params| range_in(body, params));
-                return FrameOutcome::Departs(Departure { method, params });
+            Ok((request, method)) if method.is_away => {
+                return FrameOutcome::Departs(departure(body, &request, method.index));
             }
             Ok((request, method)) => execution.run(&request, method, call, out, order),
             Err(failure) => Err(failure),
@@ -122,6 +121,14 @@ pub(super) enum FrameOutcome {
     Departs(Departure),
 }
 
+/// Returns a request of this body that leaves the worker.
+#[cold]
+#[inline(never)]
+fn departure(body: &[u8], request: &Request<'_>, method: usize) -> Departure {
+    let params = request.params.map(|params| range_in(body, params));
+    Departure { method, params }
+}
+
 /// Returns the place of params in the body that they are borrowed from.
 fn range_in(body: &[u8], params: &RawValue) -> Range<usize> {
     let begin = params.get().as_ptr().addr() - body.as_ptr().addr();
@@ -146,15 +153,15 @@ struct Execution<'a> {
 impl Execution<'_> {
     /// Finds the method of a request that may run.
     #[inline]
-    fn prepare<'b>(&mut self, body: &'b [u8]) -> Result<(Request<'b>, usize), Failure> {
+    fn prepare<'b>(&mut self, body: &'b [u8]) -> Result<(Request<'b>, FoundMethod), Failure> {
         let fault = |code, message| Failure::Fault(Fault::from_code(code, message));
         let request = Request::parse(body).map_err(|reason| fault(Code::BadRequest, reason))?;
         let method = self.service.find(&request.method).ok_or_else(|| {
             let message = format!("unknown method {:?}", request.method);
             fault(Code::UnknownMethod, message)
         })?;
-        self.number = method as u32 + 1;
-        if let Some(fault) = self.refusal(method, &request.method) {
+        self.number = method.index as u32 + 1;
+        if let Some(fault) = self.refusal(method.index, &request.method) {
             return Err(Failure::Fault(fault));
         }
         Ok((request, method))
@@ -165,22 +172,23 @@ impl Execution<'_> {
     fn run(
         &mut self,
         request: &Request<'_>,
-        method: usize,
+        method: FoundMethod,
         call: Call,
         out: &mut [u8],
         order: ByteOrder,
     ) -> Result<usize, Failure> {
         death::pass(Point::BeforeHandler);
-        self.is_inline = self.service.is_inline(method);
+        self.is_inline = method.is_inline;
         self.slot.execute(self.number, self.answered);
         if !self.is_inline {
             self.header.begin_method(self.number, self.now);
         }
         death::pass(Point::AfterExec);
-        match request.params {
-            Some(params) => self.service.call(method, params, call, out, order),
-            None => self.service.call(method, null_params(), call, out, order),
-        }
+        let params = match request.params {
+            Some(params) => params,
+            None => null_params(),
+        };
+        self.service.call(method.index, params, call, out, order)
     }
 
     /// Returns why a request must not run, if so. A request that was executing at a death runs once more if it is

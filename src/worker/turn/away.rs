@@ -58,6 +58,8 @@ pub(in crate::worker) struct AwayAnswer<'a> {
 
 impl Turn<'_, '_> {
     /// Hands over a request whose frame was parked, or makes its client wait for a permit.
+    #[cold]
+    #[inline(never)]
     pub(super) fn depart(&mut self, departure: Departure) -> WaitingFor {
         let (index, lease_number) = (self.index, self.connection.lease_number);
         let next = Waiting {
@@ -140,6 +142,8 @@ impl Turn<'_, '_> {
     }
 
     /// Commits the answer, and continues with the frames after it.
+    #[cold]
+    #[inline(never)]
     pub(super) fn complete(&mut self, answer: &AwayAnswer<'_>) -> Option<WaitingFor> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let Next::Whole { total } = frame::next(self.unread(), order, u32::MAX) else {
