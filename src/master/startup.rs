@@ -12,9 +12,9 @@ use super::listeners::conflict::OwnListeners;
 use super::listeners::control_listener::open_control;
 use super::listeners::gate::Gate;
 use super::listeners::listener::Listener;
-use super::listeners::open::{join_listeners, open_new};
+use super::listeners::open::{IfRefused, join_listeners, open_new};
 use super::memory::{self, Memory};
-use super::{Error, Master, MasterSetup, Token};
+use super::{Error, Handed, Master, MasterSetup, Token};
 use crate::config::{Config, Listen};
 use crate::loop_clock::LoopClock;
 use crate::master::capacity::ClientLimits;
@@ -145,7 +145,8 @@ fn catch_signals() -> Result<Signals, Error> {
 }
 
 /// Opens the listeners of the configuration, and keeps those of an earlier master. If a new one cannot be opened and
-/// there are clients, the configuration that was applied last stays in force.
+/// there are clients, the configuration that was applied last stays in force, and those of its listeners that cannot be
+/// opened are tried again later.
 fn open_listeners(
     setup: &mut MasterSetup,
     origin: &mut MasterOrigin,
@@ -154,15 +155,30 @@ fn open_listeners(
     let keepalive = setup.loaded.config.limits.tcp_keepalive;
     let mut number = origin.listener_number();
     let kept = origin.take_listeners();
-    let mut open =
-        |listen: &[Listen], handed| open_new(listen, handed, &kept, &mut number, keepalive, now);
-    let mut opened = open(&setup.loaded.config.listen, &setup.handed);
+    let mut open = |listen: &[Listen], handed: &Handed, if_refused| {
+        open_new(
+            listen,
+            handed,
+            &kept,
+            &mut number,
+            keepalive,
+            (if_refused, now),
+        )
+    };
+    let mut opened = open(
+        &setup.loaded.config.listen,
+        &setup.handed,
+        IfRefused::EndsStart,
+    );
     if let Err(e) = &opened
-        && let Some(last) = origin.last_for_clients()
+        && origin.has_clients()
     {
-        setup.config_stale = Some(e.to_string());
-        setup.loaded = last;
-        opened = open(&setup.loaded.config.listen, &setup.handed);
+        use_last(setup, origin, e);
+        opened = open(
+            &setup.loaded.config.listen,
+            &setup.handed,
+            IfRefused::IsDown,
+        );
     }
     if let Some(why) = &setup.config_stale {
         log::error!("keeping the last applied configuration because clients are connected: {why}");
@@ -180,6 +196,22 @@ fn open_listeners(
         gate: Gate::new(),
         is_drained: false,
     })
+}
+
+/// Replaces the configuration, whose listeners cannot be opened because of `error`, by the one that was applied last if
+/// that is another one. Removes the entries for which no socket was handed over.
+fn use_last(setup: &mut MasterSetup, origin: &MasterOrigin, error: &Error) {
+    let loaded = &mut setup.loaded;
+    let last = origin.last_for_clients();
+    if let Some(last) = last.filter(|last| last.config.to_toml() != loaded.config.to_toml()) {
+        setup.config_stale = Some(error.to_string());
+        *loaded = last;
+    }
+    let (available, missing) = setup.handed.available(&loaded.config.listen);
+    loaded.config.listen = available;
+    if let Some(e) = missing {
+        setup.config_stale.get_or_insert(e.to_string());
+    }
 }
 
 /// Opens the control socket. With clients, a socket that cannot be opened is an outage, and is tried again.

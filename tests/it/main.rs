@@ -69,6 +69,7 @@ mod reload;
 mod reload_keys;
 mod respawn;
 mod restart;
+mod restart_faults;
 mod serve;
 mod shared_listeners;
 mod shipped;

@@ -164,13 +164,17 @@ impl Inherited {
             .map_or(0, |(_, handoff)| handoff.queue_count())
     }
 
+    /// Returns whether any client in the handoff queues is still connected.
+    pub(crate) fn has_clients(&self) -> bool {
+        self.kept
+            .as_ref()
+            .is_some_and(|(_, handoff)| handoff.unpacked().has_clients())
+    }
+
     /// Returns the configuration that was applied last, if there are clients that would be closed without it.
     pub(crate) fn last_for_clients(&self) -> Option<Loaded> {
-        let has_clients = self
-            .kept
-            .as_ref()
-            .is_some_and(|(_, handoff)| handoff.unpacked().has_clients());
-        let config = has_clients
+        let config = self
+            .has_clients()
             .then(|| last_config(&self.saved_state))
             .flatten()?;
         Some(Loaded {

@@ -42,6 +42,15 @@ impl MasterOrigin {
         matches!(self, MasterOrigin::Fresh)
     }
 
+    /// Returns whether a start that fails would close clients. After an upgrade it also ends the workers.
+    pub(crate) fn has_clients(&self) -> bool {
+        match self {
+            MasterOrigin::Fresh => false,
+            MasterOrigin::Restarted(inherited) => inherited.has_clients(),
+            MasterOrigin::Upgraded(..) => true,
+        }
+    }
+
     /// Returns the configuration that was applied last, if there are clients that would be closed without it.
     #[must_use]
     pub fn last_for_clients(&self) -> Option<Loaded> {

@@ -114,8 +114,18 @@ impl Handed {
     /// # Errors
     /// When clients cannot be accepted from the descriptor.
     pub(crate) fn listener(&self, index: usize) -> io::Result<(OwnedFd, Address)> {
+        let (address, (_, socket)) = (self.address(index)?, &self.0[index]);
+        let copy = inherited::copy_listener(socket, matches!(address, Address::Tcp(_)))?;
+        Ok((copy, address))
+    }
+
+    /// Returns the address of a socket.
+    ///
+    /// # Errors
+    /// When clients cannot be accepted from the descriptor.
+    pub(crate) fn address(&self, index: usize) -> io::Result<Address> {
         let (_, socket) = &self.0[index];
-        let address = match inherited::examine(socket)? {
+        Ok(match inherited::examine(socket)? {
             Found::Tcp(address) | Found::Ended(address) => Address::Tcp(address),
             Found::Unix(path) => Address::Unix(path),
             Found::UnixWithoutPath => {
@@ -133,9 +143,20 @@ impl Handed {
                     "it is no stream socket of TCP or Unix (ListenStream=)",
                 ));
             }
-        };
-        let copy = inherited::copy_listener(socket, matches!(address, Address::Tcp(_)))?;
-        Ok((copy, address))
+        })
+    }
+
+    /// Returns the entries without those that name a socket that was not handed over, and the reason for the first of
+    /// these.
+    pub(crate) fn available(&self, entries: &[Listen]) -> (Vec<Listen>, Option<Error>) {
+        let (mut available, mut first) = (Vec::new(), None);
+        for entry in entries {
+            match self.wanted(std::slice::from_ref(entry)) {
+                Ok(_) => available.push(entry.clone()),
+                Err(e) => first = first.or(Some(e)),
+            }
+        }
+        (available, first)
     }
 
     /// Replaces a listener's socket, which has ended, by a new one.

@@ -127,27 +127,31 @@ impl Listener {
         }
     }
 
-    /// Creates a listener whose address no interface has yet. It is bound as soon as an interface has it.
+    /// Creates a listener that cannot be opened now because of `refusal`. It is bound as soon as that is possible.
     ///
     /// # Errors
-    /// `refusal`, unless a missing address is its cause.
+    /// Those of socket(2).
     pub(crate) fn missing(
         number: u32,
         wanted: &Wanted<'_>,
-        refusal: Error,
+        handed: &Handed,
+        refusal: &Error,
         now: Instant,
     ) -> Result<Listener, Error> {
-        let (SocketSource::Bound(Address::Tcp(at)), Error::NoAddress(_)) =
-            (&wanted.source, &refusal)
-        else {
-            return Err(refusal);
+        let fail = Error::system("make a socket");
+        let address = match &wanted.source {
+            SocketSource::Bound(address) => address.clone(),
+            SocketSource::Handed(index) => handed.address(*index).map_err(&fail)?,
         };
-        let socket = socket::unbound_tcp(*at).map_err(Error::system("make a socket"))?;
-        let (source, entry) = (wanted.source.clone(), wanted.entry.clone());
+        let socket = match &address {
+            Address::Tcp(at) => socket::unbound_tcp(*at),
+            Address::Unix(_) => socket::unbound(),
+        };
+        let (socket, source) = (socket.map_err(fail)?, wanted.source.clone());
         Ok(Listener {
-            outage: Some(Outage::from_error(&refusal, now)),
+            outage: Some(Outage::from_error(refusal, now)),
             is_missing: true,
-            ..Listener::new(number, socket, source, Address::Tcp(*at), entry)
+            ..Listener::new(number, socket, source, address, wanted.entry.clone())
         })
     }
 

@@ -8,6 +8,15 @@ use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
 use crate::master::{Error, Handed};
 
+/// The result of a listener that cannot be opened at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IfRefused {
+    /// The start ends, unless only the address is missing and another listener serves.
+    EndsStart,
+    /// The listener is down and is tried again: the start would close the clients that an earlier master has left.
+    IsDown,
+}
+
 /// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one.
 pub(crate) fn open_new(
     entries: &[Listen],
@@ -15,7 +24,7 @@ pub(crate) fn open_new(
     kept: &[Listener],
     number: &mut u32,
     keepalive: Option<Duration>,
-    now: Instant,
+    (if_refused, now): (IfRefused, Instant),
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = handed.wanted(entries)?;
     let places = plan::keep(kept, &wanted, plan::is_any);
@@ -31,10 +40,14 @@ pub(crate) fn open_new(
         let own =
             || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
-        // If another listener can serve, an address may appear later.
-        let listener = match listener {
-            Err(e) if wanted_count > 1 => Listener::missing(*number, wanted, e, now)?,
-            opened => opened?,
+        let listener = match (listener, if_refused) {
+            (Ok(listener), _) => listener,
+            (Err(e), IfRefused::IsDown) => Listener::missing(*number, wanted, handed, &e, now)?,
+            // If another listener can serve, an address may appear later.
+            (Err(e @ Error::NoAddress(_)), IfRefused::EndsStart) if wanted_count > 1 => {
+                Listener::missing(*number, wanted, handed, &e, now)?
+            }
+            (Err(e), IfRefused::EndsStart) => return Err(e),
         };
         opened.push(Some(listener));
     }
@@ -48,7 +61,9 @@ pub(crate) fn open_new(
         .flatten()
         .find_map(|listener| listener.outage.as_ref())
     {
-        Some(outage) if !is_served => Err(Error::Unavailable(outage.reason.clone())),
+        Some(outage) if !is_served && if_refused == IfRefused::EndsStart => {
+            Err(Error::Unavailable(outage.reason.clone()))
+        }
         _ => Ok(opened),
     }
 }

@@ -1,0 +1,120 @@
+//! Faults outside the daemon when a master takes over clients: none of them is lost.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use fdpassd::proto::names::Address;
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use serde_json::json;
+
+use crate::common::port::Reserved;
+use crate::common::{FDPASSD, ping_all};
+
+fn start(manager: &ServiceManager, program: impl AsRef<Path>, config: &str) -> Running {
+    let setup = manager.setup(program.as_ref(), config);
+    let daemon = setup.start().expect("it serves");
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    daemon
+}
+
+fn clients_of(daemon: &Running) -> Vec<Client> {
+    let addresses = daemon.addresses().iter().cycle();
+    let mut clients: Vec<Client> = addresses.take(20).map(Client::connect).collect();
+    ping_all(&mut clients);
+    clients
+}
+
+/// Ends a daemon in order.
+fn end(mut daemon: Running) -> Running {
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    daemon
+}
+
+/// Checks that all clients are served.
+#[track_caller]
+fn expect_kept(daemon: &Running, clients: &mut [Client]) {
+    ping_all(clients);
+    let status = daemon.status();
+    assert_eq!(
+        (status.clients, status.lost_total),
+        (clients.len() as u64, 0)
+    );
+}
+
+/// A listener that another process has taken the place of, until this is dropped.
+enum Taken {
+    Tcp(TcpListener),
+    Unix(UnixListener, std::path::PathBuf),
+}
+
+impl Taken {
+    fn new(address: &Address) -> Taken {
+        match address {
+            Address::Tcp(address) => Taken::Tcp(eventually("the address is free", || {
+                TcpListener::bind(address).ok()
+            })),
+            Address::Unix(path) => {
+                fs::remove_file(path).expect("it was left");
+                Taken::Unix(
+                    UnixListener::bind(path).expect("it is free"),
+                    path.to_owned(),
+                )
+            }
+        }
+    }
+
+    fn end(self) {
+        match self {
+            Taken::Tcp(listener) => drop(listener),
+            Taken::Unix(listener, path) => {
+                drop(listener);
+                fs::remove_file(path).expect("it is there");
+            }
+        }
+    }
+}
+
+/// The store loses a listener, and another process binds its address.
+#[test]
+fn a_taken_address_ends_no_client_and_is_bound_later() {
+    let reserved = Reserved::new();
+    let place = tempfile::tempdir().expect("a directory");
+    let tcp = format!("\"{}\"", reserved.address);
+    let unix = format!("\"unix:{}\"", place.path().join("rpc.sock").display());
+    for first in [&tcp, &unix] {
+        for others in ["", ", \"127.0.0.1:0\""] {
+            let manager = ServiceManager::new();
+            let config = format!("listen = [{first}{others}]\nworkers.count = 1\n");
+            let daemon = start(&manager, FDPASSD, &config);
+            let address = daemon.address().clone();
+            let mut clients = clients_of(&daemon);
+            let daemon = end(daemon);
+            manager.forget_after_end(|name| name == "fdpassd-listener.1");
+            let taken = Taken::new(&address);
+            let next = manager.setup(FDPASSD, "").start_after(daemon);
+            let next = next.expect("the next master serves");
+            expect_kept(&next, &mut clients);
+            let status = next.status();
+            let outage = status.listeners[0].outage.clone().unwrap_or_default();
+            assert!(outage.contains("cannot listen on "), "{outage:?}");
+            assert_eq!(
+                status.config_stale, None,
+                "it is the configuration of the file"
+            );
+            taken.end();
+            next.wait_until("it listens again", |status| {
+                status.listeners[0].outage.is_none()
+            });
+            let mut another = Client::connect(&address);
+            assert_eq!(another.call("ping", 1), Ok(json!(1)));
+            drop(another);
+            drop(clients);
+            next.wait_until("all have left", |status| status.clients == 0);
+        }
+    }
+}
