@@ -1,7 +1,8 @@
 //! Faults outside the daemon when a master takes over clients: none of them is lost.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -9,8 +10,15 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::json;
 
+use crate::common::needs::skip;
 use crate::common::port::Reserved;
-use crate::common::{FDPASSD, ping_all};
+use crate::common::program::run;
+use crate::common::{FDPASSD, kernel, ping_all};
+
+/// A user that every system has.
+const NOBODY: u32 = 65_534;
+
+const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1\n";
 
 fn start(manager: &ServiceManager, program: impl AsRef<Path>, config: &str) -> Running {
     let setup = manager.setup(program.as_ref(), config);
@@ -44,6 +52,34 @@ fn expect_kept(daemon: &Running, clients: &mut [Client]) {
         (status.clients, status.lost_total),
         (clients.len() as u64, 0)
     );
+}
+
+#[test]
+fn a_socket_file_of_another_user_ends_no_client() {
+    let without = ["--inh-caps=-fowner,-chown", "--bounding-set=-fowner,-chown"];
+    let tried = run("setpriv", &[without[0], without[1], "true"]);
+    if kernel::user() != 0 || tried.code != Some(0) {
+        return skip("root", "only root can give a file and its privileges away");
+    }
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD, BOTH);
+    let mut clients = clients_of(&daemon);
+    let daemon = end(daemon);
+    let directory = daemon.directory().to_owned();
+    chown(directory.join("rpc.sock"), Some(NOBODY), None).expect("it is ours");
+    let program = directory.join("program");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv {} {} {FDPASSD} \"$@\"\n",
+        without[0], without[1]
+    );
+    fs::write(&program, script).expect("it is ours");
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("it is ours");
+    let next = manager.setup(&program, "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    next.wait_for_log("cannot change the listener unix:");
+    expect_kept(&next, &mut clients);
+    let mut another = Client::connect(&Address::Unix(directory.join("rpc.sock")));
+    assert_eq!(another.call("ping", 1), Ok(json!(1)));
 }
 
 /// A listener that another process has taken the place of, until this is dropped.

@@ -322,6 +322,22 @@ impl Listener {
         Ok(())
     }
 
+    /// Adopts the settings that are wanted now, as far as that is possible, for a listener that an earlier master has
+    /// left: its clients must not be lost because this master may not change a file that another user has created.
+    pub(crate) fn adopt_left(&mut self, wanted: &Listen, keepalive: Option<Duration>) {
+        let Err(e) = self.adopt(wanted, keepalive) else {
+            return;
+        };
+        log::error!("{e}; it stays as it is");
+        let without_access = Listen {
+            access: None,
+            ..wanted.clone()
+        };
+        if self.adopt(&without_access, keepalive).is_err() {
+            (self.byte_order, self.entry) = (wanted.byte_order, without_access);
+        }
+    }
+
     /// Replaces a socket that has ended by another one at the same address.
     pub(crate) fn bind_again(
         &mut self,

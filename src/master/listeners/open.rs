@@ -83,7 +83,7 @@ pub(crate) fn join_listeners(
     let mut listeners = Vec::new();
     for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
         if let Some(mut listener) = place.and_then(|index| kept[index].take()) {
-            listener.adopt(wanted.entry, keepalive)?;
+            listener.adopt_left(wanted.entry, keepalive);
             listener.set_source(&wanted.source);
             listeners.push(listener);
         }
