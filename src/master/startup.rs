@@ -52,17 +52,18 @@ impl Master {
         origin.log_faults();
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
         let descriptors = available_descriptors(limit, setup.handed.count(), origin.queue_count());
-        let count = worker_count(setup.loaded.config.workers.count);
-        let limits = client_limits(&setup.loaded.config, count, descriptors)?;
-        limits.warn_if_lowered();
-        let memory = Memory::read(0);
-        memory::warn_if_short(&setup.loaded.config.limits, memory, count);
         prepare_process();
         let executable =
             Executable::current().map_err(Error::system("open the running program"))?;
         let signals = catch_signals()?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
         let listeners = open_listeners(&mut setup, &mut origin, now)?;
+        // The configuration is in force from here on: that of the file, or the last one.
+        let count = worker_count(setup.loaded.config.workers.count);
+        let limits = client_limits(&setup.loaded.config, count, descriptors)?;
+        limits.warn_if_lowered();
+        let memory = Memory::read(0);
+        memory::warn_if_short(&setup.loaded.config.limits, memory, count);
         let control = open_control_server(&setup, &listeners.all, &mut origin, descriptors, now)?;
         let has_clients = !origin.is_fresh();
         let exporter = open_exporter(&setup, &listeners.all, &control.listener, has_clients, now)?;

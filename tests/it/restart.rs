@@ -249,12 +249,13 @@ fn a_bad_file_or_address_ends_no_existing_client() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("it has one");
     daemon.write_config(&format!(
-        "listen = [\"127.0.0.1:0\", \"{address}\"]\nworkers.count = 1"
+        "listen = [\"127.0.0.1:0\", \"{address}\"]\nworkers.count = 1\nlimits.max-clients = 1"
     ));
     let daemon = restart(&manager, daemon, How::Kill);
     client.call("ping", 3).expect("a pong");
     let stale = daemon.status().config_stale.expect("it is told");
     assert!(stale.contains(&address.to_string()), "{stale}");
+    assert!(daemon.status().max_clients > 1, "it is in force as a whole");
     let metrics = metrics::text(&daemon);
     assert!(metrics.contains("\nfdpassd_config_stale 1\n"), "{metrics}");
 
