@@ -90,7 +90,9 @@ fn expect_served(daemon: &Running, place: &Path, clients: &mut [Client]) {
             1 => {
                 let frame = client.frame(&large);
                 client.send(&frame[30_000..]);
-                assert_eq!(client.receive(), pong_of(40_000));
+                let reply = client.receive();
+                let text = String::from_utf8_lossy(&reply);
+                assert!(reply == pong_of(40_000), "{}", &text[..text.len().min(200)]);
                 client.request("order", json!({ "n": CLIENTS + i }));
             }
             _ => client.request("order", json!({ "n": CLIENTS + i })),
@@ -171,6 +173,41 @@ fn waiting_clients_outlive_many_killed_masters() {
     }
     let next = manager.setup(FDPASSD, &config).start();
     expect_served(&next.expect("it serves"), place.path(), &mut clients);
+}
+
+/// The workers pack their clients themselves when the first master is killed: their counters are in no totals then.
+#[test]
+fn killed_masters_count_the_requests_of_a_worker_once() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (mut daemon, mut clients) = start(&manager, &config);
+    let kills = 3;
+    fs::write(place.path().join("kill"), kills.to_string()).expect("it is ours");
+    let workers = daemon.worker_pids();
+    daemon.signal("KILL");
+    daemon.wait();
+    eventually("the worker has packed its clients", || {
+        workers
+            .iter()
+            .all(|pid| kernel::is_over(*pid))
+            .then_some(())
+    });
+    for _ in 0..kills {
+        let next = manager.setup(FDPASSD, &config).start();
+        next.expect_err("it is killed at its start");
+    }
+    let next = manager.setup(FDPASSD, &config).start();
+    let next = next.expect("it serves");
+    for (client, number) in clients.iter_mut().zip(CLIENTS..) {
+        assert_eq!(
+            client.call("order", json!({ "n": number })),
+            Ok(json!(number))
+        );
+    }
+    let status = next.status();
+    assert_eq!((status.requests_total, status.lost_total), (2 * CLIENTS, 0));
 }
 
 #[test]

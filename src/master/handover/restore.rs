@@ -138,6 +138,7 @@ impl Master {
                 }
             }
         }
+        unpacked.set_counted();
     }
 
     /// Takes over the clients that were left, and reports them.
@@ -163,7 +164,7 @@ impl Master {
             );
         }
         self.telemetry.counts.losses.add_all(&unpacked.lost);
-        unpacked.set_counted();
+        unpacked.forget_not_packed();
         let ids = self.clients.without_worker();
         let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
         self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));

@@ -342,15 +342,21 @@ impl Unpacked {
         recoveries
     }
 
-    /// Marks all shared memory as counted, so that a later master does not add its counters and its lost clients to the
-    /// totals again.
+    /// Marks all shared memory as counted, so that a later master does not add its counters to the totals again. Must
+    /// be called before any client has its place there, because the record is part of each place.
     pub(crate) fn set_counted(&mut self) {
         for left in self.shms.values_mut() {
-            left.shm.header().forget_left_behind();
             if let Some(left) = Rc::get_mut(left) {
                 left.record.is_counted = true;
             }
         }
+    }
+
+    /// Forgets the clients that workers could not pack, which are counted as lost, so that a later master does not
+    /// count them again.
+    pub(crate) fn forget_not_packed(&self) {
+        self.shms()
+            .for_each(|left| left.shm.header().forget_left_behind());
     }
 
     /// Returns the number of clients that workers could not pack.
