@@ -19,6 +19,7 @@
 //!      23  writing calls of the thread until its master was gone
 //!      24  requests that are away                     25  since when no permit was free and no answer came; 0: not so
 //!      26  pid of the worker's app; 0 if it has none        27  when that process started, in clock ticks since boot
+//!      28  whether the master has killed the worker because a request took too long
 //!  from 64  twelve seconds of 120 words: the second, requests, busy ns, then requests by duration
 //!    1504  all requests by duration   1616  their duration together, in ns
 //!    1664  by number of the method, requests answered with a result, and with an error; 0 is for no method
@@ -61,6 +62,7 @@ const AWAY: usize = 24;
 const FULL_SINCE: usize = 25;
 const APP: usize = 26;
 const APP_STARTED: usize = 27;
+const IS_TIMED_OUT: usize = 28;
 
 const METHODS: usize = 1664;
 /// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
@@ -274,6 +276,18 @@ impl<'a> Header<'a> {
     pub fn set_app(&self, app: ProcessIdentity) {
         self.0[APP_STARTED].store(app.started, Ordering::Release);
         self.0[APP].store(app.pid.into(), Ordering::Release);
+    }
+
+    /// Returns whether the master has killed the worker for the request that it was executing. It is here because the
+    /// next master may recover its clients.
+    #[must_use]
+    pub fn is_timed_out(&self) -> bool {
+        self.load(IS_TIMED_OUT) != 0
+    }
+
+    /// Master: notes that it kills the worker for the request that it is executing.
+    pub fn set_timed_out(&self) {
+        self.0[IS_TIMED_OUT].store(1, Ordering::Release);
     }
 
     /// Worker: shows that its loop turns.

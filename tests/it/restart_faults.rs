@@ -10,9 +10,11 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::json;
 
+use crate::common::faulty::example;
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
 use crate::common::program::run;
+use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, ping_all};
 
 /// A user that every system has.
@@ -153,4 +155,28 @@ fn a_taken_address_ends_no_client_and_is_bound_later() {
             next.wait_until("all have left", |status| status.clients == 0);
         }
     }
+}
+
+/// The successor of the killed worker cannot be started, so its client waits when the master is killed.
+#[test]
+fn a_request_that_took_too_long_is_not_run_by_the_next_master() {
+    let manager = ServiceManager::new();
+    let config = "workers.count = 1\nlimits.request-timeout = \"500ms\"\n";
+    let daemon = start(&manager, example("faulty"), config);
+    let calls = "clone,clone3,vfork";
+    let inject = format!("{calls}:error=EAGAIN");
+    let Some(traced) = Traced::attach(daemon.pid(), calls, &inject) else {
+        return;
+    };
+    let mut client = daemon.connect();
+    client.request("spin", 100_000);
+    daemon.wait_for_log("moved, 0 closed");
+    let _ = (daemon.status(), daemon.status());
+    daemon.signal("KILL");
+    drop(traced);
+    let next = manager.setup(example("faulty"), "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    let fault = client.reply().value().expect_err("it took too long");
+    assert_eq!(fault.code(), "timeout");
+    assert_eq!(next.status().lost_total, 0);
 }

@@ -92,7 +92,7 @@ fn recover(left: &Rc<LeftShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerCl
     let header = shm.header();
     let leases = Leases::from_records(record.slots, clients);
     let mut recovery = leases
-        .recover_clients(shm, header.final_writes(), false)
+        .recover_clients(shm, header.final_writes(), header.is_timed_out())
         .at_once();
     recovery.note_places(left);
     let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);

@@ -139,6 +139,9 @@ impl Worker {
     pub(crate) fn kill_for(&mut self, why: Doom) {
         let has_served = self.life.has_served();
         self.life = Life::Killed { why, has_served };
+        if why == Doom::TimedOut {
+            self.shm.header().set_timed_out();
+        }
         self.kill();
     }
 
