@@ -35,6 +35,9 @@ impl Master {
         self.workers.hurry_outgoing(now);
         self.manager.notify_stopping(timeout);
         self.listeners.closing.clear();
+        // The service manager would keep the sockets, and the kernel would complete connections that end with them.
+        let numbers = self.listeners.all.iter().map(|listener| listener.number);
+        self.listeners.changed.extend(numbers);
         for listener in self.listeners.all.drain(..) {
             let _ = self.poller.remove(&listener);
         }

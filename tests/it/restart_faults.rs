@@ -1,7 +1,7 @@
 //! Faults outside the daemon when a master takes over clients: none of them is lost.
 
 use std::fs::{self, Permissions};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -10,7 +10,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::json;
 
-use crate::common::faulty::example;
+use crate::common::faulty::{Execution, example};
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
 use crate::common::program::run;
@@ -155,6 +155,28 @@ fn a_taken_address_ends_no_client_and_is_bound_later() {
             next.wait_until("all have left", |status| status.clients == 0);
         }
     }
+}
+
+#[test]
+fn a_stop_takes_the_listeners_from_the_service_manager() {
+    let manager = ServiceManager::new();
+    let mut daemon = start(&manager, example("faulty"), BOTH);
+    let address: SocketAddr = match daemon.address() {
+        Address::Tcp(address) => *address,
+        Address::Unix(_) => panic!("TCP is first"),
+    };
+    let execution = Execution::start(&daemon);
+    let stop = daemon.ctl_request("stop", ());
+    daemon.wait_until("the daemon is stopping", |status| status.stopping);
+    eventually("the store has no listener", || {
+        let stored = manager.stored();
+        let mut names = stored.iter();
+        (!names.any(|name| name.starts_with("fdpassd-listener"))).then_some(())
+    });
+    TcpStream::connect(address).expect_err("nothing listens");
+    execution.finish().expect_end();
+    assert!(daemon.wait().success());
+    drop(stop);
 }
 
 /// The successor of the killed worker cannot be started, so its client waits when the master is killed.
