@@ -58,6 +58,11 @@ impl Unleased {
         }
     }
 
+    /// Returns whether the client is in a handoff queue.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.place.as_ref().is_some_and(ClientPlace::is_packed)
+    }
+
     /// Excuses the time in which no worker served the client: its timed period begins that much later.
     pub(crate) fn excuse(&mut self, gap: Duration) {
         let now = clock::monotonic();

@@ -319,10 +319,7 @@ fn pair_up(
         if let Some(out) = out.remove(&number) {
             paired.insert(
                 number,
-                QueueEnds {
-                    into: Channel::new(into),
-                    out: Channel::new(out),
-                },
+                QueueEnds::from_channels(Channel::new(into), Channel::new(out)),
             );
         }
     }

@@ -38,6 +38,8 @@ pub(crate) struct HandoffQueues(Vec<QueueEnds>);
 pub(crate) struct QueueEnds {
     pub(crate) into: Channel<HandoffMessage, HandoffMessage>,
     pub(crate) out: Channel<HandoffMessage, HandoffMessage>,
+    /// Datagrams that this master has sent and not removed.
+    sent: usize,
 }
 
 /// Shared memory whose worker is gone, and its clients.
@@ -149,16 +151,35 @@ impl HandoffQueues {
         without_space
     }
 
-    /// Removes the contents of all queues.
-    pub(crate) fn empty(&self, scratch: &mut Scratch) {
-        for ends in &self.0 {
-            while let Ok(Received::Message { .. }) =
-                socket::receive_message(&ends.out, scratch.bytes())
-            {}
+    /// Removes the contents of all queues. Returns whether they are empty: the kernel may have no memory for that now.
+    pub(crate) fn empty(&mut self, scratch: &mut Scratch) -> bool {
+        let mut are_empty = true;
+        for ends in &mut self.0 {
+            are_empty &= loop {
+                match socket::receive_message(&ends.out, scratch.bytes()) {
+                    Ok(Received::Message { .. }) => ends.sent = ends.sent.saturating_sub(1),
+                    Ok(Received::Shortage) => break false,
+                    Ok(Received::Nothing | Received::Closed) | Err(_) => break true,
+                }
+            };
+        }
+        are_empty
+    }
+
+    /// Returns the number of datagrams in each queue that this master has sent.
+    pub(crate) fn sent(&self) -> Vec<usize> {
+        self.0.iter().map(|ends| ends.sent).collect()
+    }
+
+    /// Removes that many datagrams of this master from the front of each queue.
+    pub(crate) fn remove_sent(&mut self, datagrams: &[usize], scratch: &mut Scratch) {
+        self.remove_first(datagrams, scratch);
+        for (ends, count) in self.0.iter_mut().zip(datagrams) {
+            ends.sent = ends.sent.saturating_sub(*count);
         }
     }
 
-    /// Removes that many datagrams from each queue.
+    /// Removes that many datagrams from the front of each queue.
     pub(crate) fn remove_first(&self, datagrams: &[usize], scratch: &mut Scratch) {
         for (ends, count) in self.0.iter().zip(datagrams) {
             for _ in 0..*count {
@@ -179,7 +200,10 @@ impl HandoffQueues {
             let mut is_short = false;
             for ends in &mut self.0 {
                 match ends.into.send(message, descriptors) {
-                    Ok(Sent::Queued) => return true,
+                    Ok(Sent::Queued) => {
+                        ends.sent += 1;
+                        return true;
+                    }
                     Ok(Sent::Shortage) => is_short = true,
                     _ => {}
                 }
@@ -197,9 +221,14 @@ impl QueueEnds {
         let (into, out) = Channel::pair()?;
         // A smaller buffer only fills more queues.
         let _ = socket::set_send_buffer(&into, BUFFER_LEN);
-        Ok(QueueEnds {
-            into,
-            out: Channel::new(out),
-        })
+        Ok(QueueEnds::from_channels(into, Channel::new(out)))
+    }
+
+    /// Returns a queue of these ends.
+    pub(crate) fn from_channels(
+        into: Channel<HandoffMessage, HandoffMessage>,
+        out: Channel<HandoffMessage, HandoffMessage>,
+    ) -> QueueEnds {
+        QueueEnds { into, out, sent: 0 }
     }
 }

@@ -201,7 +201,7 @@ impl Master {
         if let Some(store) = &mut self.handover.store
             && store.packed_early.is_empty()
         {
-            store.waiting.empty(&store.queues);
+            store.waiting.empty(&mut store.queues, now);
         }
         let waiting = std::mem::take(&mut self.clients.unleased);
         if waiting.is_empty() {

@@ -108,10 +108,8 @@ fn revive_store(
     fds: &mut LeftOpen,
 ) -> io::Result<Option<(StateFile, ReceivedHandoff)>> {
     let ends = queues.into_iter().map(|(into, out)| {
-        Ok(QueueEnds {
-            into: Channel::new(fds.take(into)?),
-            out: Channel::new(fds.take(out)?),
-        })
+        let into = Channel::new(fds.take(into)?);
+        Ok(QueueEnds::from_channels(into, Channel::new(fds.take(out)?)))
     });
     let queues = HandoffQueues::from_ends(ends.collect::<io::Result<_>>()?);
     let Some(number) = state_file else {

@@ -33,7 +33,8 @@ const MOMENT: Duration = Duration::from_millis(10);
 /// The wait after an attempt for which the queues had no space.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The maximum number of records of closed slots in the queues: with more, all clients are packed again.
+/// The maximum number of records of closed slots in the queues: with more, all clients are packed again, and then the
+/// earlier datagrams are removed.
 const MAX_STALE: usize = 3000;
 
 /// Descriptors in flight that packing leaves to leases. The limit of open files also limits those in flight (unix(7)).
@@ -73,33 +74,34 @@ impl PackedWaiting {
         WorkerId(u64::MAX - self.last_number)
     }
 
-    /// Removes everything from the queues, because no client waits or all will be packed again.
-    pub(crate) fn empty(&mut self, queues: &HandoffQueues) {
-        if self.sent > 0 {
-            queues.empty(&mut Scratch::default());
-            self.sent = 0;
-        }
+    /// Removes everything from the queues, because no client in them waits any more. If the kernel has no memory to
+    /// receive a datagram, the rest is removed later.
+    pub(crate) fn empty(&mut self, queues: &mut HandoffQueues, now: Instant) {
         (self.due, self.is_full) = (None, false);
+        if self.sent > 0 {
+            if queues.empty(&mut Scratch::default()) {
+                self.sent = 0;
+            } else {
+                self.due = Some(now + RETRY);
+            }
+        }
     }
 
-    /// Packs clients of one shared memory, while the queues have at most `most` records. Returns whether there was
-    /// space for all.
-    fn pack(
+    /// Sends the records of clients of one shared memory, while the queues have at most `most` records. Returns for how
+    /// many of these clients there was space.
+    fn send(
         &mut self,
-        clients: &mut [&mut Unleased],
+        clients: &[&mut Unleased],
         queues: &mut HandoffQueues,
         most: usize,
-    ) -> bool {
+    ) -> usize {
         let left = clients
             .first()
             .and_then(|unleased| Some(Rc::clone(unleased.place.as_ref()?.left())));
-        let Some(left) = left else {
-            return true;
-        };
         let space = most.saturating_sub(self.sent + 1);
-        if space == 0 {
-            return false;
-        }
+        let Some(left) = left.filter(|_| space > 0) else {
+            return 0;
+        };
         let records: Vec<_> = clients
             .iter()
             .take(space)
@@ -114,6 +116,18 @@ impl PackedWaiting {
         let count = records.len();
         let packed = count - queues.pack_all(&left.record, &left.shm, records);
         self.sent += packed + 1;
+        packed
+    }
+
+    /// Packs clients of one shared memory, while the queues have at most `most` records. Returns whether there was
+    /// space for all.
+    fn pack(
+        &mut self,
+        clients: &mut [&mut Unleased],
+        queues: &mut HandoffQueues,
+        most: usize,
+    ) -> bool {
+        let packed = self.send(clients, queues, most);
         for unleased in &mut clients[..packed] {
             if let Some(place) = &mut unleased.place {
                 place.set_packed(&self.places);
@@ -122,55 +136,91 @@ impl PackedWaiting {
         packed == clients.len()
     }
 
+    /// Packs the packed clients once more, then removes the earlier datagrams, most of whose records are of closed
+    /// slots. So each client is in a queue throughout. Returns whether there was space for that.
+    fn renew<'c>(
+        &mut self,
+        clients: impl Iterator<Item = &'c mut Unleased>,
+        queues: &mut HandoffQueues,
+        most: usize,
+    ) -> bool {
+        let (datagrams, records) = (queues.sent(), self.sent);
+        let packed = clients.filter(|unleased| unleased.is_packed());
+        for clients in by_shm(packed).values() {
+            if self.send(clients, queues, most) < clients.len() {
+                return false;
+            }
+        }
+        queues.remove_sent(&datagrams, &mut Scratch::default());
+        self.sent -= records;
+        true
+    }
+
     /// Packs those of these clients that are in no queue. Returns whether there was space for all.
     fn pack_all<'c>(
         &mut self,
         clients: impl Iterator<Item = &'c mut Unleased>,
         queues: &mut HandoffQueues,
         most: usize,
-        (max_frame, generation): (u32, Generation),
+        (layout, generation): (Layout, Generation),
     ) -> bool {
-        let (mut by_shm, mut others) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
-        for unleased in clients.filter(|unleased| can_be_packed(unleased)) {
-            match &unleased.place {
-                Some(place) => by_shm
-                    .entry(Rc::as_ptr(place.left()))
-                    .or_default()
-                    .push(unleased),
-                None => others.push(unleased),
-            }
-        }
+        let (placed, mut others): (Vec<_>, Vec<_>) = clients
+            .filter(|unleased| can_be_packed(unleased))
+            .partition(|unleased| unleased.place.is_some());
         let mut has_space = true;
-        for clients in by_shm.values_mut() {
+        for clients in by_shm(placed.into_iter()).values_mut() {
             has_space &= self.pack(clients, queues, most);
         }
+        let max_frame = layout.max_frame();
         for clients in others.chunks_mut(Layout::max_slots(max_frame).max(1) as usize) {
-            match self.copy(clients, max_frame, generation) {
-                Ok(()) => has_space &= self.pack(clients, queues, most),
-                Err(_) => has_space = false,
-            }
+            has_space &= self.copy(clients, max_frame, generation).unwrap_or(false);
+            let copied = clients
+                .iter_mut()
+                .filter(|unleased| unleased.place.is_some());
+            let mut copied: Vec<_> = copied.map(|unleased| &mut **unleased).collect();
+            has_space &= self.pack(&mut copied, queues, most);
         }
         has_space
     }
 
-    /// Copies the bytes of clients to shared memory, which becomes their place.
+    /// Copies the bytes of clients to shared memory, which becomes their place. Returns whether all were copied.
     fn copy(
         &mut self,
         clients: &mut [&mut Unleased],
         max_frame: u32,
         generation: Generation,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let layout = Layout::new(clients.len() as u32, max_frame);
         let shm = MasterShm::new(layout)?;
         let worker = (self.next_number(), 0, generation);
         let left = Rc::new(LeftShm::new(worker, Vec::new(), shm, None));
+        let mut are_all_copied = true;
         for (slot, unleased) in (0..).zip(clients) {
-            preset(unleased, slot, LEASE_NUMBER, &left.shm)?;
+            if let Err(e) = preset(unleased, slot, LEASE_NUMBER, &left.shm) {
+                let id = unleased.client.id;
+                log::debug!("cannot copy the bytes of waiting client {id}: {e}");
+                are_all_copied = false;
+                continue;
+            }
             let moves = unleased.client.moves;
             unleased.place = Some(ClientPlace::new(&left, slot, LEASE_NUMBER, moves));
         }
-        Ok(())
+        Ok(are_all_copied)
     }
+}
+
+/// Returns clients with a place by their shared memory.
+fn by_shm<'c>(
+    clients: impl Iterator<Item = &'c mut Unleased>,
+) -> BTreeMap<*const LeftShm, Vec<&'c mut Unleased>> {
+    let mut by_shm = BTreeMap::<_, Vec<_>>::new();
+    for unleased in clients {
+        if let Some(place) = &unleased.place {
+            let shm = Rc::as_ptr(place.left());
+            by_shm.entry(shm).or_default().push(unleased);
+        }
+    }
+    by_shm
 }
 
 /// Returns whether a client is in no queue and can be packed. Bytes in a dead worker's shared memory cannot be copied.
@@ -207,14 +257,19 @@ impl Master {
         // During a restart, clients of workers are in the queues as well.
         let may_empty = !self.lifecycle.is_restarting();
         if may_empty && self.clients.without_worker().next().is_none() {
-            return waiting.empty(queues);
+            return waiting.empty(queues, now);
         }
+        let descriptors = self.descriptors;
+        let most = (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize;
         if may_empty && waiting.sent > waiting.places.get() + MAX_STALE {
-            waiting.empty(queues);
-            for unleased in self.clients.without_worker_mut() {
-                if let Some(place) = &mut unleased.place {
-                    place.set_unpacked();
-                }
+            let clients = self.clients.without_worker_mut();
+            if !waiting.renew(clients, queues, most) {
+                // Both do not fit. The clients are packed again below, at once.
+                waiting.empty(queues, now);
+                let clients = self.clients.without_worker_mut();
+                let places = clients.filter_map(|unleased| unleased.place.as_mut());
+                places.for_each(ClientPlace::set_unpacked);
+                waiting.due = Some(now);
             }
         }
         if !self.clients.without_worker().any(can_be_packed) {
@@ -229,11 +284,12 @@ impl Master {
             return;
         }
         waiting.due = None;
-        let (max_frame, generation) = (self.clients.layout.max_frame(), self.settings.generation);
-        let descriptors = self.descriptors;
-        let most = (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize;
+        // Workers of a reload that is under way may have given back longer frames than those of the layout in force.
+        let rolled = self.reloads.current.as_ref();
+        let layout = rolled.map_or(self.clients.layout, |prepared| prepared.layout);
         let clients = self.clients.without_worker_mut();
-        let has_space = waiting.pack_all(clients, queues, most, (max_frame, generation));
+        let generation = self.settings.generation;
+        let has_space = waiting.pack_all(clients, queues, most, (layout, generation));
         if !has_space {
             waiting.due = Some(now + RETRY);
             if !waiting.is_full {
@@ -323,6 +379,33 @@ mod tests {
     }
 
     #[test]
+    fn closed_records_are_removed_after_clients_are_packed_again() {
+        let mut queues = HandoffQueues::new(10).expect("socketpair");
+        let mut waiting = PackedWaiting::default();
+        let (mut client, _other) = waiting_client(1);
+        let (mut leased, _another) = waiting_client(2);
+        for _ in 0..20 {
+            leased.place = None;
+            pack(&mut waiting, &mut leased, &mut queues);
+        }
+        pack(&mut waiting, &mut client, &mut queues);
+        leased.place = None;
+        let records = waiting.sent;
+        assert!(
+            !waiting.renew([&mut client].into_iter(), &mut queues, records + 1),
+            "no space"
+        );
+        assert!(waiting.renew([&mut client].into_iter(), &mut queues, 100));
+        assert_eq!((waiting.places.get(), waiting.sent), (1, 2));
+        assert_eq!(queues.sent().iter().sum::<usize>(), 2);
+        let handoff = ReceivedHandoff::unpack(queues, &[], 100);
+        let (_, mut unpacked) = handoff.take_over();
+        assert_eq!(unpacked.shms().count(), 1);
+        let recovered = unpacked.recover_all().remove(0).recovered;
+        assert_eq!(recovered[0].0.client.id, ClientId(1));
+    }
+
+    #[test]
     fn queues_are_emptied_and_never_hold_too_many_records() {
         let mut queues = HandoffQueues::new(10).expect("socketpair");
         let mut waiting = PackedWaiting::default();
@@ -335,7 +418,7 @@ mod tests {
             .expect("shared memory");
         assert!(!waiting.pack(clients, &mut queues, 2), "no space");
         assert!(can_be_packed(&second), "later");
-        waiting.empty(&queues);
+        waiting.empty(&mut queues, Instant::now());
         let handoff = ReceivedHandoff::unpack(queues, &[], 100);
         assert_eq!(handoff.unpacked().shms().count(), 0);
         assert!(!handoff.unpacked().has_clients());

@@ -286,10 +286,7 @@ fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
             queues
                 .ends()
                 .iter()
-                .map(|ends| QueueEnds {
-                    into: dup(&ends.into),
-                    out: dup(&ends.out),
-                })
+                .map(|ends| QueueEnds::from_channels(dup(&ends.into), dup(&ends.out)))
                 .collect(),
         )
     };
