@@ -210,6 +210,31 @@ fn killed_masters_count_the_requests_of_a_worker_once() {
     assert_eq!((status.requests_total, status.lost_total), (2 * CLIENTS, 0));
 }
 
+/// The exit has no memory for anything new, which clients in the queues do not need.
+#[test]
+fn the_exit_leaves_packed_clients_where_they_are() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (mut daemon, mut clients) = start(&manager, &config);
+    leave_waiting(&daemon, place.path(), &mut clients);
+    let Some(traced) = Traced::attach(daemon.pid(), "memfd_create", "memfd_create:error=ENOMEM")
+    else {
+        return;
+    };
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    drop(traced);
+    fs::remove_file(place.path().join("hold")).expect("it is there");
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    expect_served(
+        &next.expect("the next master serves"),
+        place.path(),
+        &mut clients,
+    );
+}
+
 #[test]
 fn masters_killed_while_they_start_lose_no_waiting_client() {
     let Some((place, config)) = place() else {

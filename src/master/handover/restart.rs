@@ -15,6 +15,7 @@
 use std::time::{Duration, Instant};
 
 use crate::master::Master;
+use crate::master::clients::client::Unleased;
 use crate::master::clients::leases::Leases;
 use crate::master::clients::place::LeftShm;
 use crate::master::handover::queues::OrphanedShm;
@@ -25,7 +26,6 @@ use crate::master::telemetry::events::Asker;
 use crate::master::workers::worker::Worker;
 use crate::proto::control::{About, Kind};
 use crate::proto::handoff::ShmRecord;
-use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::shm::MasterShm;
 use crate::sys::byte_counts::Writes;
@@ -33,9 +33,6 @@ use crate::sys::passed;
 
 /// How long the exit waits for the service manager to receive the descriptors.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The number of the worker in whose shared memory the clients without a worker are packed. No worker ever has it.
-pub(crate) const NO_WORKER: WorkerId = WorkerId(u64::MAX);
 
 impl Master {
     /// Begins the exit that keeps the clients, or ends its grace. Returns false if the clients cannot be kept: then the
@@ -193,20 +190,20 @@ impl Master {
         }
     }
 
-    /// Puts clients without a worker into shared memory of their own, as if their worker were gone.
+    /// Puts clients without a worker into shared memory of their own, as if their worker were gone. Those that are in a
+    /// queue stay there.
     fn pack_waiting(&mut self) {
         let now = Instant::now();
         self.clients.lose_handshakes(&mut self.telemetry, now);
         self.clients.give_up_ending_apps(&mut self.telemetry, now);
-        if let Some(store) = &mut self.handover.store
-            && store.packed_early.is_empty()
-        {
-            store.waiting.empty(&mut store.queues, now);
-        }
-        let waiting = std::mem::take(&mut self.clients.unleased);
-        if waiting.is_empty() {
+        let all = std::mem::take(&mut self.clients.unleased).into_iter();
+        let (packed, waiting): (Vec<_>, Vec<_>) = all.partition(Unleased::is_packed);
+        // Dropping them would close their places and free their bytes.
+        packed.into_iter().for_each(std::mem::forget);
+        let Some(store) = self.handover.store.as_mut().filter(|_| !waiting.is_empty()) else {
             return;
-        }
+        };
+        let number = store.waiting.next_number();
         let shm = match MasterShm::new(self.clients.layout) {
             Ok(shm) => shm,
             Err(e) => {
@@ -229,7 +226,7 @@ impl Master {
                     .lose(loss, &reason, client, &mut self.telemetry);
             }
         }
-        let worker = (NO_WORKER, 0, self.settings.generation);
+        let worker = (number, 0, self.settings.generation);
         let left = LeftShm::new(worker, Vec::new(), shm, None);
         self.handover.add_orphan(OrphanedShm { left, leases });
     }

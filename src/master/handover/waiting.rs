@@ -69,14 +69,14 @@ impl PackedWaiting {
     }
 
     /// Returns a number for shared memory without a worker. It is unique among those of earlier masters, too.
-    fn next_number(&mut self) -> WorkerId {
+    pub(crate) fn next_number(&mut self) -> WorkerId {
         self.last_number = clock::monotonic().max(self.last_number + 1);
         WorkerId(u64::MAX - self.last_number)
     }
 
     /// Removes everything from the queues, because no client in them waits any more. If the kernel has no memory to
     /// receive a datagram, the rest is removed later.
-    pub(crate) fn empty(&mut self, queues: &mut HandoffQueues, now: Instant) {
+    fn empty(&mut self, queues: &mut HandoffQueues, now: Instant) {
         (self.due, self.is_full) = (None, false);
         if self.sent > 0 {
             if queues.empty(&mut Scratch::default()) {
