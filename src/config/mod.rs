@@ -126,21 +126,6 @@ impl Config {
         self.load_with(Rule::for_file(), keys, place, force, read_context)
     }
 
-    /// As [`Config::load_next`] without `force`, but looks up nothing: no user or group has a member, and nothing that
-    /// the keys of the app refer to is read. Nor does it check the daemon's own table.
-    ///
-    /// # Errors
-    /// Those of [`Config::load_next`], except for names.
-    pub fn load_next_unresolved(
-        &self,
-        keys: &Keys,
-        place: ConfigPlace<'_>,
-    ) -> Result<Loaded, Error> {
-        let rule = Rule::unchecked();
-        let names = Names::Known(Identities::default());
-        names.during(|| self.load_with(rule, keys, place, false, |_| Ok(())))
-    }
-
     fn load_with(
         &self,
         rule: Rule<'_>,

@@ -1,9 +1,9 @@
 //! The configuration in force, and what was changed since it was applied.
 
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crate::config::{self, Config, ConfigPlace, Count, Keys, Loaded};
+use crate::config::{Config, Count, Keys, Loaded};
 use crate::master::memory::Memory;
 use crate::proto::control::{COMMAND_LINE, LastReload, Origin};
 use crate::proto::log::LogLevel;
@@ -98,13 +98,6 @@ impl SettingsInForce {
     pub(super) fn shown_file(&self) -> Option<PathBuf> {
         let arguments = self.command_line.as_ref().map(|_| COMMAND_LINE.into());
         self.file.clone().or(arguments)
-    }
-
-    /// Reads the configuration that a reload would try, without the numbers of its users and groups.
-    pub(super) fn read_next(&self, file: Option<&Path>) -> Result<Loaded, config::Error> {
-        let command_line = self.command_line.as_deref();
-        let place = ConfigPlace::new(command_line, file, &self.standard_file);
-        self.config.load_next_unresolved(&self.keys, place)
     }
 
     /// Returns the configuration with the changes made at run time. `count` is the number of workers.

@@ -1,7 +1,7 @@
 //! An app in a system call that does not return: not even SIGKILL ends it. Its callers get `timeout` by a bound, all
 //! others are served, and no change of the daemon waits longer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ fn slack(daemon: &Running) -> Duration {
 }
 
 /// Files whose open(2) does not return while this exists.
-struct DeadDisk {
+pub struct DeadDisk {
     directory: String,
     opened: u32,
     program: Program,
@@ -35,7 +35,7 @@ struct DeadDisk {
 
 impl DeadDisk {
     /// Skips the test where no file system can be mounted.
-    fn new() -> Option<DeadDisk> {
+    pub fn new() -> Option<DeadDisk> {
         let script = crate::common::root().join("tests/it/app_hangs/file_system.py");
         let directory = tempfile::tempdir().expect("a directory");
         if run("python3", &["--version"]).code != Some(0) {
@@ -55,6 +55,11 @@ impl DeadDisk {
             program,
             _mount_point: directory,
         })
+    }
+
+    /// Returns the path of a file.
+    pub fn file(&self) -> PathBuf {
+        Path::new(&self.directory).join("file")
     }
 
     /// Has an app open it. Returns the client that waits, and the app.

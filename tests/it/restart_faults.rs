@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use serde_json::json;
 
+use crate::app_hangs::DeadDisk;
 use crate::common::faulty::{Execution, example};
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
@@ -201,4 +202,27 @@ fn a_request_that_took_too_long_is_not_run_by_the_next_master() {
     let fault = client.reply().value().expect_err("it took too long");
     assert_eq!(fault.code(), "timeout");
     assert_eq!(next.status().lost_total, 0);
+}
+
+#[test]
+fn a_file_system_that_does_not_answer_delays_no_exit_for_long() {
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD, BOTH);
+    let mut clients = clients_of(&daemon);
+    // It ends before the daemon does if this test fails.
+    let Some(disk) = DeadDisk::new() else {
+        return;
+    };
+    let file = daemon.directory().join("config.toml");
+    let aside = daemon.directory().join("aside");
+    fs::rename(&file, &aside).expect("it is there");
+    symlink(disk.file(), &file).expect("there is none");
+    daemon.signal("TERM");
+    eventually("the daemon exits", || {
+        kernel::is_over(daemon.pid()).then_some(())
+    });
+    drop(disk);
+    fs::rename(&aside, &file).expect("it is there");
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    expect_kept(&next.expect("the next master serves"), &mut clients);
 }

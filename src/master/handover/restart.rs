@@ -34,6 +34,9 @@ use crate::sys::passed;
 /// How long the exit waits for the service manager to receive the descriptors.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the exit waits for the configuration file.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl Master {
     /// Begins the exit that keeps the clients, or ends its grace. Returns false if the clients cannot be kept: then the
     /// daemon must be stopped.
@@ -103,22 +106,51 @@ impl Master {
     /// Packs all clients whose workers are gone, for the next master. Workers that still run pack their clients when
     /// this process is gone.
     pub(crate) fn hand_over(mut self) {
-        let next = self
-            .settings
-            .read_next(self.settings.next_file().as_deref());
-        // The next master reports the errors of an invalid file, and then keeps all listeners.
-        if let Ok(next) = next {
-            let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-            self.listeners
-                .yield_to_systemd(&next.config, clients, telemetry, &self.poller);
-            self.update_stored_listeners(Instant::now());
-        }
         passed::leave_clients();
         self.pack_waiting();
+        let mut without_space = self.pack_orphans();
+        // All clients are in the queues, whatever happens to the file now.
+        if self.yield_listeners() {
+            self.pack_waiting();
+            without_space += self.pack_orphans();
+        }
+        let Some(store) = &self.handover.store else {
+            return;
+        };
+        let is_in_doubt = store.canaries.outage().is_some();
+        if is_in_doubt {
+            self.store_all(Instant::now());
+        }
+        self.manager.notifier.flush(FLUSH_TIMEOUT);
+        if let Some(store) = self.handover.store.as_ref().filter(|_| is_in_doubt) {
+            store.canaries.await_rejection();
+        }
+        self.report_handed_over(without_space);
+        self.listeners
+            .all
+            .iter_mut()
+            .for_each(|listener| listener.leave_file());
+    }
+
+    /// Gives up the listeners that the next configuration leaves to systemd. Returns whether clients waited there.
+    fn yield_listeners(&mut self) -> bool {
+        // The next master reports the errors of an invalid file, and then keeps all listeners.
+        let Some(next) = self.read_next(READ_TIMEOUT) else {
+            return false;
+        };
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        self.listeners
+            .yield_to_systemd(&next, clients, telemetry, &self.poller);
+        self.update_stored_listeners(Instant::now());
+        !self.clients.unleased.is_empty()
+    }
+
+    /// Packs the shared memory of workers that are gone, with its clients. Returns the number of clients without space.
+    fn pack_orphans(&mut self) -> u64 {
         // The exit of a worker that was asked to exit is no event, so the state may not have been written since.
         self.write_state();
         let Some(store) = &mut self.handover.store else {
-            return;
+            return 0;
         };
         let orphans = std::mem::take(&mut store.orphans).into_iter();
         let without_space: u64 = orphans
@@ -133,25 +165,13 @@ impl Master {
                 store.queues.pack(&orphan, &slots) as u64
             })
             .sum();
-        let is_in_doubt = store.canaries.outage().is_some();
         if without_space > 0 {
             self.clients.subtract(without_space);
             self.telemetry.counts.losses.add(Loss::Store, without_space);
             self.write_state();
         }
         self.clients.write_figures(&self.telemetry);
-        if is_in_doubt {
-            self.store_all(Instant::now());
-        }
-        self.manager.notifier.flush(FLUSH_TIMEOUT);
-        if let Some(store) = self.handover.store.as_ref().filter(|_| is_in_doubt) {
-            store.canaries.await_rejection();
-        }
-        self.report_handed_over(without_space);
-        self.listeners
-            .all
-            .iter_mut()
-            .for_each(|listener| listener.leave_file());
+        without_space
     }
 
     /// Logs how many clients are left to the next master.

@@ -27,6 +27,7 @@ use crate::proto::control::{Checked, Place, Refusal, RefusalCode, Verb};
 use crate::proto::paths::exact;
 use crate::sys::fd;
 use crate::sys::memory::plain_file;
+use crate::sys::poll::{self, Interest};
 use crate::sys::process::{self, Exit};
 
 /// The first argument of the child.
@@ -205,6 +206,16 @@ impl Master {
             file,
             until: now + READ_TIMEOUT,
         })
+    }
+
+    /// Returns the configuration that the next master will read. `None` if it is invalid, or cannot be read within
+    /// `timeout`. This blocks the loop: called only at the exit.
+    pub(crate) fn read_next(&self, timeout: Duration) -> Option<Config> {
+        let reading = self.begin_reading(false, Instant::now()).ok()?;
+        let child = process::open_pidfd(reading.pid).ok()?;
+        poll::wait_for(&child, Interest::Read, timeout).ok()?;
+        let exit = process::end_of(&child).ok()??;
+        Some(reading.answer(exit).ok()?.config)
     }
 
     /// Begins to read the configuration for a reload; [`Master::finish_reading`] gets it.
