@@ -58,6 +58,12 @@ impl ClientLimits {
         )
     }
 
+    /// Returns the most clients with shared memory of this layout, which may have fewer slots: they depend on the longest
+    /// frame of the clients that are connected.
+    pub(super) fn clients_in(&self, layout: Layout) -> u64 {
+        self.clients.min(layout.slots().into())
+    }
+
     /// Logs that there may be fewer clients than the configuration wants.
     pub(super) fn warn_if_lowered(&self) {
         if let Some(sentence) = &self.lowered {
@@ -119,5 +125,22 @@ pub(super) fn target(config: &Config, generation: Generation) -> Target {
         start_timeout: config.workers.start_timeout,
         drain_timeout: config.limits.drain_timeout,
         max_lifetime: config.workers.max_lifetime,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_no_more_clients_than_slots_for_the_longest_frame() {
+        let config = Config::default();
+        let limits = client_limits(&config, 1, 1_000_000).expect("there are descriptors");
+        let layout = limits.layout(config.limits.max_frame, 0);
+        assert_eq!(limits.clients_in(layout), limits.clients);
+        // A client that is connected may still have a frame of the configuration before.
+        let layout = limits.layout(256 << 20, 0);
+        assert!(limits.clients > u64::from(layout.slots()));
+        assert_eq!(limits.clients_in(layout), u64::from(layout.slots()));
     }
 }

@@ -121,7 +121,7 @@ fn new_clients(config: &Config, limits: &ClientLimits, origin: &MasterOrigin) ->
     let needed = origin.needed_layout();
     let max_frame = config.limits.max_frame.max(needed.max_frame());
     let layout = limits.layout(max_frame, needed.slots());
-    Clients::new(config, limits.clients, layout)
+    Clients::new(config, limits.clients_in(layout), layout)
 }
 
 fn new_pool(config: &Config, origin: &MasterOrigin, now: Instant) -> Pool {

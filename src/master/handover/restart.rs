@@ -220,7 +220,16 @@ impl Master {
         let (packed, waiting): (Vec<_>, Vec<_>) = all.partition(Unleased::is_packed);
         // Dropping them would close their places and free their bytes.
         packed.into_iter().for_each(std::mem::forget);
-        let Some(store) = self.handover.store.as_mut().filter(|_| !waiting.is_empty()) else {
+        let mut waiting = waiting.into_iter().peekable();
+        let slots = self.clients.layout.slots().max(1) as usize;
+        while waiting.peek().is_some() {
+            self.pack_in_new_shm(waiting.by_ref().take(slots).collect());
+        }
+    }
+
+    /// Puts these clients into new shared memory, which has slots for all of them.
+    fn pack_in_new_shm(&mut self, waiting: Vec<Unleased>) {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
         let number = store.waiting.next_number();

@@ -96,10 +96,11 @@ impl Master {
             self.settings.config.limits.max_frame
         };
         let max_frame = config.limits.max_frame.max(max_frame_before);
+        let layout = limits.layout(max_frame, self.clients.layout.slots());
         Ok(PreparedReload {
             generation: Generation(self.settings.last_generation.0 + 1),
-            max_clients: limits.clients,
-            layout: limits.layout(max_frame, self.clients.layout.slots()),
+            max_clients: limits.clients_in(layout),
+            layout,
             loaded,
             file,
             memory,
