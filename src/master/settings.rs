@@ -36,6 +36,8 @@ pub(super) struct SettingsInForce {
     pub(super) log_level: Option<LogLevel>,
     /// Where the number of workers comes from.
     pub(super) count_origin: Origin,
+    /// The last generation when an operator set the number of workers: that of a reload if it was under way.
+    pub(super) scaled_in: Option<Generation>,
     /// The memory that the limits left when the configuration was applied.
     pub(super) memory: Option<Memory>,
 }
@@ -63,6 +65,7 @@ impl SettingsInForce {
             last_reload: None,
             log_level: None,
             count_origin: Origin::Config,
+            scaled_in: None,
             memory: None,
         }
     }
@@ -78,7 +81,14 @@ impl SettingsInForce {
         (self.config, self.keys, self.files) = (loaded.config, loaded.keys, loaded.files);
         (self.file, self.generation, self.memory) = (file, generation, memory);
         (self.stale, self.missing_log) = (None, None);
-        self.count_origin = Origin::Config;
+        if !self.is_scaled_in(generation) {
+            self.count_origin = Origin::Config;
+        }
+    }
+
+    /// Returns whether an operator has set the number of workers while a reload started those of this generation.
+    pub(super) fn is_scaled_in(&self, generation: Generation) -> bool {
+        self.scaled_in == Some(generation)
     }
 
     /// Returns the file that a reload reads, if there is one.

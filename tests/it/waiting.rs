@@ -22,7 +22,7 @@ const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/waiting/app.py"
 const CLIENTS: u64 = 300;
 
 /// Returns a directory for the app and a configuration with it. `None` without Python.
-fn place() -> Option<(TempDir, String)> {
+pub fn place() -> Option<(TempDir, String)> {
     if run("python3", &["--version"]).code != Some(0) {
         skip("python3", "there is no python3");
         return None;

@@ -34,7 +34,7 @@ impl Master {
             .map_err(|e| refused(e.to_string()))?;
         limits.warn_if_lowered();
         // The slots of existing shared memory do not change.
-        self.clients.max = limits.clients.min(self.clients.layout.slots().into());
+        self.clients.max = limits.clients_in(self.clients.layout);
         let before = self.workers.pool.target().count;
         let about = About {
             workers: Some(count),
@@ -47,6 +47,7 @@ impl Master {
         );
         self.workers.pool.scale(count as usize);
         self.settings.count_origin = Origin::Runtime;
+        self.settings.scaled_in = Some(self.settings.last_generation);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use self::outcome::ReloadOutcome;
 use self::prepared::{PlannedListener, PreparedReload};
 use self::reading::{Checks, ReloadReading};
 use crate::config::{Config, Loaded};
-use crate::master::capacity::{target, worker_count};
+use crate::master::capacity::{client_limits, target, worker_count};
 use crate::master::telemetry::events::Asker;
 use crate::master::{Master, exporter};
 use crate::proto::control::{About, Checked, Kind, Refusal, Reloaded};
@@ -120,6 +120,9 @@ impl Master {
         self.exchange_listeners(prepared.listeners, &config);
         self.change_limits(&config);
         (self.clients.max, self.clients.layout) = (prepared.max_clients, prepared.layout);
+        if self.settings.is_scaled_in(generation) {
+            self.limit_to_scaled(&config);
+        }
         self.workers.strikes.forgive();
         self.workers.send_quarantined(&self.poller);
         let loaded = Loaded {
@@ -176,6 +179,14 @@ impl Master {
             files: next.files,
             changes: self.settings.with_changes(count).changes(&next.config),
         })
+    }
+
+    /// Limits the clients by the number of workers that an operator has set during the reload.
+    fn limit_to_scaled(&mut self, config: &Config) {
+        let count = self.workers.pool.target().count;
+        if let Ok(limits) = client_limits(config, count, self.descriptors) {
+            self.clients.max = limits.clients_in(self.clients.layout);
+        }
     }
 
     /// Applies the limits of clients and the dispatch of a new configuration.

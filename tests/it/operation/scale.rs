@@ -1,5 +1,7 @@
 //! Another number of workers, and new processes for those that there are.
 
+use std::fs;
+
 use fdpassd::proto::control::{Origin, Status, WorkerState};
 use fdpassd::testing::Client;
 use serde_json::json;
@@ -7,6 +9,7 @@ use serde_json::json;
 use crate::common::load::Load;
 use crate::common::program::ctl;
 use crate::common::{kernel, ping_all, start};
+use crate::waiting::place;
 
 use super::{BOTH, end};
 
@@ -169,4 +172,31 @@ fn recycling_replaces_one_worker_or_all() {
     );
     load.wait_for(20);
     end(&daemon, load, 0);
+}
+
+#[test]
+fn a_number_set_during_a_reload_outlives_its_end() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let hold = place.path().join("hold");
+    fs::write(&hold, "").expect("it is ours");
+    let mut reload = daemon.ctl_request("reload", ());
+    daemon.wait_until("a worker waits for its app", |status| status.reloading);
+    let mut scale = daemon.ctl_request("scale", json!({ "count": 2 }));
+    daemon.wait_until("the number is set", |status| status.count == 2);
+    fs::remove_file(&hold).expect("it is there");
+    reload.reply().value().expect("it is applied");
+    scale.reply().value().expect("it is done");
+    let status = daemon.status();
+    assert_eq!(
+        (status.count, status.count_origin),
+        (2, Origin::Runtime),
+        "it is not forgotten"
+    );
+    daemon.reload().expect("it is applied");
+    let status = daemon.status();
+    assert_eq!((status.count, status.count_origin), (1, Origin::Config));
 }
