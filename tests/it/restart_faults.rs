@@ -226,3 +226,38 @@ fn a_file_system_that_does_not_answer_delays_no_exit_for_long() {
     let next = manager.setup(FDPASSD, "").start_after(daemon);
     expect_kept(&next.expect("the next master serves"), &mut clients);
 }
+
+/// Another daemon removes a file, and binds its own socket at the path.
+fn replace(path: &Path) -> UnixListener {
+    fs::remove_file(path).expect("it is there");
+    UnixListener::bind(path).expect("it is free")
+}
+
+#[test]
+fn a_file_of_another_daemon_is_not_removed_after_a_restart() {
+    let manager = ServiceManager::new();
+    let daemon = end(start(&manager, FDPASSD, BOTH));
+    let path = daemon.directory().join("rpc.sock");
+    let _another = replace(&path);
+    let mut next = manager
+        .setup(FDPASSD, "")
+        .start_after(daemon)
+        .expect("it serves");
+    let outage = next.status().listeners[1].outage.clone();
+    assert_eq!(outage.as_deref(), Some("its file is gone"));
+    drop(next.ctl_request("stop", ()));
+    assert!(next.wait().success());
+    assert!(path.exists());
+}
+
+#[test]
+fn a_control_socket_of_another_daemon_is_not_removed_after_an_upgrade() {
+    let mut daemon = crate::common::start("workers.count = 1");
+    let path = daemon.directory().join("control.sock");
+    let _another = replace(&path);
+    daemon.signal("USR2");
+    daemon.wait_for_log("upgraded: this is ");
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    assert!(path.exists());
+}

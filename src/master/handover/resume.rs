@@ -136,7 +136,8 @@ impl UpgradeSnapshot {
         let workers = workers
             .map(|worker| worker.revive(layout, &mut fds, now))
             .collect::<io::Result<_>>()?;
-        let control = ControlListener::from_fd(fds.take(self.control.0)?, &self.control.1.0);
+        let (number, path) = self.control;
+        let control = ControlListener::from_fd(fds.take(number)?, &path.0, self.control_file);
         let log = self.log.and_then(|number| fds.take(number).ok());
         let kept = revive_store(self.handoff_queues, self.state_file, &mut fds)?;
         let listeners = take_all(&mut fds, self.listeners)?;

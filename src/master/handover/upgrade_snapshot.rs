@@ -20,6 +20,7 @@ use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, check_version};
 use crate::master::handover::upgrade::Upgrade;
 use crate::master::listeners::listener::ListenerRecord;
+use crate::master::listeners::socket_file::FileIdentity;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
@@ -48,6 +49,9 @@ pub(crate) struct UpgradeSnapshot {
     pub(crate) same: Option<bool>,
     pub(crate) up: Duration,
     pub(crate) control: (RawFd, Exact),
+    /// The file of the control socket.
+    #[serde(default)]
+    pub(crate) control_file: Option<FileIdentity>,
     /// The log file, if lines go to one.
     #[serde(default)]
     pub(crate) log: Option<RawFd>,
@@ -213,6 +217,7 @@ impl Master {
                 number(self.control.listener.as_fd()),
                 Exact(self.control.listener.path().to_owned()),
             ),
+            control_file: Some(self.control.listener.file_identity()),
             log: None,
             listeners: listeners.collect(),
             handed: self

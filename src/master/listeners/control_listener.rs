@@ -13,7 +13,7 @@ use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::control_link::{self, ControlLink};
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::{FILE_GONE, Outage};
-use crate::master::listeners::socket_file::{SocketFile, bind_unix, cannot_bind};
+use crate::master::listeners::socket_file::{FileIdentity, SocketFile, bind_unix, cannot_bind};
 use crate::proto::control::{places, temporary};
 use crate::proto::names::Address;
 use crate::sys::listening::listen;
@@ -77,12 +77,16 @@ impl ControlListener {
         Ok(())
     }
 
-    /// Restores the listener that this process had before it became this program. Its file may be gone.
-    pub(crate) fn from_fd(socket: OwnedFd, path: &Path) -> ControlListener {
-        let file = SocketFile::new(path).unwrap_or_else(|_| SocketFile::missing(path));
+    /// Restores the listener that this process had before it became this program. Its file may be gone, or be another
+    /// one than the `recorded` one.
+    pub(crate) fn from_fd(
+        socket: OwnedFd,
+        path: &Path,
+        recorded: Option<FileIdentity>,
+    ) -> ControlListener {
         ControlListener {
             socket,
-            file,
+            file: SocketFile::restore(path, recorded),
             link: None,
         }
     }
@@ -107,6 +111,11 @@ impl ControlListener {
     /// Creates the link at the usual place, if the socket is elsewhere.
     pub(crate) fn link(&mut self, name: &str) {
         self.link = ControlLink::create(name, &self.file.path);
+    }
+
+    /// Returns the identity of the socket's file.
+    pub(crate) fn file_identity(&self) -> FileIdentity {
+        self.file.identity
     }
 
     /// Returns the path of the socket.

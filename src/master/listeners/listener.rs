@@ -11,7 +11,9 @@ use crate::master::error::Error;
 use crate::master::listeners::activation::Handed;
 use crate::master::listeners::outage::{FILE_GONE, Outage};
 use crate::master::listeners::plan::{SocketSource, Wanted};
-use crate::master::listeners::socket_file::{SocketFile, access_of, bind, cannot_bind};
+use crate::master::listeners::socket_file::{
+    FileIdentity, SocketFile, access_of, bind, cannot_bind,
+};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 use crate::sys::listening::{is_listening, listen, share_address};
@@ -51,6 +53,8 @@ pub(crate) struct ListenerRecord {
     pub(crate) configured: String,
     pub(crate) address: String,
     pub(crate) accepted: u64,
+    /// The file of a Unix socket.
+    pub(crate) file: Option<FileIdentity>,
 }
 
 impl ListenerRecord {
@@ -173,11 +177,7 @@ impl Listener {
         let file = match &address {
             Address::Tcp(_) => None,
             // The operator may have removed the file since. Until this master serves, the file is left where it is.
-            Address::Unix(path) => Some(
-                SocketFile::new(path)
-                    .unwrap_or_else(|_| SocketFile::missing(path))
-                    .left(),
-            ),
+            Address::Unix(path) => Some(SocketFile::restore(path, record.file).left()),
         };
         let entry = Listen::new(Source::Bound(configured.clone()));
         let source = SocketSource::Bound(configured);
@@ -241,6 +241,7 @@ impl Listener {
             configured,
             address,
             accepted: self.accepted,
+            file: self.file.as_ref().map(|file| file.identity),
         })
     }
 

@@ -56,11 +56,15 @@ pub(crate) fn bind(
     }
 }
 
+/// Device and inode number of a file.
+pub(crate) type FileIdentity = (u64, u64);
+
 /// The file of a bound Unix socket; dropping it removes the file if it is still the same one.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     pub(crate) path: PathBuf,
-    identity: (u64, u64),
+    /// Device and inode number; 0 for a missing file.
+    pub(crate) identity: FileIdentity,
     /// User and group that the file was created with, which are the defaults.
     born: (u32, u32),
     /// The access that was set last.
@@ -81,6 +85,20 @@ impl SocketFile {
             access: None,
             is_left: false,
         })
+    }
+
+    /// Restores the record of the file that an earlier master, or this process before an upgrade, has bound. Another file
+    /// at its path belongs to another process. Version 0.1.0 recorded no identity: then it is the file at the path.
+    pub(crate) fn restore(path: &Path, recorded: Option<FileIdentity>) -> SocketFile {
+        match SocketFile::new(path) {
+            Ok(file) if recorded.is_none_or(|recorded| recorded == file.identity) => file,
+            Ok(file) => {
+                // Dropping it must not remove it.
+                drop(file.left());
+                SocketFile::missing(path)
+            }
+            Err(_) => SocketFile::missing(path),
+        }
     }
 
     /// Creates the record of a missing file.
@@ -179,7 +197,7 @@ pub(crate) fn access_of(path: &Path) -> Option<Access> {
     })
 }
 
-fn identity(file: &Metadata) -> (u64, u64) {
+fn identity(file: &Metadata) -> FileIdentity {
     (file.dev(), file.ino())
 }
 
