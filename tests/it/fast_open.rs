@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use fdpassd::testing::{TIMEOUT, eventually};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
+use serde_json::json;
 
 use crate::common::namespace::{is_inside, this_test};
-use crate::common::{faulty, frame, let_pass, tcp_address};
+use crate::common::{faulty, frame, let_pass, metrics, tcp_address};
 
 /// Fast Open for clients and listeners, by data in a SYN without a cookie, on every listener (ip-sysctl.rst).
 const ALWAYS: &str = "1543";
@@ -162,6 +163,10 @@ fn a_fast_open_client_with_a_reply_in_flight_survives() {
         "{}",
         daemon.stderr()
     );
+    let page = daemon.ctl("clients").expect("it is read-only");
+    assert_eq!(page["clients"][0]["state"], "waiting", "{page}");
+    let waiting = "\nfdpassd_clients{state=\"waiting\"} 1\n";
+    assert!(metrics::text(&daemon).contains(waiting));
     // Others are served until then; nothing is run again before it is known what was answered.
     let_pass(Duration::from_millis(300));
     assert_eq!(
@@ -179,4 +184,26 @@ fn a_fast_open_client_with_a_reply_in_flight_survives() {
         "{}",
         daemon.stderr()
     );
+}
+
+#[test]
+fn a_fast_open_client_that_waits_for_its_handshake_can_be_kicked() {
+    if !is_prepared(this_test!()) {
+        return;
+    }
+    let daemon = faulty::start("workers.count = 2");
+    daemon.wait_for_workers();
+    let to = tcp_address(&daemon);
+    let exit = frame(r#"{"in":"exit_until","params":2}"#);
+    // A reply is in flight when the worker ends.
+    let sleep = frame(r#"{"in":"sleep","params":20}"#);
+    let (ping, _) = filling(4 + exit.len() + sleep.len());
+    let _client = connect_and_stop(to, &[frame(&ping), sleep, exit].concat());
+    daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
+    let page = daemon.ctl("clients").expect("it is read-only");
+    let kicked = daemon.ctl_with("kick", json!({ "client": page["clients"][0]["id"] }));
+    kicked.expect("there is such a client");
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (0, 0));
+    open(to);
 }

@@ -14,6 +14,7 @@ use crate::master::clients::leases::recovery::recover_after_death;
 use crate::master::clients::place::LeftShm;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
+use crate::proto::names::ClientId;
 use crate::proto::text::Counted;
 
 /// The first wait and the longest wait.
@@ -35,6 +36,15 @@ pub(crate) struct Handshakes {
 impl Handshakes {
     pub(crate) fn into_clients(self) -> impl Iterator<Item = Client> {
         self.clients.into_iter().map(|(_, client)| client)
+    }
+
+    /// Removes and returns a client.
+    fn take(&mut self, id: ClientId) -> Option<Client> {
+        let index = self
+            .clients
+            .iter()
+            .position(|(_, client)| client.id == id)?;
+        Some(self.clients.remove(index).1)
     }
 }
 
@@ -60,6 +70,29 @@ impl Clients {
                 wait: FIRST_WAIT,
             });
         }
+    }
+
+    /// Returns the clients with a handshake that has not ended.
+    pub(crate) fn in_handshakes(&self) -> impl Iterator<Item = &Client> {
+        let clients = self
+            .handshakes
+            .iter()
+            .flat_map(|handshakes| &handshakes.clients);
+        clients.map(|(_, client)| client)
+    }
+
+    /// Returns the number of clients that no worker has.
+    pub(crate) fn waiting(&self) -> usize {
+        self.without_worker().count() + self.in_handshakes().count()
+    }
+
+    /// Removes and returns a client that no worker has.
+    pub(crate) fn take_waiting(&mut self, id: ClientId) -> Option<Client> {
+        if let Some(unleased) = self.take_without_worker(id) {
+            return Some(unleased.client);
+        }
+        let mut handshakes = self.handshakes.iter_mut();
+        handshakes.find_map(|handshakes| handshakes.take(id))
     }
 
     /// Returns when the waiting clients must be checked next.

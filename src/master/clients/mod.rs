@@ -102,7 +102,9 @@ impl Clients {
         leased: impl Iterator<Item = &'c Client>,
     ) {
         let waiting = self.without_worker().map(|unleased| &unleased.client.peer);
+        let in_handshakes = self.in_handshakes().map(|client| &client.peer);
         let peers = leased.map(|client| &client.peer).chain(waiting);
+        let peers = peers.chain(in_handshakes);
         self.addresses = Addresses::new(limits, peers);
     }
 

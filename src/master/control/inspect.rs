@@ -51,14 +51,14 @@ impl Snapshot<'_> {
         let from = asked.after.unwrap_or(first).max(first);
         let (mut clients, mut looked_at) = (Vec::new(), 0);
         if from.worker == NO_WORKER {
-            let waiting = self
-                .clients
-                .without_worker()
-                .skip(from.slot as usize)
-                .take(PAGE_LEN);
-            clients.extend(waiting.map(|unleased| self.waiting_client(unleased)));
+            let waiting = self.clients.without_worker();
+            let waiting = waiting.map(|unleased| self.waiting_client(unleased));
+            let handshakes = self.clients.in_handshakes();
+            let handshakes = handshakes.map(|client| self.client_in_handshake(client));
+            let all = waiting.chain(handshakes);
+            clients.extend(all.skip(from.slot as usize).take(PAGE_LEN));
             looked_at = clients.len();
-            if from.slot as usize + looked_at < self.clients.without_worker().count() {
+            if from.slot as usize + looked_at < self.clients.waiting() {
                 let slot = from.slot + looked_at as u32;
                 return Ok(ClientsPage {
                     clients,
@@ -106,6 +106,15 @@ impl Snapshot<'_> {
             ..SlotFigures::default()
         };
         self.client_status(&unleased.client, None, shared_slot)
+    }
+
+    /// Returns the status of a client whose bytes cannot be counted yet.
+    fn client_in_handshake(&self, client: &Client) -> ClientStatus {
+        let shared_slot = SlotFigures {
+            active: u64::from(client.since) * 1_000_000_000,
+            ..SlotFigures::default()
+        };
+        self.client_status(client, None, shared_slot)
     }
 
     fn client_status(

@@ -253,10 +253,10 @@ impl Master {
                 .iter()
                 .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
         };
-        let peer = if let Some(unleased) = self.clients.take_without_worker(id) {
-            socket::end(&unleased.client.socket);
-            let peer = unleased.client.peer;
-            self.clients.remove(unleased.client, &self.telemetry);
+        let peer = if let Some(client) = self.clients.take_waiting(id) {
+            socket::end(&client.socket);
+            let peer = client.peer;
+            self.clients.remove(client, &self.telemetry);
             peer
         } else if let Some((worker_id, slot)) = leased() {
             let worker = self

@@ -14,7 +14,7 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
         GAUGE,
         "Clients there are: leased to a worker, or waiting for one.",
     );
-    let waiting = master.clients.without_worker().count() as u64;
+    let waiting = master.clients.waiting() as u64;
     text.sample(
         "clients",
         &[("state", &"leased")],
