@@ -91,10 +91,6 @@ pub(crate) enum Loss {
     Descriptors,
     /// The client did not fit into the store for the next master, or was not kept there.
     Store,
-    /// The state of the previous master could not be read.
-    State,
-    /// The master was killed while no worker had the client.
-    Master,
     /// The worker could not watch the client, read from it or write to it. Workers count these.
     Worker,
     /// An earlier master lost the client without counting the reason.
@@ -105,7 +101,10 @@ impl Loss {
     /// Returns why a client is lost that could not be recovered or leased again.
     pub(crate) fn from_error(error: &io::Error) -> Loss {
         match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => Loss::Unrecoverable,
+            // `WouldBlock`: the kernel has not counted the bytes yet, and there is no time to wait for that.
+            io::ErrorKind::InvalidData | io::ErrorKind::Unsupported | io::ErrorKind::WouldBlock => {
+                Loss::Unrecoverable
+            }
             _ => Loss::Memory,
         }
     }
@@ -164,8 +163,6 @@ impl Label for Loss {
         (Loss::Memory, "memory"),
         (Loss::Descriptors, "descriptors"),
         (Loss::Store, "store"),
-        (Loss::State, "state"),
-        (Loss::Master, "master"),
         (Loss::Worker, "worker"),
         (Loss::Unknown, "unknown"),
     ];
