@@ -54,7 +54,10 @@ impl NotifySocket {
             ) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS | Errno::ENOMEM) => return Err(io::ErrorKind::WouldBlock.into()),
+                // ETOOMANYREFS: too many descriptors are in flight (unix(7)).
+                Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::ETOOMANYREFS) => {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
                 Err(e) => return Err(e.into()),
             }
         }

@@ -20,8 +20,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Time until a message that the manager did not accept is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Most messages that wait for the manager. If there are more, it has been away for long, and the last ones have it
-/// all.
+/// Most messages without descriptors that wait for the manager. If there are more, it has been away for long, and the
+/// last ones have it all.
 const MAX_UNSENT: usize = 64;
 
 /// Sends messages to the service manager, if there is one.
@@ -245,11 +245,11 @@ impl Manager {
     fn queue(&mut self, message: Notification, now: Instant) {
         self.unsent.push_back(message);
         // Messages with descriptors are not repeated.
-        let forgettable = self
-            .unsent
-            .iter()
-            .position(|message| message.descriptors.is_empty());
-        if let Some(index) = forgettable.filter(|_| self.unsent.len() > MAX_UNSENT) {
+        let is_forgettable = |message: &Notification| message.descriptors.is_empty();
+        let forgettable = self.unsent.iter().filter(|message| is_forgettable(message));
+        if forgettable.count() > MAX_UNSENT
+            && let Some(index) = self.unsent.iter().position(is_forgettable)
+        {
             self.unsent.remove(index);
         }
         self.send(now);
@@ -330,6 +330,8 @@ fn watchdog_interval(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Option
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
 
     #[test]
@@ -363,5 +365,40 @@ mod tests {
         ] {
             assert_eq!(interval(vars), None, "{vars:?}");
         }
+    }
+
+    #[test]
+    fn descriptors_that_wait_displace_no_message() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("notify");
+        let receiver = UnixDatagram::bind(&path).expect("bind");
+        receiver.set_nonblocking(true).expect("fcntl");
+        let mut manager = Manager {
+            socket: NotifySocket::new(path.as_os_str()).expect("an address"),
+            unsent: VecDeque::new(),
+            retry_at: None,
+            watchdog: None,
+            sent: None,
+            next_status: Instant::now(),
+            has_changed: false,
+            is_failure_logged: false,
+        };
+        while manager.unsent.is_empty() {
+            manager.notify(&[NotifyState::Watchdog], Instant::now());
+        }
+        manager.unsent.clear();
+        manager.notify(&[NotifyState::Ready], Instant::now());
+        for _ in 0..2 * MAX_UNSENT {
+            let (_, theirs) = fd::pipe().expect("a pipe");
+            manager.queue(Notification::barrier(theirs), Instant::now());
+        }
+        let (mut received, mut buffer) = (String::new(), [0; 100]);
+        while !manager.unsent.is_empty() {
+            while let Ok(length) = receiver.recv(&mut buffer) {
+                received += &String::from_utf8_lossy(&buffer[..length]);
+            }
+            manager.send(Instant::now());
+        }
+        assert!(received.contains("READY=1"), "{received}");
     }
 }
