@@ -16,7 +16,7 @@ use crate::common::load::Load;
 use crate::common::needs::room_for;
 use crate::common::port::Reserved;
 use crate::common::program::ctl;
-use crate::common::{kernel, start};
+use crate::common::{kernel, metrics, start};
 
 fn connects(address: &Address) -> bool {
     match address {
@@ -457,4 +457,26 @@ fn a_reload_restores_removed_socket_files() {
     });
     assert_eq!(daemon.status().missing, [] as [String; 0]);
     ping(&mut client, 4);
+}
+
+/// Clients still wait at the socket whose file is gone when another one is bound at the same path.
+#[test]
+fn two_listeners_of_one_path_are_one_series_of_metrics() {
+    let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]\nlimits.max-clients = 1");
+    let mut first = daemon.connect();
+    first.call("ping", 1).expect("a pong");
+    let _waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+    fs::remove_file(daemon.directory().join("rpc.sock")).expect("it is there");
+    daemon.reload().expect("it is applied");
+    assert_eq!(daemon.status().listeners.len(), 2);
+    let text = metrics::text(&daemon);
+    for name in ["up", "accepted_total"] {
+        let start = format!("fdpassd_listener_{name}{{");
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with(&start))
+            .collect();
+        assert_eq!(series.len(), 1, "{series:?}");
+        assert!(series[0].ends_with(" 1"), "{series:?}");
+    }
 }

@@ -5,6 +5,9 @@ use crate::master::control::Snapshot;
 use crate::proto::control::{ListenerStatus, Status};
 use crate::sys::socket;
 
+/// Whether clients can connect to a listener: the only figure of which two make no sum.
+const UP: &str = "listener_up";
+
 /// A figure of a listener; `None` if it is not known.
 type ListenerFigure = fn(&ListenerStatus) -> Option<u64>;
 
@@ -96,7 +99,7 @@ pub(super) fn write_listeners(text: &mut MetricsText, master: &Snapshot<'_>, sta
     );
     let each: [(&str, &str, &str, ListenerFigure); 4] = [
         (
-            "listener_up",
+            UP,
             GAUGE,
             "Whether clients can connect to the listener.",
             |l| Some(l.outage.is_none().into()),
@@ -122,8 +125,22 @@ pub(super) fn write_listeners(text: &mut MetricsText, master: &Snapshot<'_>, sta
     ];
     for (name, kind, help, figure) in each {
         text.family(name, kind, help);
-        for listener in &status.listeners {
-            if let Some(value) = figure(listener) {
+        for (index, listener) in status.listeners.iter().enumerate() {
+            // The second one of an address is about to close: clients find the first one.
+            let is_same = |other: &&ListenerStatus| other.address == listener.address;
+            if status.listeners[..index]
+                .iter()
+                .any(|other| is_same(&other))
+            {
+                continue;
+            }
+            let all = status.listeners.iter().filter(is_same);
+            let value = if name == UP {
+                figure(listener)
+            } else {
+                all.filter_map(figure).reduce(u64::saturating_add)
+            };
+            if let Some(value) = value {
                 text.sample(name, &[("listener", &listener.address)], value);
             }
         }
