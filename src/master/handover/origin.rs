@@ -97,7 +97,13 @@ impl MasterOrigin {
         };
         std::mem::take(&mut inherited.listeners)
             .into_iter()
-            .filter_map(|(record, socket)| Listener::from_record(&record, socket).ok())
+            .filter_map(|(record, socket)| {
+                let listener = Listener::from_record(&record, socket);
+                let log = |why: &String| {
+                    log::error!("closing the left listener {}: {why}", record.number);
+                };
+                listener.inspect_err(log).ok()
+            })
             .collect()
     }
 

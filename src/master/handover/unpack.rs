@@ -90,10 +90,14 @@ fn recover(left: &Rc<LeftShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerCl
     let LeftShm { record, shm } = &**left;
     shm.settle();
     let header = shm.header();
-    let leases = Leases::from_records(record.slots, clients);
+    let (leases, without_slot) = Leases::from_records(record.slots, clients);
     let mut recovery = leases
         .recover_clients(shm, header.final_writes(), header.is_timed_out())
         .at_once();
+    let contradiction = |client| (io::ErrorKind::InvalidData.into(), client);
+    recovery
+        .lost
+        .extend(without_slot.into_iter().map(contradiction));
     recovery.note_places(left);
     let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);
     for (unleased, _) in &mut recovery.recovered {

@@ -64,24 +64,31 @@ impl DeadWorkerClients {
 
 impl Leases {
     /// Restores the leases of a worker of another master from the records of its handoff queue: slot, generation,
-    /// client. Records of slots that do not exist are dropped; of two in one slot the later one is used. Which of them
-    /// is true cannot be known.
-    pub(crate) fn from_records(slots: u32, clients: Vec<(u32, u32, Client)>) -> Leases {
-        let mut leases = Leases::new(slots);
-        for (slot, lease_number, client) in clients.into_iter().filter(|(slot, _, _)| *slot < slots)
-        {
-            leases.entries.insert(
-                slot,
-                LeaseEntry::Leased(Leased {
-                    client,
-                    lease_number,
-                    requests: 0,
-                }),
-            );
+    /// client. Of two in one slot the later one is used; which of them is true cannot be known. Also returns the other
+    /// one, and the clients of slots that do not exist.
+    pub(crate) fn from_records(
+        slots: u32,
+        clients: Vec<(u32, u32, Client)>,
+    ) -> (Leases, Vec<Client>) {
+        let (mut leases, mut without_slot) = (Leases::new(slots), Vec::new());
+        for (slot, lease_number, client) in clients {
+            if slot >= slots {
+                without_slot.push(client);
+                continue;
+            }
+            let leased = Leased {
+                client,
+                lease_number,
+                requests: 0,
+            };
+            let earlier = leases.entries.insert(slot, LeaseEntry::Leased(leased));
+            if let Some(LeaseEntry::Leased(earlier)) = earlier {
+                without_slot.push(earlier.client);
+            }
             leases.used = leases.used.max(slot + 1);
         }
         leases.clients = leases.iter().count();
-        leases
+        (leases, without_slot)
     }
 
     /// Recovers the clients of a dead worker. `written` is what its thread has written in all, if that is known;
@@ -303,5 +310,41 @@ fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Resul
             .bytes
             .checked_sub(before.bytes)
             .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::proto::frame::OrderRule;
+    use crate::proto::names::ClientId;
+    use crate::sys::passed::ClientSocket;
+
+    fn client(id: u64) -> Client {
+        let socket = File::open("/dev/null").expect("/dev/null").into();
+        Client {
+            id: ClientId(id),
+            socket: ClientSocket::shared(socket, false),
+            peer: Peer::Unix {
+                pid: 1,
+                uid: 2,
+                gid: 3,
+            },
+            order: OrderRule::Little,
+            listener: 1,
+            since: 0,
+            moves: 0,
+            offsets: Offsets::default(),
+        }
+    }
+
+    #[test]
+    fn clients_whose_records_contradict_each_other_are_returned() {
+        let records = vec![(0, 1, client(1)), (9, 1, client(2)), (0, 2, client(3))];
+        let (leases, without_slot) = Leases::from_records(2, records);
+        let ids: Vec<u64> = without_slot.iter().map(|client| client.id.0).collect();
+        assert_eq!((leases.clients(), ids), (1, vec![2, 1]));
     }
 }
