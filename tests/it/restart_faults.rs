@@ -261,3 +261,23 @@ fn a_control_socket_of_another_daemon_is_not_removed_after_an_upgrade() {
     assert!(daemon.wait().success());
     assert!(path.exists());
 }
+
+#[test]
+fn a_socket_that_systemd_does_not_hand_over_ends_no_client() {
+    let manager = ServiceManager::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = Address::Tcp(listener.local_addr().expect("it is bound"));
+    let config = "listen = [\"systemd:rpc\"]\nworkers.count = 1\n";
+    let setup = manager.setup(FDPASSD, config).handed("rpc", listener);
+    let daemon = setup.start().expect("it serves");
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&address)).collect();
+    ping_all(&mut clients);
+    let next = manager.setup(FDPASSD, "").start_after(end(daemon));
+    let next = next.expect("the next master serves");
+    expect_kept(&next, &mut clients);
+    let stale = next.status().config_stale.expect("an entry is missing");
+    assert!(stale.contains("cannot listen on systemd:rpc"), "{stale}");
+}
