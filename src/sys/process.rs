@@ -2,22 +2,22 @@
 
 mod app;
 mod executable;
+mod exit;
 mod identity;
 mod lookup;
 mod oom_score;
 mod proc_files;
 
 use std::ffi::CString;
-use std::{fmt, io};
+use std::io;
 
-use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
-pub use app::{AppProcess, AppProgram, AppStdio, end_of, kill_app, open_pidfd, spawn_app, wire};
+pub use app::{AppProcess, AppProgram, AppStdio, kill_app, open_pidfd, spawn_app, wire};
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
+pub use exit::{Exit, collect, end_of, ended, wait_for_child};
 pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;
 pub use oom_score::{protect_from_oom, raise_oom_score};
@@ -26,97 +26,6 @@ pub use proc_files::{
     Child, FileId, Scheduling, children, kill_writers, resident_memory, scheduling,
     thread_scheduling,
 };
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// By exiting with this status.
-    Status(i32),
-    /// By a signal.
-    Signal {
-        /// The signal's number.
-        number: i32,
-        /// Whether the process left a core file.
-        core: bool,
-    },
-}
-
-impl Exit {
-    /// Returns whether the process caused its end itself: by exiting, or by what it executed (the signals that
-    /// signal(7) calls synchronous, and abort(3)). All others, SIGKILL first, come from outside.
-    #[must_use]
-    pub fn is_own_doing(self) -> bool {
-        use Signal::*;
-        let own = [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP];
-        match self {
-            Exit::Status(_) => true,
-            Exit::Signal { number, .. } => own.iter().any(|signal| *signal as i32 == number),
-        }
-    }
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Exit::Status(status) => write!(f, "exited with status {status}"),
-            Exit::Signal { number, core } => {
-                write!(f, "killed by signal {number}")?;
-                if let Ok(signal) = Signal::try_from(number) {
-                    write!(f, " ({})", signal.as_str())?;
-                }
-                f.write_str(if core { ", core dumped" } else { "" })
-            }
-        }
-    }
-}
-
-/// Returns the pid of a child that has ended, and how it ended; `None` when there is none. /proc/PID stays readable
-/// until [`collect`] collects the child.
-///
-/// Both must be called until this returns `None`, because one SIGCHLD may report many deaths. As PID 1 of a container
-/// it also returns orphans of other processes.
-///
-/// # Errors
-/// Those of waitid(2) except ECHILD.
-pub fn ended() -> io::Result<Option<(u32, Exit)>> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    loop {
-        let (pid, exit) = match waitid(Id::All, flags) {
-            Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
-            Ok(WaitStatus::Signaled(pid, signal, core)) => {
-                let number = signal as i32;
-                (pid, Exit::Signal { number, core })
-            }
-            Ok(_) | Err(Errno::ECHILD) => return Ok(None),
-            Err(Errno::EINTR) => continue,
-            Err(e) => return Err(e.into()),
-        };
-        return Ok(Some((pid.as_raw().unsigned_abs(), exit)));
-    }
-}
-
-/// Collects a child that has ended. The kernel may give its pid to another process from then on.
-///
-/// # Errors
-/// Those of waitpid(2).
-pub fn collect(pid: u32) -> io::Result<()> {
-    waitpid(pid_of(pid), Some(WaitPidFlag::WNOHANG))?;
-    Ok(())
-}
-
-/// Waits for the end of a child, and collects it. Returns whether its status is 0.
-///
-/// # Errors
-/// Those of waitpid(2): ECHILD if it is no child of this process, or was collected.
-pub fn wait_for_child(pid: u32) -> io::Result<bool> {
-    loop {
-        match waitpid(pid_of(pid), None) {
-            Err(Errno::EINTR) => {}
-            Ok(status) => return Ok(matches!(status, WaitStatus::Exited(_, 0))),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
 
 /// Kills a child that has not been collected yet, so that the pid can only be its own.
 ///
@@ -191,28 +100,4 @@ pub fn set_name(name: &str) {
 
 fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_exit_is_own_doing_unless_a_signal_came_from_outside() {
-        use Signal::*;
-        // nix has no name for 40, a real-time signal.
-        let outside = [SIGKILL, SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGPIPE, SIGALRM]
-            .map(|signal| signal as i32)
-            .into_iter()
-            .chain([40]);
-        let own = [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP];
-        let core = false;
-        for number in outside {
-            assert!(!Exit::Signal { number, core }.is_own_doing(), "{number}");
-        }
-        for number in own.map(|signal| signal as i32) {
-            assert!(Exit::Signal { number, core }.is_own_doing(), "{number}");
-        }
-        assert!([0, 1, 70].iter().all(|n| Exit::Status(*n).is_own_doing()));
-    }
 }

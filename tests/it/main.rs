@@ -63,6 +63,7 @@ mod passed_descriptors;
 mod progress;
 mod property;
 mod rebalance;
+mod real_time_signals;
 mod recovery;
 mod recycle;
 mod reload;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,11 +14,10 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
 
 use super::executable::MANAGER_VARIABLES;
-use super::{Exit, pid_of};
+use super::pid_of;
 use crate::sys::cgroup::AppCgroups;
 use crate::sys::limit;
 
@@ -189,22 +188,6 @@ pub fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
         let opened = libc::syscall(libc::SYS_pidfd_open, pid_of(pid).as_raw(), 0);
         let number = Errno::result(opened)?;
         Ok(OwnedFd::from_raw_fd(number as RawFd))
-    }
-}
-
-/// Returns how a child has ended, and leaves it uncollected; `None` while it runs.
-///
-/// # Errors
-/// Those of waitid(2).
-pub fn end_of(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match waitid(Id::PIDFd(pidfd.as_fd()), flags)? {
-        WaitStatus::Exited(_, status) => Ok(Some(Exit::Status(status))),
-        WaitStatus::Signaled(_, signal, core) => {
-            let number = signal as i32;
-            Ok(Some(Exit::Signal { number, core }))
-        }
-        _ => Ok(None),
     }
 }
 
