@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fdpassd::testing::{Client, Running, Setup};
+use fdpassd::testing::{Client, Running, Setup, eventually};
 
 use crate::common::faulty::example;
 use crate::common::needs::skip;
-use crate::common::{FDPASSD, ping_of, pong_of};
+use crate::common::{FDPASSD, let_pass, ping_of, pong_of};
 
 /// The daemon under strace, and where that writes.
 struct Traced {
@@ -108,6 +108,26 @@ fn leases_that_cannot_be_sent_are_sent_later_or_to_others() {
         };
         assert_all_are_served(&traced);
     }
+}
+
+#[test]
+fn a_worker_whose_ping_cannot_be_sent_is_not_stuck() {
+    // Every second message of the master is lost, and so are pings.
+    let inject = "inject=sendmsg:error=ENOMEM:when=5+2";
+    let config = "workers.count = 1\nlimits.stall-timeout = \"500ms\"";
+    let Some(traced) = Traced::start(&["-e", "trace=sendmsg", "-e", inject], config) else {
+        return;
+    };
+    let mut client = traced.daemon.connect();
+    assert_eq!(client.call("ping", 1).expect("a result"), 1);
+    let before = traced.failed();
+    // Without requests only pings are sent. The wait ends when several of them were lost.
+    eventually("pings were lost", || {
+        (traced.failed() >= before + 4).then_some(())
+    });
+    let_pass(Duration::from_secs(1));
+    assert_eq!(client.call("ping", 2).expect("a result"), 2);
+    assert_eq!(traced.daemon.status().stalls_total, 0);
 }
 
 #[test]

@@ -114,8 +114,8 @@ impl Worker {
             (None, Some(asked)) => now.duration_since(asked),
             (None, None) if has_beaten => Duration::ZERO,
             (None, None) => {
-                self.heartbeat.asked = Some(now);
-                self.try_send(&ToWorker::Ping);
+                // A ping that is not sent cannot be answered. The next check sends another one.
+                self.heartbeat.asked = self.try_send(&ToWorker::Ping).then_some(now);
                 Duration::ZERO
             }
         };

@@ -83,11 +83,13 @@ impl Worker {
     }
 
     /// Sends a message that is useless later. It is dropped if the channel is full, as the worker then has enough to
-    /// read.
-    pub(crate) fn try_send(&mut self, message: &ToWorker) {
-        if self.link.unsent.is_empty() {
-            let _ = self.channel.send(message, &[]);
+    /// read. Returns whether the worker has something to read now: if the kernel has no memory, it may have nothing.
+    pub(super) fn try_send(&mut self, message: &ToWorker) -> bool {
+        if !self.link.unsent.is_empty() {
+            return matches!(self.link.intake, Intake::Full { .. });
         }
+        let sent = self.channel.send(message, &[]);
+        !matches!(sent, Ok(Sent::Shortage) | Err(_))
     }
 
     /// Has the poller report what is awaited of the channel.
