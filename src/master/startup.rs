@@ -194,6 +194,7 @@ fn open_listeners(
         closing,
         changed: Vec::new(),
         last_number: number,
+        last_served: 0,
         gate: Gate::new(),
         is_drained: false,
     })

@@ -18,6 +18,38 @@ use crate::common::{FDPASSD, kernel, start};
 const NOBODY: u32 = 65_534;
 
 #[test]
+fn a_flood_at_one_listener_leaves_capacity_for_the_others() {
+    let daemon = start(
+        r#"
+        listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]
+        workers.count = 1
+        limits.stall-timeout = "1h"
+        log.level = "debug"
+        "#,
+    );
+    daemon.wait_for_workers();
+    let worker = daemon.worker_pids()[0];
+    // The worker picks no client up, so most of them wait in the queue of the first listener.
+    kernel::stop(worker);
+    let flood: Vec<Client> = (0..100).map(|_| daemon.connect()).collect();
+    daemon.wait_until("the rest of the flood waits", |status| {
+        status.listeners[0].queue >= Some(60)
+    });
+    let mut other = Client::connect(&daemon.addresses()[1]);
+    other.request("ping", 1);
+    kernel::send(worker, nix::sys::signal::Signal::SIGCONT);
+    assert_eq!(other.reply().value().expect("a result"), 1);
+    daemon.wait_until("all are accepted", |status| status.clients == 101);
+    let log = daemon.stderr();
+    let of_other = log
+        .lines()
+        .filter(|line| line.contains(") accepted on "))
+        .position(|line| line.contains("rpc.sock"));
+    assert!(of_other < Some(50), "it was accepted after {of_other:?}");
+    drop(flood);
+}
+
+#[test]
 fn the_backlog_is_configured_and_the_status_shows_its_queue() {
     let daemon = start(
         r#"

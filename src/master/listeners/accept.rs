@@ -39,11 +39,16 @@ impl Listeners {
         workers.lease_unleased(clients, telemetry);
         if self.gate.is_open() && clients.unleased.is_empty() {
             let mut candidates = workers.candidates(false);
-            for number in readable {
+            for number in &self.order(readable) {
                 let Some(index) = self.index_of(*number) else {
                     continue;
                 };
-                match self.accept(index, &mut candidates, clients, workers, telemetry) {
+                let accepted = self.all[index].accepted;
+                let result = self.accept(index, &mut candidates, clients, workers, telemetry);
+                if self.all[index].accepted > accepted {
+                    self.last_served = *number;
+                }
+                match result {
                     Ok(is_empty) if is_empty && self.closing.contains(number) => {
                         self.close(index, telemetry, poller);
                     }
@@ -53,6 +58,16 @@ impl Listeners {
             }
         }
         workers.flush_leases(clients, telemetry, poller);
+    }
+
+    /// Returns these listeners in the order in which they are served: beginning behind the listener that was served
+    /// last, so that no flood of clients at one of them takes the capacity of all.
+    fn order(&self, readable: &[u32]) -> Vec<u32> {
+        let (mut after, before): (Vec<u32>, Vec<u32>) = readable
+            .iter()
+            .partition(|number| **number > self.last_served);
+        after.extend(before);
+        after
     }
 
     /// Accepts the clients that wait at one listener, as far as there is capacity, and no more than one message of

@@ -30,6 +30,8 @@ pub(crate) struct Listeners {
     pub(crate) changed: Vec<u32>,
     /// The number last given to a listener.
     pub(crate) last_number: u32,
+    /// The number of the listener that was last served.
+    pub(crate) last_served: u32,
     pub(crate) gate: Gate,
     /// An operator has drained the daemon: no client is accepted.
     pub(crate) is_drained: bool,
