@@ -1,6 +1,6 @@
 //! A daemon with every fault that a method, a state or its programmer can have. It is for the tests only.
 //!
-//! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state,
+//! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state, or `garbage` in the channel,
 //! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such
 //! as `two-methods` of one name; `no-methods`, for an app; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
 //! no other state may have at the same time. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
@@ -387,6 +387,7 @@ fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
             "panic" => panic!("the model is broken"),
             "exit" => process::exit(9),
             "hang" => spin(Duration::MAX),
+            "garbage" => drop(channel().map(|to| send(to, b"xxx", MsgFlags::MSG_NOSIGNAL))),
             "writer" => drop(thread::spawn(write_for_ever)),
             "fail-again" if MADE.swap(true, Ordering::Relaxed) => {
                 return Err("the model is gone".to_owned());

@@ -106,7 +106,7 @@ fn garbage_in_one_slot_closes_only_its_client() {
         .expect("it was let");
     clients[2].request("ping", 2);
     daemon.wait_for_log("protocol error: released slot 2, which holds no client; killing it");
-    daemon.wait_for_log("killed by signal 9 (SIGKILL); 4 clients moved, 1 closed");
+    daemon.wait_for_log("which holds no client; 4 clients moved, 1 closed");
     clients.remove(2).expect_end();
     clients[3].send(&half[9..]);
     assert_eq!(
@@ -210,6 +210,26 @@ fn a_worker_that_sends_invalid_messages_is_killed() {
         }
         assert!(daemon.stderr().matches("; killing it").count() as u64 >= deaths);
     }
+}
+
+#[test]
+fn starts_of_a_worker_that_breaks_the_protocol_back_off() {
+    let daemon =
+        faulty::start_with("garbage:1", "workers.count = 2").expect("the other worker serves");
+    daemon.wait_for_log("its successor starts in ");
+    let log = daemon.stderr();
+    let deaths: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("its successor starts"))
+        .collect();
+    assert!(
+        deaths.iter().all(|death| {
+            death.contains("killed by signal 9 (SIGKILL): ")
+                && death.contains("its successor starts in ")
+        }),
+        "{deaths:?}"
+    );
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
 }
 
 #[test]

@@ -140,7 +140,9 @@ impl Workers {
         let is_out_of_memory = blame.is_out_of_memory;
         let dropped = is_out_of_memory.then(|| memory::relieve(clients));
         crash::close_culprits(&blame.culprits, clients, telemetry);
-        let (is_well, delay) = self.replace(id, end, &blame, has_answered, now);
+        let is_own_doing =
+            end.is_own_doing() || blame.is_out_of_memory || doom == Some(Doom::Broken);
+        let (is_well, delay) = self.replace(id, end, &blame, (has_answered, is_own_doing), now);
         let death = Death {
             name,
             about: About {
@@ -169,7 +171,7 @@ impl Workers {
         id: WorkerId,
         end: WorkerEnd<'_>,
         blame: &Blame,
-        has_answered: bool,
+        (has_answered, is_own_doing): (bool, bool),
         now: Instant,
     ) -> (bool, Option<Duration>) {
         let is_no_loss = self
@@ -178,7 +180,6 @@ impl Workers {
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
         // A worker killed from outside, or by a request, was no worse than its successor: the successor starts without
         // delay.
-        let is_own_doing = end.is_own_doing() || blame.is_out_of_memory;
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
         let is_well = end.is_orderly() && blame.request.is_none() && (has_answered || is_no_loss);
         (is_well, self.pool.exited(id, was_useful, now))

@@ -9,7 +9,7 @@ use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
-use crate::master::workers::worker::{Life, Worker};
+use crate::master::workers::worker::{Doom, Life, Worker};
 use crate::pool::Why;
 use crate::proto::channel::{Ready, SpentReason, ToMaster, VERSION};
 use crate::proto::control::{About, Kind};
@@ -215,7 +215,7 @@ impl Workers {
                 "its channel has version {}, not {VERSION}",
                 ready.version
             ));
-            worker.kill();
+            worker.kill_for(Doom::Broken);
             return Attended::Message;
         }
         if !self.pool.ready(id, now) {

@@ -101,6 +101,8 @@ pub(crate) enum Doom {
     Stuck,
     /// A request has executed for too long.
     TimedOut,
+    /// The worker has broken the protocol of its channel, or the channel cannot be used.
+    Broken,
     /// The worker is of no use any more, which is no failure of its own.
     Unneeded,
 }
@@ -111,6 +113,7 @@ impl Doom {
         match self {
             Doom::Late => Some(Cause::Late),
             Doom::Stuck | Doom::TimedOut => Some(Cause::Timeout),
+            Doom::Broken => Some(Cause::Crash),
             Doom::Unneeded => None,
         }
     }
@@ -145,10 +148,16 @@ impl Worker {
         self.kill();
     }
 
-    /// Kills the process because its channel cannot be used.
-    pub(crate) fn kill_for_error(&self, error: &dyn fmt::Display) {
+    /// Kills the process because its channel cannot be used. A process that is being killed keeps the first reason.
+    pub(crate) fn kill_for_error(&mut self, error: &dyn fmt::Display) {
         log::error!("{}: {error}; killing it", self.name());
-        self.kill();
+        match self.life.doom() {
+            None => {
+                self.failure = Some(error.to_string());
+                self.kill_for(Doom::Broken);
+            }
+            Some(_) => self.kill(),
+        }
     }
 
     /// Starts a worker and sends it its settings. Its messages arrive over its channel.
