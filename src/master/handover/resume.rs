@@ -86,6 +86,7 @@ impl WorkerSnapshot {
         worker.life = Life::Serving;
         worker.app = self.app;
         worker.runtime = self.runtime;
+        worker.unhealthy = self.unhealthy;
         if let Some(counters) = self.counters {
             worker.believed = Believed::with_counters(counters, now);
         }

@@ -107,6 +107,9 @@ pub(crate) struct WorkerSnapshot {
     pub(crate) app: WorkerApp,
     #[serde(default)]
     pub(crate) runtime: Option<RuntimeInfo>,
+    /// Why the worker is unhealthy.
+    #[serde(default)]
+    pub(crate) unhealthy: Option<String>,
     pub(crate) leases: LeasesSnapshot,
 }
 
@@ -256,6 +259,7 @@ impl Master {
             counters: worker.believed.last().cloned(),
             app: worker.app.clone(),
             runtime: worker.runtime,
+            unhealthy: worker.unhealthy.clone(),
             leases: worker.leases.snapshot()?,
         })
     }

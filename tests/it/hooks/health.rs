@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::common::faulty::{self, whoami};
 use crate::common::http::{get, metrics_address};
 use crate::common::program::ctl;
+use crate::common::upgrade::{begin, verdict};
 
 const METRICS: &str = "workers.count = 2\nmetrics.listen = \"127.0.0.1:0\"";
 
@@ -15,6 +16,27 @@ fn wait_for_states(daemon: &Running, states: [WorkerState; 2]) {
     daemon.wait_until("the health is known", |status| {
         status.workers.iter().map(|worker| worker.state).eq(states)
     });
+}
+
+#[test]
+fn an_unhealthy_worker_stays_unhealthy_after_an_upgrade() {
+    let (daemon, switch) = faulty::start_with_health("workers.count = 1");
+    let mut client = daemon.connect();
+    let pid = whoami(&mut client).pid;
+    // No successor becomes ready, so the worker stays.
+    switch.set("no database");
+    daemon.wait_until("it is unhealthy", |status| {
+        status.workers[0].state == WorkerState::Unhealthy
+    });
+    let mut upgrade = begin(&daemon, None);
+    daemon.wait_for_log("; replacing the workers");
+    daemon.wait_until("the new master shows it as unhealthy", |status| {
+        let mut workers = status.workers.iter();
+        workers.any(|worker| worker.pid == Some(pid) && worker.state == WorkerState::Unhealthy)
+    });
+    assert_eq!(whoami(&mut client).pid, pid);
+    switch.set("");
+    verdict(&mut upgrade).expect("the program is fit");
 }
 
 #[test]
