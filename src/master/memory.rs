@@ -63,8 +63,8 @@ pub(super) fn warn_if_short(limits: &Limits, memory: Option<Memory>, workers: us
     let all = buffers(limits, Some(memory), workers).saturating_mul(workers as u64);
     if all > memory.limit {
         log::warn!(
-            "{} may buffer {} MiB of clients' bytes, and the cgroup allows {} MiB of memory: the kernel will \
-             kill workers",
+            "{} may buffer {} MiB of clients' bytes, but the cgroup allows only {} MiB of memory: the kernel \
+             will kill workers",
             Counted(workers, "worker"),
             all >> 20,
             memory.limit >> 20

@@ -237,7 +237,7 @@ fn every_exceeded_limit_is_an_event() {
     assert!(
         of(&told, Kind::Limit)
             .message
-            .contains("2 clients, as many as there may be")
+            .contains("max-clients (2) is reached")
     );
     drop(held);
     let kinds: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();

@@ -32,7 +32,7 @@ fn stuck_worker(daemon: &Running, told: usize, words: &str) -> u64 {
         let log = daemon.stderr();
         let line = log[told..]
             .lines()
-            .find(|line| line.contains(words) && line.contains(" is stuck for "))?;
+            .find(|line| line.contains(words) && line.contains(" has been stuck for "))?;
         let (_, id) = line.split_once(" worker ")?;
         id.split_once(' ')?.0.parse().ok()
     })

@@ -37,7 +37,7 @@ fn an_emptied_store_is_filled_again() {
     assert!(metrics::text(&daemon).contains("\nfdpassd_restart_keeps_clients 1\n"));
     for sentence in [
         LOSES,
-        "the service manager has all of it again: a restart keeps the clients",
+        "the service manager keeps all descriptors again: a restart keeps the clients",
     ] {
         daemon.wait_for_log(sentence);
     }

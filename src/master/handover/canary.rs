@@ -213,7 +213,7 @@ impl Master {
         canaries.is_confirmed = true;
         if canaries.outage.take().is_some() {
             let sentence = format_args!(
-                "the service manager has all of it again: a restart keeps the clients"
+                "the service manager keeps all descriptors again: a restart keeps the clients"
             );
             events.note(Kind::StoreRestored, About::default(), sentence);
         }

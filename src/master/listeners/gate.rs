@@ -10,7 +10,6 @@ use crate::master::listeners::Listeners;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::proto::control::{About, Kind};
-use crate::proto::text::Counted;
 use crate::sys::listening::ACCEPT_PAUSE;
 use crate::sys::poll::{Interest, Poller};
 
@@ -116,8 +115,8 @@ impl Listeners {
         let pause = self.reason_to_pause(lifecycle, workers, clients);
         if pause == Some(Pause::Full) && self.gate.pause != pause {
             let sentence = format!(
-                "{}, as many as there may be; new ones wait until some leave",
-                Counted(clients.count(), "client")
+                "max-clients ({}) is reached; new clients wait until one leaves",
+                clients.max
             );
             self.report_pause(Pause::Full, &sentence, clients, telemetry, now);
         }

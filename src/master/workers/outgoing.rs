@@ -82,7 +82,7 @@ impl Workers {
                 ..worker.about()
             };
             let sentence = format_args!(
-                "{} is of another version; killing it with {}",
+                "{} is of another version; killing it; it still has {}",
                 worker.name(),
                 Counted(leased, "client")
             );

@@ -219,7 +219,7 @@ impl Workers {
         let (silent, what) = match stuck {
             Stuck::Itself(silent) => {
                 let name = worker.name_with_request();
-                (silent, format!("{name} is stuck for {silent:.1?}"))
+                (silent, format!("{name} has been stuck for {silent:.1?}"))
             }
             Stuck::App(waited) => {
                 let away = Counted(worker.shm.header().away() as usize, "request");

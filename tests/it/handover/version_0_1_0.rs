@@ -83,7 +83,7 @@ fn an_upgrade_from_0_1_0_replaces_the_workers_and_serves() {
         (4, 0, 0)
     );
     // It does not free what it has: that is recovered as after a death.
-    daemon.wait_for_log("gen 1) is of another version; killing it with 4 clients");
+    daemon.wait_for_log("gen 1) is of another version; killing it; it still has 4 clients");
     let ours = status.workers[0].id.expect("it is there");
     assert!(ours.0 > 1, "{status:?}");
     // Two of them are in half a frame.

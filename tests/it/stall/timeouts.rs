@@ -165,7 +165,7 @@ fn a_method_gets_its_deadline_and_none_without_a_timeout() {
     daemon.wait_for_workers();
     assert_eq!(daemon.call("deadline", ()).expect("a result"), json!(null));
     let execution = Execution::start(&daemon);
-    daemon.wait_for_log(" is stuck for ");
+    daemon.wait_for_log(" has been stuck for ");
     stop_worker(&daemon, 0);
     let_pass(Duration::from_secs(1));
     daemon.signal_worker(0, "CONT");
