@@ -1,7 +1,8 @@
 //! The accounts of parked bytes, and the choice of the client that is closed when they are too many.
 //!
 //! Every client may always park 4 KiB. Bytes above that count; once three quarters of `buffers` are used, the client
-//! whose frame has been unfinished for longest receives `overloaded` and is closed.
+//! that has waited for longest, for the rest of its frame or for a permit, receives `overloaded` and is closed. A client
+//! whose request is away is not closed, but its bytes count.
 //!
 //! A large region that its client no longer needs is kept for some time, because the next frame of that client may need
 //! it again, and returning pages costs more than a short frame. The size of these regions is limited as well.
@@ -20,7 +21,7 @@ pub(super) struct Parking {
     budget: u64,
     /// Counted bytes, over all clients.
     total: u64,
-    /// The slots with counted bytes, each after the begin of its frame.
+    /// The slots with counted bytes whose clients may be closed, each after the begin of its frame.
     oldest: BTreeSet<(u64, u32)>,
     /// The begin of the frame and the counted bytes, by slot.
     counted: HashMap<u32, (u64, u64)>,
@@ -56,13 +57,16 @@ impl Parking {
         self.total
     }
 
-    /// Sets the parked bytes of a slot's client, whose frame began at `since`.
-    pub(super) fn park(&mut self, slot: u32, bytes: u64, since: u64) {
+    /// Sets the parked bytes of a slot's client, whose frame began at `since`. A client that may not be closed counts as
+    /// well.
+    pub(super) fn park(&mut self, slot: u32, bytes: u64, since: u64, may_be_closed: bool) {
         self.uncount(slot);
         let counts = bytes.saturating_sub(FREE);
         if counts > 0 {
             self.total += counts;
-            self.oldest.insert((since, slot));
+            if may_be_closed {
+                self.oldest.insert((since, slot));
+            }
             self.counted.insert(slot, (since, counts));
         }
     }
@@ -162,18 +166,18 @@ mod tests {
     fn the_oldest_unfinished_frame_goes_when_buffers_are_full() {
         let mut parking = Parking::new(100_000);
         for slot in 0..1000 {
-            parking.park(slot, FREE, 1);
+            parking.park(slot, FREE, 1, true);
         }
         assert_eq!((parking.total(), parking.overloads()), (0, None));
-        parking.park(7, FREE + 40_000, 20);
-        parking.park(8, FREE + 40_000, 10);
+        parking.park(7, FREE + 40_000, 20, true);
+        parking.park(8, FREE + 40_000, 10, true);
         assert_eq!(parking.overloads(), Some(8));
-        parking.park(7, FREE + 10_000, 20);
+        parking.park(7, FREE + 10_000, 20, true);
         assert_eq!(parking.overloads(), None);
         parking.clear(7);
         assert_eq!(parking.total(), 40_000);
         assert!(!parking.close(8), "it had no large region");
-        parking.park(9, FREE + 1, 30);
+        parking.park(9, FREE + 1, 30, true);
         parking.revoke(9);
         assert!(parking.total() == 0 && parking.oldest.is_empty() && parking.counted.is_empty());
     }

@@ -35,10 +35,15 @@ impl WorkerLoop<'_> {
             self.stop_client(slot, service);
         }
         while let Some(oldest) = self.parking.overloads().filter(|_| self.may_serve()) {
-            let message = "too much is buffered here; your unfinished frame was the oldest";
+            let connection = self.connections.get(oldest);
+            let is_partial = connection.is_some_and(|c| c.waits == WaitingFor::Bytes);
+            let message = match is_partial {
+                true => "too much is buffered here; your unfinished frame was the oldest",
+                false => "too much is buffered here; your request has waited longest",
+            };
             let fault = Fault::from_code(Code::Overloaded, message);
             log::debug!(
-                "buffers are full: closing the client in slot {oldest}, whose frame is the oldest"
+                "buffers are full: closing the client in slot {oldest}, which has waited longest"
             );
             self.run_one_turn(oldest, &Purpose::Reject(&fault), service);
         }
@@ -129,7 +134,8 @@ impl WorkerLoop<'_> {
             }
         } else {
             let (bytes, large) = slot.cursors().parked();
-            self.parking.park(index, bytes, slot.since());
+            let may_be_closed = waits != WaitingFor::Answer;
+            self.parking.park(index, bytes, slot.since(), may_be_closed);
             if large > 0 {
                 self.parking.use_large(index, large);
             }

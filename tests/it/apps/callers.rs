@@ -184,3 +184,53 @@ fn a_late_answer_is_dropped() {
     assert_eq!(client.call("echo", Value::Null), Ok(Value::Null));
     assert_eq!(daemon.status().deaths_total, 0);
 }
+
+/// Requests that are away are not rejected, but their bytes count, so that others are rejected.
+#[test]
+fn requests_that_are_away_outlast_full_buffers() {
+    let config = "workers.count = 1\nlimits.max-frame = \"1MiB\"\nlimits.buffers = \"4MiB\"";
+    let Some(daemon) = start_with(config, &[("CONCURRENCY", "3")]) else {
+        return;
+    };
+    let end = daemon.directory().join("end");
+    let long = |number: usize| format!("{number} {}", "x".repeat(1_000_000));
+    let mut clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("until_exists", (&end, long(number)));
+    }
+    counted(&daemon, 3);
+    let fill = |filled: u64| {
+        daemon.wait_until("it is buffered", |status| {
+            status.workers[0].parked_bytes >= 2_900_000 + filled
+        });
+    };
+    // There is no permit for this one, and space for one more.
+    let mut waiting = daemon.connect();
+    waiting.request("count", "x".repeat(100_000));
+    fill(100_000);
+    let partial = || {
+        let mut client = daemon.connect();
+        let frame = client.frame("x".repeat(200_000));
+        client.send(&frame[..100_000]);
+        client
+    };
+    let mut first = partial();
+    let fault = waiting.reply().value().expect_err("there is no space");
+    assert_eq!(fault.code(), "overloaded");
+    assert!(fault.message().contains("has waited longest"), "{fault}");
+    let _second = partial();
+    let fault = first.reply().value().expect_err("there is no space");
+    assert_eq!(fault.code(), "overloaded");
+    assert!(fault.message().contains("unfinished frame"), "{fault}");
+    let mut other = daemon.connect();
+    assert_eq!(other.call("ping", 1), Ok(json!(1)));
+    std::fs::write(&end, "").expect("it is ours");
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert!(
+            client.reply().value() == Ok(json!(long(number))),
+            "{number}"
+        );
+    }
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
