@@ -220,6 +220,10 @@ impl<'c> WorkerLoop<'c> {
                     token if apps::is_token(token) => self.attend_executor(token, service)?,
                     _ => self.serve_client(*event, service),
                 }
+                if self.ending.is_orphaned {
+                    // The clients are packed as they were: the next master counts on that.
+                    return Ok(());
+                }
             }
             if self.executor.is_some() {
                 self.call_waiting(service);

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::WorkerLoop;
 use super::away::Executor;
 use super::connection::WaitingFor;
 use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{Ended, FOREIGN, Purpose, Tools, turn};
+use super::{Ending, WorkerLoop};
 use crate::proto::rpc::Code;
 use crate::sys::poll::{self, PollEvent};
 
@@ -49,8 +49,16 @@ impl WorkerLoop<'_> {
         }
     }
 
+    /// Returns whether requests may begin.
     pub(super) fn may_serve(&self) -> bool {
-        !self.ending.is_retiring && self.ending.broken.is_none()
+        let Ending {
+            is_retiring,
+            is_packing,
+            is_orphaned,
+            broken,
+            ..
+        } = &self.ending;
+        !is_retiring && !is_packing && !is_orphaned && broken.is_none()
     }
 
     pub(super) fn run_one_turn(
@@ -82,7 +90,7 @@ impl WorkerLoop<'_> {
             runs_other_code: self.runs_other_code,
             service,
             executor,
-            may_continue: may_serve && !self.ending.is_packing,
+            may_continue: may_serve,
             settings: &self.settings,
             stop_by: self.ending.stop_by,
             epoch: self.time.epoch,

@@ -318,3 +318,33 @@ fn clients_outlive_an_app_and_its_master_killed_together() {
     assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
     drop(place);
 }
+
+/// A worker finds requests together with the end of its master: it packs its clients, and only the next master's app
+/// executes the requests.
+#[test]
+fn requests_that_arrive_with_the_end_of_the_master_run_once() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (mut daemon, mut clients) = start(&manager, &config);
+    let worker = daemon.worker_pids()[0];
+    kernel::stop(worker);
+    daemon.signal("KILL");
+    daemon.wait();
+    for (i, client) in (0..).zip(&mut clients) {
+        client.request("order", json!({ "n": CLIENTS + i }));
+    }
+    kernel::send(worker, Signal::SIGCONT);
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    for (i, client) in (0..).zip(&mut clients) {
+        assert_eq!(client.reply().value(), Ok(json!(CLIENTS + i)));
+    }
+    let begun = begun(place.path());
+    for number in 0..2 * CLIENTS {
+        assert_eq!(begun.get(&number), Some(&1), "{number}");
+    }
+    let status = next.status();
+    assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+}
