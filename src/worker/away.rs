@@ -190,15 +190,19 @@ impl WorkerLoop<'_> {
         let executor = self.executor.as_mut()?;
         let waits = [executor.retry_at(), executor.memory_check_at()];
         let retry = waits.into_iter().flatten().min();
-        if executor.requests.count() == 0 && executor.pulse.gave_up_at.is_none() {
+        if executor.requests.count() == 0 {
             return retry;
         }
+        let clock = &self.time.clock;
+        let after = |since: u64, time: u64| {
+            let gaps = clock.gaps_since(since);
+            since.saturating_add(time).saturating_add(gaps)
+        };
         let overdue = timeout.zip(executor.requests.oldest());
-        let overdue = overdue.map(|(timeout, (began, _))| began.saturating_add(timeout));
+        let overdue = overdue.map(|(timeout, (began, _))| after(began, timeout));
+        let gave_up_at = executor.pulse.gave_up_at;
         let late = executor.requests.late_since();
-        let given_up = late
-            .or(executor.pulse.gave_up_at)
-            .map(|since| since.saturating_add(stall));
+        let given_up = late.map(|late| after(gave_up_at.unwrap_or(late), stall));
         let probe = executor
             .next_probe(stall)
             .or(executor.pulse.blocked_from(stall));
@@ -248,7 +252,8 @@ impl WorkerLoop<'_> {
             .requests
             .all()
             .any(|(_, away)| away.late_at.is_none());
-        if !has_others || gave_up_at.saturating_add(stall) <= by {
+        let gaps = self.time.clock.gaps_since(gave_up_at);
+        if !has_others || gave_up_at.saturating_add(stall).saturating_add(gaps) <= by {
             let reason = "did not answer within request-timeout and stall-timeout".to_owned();
             self.end_with_executor(AppEnd::Unresponsive, reason);
         }

@@ -1,8 +1,13 @@
 //! Requests of an app that take long: timeouts, an app that does not answer, and clients that wait.
 
+use std::time::Duration;
+
+use fdpassd::testing::eventually;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{counted, start, start_with};
+use crate::common::{kernel, let_pass};
 
 #[test]
 fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
@@ -91,5 +96,55 @@ fn clients_of_an_app_whose_loop_is_blocked_go_elsewhere() {
     assert!(!blocker.has_something(), "the others did not wait for it");
     std::fs::write(&end, "").expect("it is ours");
     assert_eq!(blocker.reply().value(), Ok(json!(end)));
+    assert_eq!(daemon.status().deaths_total, 0);
+}
+
+/// A worker that has given up a late request waits for its other requests without using its CPU.
+#[test]
+fn a_worker_waits_at_rest_after_it_gave_up_a_request() {
+    const TICKS: u64 = 20;
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"2s\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let worker = daemon.worker_pids()[0];
+    let (mut late, mut other) = (daemon.connect(), daemon.connect());
+    late.request("never", Value::Null);
+    daemon.wait_for_log("exceeded request-timeout");
+    // It is not late yet when the first is given up.
+    other.request("never", Value::Null);
+    let before = kernel::cpu_ticks(worker);
+    let mut after = before;
+    eventually("the worker has ended", || {
+        match kernel::cpu_ticks_if_there(worker) {
+            Some(ticks) => after = ticks,
+            None => return Some(()),
+        }
+        None
+    });
+    let spent = after - before;
+    assert!(spent <= TICKS, "{spent} hundredths of a second of CPU time");
+}
+
+/// Time in which a worker was stopped does not count against a request, and does not keep the worker busy afterwards.
+#[test]
+fn a_worker_that_was_stopped_waits_at_rest() {
+    let config =
+        "workers.count = 1\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"30s\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let worker = daemon.worker_pids()[0];
+    let end = daemon.directory().join("end");
+    let mut client = daemon.connect();
+    client.request("until_exists", (&end, "x"));
+    counted(&daemon, 1);
+    kernel::stop(worker);
+    let_pass(Duration::from_secs(2));
+    kernel::send(worker, Signal::SIGCONT);
+    kernel::assert_waits(&[worker], Duration::from_millis(3_800), 0.1);
+    std::fs::write(&end, "").expect("it is ours");
+    let _ = client.reply();
     assert_eq!(daemon.status().deaths_total, 0);
 }

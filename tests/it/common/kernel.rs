@@ -13,14 +13,22 @@ use nix::unistd::Pid;
 use super::let_pass;
 
 /// CPU time that a process has used, in clock ticks: hundredths of a second.
+#[track_caller]
 pub fn cpu_ticks(pid: u32) -> u64 {
-    let stat = read(format!("/proc/{pid}/stat"));
-    let (_, after_name) = stat.rsplit_once(')').expect("the name is in brackets");
+    cpu_ticks_if_there(pid).expect("the process is there")
+}
+
+/// As [`cpu_ticks`]; nothing if the process is gone.
+pub fn cpu_ticks_if_there(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    fields[11..13]
-        .iter()
-        .map(|ticks| ticks.parse::<u64>().expect("utime and stime are numbers"))
-        .sum()
+    let ticks = fields[11..13].iter();
+    Some(
+        ticks
+            .map(|ticks| ticks.parse::<u64>().expect("utime and stime are numbers"))
+            .sum(),
+    )
 }
 
 /// What a process is doing: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and nobody has collected
