@@ -215,7 +215,7 @@ impl WorkerLoop<'_> {
 
     /// Checks the timeouts of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. Everything that the executor
     /// had sent by then must have been processed.
-    pub(super) fn check_executor(&mut self, by: u64, service: &dyn Service) {
+    pub(super) fn check_executor(&mut self, by: u64, service: &mut dyn Service) {
         let stall = nanoseconds(self.settings.stall_timeout);
         let timeout = self.settings.request_timeout.map(nanoseconds);
         let Some(executor) = self.executor.as_mut() else {
@@ -230,7 +230,10 @@ impl WorkerLoop<'_> {
             }
             let late = executor.requests.set_late(id, by);
             executor.cancel(id, CancelReason::Timeout);
-            let (name, late) = (executor.name(), describe(late, &self.connections, service));
+            let (name, late) = (
+                executor.name(),
+                describe(late, &self.connections, &*service),
+            );
             log::warn!("{late} exceeded request-timeout; the {name} is asked to cancel it");
         }
         if executor.next_probe(stall).is_some_and(|at| at <= by) {
@@ -255,12 +258,13 @@ impl WorkerLoop<'_> {
         let gaps = self.time.clock.gaps_since(gave_up_at);
         if !has_others || gave_up_at.saturating_add(stall).saturating_add(gaps) <= by {
             let reason = "did not answer within request-timeout and stall-timeout".to_owned();
-            self.end_with_executor(AppEnd::Unresponsive, reason);
+            self.end_with_executor(AppEnd::Unresponsive, reason, service);
         }
     }
 
-    /// Ends this worker because of its executor. The master recovers the requests that are away.
-    fn end_with_executor(&mut self, end: AppEnd, reason: String) {
+    /// Ends this worker because of its executor. The master recovers the requests that are away, as from a death, except
+    /// those of which the executor has received no byte.
+    fn end_with_executor(&mut self, end: AppEnd, reason: String, service: &mut dyn Service) {
         if let Some(executor) = &self.executor {
             for (_, away) in executor
                 .requests
@@ -274,6 +278,7 @@ impl WorkerLoop<'_> {
                 }
             }
         }
+        self.take_back_unwritten(service);
         let name = self.executor.as_deref().map_or("app", Executor::name);
         let subject = name.to_owned();
         self.break_off(&format!("its {name} {reason}"));

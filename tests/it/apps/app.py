@@ -100,6 +100,13 @@ async def answer(writer, request):
     elif method == "write_prefix":
         writer.write(struct.pack("<I", params))
         return
+    elif method == "block_and_close":
+        # It ends the wire and still runs.
+        while not os.path.exists(params):
+            block(0.005)
+        wire.shutdown(socket.SHUT_RDWR)
+        while True:
+            block(1)
     elif method == "close":
         wire.shutdown(socket.SHUT_RDWR)
         return
@@ -137,7 +144,7 @@ async def main():
     ]
     for name in (
         "count circumstances sleep until_exists until_cancelled never block open exit answer_and_exit fault write "
-        "write_prefix write_bytes long longest half flood_line eat eat_later close flood spawn metrics"
+        "write_prefix write_bytes long longest half flood_line eat eat_later close block_and_close flood spawn metrics"
     ).split():
         methods.append({"name": name})
     metrics = [

@@ -214,3 +214,32 @@ fn an_app_that_cannot_start_fails_the_start_with_its_reason() {
         );
     }
 }
+
+/// The wire is full when the app ends it. The app cannot have begun the last request.
+#[test]
+fn a_request_that_never_reached_its_app_is_executed_by_the_next() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let end = daemon.directory().join("end");
+    let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    clients[0].request("block_and_close", &end);
+    let long = |number: usize| format!("{number} {}", "x".repeat(110_000));
+    for (number, client) in clients.iter_mut().enumerate() {
+        if number > 0 {
+            client.request("count", long(number));
+        }
+        daemon.wait_until("it is away", |status| {
+            status.workers[0].away == number as u64 + 1
+        });
+    }
+    std::fs::write(&end, "").expect("it is ours");
+    let [first, .., last] = clients.as_mut_slice() else {
+        return;
+    };
+    let fault = first.reply().value().expect_err("it was executing");
+    assert_eq!(fault.code(), "crashed");
+    assert!(last.reply().value() == Ok(json!(long(5))), "it was not");
+    let lines = counted(&daemon, 1);
+    assert_eq!(lines.iter().filter(|line| **line == long(5)).count(), 1);
+}
