@@ -56,6 +56,20 @@ pub fn plural_ending<N: PartialEq + From<u8>>(count: &N) -> &'static str {
     if *count == N::from(1) { "" } else { "s" }
 }
 
+/// The longest text in a report of a worker, in bytes. A message has 64 KiB, and JSON has up to six bytes for one.
+const MAX_TEXT: usize = 4096;
+
+/// Returns a text as it fits into a report of a worker.
+pub fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let mut ends = (0..=MAX_TEXT).rev();
+        let end = ends.find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
+}
+
 /// Writes text, escaped.
 struct Escaping<'a, 'b> {
     to: &'a mut fmt::Formatter<'b>,

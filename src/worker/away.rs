@@ -21,8 +21,8 @@ use super::reply::Fault;
 use super::turn::{AwayAnswer, Purpose};
 use super::{WorkerLoop, deadlines};
 use crate::proto::app::CancelReason;
-use crate::proto::channel::SpentReason;
-use crate::proto::channel::{AppEnd, AppGone};
+use crate::proto::channel::{AppEnd, AppGone, SpentReason};
+use crate::proto::text::shortened;
 use crate::sys::clock;
 use crate::sys::poll::{self, Interest, PollEvent};
 use crate::table::Table;
@@ -280,6 +280,7 @@ impl WorkerLoop<'_> {
         }
         self.take_back_unwritten(service);
         let name = self.executor.as_deref().map_or("app", Executor::name);
+        let reason = shortened(reason);
         let subject = name.to_owned();
         self.break_off(&format!("its {name} {reason}"));
         let gone = AppGone {

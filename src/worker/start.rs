@@ -15,10 +15,14 @@ use super::metrics::WorkerMetrics;
 use super::panics::remember_panics;
 use super::running::RunningService;
 use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
-use crate::channel::{Channel, Incoming, Scratch};
+use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
-use crate::proto::channel::{AppStarted, Failed, Ready, Start, ToMaster, ToWorker, VERSION};
+use crate::proto::channel::{
+    AppStarted, Failed, MAX_MESSAGE, Ready, Start, ToMaster, ToWorker, VERSION,
+};
+use crate::proto::message::Message;
+use crate::proto::text::shortened;
 use crate::shm::own_metrics::OwnMetricWords;
 use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{Interest, Poller};
@@ -47,18 +51,19 @@ pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
     // started by hand, which has no methods to run.
     let _ = process::begin_session();
     let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
-        // If the master is gone, no process needs the reason.
-        let _ = send(&mut channel, &ToMaster::Failed(Failed { reason }));
-        Error::Failed
+        let reason = shortened(reason);
+        let failed = ToMaster::Failed(Failed { reason });
+        matches!(send(&mut channel, &failed), Ok(Sent::Closed))
     });
     // It must close with the process: the master treats the end of the channel of a living process as an error.
     std::mem::forget(channel);
-    if served? {
+    let (Ok(is_master_gone) | Err(is_master_gone)) = served;
+    if is_master_gone {
         log::logger().flush();
         // The master, which is gone, would kill the processes that methods have started.
         process::end_group_with_its_leader();
     }
-    Ok(())
+    served.map(drop).map_err(|_| Error::Failed)
 }
 
 /// Waits for the first message.
@@ -87,11 +92,14 @@ fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Ve
 }
 
 /// Sends a message before or after the loop runs. No client waits for this process then.
-fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<()> {
-    while channel.send(message, &[])?.is_refused() {
+fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Result<Sent> {
+    loop {
+        let sent = channel.send(message, &[])?;
+        if !sent.is_refused() {
+            return Ok(sent);
+        }
         crate::sys::poll::pause(RETRY_INTERVAL);
     }
-    Ok(())
 }
 
 /// The time between two attempts to send or receive a message.
@@ -205,7 +213,8 @@ fn start_app(
     let starting = StartingApp::spawn(spec, cgroups, layout.max_reply());
     let starting = starting.map_err(|reason| format!("its app {reason}"))?;
     let pid = starting.pid();
-    send(channel, &ToMaster::AppStarted(AppStarted { pid }))
+    // If the master is gone, the wait for hello ends at once.
+    let _ = send(channel, &ToMaster::AppStarted(AppStarted { pid }))
         .map_err(|e| format!("cannot report to the master: {e}"))?;
     let greeted = starting.await_hello(&*channel, metrics);
     greeted.map_err(|reason| format!("its app {reason}"))
@@ -230,16 +239,22 @@ fn serve_methods(
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }
     let app = executor.as_ref().and_then(Executor::app);
-    send(
-        channel,
-        &ToMaster::Ready(Ready {
-            version: VERSION,
-            methods,
-            app: app.map(|app| app.info().clone()),
-            runtime: executor.as_ref().and_then(Executor::runtime_info),
-        }),
-    )
-    .map_err(|e| format!("cannot report to the master: {e}"))?;
+    let count = methods.len();
+    let ready = ToMaster::Ready(Ready {
+        version: VERSION,
+        methods,
+        app: app.map(|app| app.info().clone()),
+        runtime: executor.as_ref().and_then(Executor::runtime_info),
+    });
+    let mut datagram = Vec::new();
+    ready.encode(&mut datagram);
+    if datagram.len() > MAX_MESSAGE {
+        return Err(format!(
+            "the names of its {count} methods are too long together"
+        ));
+    }
+    // If the master is gone, the loop finds that.
+    let _ = send(channel, &ready).map_err(|e| format!("cannot report to the master: {e}"))?;
     if let (Some(handoff), Some(app)) = (handoff, app) {
         let (pid, pidfd, cgroup) = app.process();
         handoff.guard_app(pid, pidfd, cgroup);

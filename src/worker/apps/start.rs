@@ -16,7 +16,7 @@ use crate::proto::app::{
 };
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::hardening::{self, StartFailure};
-use crate::proto::text::Escaped;
+use crate::proto::text::{Escaped, shortened};
 use crate::sys::cgroup::{AppCgroupGuard, AppCgroups};
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
@@ -104,8 +104,8 @@ impl StartingApp {
         app.wants_closes = hello.closes;
         app.info = AppInfo {
             pid: app.process.pid,
-            name: hello.name.clone(),
-            version: hello.version.clone(),
+            name: hello.name.clone().map(shortened),
+            version: hello.version.clone().map(shortened),
             concurrency,
         };
         Ok((app, hello))

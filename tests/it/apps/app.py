@@ -152,7 +152,10 @@ async def main():
         {"name": "prices", "type": "histogram", "help": "Their prices.", "buckets": [1, 10]},
     ]
     hello = {"hello": 1, "methods": methods, "concurrency": CONCURRENCY, "metrics": metrics, "later": {}}
-    writer.write(frame(hello))
+    if "NAME_LENGTH" in os.environ:
+        hello["name"] = "n" * int(os.environ["NAME_LENGTH"])
+    at_once = os.environ.get("AT_ONCE")
+    writer.write(frame(hello) + (frame(at_once.encode()) if at_once else b""))
     tasks = set()
     while True:
         try:

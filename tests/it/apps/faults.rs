@@ -215,6 +215,19 @@ fn an_app_that_cannot_start_fails_the_start_with_its_reason() {
     }
 }
 
+/// The master receives every reason, however long the app makes it.
+#[test]
+fn a_long_reason_is_cut_and_logged() {
+    let Some(daemon) = start_with("workers.count = 1", &[("NAME_LENGTH", "100000")]) else {
+        return;
+    };
+    let mut client = daemon.connect();
+    let alive = format!(r#"{{"alive":"{}"}}"#, "x".repeat(100_000));
+    assert_eq!(code(&mut client, "write", json!(alive)), "crashed");
+    daemon.wait_for_log("has broken the protocol: invalid type");
+    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+}
+
 /// The wire is full when the app ends it. The app cannot have begun the last request.
 #[test]
 fn a_request_that_never_reached_its_app_is_executed_by_the_next() {

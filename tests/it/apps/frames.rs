@@ -231,6 +231,14 @@ fn an_app_without_a_good_hello_fails_the_start() {
             r#"w(b'{"hello":1,"methods":[{"name":"A b"}]}')"#,
             "no valid name",
         ),
+        (
+            r#"w(b'{"failed":"' + b'z' * 100000 + b'"}')"#,
+            "its app cannot serve: zzz",
+        ),
+        (
+            r#"w(b'{"hello":1,"methods":[' + b','.join(b'{"name":"m%060d"}' % n for n in range(900)) + b']}')"#,
+            "the names of its 9",
+        ),
     ];
     thread::scope(|scope| {
         for (code, reason) in cases {
