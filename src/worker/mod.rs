@@ -206,6 +206,7 @@ impl<'c> WorkerLoop<'c> {
         self.health = HealthSchedule::new(service.health_interval(), self.time.now);
         let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
+        self.receive_first_frames(service)?;
         while !self.is_finished() {
             let timeout = self.timeout();
             self.time.clock.begin_wait(self.time.now, timeout);

@@ -60,12 +60,21 @@ impl AppMetrics {
     pub(super) fn count(&self, samples: &BTreeMap<String, Samples>) {
         for (name, samples) in samples {
             match (self.counters.get(name), self.histograms.get(name), samples) {
-                (Some(counter), _, Samples::Add(n)) if *n >= 0.0 => counter.add(*n as u64),
+                (Some(counter), _, Samples::Add(n)) if is_count(*n) => counter.add(*n as u64),
                 (_, Some(histogram), Samples::Observe(values)) => {
                     values.iter().for_each(|value| histogram.observe(*value));
                 }
-                _ => log::warn!("the app counts {name:?}, which its hello does not declare so"),
+                _ => log::warn!(
+                    "the app counts {name:?}, which its hello does not declare so, or by a number that is no count"
+                ),
             }
         }
     }
 }
+
+/// Returns whether a number is an exact count: no larger one is exact in JSON's usual numbers.
+fn is_count(n: f64) -> bool {
+    (0.0..=MAX_COUNT).contains(&n) && n.fract() == 0.0
+}
+
+const MAX_COUNT: f64 = (1u64 << 53) as f64;

@@ -27,7 +27,7 @@ pub(super) use wire::{IncomingFrames, ReadEnd, Wire};
 
 use self::metrics::AppMetrics;
 use self::output::{LastLines, OutputStream};
-use crate::proto::app::{AppInfo, CancelReason, Samples};
+use crate::proto::app::{AppInfo, CancelReason, FromApp, Samples};
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::names::ClientId;
 use crate::proto::text::Escaped;
@@ -306,8 +306,27 @@ impl App {
         }
     }
 
+    /// Counts the samples that the app has sent since its last answer. Returns whether more frames may follow.
+    fn read_last_samples(&mut self) -> bool {
+        let read = self.wire.read();
+        let mut incoming = self.wire.take_incoming();
+        let is_right = loop {
+            match incoming.next() {
+                Ok(Some(body)) => {
+                    if let Ok(FromApp::Metrics(samples)) = FromApp::parse(body) {
+                        self.count(&samples);
+                    }
+                }
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+        };
+        self.wire.give_back(incoming);
+        is_right && !matches!(read, Err(_) | Ok(ReadEnd::Closed))
+    }
+
     /// Ends the app, which has no requests: it is asked to stop, the wire ends, and it is killed if it does not exit in
-    /// time.
+    /// time. Its last samples are counted, and its last lines logged.
     pub(super) fn finish(&mut self, within: Duration) {
         #[derive(serde::Serialize)]
         struct Stop {
@@ -315,17 +334,26 @@ impl App {
         }
         let stop = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         self.wire.queue_json(&Stop { stop });
-        // The app may have ended already.
-        let _ = self.wire.flush();
-        self.wire.end();
         let mut streams = self.output.take();
         let begin = std::time::Instant::now();
+        let (mut is_stopped, mut has_frames) = (false, true);
         loop {
+            // The app may have ended already.
+            let flushed = self.wire.flush();
+            if !is_stopped && !matches!(flushed, Ok(WriteEnd::Full | WriteEnd::Shortage)) {
+                self.wire.end();
+                is_stopped = true;
+            }
             let left = within.saturating_sub(begin.elapsed());
             let step = left.min(Duration::from_millis(20));
             let has_ended = poll::wait_for(&self.process.pidfd, Interest::Read, step);
+            has_frames = has_frames && self.read_last_samples();
             for stream in streams.iter_mut().flatten() {
-                stream.read(&mut self.last_lines);
+                for _ in 0..MAX_LAST_READS {
+                    if !stream.read(&mut self.last_lines) {
+                        break;
+                    }
+                }
             }
             match has_ended {
                 Ok(false) if !left.is_zero() => {}

@@ -57,16 +57,28 @@ impl WorkerLoop<'_> {
         }
         if let Err(wrong) = processed {
             let reason = format!("has broken the protocol: {}", Escaped(wrong));
-            self.end_with_executor(AppEnd::BrokeProtocol, reason);
+            self.end_with_executor(AppEnd::BrokeProtocol, reason, service);
         } else if read == ReadEnd::Closed && self.ending.broken.is_none() {
             // If the app exits, its exit status is a better reason.
             if self.has_app_ended_within(CLOSE_WAIT)? {
                 return self.check_end_of_app(service);
             }
             let reason = "has closed descriptor 3".to_owned();
-            self.end_with_executor(AppEnd::BrokeProtocol, reason);
+            self.end_with_executor(AppEnd::BrokeProtocol, reason, service);
         }
         Ok(())
+    }
+
+    /// Processes the frames that have arrived with the app's hello: no event reports them.
+    pub(in crate::worker) fn receive_first_frames(
+        &mut self,
+        service: &mut dyn Service,
+    ) -> io::Result<()> {
+        self.receive_frames(service)?;
+        match self.send_reports()? {
+            true => self.hand_off_clients(service),
+            false => Ok(()),
+        }
     }
 
     fn note_read(&mut self, end: ReadEnd) -> io::Result<()> {
@@ -142,8 +154,7 @@ impl WorkerLoop<'_> {
             }
         }
         if let Some(AppGone { end, reason, .. }) = self.app().and_then(|app| app.end("")) {
-            self.take_back_unwritten(service);
-            self.end_with_executor(end, reason);
+            self.end_with_executor(end, reason, service);
         }
         Ok(())
     }

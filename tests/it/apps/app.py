@@ -176,6 +176,10 @@ async def main():
             task.add_done_callback(tasks.discard)
         elif "probe" in request:
             writer.write(frame({"alive": request["probe"]}))
+        elif "stop" in request and "AT_STOP" in os.environ:
+            writer.write(frame(os.environ["AT_STOP"].encode()))
+            await writer.drain()
+            os._exit(0)
         elif "cancel" in request:
             cancelled[request["cancel"]] = request["why"]
 

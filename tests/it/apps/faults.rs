@@ -215,6 +215,20 @@ fn an_app_that_cannot_start_fails_the_start_with_its_reason() {
     }
 }
 
+/// The worker has read more than hello at once. Nothing else arrives until a client sends a request.
+#[test]
+fn a_frame_that_arrives_with_hello_is_processed() {
+    let at_once = ("AT_ONCE", r#"{"health":"the store is empty"}"#);
+    let Some(config) = super::configuration("workers.count = 1", "", &[at_once]) else {
+        return;
+    };
+    let daemon = fdpassd::testing::Setup::new(crate::common::FDPASSD, &config);
+    let daemon = daemon.start().expect("it serves");
+    daemon.wait_until("the worker is unhealthy", |status| {
+        status.workers[0].unhealthy.as_deref() == Some("the store is empty")
+    });
+}
+
 /// The master receives every reason, however long the app makes it.
 #[test]
 fn a_long_reason_is_cut_and_logged() {
@@ -255,4 +269,41 @@ fn a_request_that_never_reached_its_app_is_executed_by_the_next() {
     assert!(last.reply().value() == Ok(json!(long(5))), "it was not");
     let lines = counted(&daemon, 1);
     assert_eq!(lines.iter().filter(|line| **line == long(5)).count(), 1);
+}
+
+#[test]
+fn samples_that_an_app_sends_at_its_end_are_counted() {
+    let at_stop = ("AT_STOP", r#"{"metrics":{"orders":5}}"#);
+    let Some(daemon) = start_with("workers.count = 1", &[at_stop]) else {
+        return;
+    };
+    daemon.ctl("recycle").expect("the worker is replaced");
+    eventually("the samples are counted", || {
+        let samples = crate::common::metrics::samples(&daemon);
+        (crate::common::metrics::sum(&samples, "fdpassd_app_orders_total") == 5.0).then_some(())
+    });
+}
+
+/// Each would be another number than the app has meant.
+#[test]
+fn a_counter_counts_whole_numbers_only() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    for wrong in [
+        json!(0.5),
+        json!(-1),
+        json!(1e300),
+        json!(9_007_199_254_740_994_u64),
+    ] {
+        let _ = client.call("metrics", json!({"orders": wrong}));
+    }
+    daemon.wait_for_log("by a number that is no count");
+    let _ = client.call("metrics", json!({"orders": 3.0}));
+    let samples = crate::common::metrics::samples(&daemon);
+    assert_eq!(
+        crate::common::metrics::sum(&samples, "fdpassd_app_orders_total"),
+        3.0
+    );
 }
