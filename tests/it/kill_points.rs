@@ -194,6 +194,26 @@ fn a_death_after_the_commit_is_not_noticed() {
     }
 }
 
+/// One store commits the reply and closes the connection to further ones.
+#[test]
+fn a_death_at_the_last_reply_loses_none() {
+    for point in ["before-commit", "after-commit"] {
+        for index in 0..2 {
+            // A worker that has answered a ping dies at the next reply; the one after it does not.
+            let daemon = start(point, 2);
+            let mut client = Client::connect(&daemon.addresses()[index]);
+            assert_eq!(client.call("ping", 1), Ok(Value::from(1)));
+            client.send(u32::MAX.to_le_bytes());
+            let fault = client.reply().value().expect_err("it is too large");
+            assert_eq!(fault.code(), "too_large", "{point}");
+            client.expect_end();
+            let status = daemon.status();
+            let deaths = (status.deaths_total, status.lost_total);
+            assert_eq!(deaths, (1, 0), "{point}");
+        }
+    }
+}
+
 #[test]
 fn a_death_after_the_count_is_not_noticed() {
     nobody_notices("after-answered", 3);

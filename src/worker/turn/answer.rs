@@ -9,7 +9,7 @@ use super::Turn;
 use super::away::Departure;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
-use crate::shm::{Flags, Header, Note, Open, Region, Slot};
+use crate::shm::{Cursors, Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
 use crate::worker::death::{self, Point};
 use crate::worker::methods::{Failure, FoundMethod, Service};
@@ -92,10 +92,18 @@ impl Turn<'_, '_> {
         self.flags.closing = true;
         // A worker that takes over from here must give it the whole time to read, not the rest of its frame's.
         slot.set_since(now);
-        // Before the commit: no reply may follow the committed one.
-        slot.set_flags(self.flags);
         let replied = (replied + length) as u32;
-        commit((header, slot), (0, true), skipped, replied);
+        let cursors = Cursors {
+            answered: skipped,
+            replied,
+            ..self.cursors
+        };
+        let note = Note::new(header, slot, (0, true), replied);
+        death::pass(Point::BeforeCommit);
+        // One store: this reply is the last one from the moment it is committed, and not before.
+        slot.flip(&cursors, self.flags);
+        death::pass(Point::AfterCommit);
+        note.count(header, slot);
         self.count(skipped, length);
     }
 
