@@ -7,6 +7,7 @@
 //! rx, tx   the receive and the reply buffer of the turn in progress
 //! small    512 B a slot, dense: the usual half frame
 //! large    a receive and a reply region a slot, sparse: the rest
+//! own      the metrics of a daemon's own, if it has some                              [`own_metrics`]
 //! ```
 //!
 //! The memory is a sealed memfd of fixed size, so that neither side can shrink it under the other. Regions have fixed
@@ -20,7 +21,9 @@
 //!
 //! *The kernel counts the bytes.* Once a worker is dead, the master asks the kernel how many bytes were ever read from
 //! a client (R) or queued to it (W). The shared memory has the positions of its buffers in these streams, stored before
-//! the call. Nothing is stored after recv or send: SIGKILL lets the call complete, and the next instruction never runs.
+//! the call. No position is stored after recv or send: SIGKILL lets the call complete, and the next instruction never
+//! runs. Only how much a write to a Unix client took is noted after it; without that note the account of the thread
+//! counts.
 
 mod counters;
 mod header;

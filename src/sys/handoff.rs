@@ -134,8 +134,8 @@ impl EmergencyHandoff {
             futures: OnceLock::new(),
         }));
         // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), poll(2), openat(2), write(2),
-        // unlinkat(2), setitimer(2), atomic loads and stores, pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and
-        // _exit(2), on memory that is never freed.
+        // close(2), unlinkat(2), setitimer(2), clock_gettime(2), atomic loads and stores, pread(2), getsockopt(2),
+        // recvmsg(2), sendmsg(2) and _exit(2), on memory that is never freed.
         unsafe {
             low_level::register(SIGTERM, move || handoff.set_alarm())?;
             low_level::register(SIGALRM, move || handoff.hand_off())?;

@@ -60,8 +60,9 @@ pub struct Fault {
 impl Fault {
     /// Returns a fault with a code of the method's own, for programs, and a sentence for people.
     ///
-    /// A code is `[a-z][a-z0-9_]{0,63}`. Codes by which the daemon itself answers, such as `timeout`, would mislead clients. If a method returns one of them, or an invalid code, its caller gets `internal`, and the
-    /// log names the code; only `bad_params` and `internal` are the method's as well.
+    /// A code is `[a-z][a-z0-9_]{0,63}`. Codes by which the daemon itself answers, such as `timeout`, would mislead
+    /// clients. If a method returns one of them, or an invalid code, its caller gets `internal`, and the log names the
+    /// code; only `bad_params` and `internal` are the method's as well.
     ///
     /// ```
     /// let fault = fdpassd::Fault::new("no_such_image", "there is no image of that name");

@@ -12,9 +12,9 @@
 //! end      the lease word
 //! ```
 //!
-//! Between two turns a client's bytes are only in the shared memory and in the kernel. Nothing is stored after a read
-//! or a write. `exec` is stored before the method and the commit after it: a death between the two is a crash of that
-//! request, an earlier or later one is not, so a side effect happens at most once.
+//! Between two turns a client's bytes are only in the shared memory and in the kernel. No position is stored after a
+//! read or a write. `exec` is stored before the method and the commit after it: a death between the two is a crash of
+//! that request, an earlier or later one is not, so a side effect happens at most once.
 
 mod answer;
 mod away;

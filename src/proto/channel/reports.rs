@@ -64,7 +64,7 @@ pub struct Spent {
 pub enum SpentReason {
     /// The app uses more memory than `max-memory`.
     Memory,
-    /// A method has panicked, and the state could not be rebuilt.
+    /// A panic in a daemon with asynchronous methods may have broken the state.
     Panic,
 }
 
