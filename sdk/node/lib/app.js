@@ -2,7 +2,7 @@ import { Call } from './call.js';
 import { Channel } from './channel.js';
 import { className, cut, describe, isFault } from './fault.js';
 import { encode } from './json.js';
-import { Metrics } from './metrics.js';
+import { halves, Metrics } from './metrics.js';
 import { descriptor, isSocket, logError, maxFrame, ownCommand } from './process.js';
 
 const METHOD = /^[a-z][a-z0-9_.-]{0,63}$/;
@@ -140,7 +140,7 @@ export class App {
     this.#hasGreeted = true;
     if (this.#health !== null) this.#send({ health: this.#health });
     this.#channel.beforeWrite = () => {
-      for (const metrics of this.#metrics.take()) this.#send({ metrics });
+      for (const metrics of this.#metrics.take()) this.#sendMetrics(metrics);
     };
     this.#channel.schedule();
     for (const { fn, every } of this.#checks) this.#check(fn, every);
@@ -168,6 +168,11 @@ export class App {
   /** Sends an object, and returns false if it is too long. */
   #send(object) {
     return this.#channel.send(JSON.stringify(object));
+  }
+
+  /** Sends metrics, in several frames if one would be too long. */
+  #sendMetrics(metrics) {
+    if (!this.#send({ metrics })) halves(metrics).forEach((half) => this.#sendMetrics(half));
   }
 
   #receive = (text) => {

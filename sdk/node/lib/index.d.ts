@@ -119,10 +119,15 @@ export class Raw {
 }
 
 export interface Counter {
-  /** Adds a number that is not negative; 1 by default. */
+  /**
+   * Adds a whole number from 0 to 2^53; 1 by default.
+   *
+   * @throws RangeError on anything else, such as a string with a number
+   */
   add(count?: number): void;
 }
 
 export interface Histogram {
+  /** @throws RangeError on anything but a finite number */
   observe(value: number): void;
 }

@@ -1,5 +1,9 @@
+import { inspect } from 'node:util';
+
 const NAME = /^[a-z][a-z0-9_]{0,63}$/;
 const DEFAULT_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+// Larger whole numbers are not exact.
+const MAX_COUNT = 2 ** 53;
 // A frame must not exceed the limit of the worker.
 const MAX_OBSERVATIONS = 256;
 
@@ -18,7 +22,10 @@ export class Metrics {
     this.#declare({ name, type: 'counter', help: text(help) });
     return {
       add: (count = 1) => {
-        if (!(count >= 0 && count < Infinity)) throw new RangeError(`a counter cannot be increased by ${count}`);
+        // A comparison alone would accept '5', and the sum would be a string.
+        if (!Number.isInteger(count) || count < 0 || count > MAX_COUNT) {
+          throw new RangeError(`a counter cannot be increased by ${inspect(count)}`);
+        }
         this.#pending.set(name, (this.#pending.get(name) ?? 0) + count);
         this.#onChange();
       },
@@ -33,7 +40,7 @@ export class Metrics {
     this.#declare({ name, type: 'histogram', help: text(help), buckets: bounds });
     return {
       observe: (value) => {
-        if (!Number.isFinite(value)) throw new RangeError(`a histogram cannot observe ${value}`);
+        if (!Number.isFinite(value)) throw new RangeError(`a histogram cannot observe ${inspect(value)}`);
         const values = this.#pending.get(name);
         if (values === undefined) this.#pending.set(name, [value]);
         else values.push(value);
@@ -69,6 +76,20 @@ export class Metrics {
     this.#pending.clear();
     return frames;
   }
+}
+
+/** Returns two halves of an object of `take`, or nothing if it is one number. */
+export function halves(metrics) {
+  const entries = Object.entries(metrics);
+  const middle = (list) => Math.ceil(list.length / 2);
+  if (entries.length > 1) {
+    const at = middle(entries);
+    return [entries.slice(0, at), entries.slice(at)].map(Object.fromEntries);
+  }
+  const [[name, values]] = entries;
+  if (!Array.isArray(values) || values.length < 2) return [];
+  const at = middle(values);
+  return [{ [name]: values.slice(0, at) }, { [name]: values.slice(at) }];
 }
 
 function text(help) {

@@ -254,14 +254,18 @@ test('closed frames call the functions of onClose', async (t) => {
 test('metrics are sent with the answers of their turn', async (t) => {
   const worker = await serving(t);
   assert.deepEqual((await worker.next((frame) => frame.metrics)).metrics, { orders: 2 });
-  const [one, two] = [worker.body('count', '1'), worker.body('count', '0.5')];
+  const [one, two] = [worker.body('count', '1'), worker.body('count', '3')];
   const before = worker.reads;
   worker.send(one.text, two.text);
-  assert.deepEqual((await worker.next((frame) => frame.metrics)).metrics, { orders: 1.5, seconds: [0.25, 0.25] });
+  assert.deepEqual((await worker.next((frame) => frame.metrics)).metrics, { orders: 4, seconds: [0.25, 0.25] });
   await worker.answer(one.id);
   await worker.answer(two.id);
   assert.equal(worker.reads - before, 1);
-  assert.deepEqual((await worker.call('count', '-1')).error, { code: 'crashed', message: 'RangeError' });
+  for (const wrong of ['-1', '0.5', '"5"', '[5]', 'true', 'null', '9007199254740994', '1e308']) {
+    assert.deepEqual((await worker.call('count', wrong)).error, { code: 'crashed', message: 'RangeError' }, wrong);
+  }
+  await worker.call('count', '9007199254740992');
+  assert.equal((await worker.next((frame) => frame.metrics)).metrics.orders, 2 ** 53);
 });
 
 test('many observations are split into several frames', async (t) => {
@@ -275,6 +279,19 @@ test('many observations are split into several frames', async (t) => {
     sum += seconds.reduce((a, b) => a + b);
   }
   assert.equal(sum, (9999 * 10000) / 2);
+});
+
+test('metrics longer than a frame are split, not lost', async (t) => {
+  const worker = await serving(t, 'all', { env: { FDPASSD_MAX_FRAME: '2500' } });
+  await worker.next((frame) => frame.metrics);
+  await worker.call('observe_sevenths', '1000');
+  const values = [];
+  while (values.length < 1000) {
+    const { text, metrics } = await worker.next((frame) => frame.metrics);
+    assert.ok(text.length <= 2500, text.length);
+    values.push(...metrics.seconds);
+  }
+  assert.deepEqual(values, Array.from({ length: 1000 }, (_, i) => i / 7));
 });
 
 test('health is reported when it changes', async (t) => {

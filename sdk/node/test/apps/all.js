@@ -87,6 +87,9 @@ app.method('count', (by) => {
 app.method('observe_many', (count) => {
   for (let i = 0; i < count; i++) seconds.observe(i);
 });
+app.method('observe_sevenths', (count) => {
+  for (let i = 0; i < count; i++) seconds.observe(i / 7);
+});
 app.method('health', (reason) => (reason === null ? app.healthy() : app.unhealthy(reason)));
 app.method('long_then_exit', (length) => {
   setImmediate(() => process.exit(7));
