@@ -153,6 +153,12 @@ func allApp() {
 		}
 		return nil, nil
 	})
+	Method(app, "observe_sevenths", func(_ context.Context, count int) (any, error) {
+		for i := 0; i < count; i++ {
+			seconds.Observe(float64(i) / 7)
+		}
+		return nil, nil
+	})
 	Method(app, "health", func(_ context.Context, reason *string) (any, error) {
 		if reason == nil {
 			app.Healthy()
@@ -450,8 +456,8 @@ func metrics(f *frame) bool { return f.Hello == 0 && f.Metrics != nil }
 func TestMetrics(t *testing.T) {
 	w := serving(t, "all", options{})
 	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":2}`)
-	w.result("count", "1.5")
-	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":1.5,"seconds":[0.25]}`)
+	w.result("count", "4")
+	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":4,"seconds":[0.25]}`)
 	// What changes outside of calls is sent soon.
 	w.result("count_later", "3")
 	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":3}`)
@@ -468,7 +474,27 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	equal(t, sum, 9999*10000/2)
-	equal(t, w.fault("count", "-1"), "crashed: string")
+	for _, wrong := range []string{"-1", "0.5", "9007199254740994", "1e308"} {
+		equal(t, serving(t, "all", options{}).fault("count", wrong), "crashed: string")
+	}
+}
+
+func TestMetricsLongerThanAFrameAreSplit(t *testing.T) {
+	w := serving(t, "all", options{env: []string{"FDPASSD_MAX_FRAME=2500"}})
+	w.next("metrics", metrics)
+	w.result("observe_sevenths", "1000")
+	for count := 0; count < 1000; {
+		f := w.next("metrics", metrics)
+		var seconds struct{ Seconds []float64 }
+		must(t, json.Unmarshal(f.Metrics, &seconds))
+		for _, value := range seconds.Seconds {
+			equal(t, value, float64(count)/7)
+			count++
+		}
+		if len(f.text) > 2500 {
+			t.Fatalf("%d bytes", len(f.text))
+		}
+	}
 }
 
 func (w *testWorker) nextHealth() string {

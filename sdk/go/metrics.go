@@ -9,6 +9,8 @@ import (
 var defaultBuckets = []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
 
 const (
+	// Larger whole numbers are not exact.
+	maxCount = 1 << 53
 	// A frame must not exceed the limit of the worker.
 	maxObservations = 256
 	// What changes while no answer is written is sent after this time.
@@ -74,10 +76,10 @@ func (a *App) addMetric(m *metric) {
 // Inc adds one.
 func (c *Counter) Inc() { c.Add(1) }
 
-// Add adds a number. It panics if the number is negative or not finite.
+// Add adds a whole number from 0 to 2^53. It panics on any other.
 func (c *Counter) Add(count float64) {
-	if !(count >= 0 && count <= math.MaxFloat64) {
-		panic("a counter can only grow by a finite number")
+	if !(count >= 0 && count <= maxCount && count == math.Trunc(count)) {
+		panic("a counter can only grow by a whole number up to 2^53")
 	}
 	c.app.mu.Lock()
 	defer c.app.mu.Unlock()
@@ -112,23 +114,50 @@ func (a *App) metricChanged() {
 // Appends frames with what has changed.
 func (a *App) takeMetrics() {
 	a.hasMetrics = false
-	added := map[string]any{}
+	var added []addition
 	for _, m := range a.hello.Metrics {
-		for len(m.values) > maxObservations {
-			a.append(map[string]any{"metrics": map[string]any{m.Name: m.values[:maxObservations]}})
-			m.values = m.values[maxObservations:]
+		values := m.values
+		for len(values) > maxObservations {
+			a.appendMetrics([]addition{{name: m.Name, values: values[:maxObservations]}})
+			values = values[maxObservations:]
 		}
-		if len(m.values) > 0 {
-			added[m.Name] = m.values
-		}
-		if m.sum > 0 {
-			added[m.Name] = m.sum
+		if len(values) > 0 || m.sum > 0 {
+			added = append(added, addition{m.Name, m.sum, values})
 		}
 	}
 	if len(added) > 0 {
-		a.append(map[string]any{"metrics": added})
+		a.appendMetrics(added)
 	}
 	for _, m := range a.hello.Metrics {
 		m.sum, m.values = 0, m.values[:0]
+	}
+}
+
+// What was added to a metric: to a histogram if there are values.
+type addition struct {
+	name   string
+	sum    float64
+	values []float64
+}
+
+// Appends these additions, in several frames if one would be too long.
+func (a *App) appendMetrics(added []addition) {
+	members := map[string]any{}
+	for _, one := range added {
+		if len(one.values) > 0 {
+			members[one.name] = one.values
+		} else {
+			members[one.name] = one.sum
+		}
+	}
+	if a.append(map[string]any{"metrics": members}) {
+		return
+	}
+	if half := len(added) / 2; half > 0 {
+		a.appendMetrics(added[:half])
+		a.appendMetrics(added[half:])
+	} else if half := len(added[0].values) / 2; half > 0 {
+		a.appendMetrics([]addition{{name: added[0].name, values: added[0].values[:half]}})
+		a.appendMetrics([]addition{{name: added[0].name, values: added[0].values[half:]}})
 	}
 }
