@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import subprocess
 import sys
 import unittest
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import fdpassd
@@ -90,11 +93,38 @@ class Api(unittest.TestCase):
         with histogram.time():
             pass
         counter.add(2)
-        counter.add(0.5)
-        new = app._metrics.take()
-        assert new is not None
-        self.assertEqual((new["orders"], len(new["seconds"])), (2.5, 1))
-        self.assertIsNone(app._metrics.take())
+        counter.add(1)
+        (new,) = app._metrics.take()
+        self.assertEqual((new["orders"], len(new["seconds"])), (3, 1))
+        self.assertEqual(app._metrics.take(), [])
+
+    def test_numbers_of_any_class_are_counted_as_json_has_them(self) -> None:
+        class Scalar:
+            def __float__(self) -> float:
+                return 4.0
+
+        app = App()
+        counter, seconds = app.counter("orders", ""), app.histogram("seconds", "", [Fraction(1, 2), Decimal(2)])
+        several: list[Any] = [Decimal("2"), Fraction(6, 2), True, 5.0, Scalar(), 1 << 53]
+        for number in several:
+            counter.add(number)
+            seconds.observe(number)
+        (new,) = app._metrics.take()
+        self.assertEqual(json.dumps(new["orders"]), str(2 + 3 + 1 + 5 + 4 + (1 << 53)))
+        self.assertEqual(json.dumps(new["seconds"]), "[2.0, 3.0, 1.0, 5.0, 4.0, 9007199254740992.0]")
+        self.assertEqual(json.dumps(app._metrics.declared[1]["buckets"]), "[0.5, 2.0]")
+        wrong: list[Any] = [0.5, Fraction(1, 2), 10**400, (1 << 53) + 2, 1e308, Decimal("NaN")]
+        for number in wrong:
+            with self.assertRaises(ValueError):
+                counter.add(number)
+        for text in ("5", b"5", None, [5]):
+            with self.assertRaises(TypeError):
+                counter.add(text)  # type: ignore[arg-type]
+            with self.assertRaises(TypeError):
+                seconds.observe(text)  # type: ignore[arg-type]
+        with self.assertRaises(ValueError):
+            seconds.observe(10**400)
+        self.assertEqual(app._metrics.take(), [])
 
     def test_a_call_belongs_to_a_method(self) -> None:
         with self.assertRaisesRegex(RuntimeError, "for methods"):

@@ -261,6 +261,36 @@ class Both(unittest.TestCase):
             messages = [worker.read() for _ in range(3)]
             self.assertIn({"metrics": {"orders": 4}}, messages)
 
+    def test_many_observations_are_split_into_several_frames(self) -> None:
+        code = """
+import threading
+seconds = app.histogram("seconds", "", [0.1, 1])
+
+def all_of(count):
+    for n in range(count):
+        seconds.observe(n / 7)
+
+@app.method
+KIND many(count: int):
+    all_of(count)
+
+@app.start
+KIND many_at_first():
+    thread = threading.Thread(target=all_of, args=(1000,))
+    thread.start()
+    thread.join()
+"""
+        for kind in ("def", "async def"):
+            worker = self.worker(kind, code, max_frame=2000)
+            for _ in range(2):
+                values: list[float] = []
+                while len(values) < 1000:
+                    body = worker.read_body()
+                    self.assertLessEqual(len(body), 2000)
+                    values += json.loads(body).get("metrics", {}).get("seconds", [])
+                self.assertEqual(values, [n / 7 for n in range(1000)])
+                worker.send(worker.request("many", 1000))
+
     def test_an_exit_in_a_method_loses_no_earlier_answer(self) -> None:
         for worker in self.both():
             worker.send(worker.request("echo", 1), worker.request("leave", 9))

@@ -273,9 +273,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         self._is_flush_due = False
-        metrics = self._app._metrics.take()
-        if metrics is not None:
-            self._writer.send({"metrics": metrics})
+        self._writer.send_metrics(self._app._metrics)
         while self._messages:
             self._writer.send(self._messages.pop(0))
         if self._writer.frames and self._transport is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._codec import Codec
 from ._fault import Fault
 from ._log import log_error, log_exception
+from ._metrics import Metrics, halves
 
 if TYPE_CHECKING:
     from ._method import Method
@@ -93,6 +94,19 @@ class Writer:
     def send(self, message: dict[str, Any]) -> None:
         self._push(self._dumps(message))
 
+    def metrics(self, metrics: dict[str, Any]) -> list[bytes]:
+        """Returns the bodies of frames with metrics. May be called by any thread."""
+        body = self._dumps({"metrics": metrics})
+        if len(body) <= self._max_frame:
+            return [body]
+        return [body for half in halves(metrics) for body in self.metrics(half)]
+
+    def send_metrics(self, metrics: Metrics) -> None:
+        """Adds what is new of an app's metrics."""
+        for new in metrics.take():
+            for body in self.metrics(new):
+                self._push(body)
+
     def result(self, method: Method, message: dict[str, Any], result: Any) -> None:
         """Answers a request. A result that cannot be sent becomes an error of its caller."""
         try:
@@ -125,8 +139,11 @@ class Writer:
 
     def frame(self, message: dict[str, Any]) -> bytes:
         """Returns one frame, for a write of its own. May be called by any thread, unlike everything else."""
-        body = self._dumps(message)
-        return _LENGTH.pack(len(body)) + body
+        return self.framed([self._dumps(message)])
+
+    def framed(self, bodies: list[bytes]) -> bytes:
+        """Returns these bodies as frames."""
+        return b"".join(_LENGTH.pack(len(body)) + body for body in bodies)
 
     def take(self) -> bytes:
         """Returns all frames since the last call, for one write."""

@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from math import inf, isfinite
 from typing import Any
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+#: The most that is added to a counter at once: larger whole numbers are not exact in the daemon.
+_MAX_COUNT = 1 << 53
+
+#: The most that a counter gets with one frame: JSON packages refuse integers of more than 64 bits.
+_MAX_SUM = (1 << 64) - 1
+
+#: The most observations in one frame, which has a limit.
+_MAX_OBSERVATIONS = 256
 
 
 class Metrics:
@@ -25,12 +34,12 @@ class Metrics:
 
     def declare(self, name: str, kind: str, help_text: str, **more: Any) -> None:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a valid name of a metric: [a-z][a-z0-9_]*")
+            raise ValueError(f"{name!r} is not a valid name of a metric: [a-z][a-z0-9_]{{0,63}}")
         if any(other["name"] == name for other in self.declared):
             raise ValueError(f"duplicate metric {name!r}")
         self.declared.append({"name": name, "type": kind, "help": help_text, **more})
 
-    def add(self, name: str, number: float) -> None:
+    def add(self, name: str, number: int) -> None:
         with self._lock:
             self._new[name] = self._new.get(name, 0) + number
         self.changed()
@@ -40,13 +49,49 @@ class Metrics:
             self._new.setdefault(name, []).append(number)
         self.changed()
 
-    def take(self) -> dict[str, Any] | None:
-        """Returns what is new; None if nothing is."""
+    def take(self) -> list[dict[str, Any]]:
+        """Returns what is new, by name, as one object for each frame."""
         if not self._new:
-            return None
+            return []
         with self._lock:
             new, self._new = self._new, {}
-        return new
+        first: dict[str, Any] = {}
+        frames = [first]
+        for name, value in new.items():
+            if isinstance(value, int):
+                first[name] = min(value, _MAX_SUM)
+                continue
+            first[name] = value[:_MAX_OBSERVATIONS]
+            for begin in range(_MAX_OBSERVATIONS, len(value), _MAX_OBSERVATIONS):
+                frames.append({name: value[begin : begin + _MAX_OBSERVATIONS]})
+        return frames
+
+
+def halves(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns two halves of an object of `Metrics.take`, or nothing if it is one number."""
+    if len(metrics) > 1:
+        items = list(metrics.items())
+        middle = len(items) // 2
+        return [dict(items[:middle]), dict(items[middle:])]
+    ((name, value),) = metrics.items()
+    if not isinstance(value, list) or len(value) < 2:
+        return []
+    middle = len(value) // 2
+    return [{name: value[:middle]}, {name: value[middle:]}]
+
+
+def _float(number: Any) -> float:
+    """Returns a number of any class as the one that JSON has.
+
+    :raises TypeError: It is no number. The text of one is none, either.
+    :raises ValueError: It is too large.
+    """
+    if isinstance(number, (str, bytes, bytearray)):
+        raise TypeError(f"{type(number).__name__} is no number")
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError("the number is too large") from None
 
 
 class Counter:
@@ -57,14 +102,16 @@ class Counter:
         self._name = name
 
     def add(self, number: float = 1) -> None:
-        """Adds a number to the counter. May be called by any thread.
+        """Adds a whole number from 0 to 2^53 to the counter. May be called by any thread.
 
-        :raises ValueError: The number is negative, infinite or NaN.
+        :raises TypeError: The argument is no number.
+        :raises ValueError: The number is negative, too large or not whole.
         """
-        if not 0 <= number < inf:
+        number = _float(number)
+        if not (0 <= number <= _MAX_COUNT and number.is_integer()):
             raise ValueError(f"a counter cannot grow by {number}")
         if number:
-            self._metrics.add(self._name, number)
+            self._metrics.add(self._name, int(number))
 
 
 class Histogram:
@@ -77,8 +124,10 @@ class Histogram:
     def observe(self, number: float) -> None:
         """Adds one observation. May be called by any thread.
 
-        :raises ValueError: The number is infinite or NaN.
+        :raises TypeError: The argument is no number.
+        :raises ValueError: The number is infinite, NaN or too large.
         """
+        number = _float(number)
         if not isfinite(number):
             raise ValueError(f"{number} cannot be observed")
         self._metrics.observe(self._name, number)
@@ -98,7 +147,7 @@ def buckets_of(buckets: Sequence[float]) -> list[float]:
 
     :raises ValueError: They do not increase.
     """
-    bounds = [bound for bound in buckets if bound != inf]
+    bounds = [bound for bound in map(_float, buckets) if bound != inf]
     if not bounds or any(a >= b for a, b in zip(bounds, bounds[1:])) or not all(map(isfinite, bounds)):
         raise ValueError("the buckets of a histogram are increasing numbers")
     return bounds

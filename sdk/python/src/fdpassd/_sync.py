@@ -142,17 +142,16 @@ class _Loop:
         if threading.get_ident() == self._thread:
             if not self._is_in_turn:
                 self._flush()
-        elif (metrics := self._app._metrics.take()) is not None:
-            self._write(self._writer.frame({"metrics": metrics}))
+        else:
+            for metrics in self._app._metrics.take():
+                self._write(self._writer.framed(self._writer.metrics(metrics)))
 
     def notify(self, message: dict[str, Any]) -> None:
         """Sends a message, from any thread."""
         self._write(self._writer.frame(message))
 
     def _flush(self) -> None:
-        metrics = self._app._metrics.take()
-        if metrics is not None:
-            self._writer.send({"metrics": metrics})
+        self._writer.send_metrics(self._app._metrics)
         if self._writer.frames:
             self._write(self._writer.take())
 
