@@ -33,7 +33,7 @@ export function isFault(thrown) {
 export function className(thrown) {
   try {
     const { name } = thrown.constructor;
-    return String(name === 'DOMException' ? thrown.name : name).slice(0, 100);
+    return String(name === 'DOMException' ? thrown.name : name).slice(0, 100).toWellFormed();
   } catch {
     return 'Error';
   }
@@ -48,6 +48,7 @@ export function describe(thrown) {
   }
 }
 
+/** Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is no UTF-8. */
 export function cut(text) {
-  return text.length > MAX_MESSAGE ? `${text.slice(0, MAX_MESSAGE)}…` : text;
+  return (text.length > MAX_MESSAGE ? `${text.slice(0, MAX_MESSAGE)}…` : text).toWellFormed();
 }

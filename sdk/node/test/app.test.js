@@ -123,6 +123,19 @@ test('a Fault is the error of the client', async (t) => {
   await worker.logged(/the code "timeout" is reserved for the daemon/);
 });
 
+test('half of a surrogate pair is replaced in texts for the worker', async (t) => {
+  const worker = await serving(t);
+  for (const message of ['\ud83d!', '\ude00', `${'x'.repeat(999)}😀`]) {
+    const { text } = await worker.call('fault', JSON.stringify({ code: 'half', message }));
+    assert.match(text, /"message":"x*\ufffd!?…?"/);
+  }
+  await worker.call('health', '"no \\ud83d"');
+  assert.equal((await worker.next((frame) => frame.health)).text, '{"health":"no \ufffd"}');
+  await worker.call('health', 'null');
+  const failed = new Worker(t, 'fails', { env: { HALF: '1' } });
+  assert.equal((await failed.next()).text, '{"failed":"TypeError: no database \ufffd"}');
+});
+
 test('an exception is crashed with its class, and logged', async (t) => {
   const worker = await serving(t);
   assert.deepEqual((await worker.call('crash')).error, { code: 'crashed', message: 'RangeError' });
