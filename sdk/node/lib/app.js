@@ -84,8 +84,11 @@ export class App {
   }
 
   health(fn, { every = 10_000 } = {}) {
-    if (!(every > 0)) throw new RangeError('the time between two checks must be positive');
-    return this.#add(this.#checks, fn, every);
+    if (typeof every !== 'number' || !(every > 0)) {
+      throw new RangeError('the time between two checks must be a positive number');
+    }
+    // A timer that is longer would end at once.
+    return this.#add(this.#checks, fn, Math.min(every, MAX_TIMER));
   }
 
   healthy() {

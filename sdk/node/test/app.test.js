@@ -323,6 +323,8 @@ test('functions of health are called again and again', async (t) => {
   const next = async () => (await worker.next((frame) => frame.health !== undefined)).health;
   const reasons = [await next(), await next(), await next(), await next(), await next()];
   assert.deepEqual(reasons, ['warming up', null, 'no database', 'RangeError: slow', null]);
+  // A time that no timer has is a long one. The other function has been called five times by now.
+  assert.equal(worker.stderr.match(/rarely/g).length, 1, worker.stderr);
 });
 
 test('an app that cannot start reports why, and exits with 1', async (t) => {

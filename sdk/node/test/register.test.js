@@ -37,6 +37,7 @@ test('invalid and duplicate metrics are refused', () => {
   const seconds = app.histogram('seconds');
   for (const value of [NaN, Infinity, '1']) assert.throws(() => seconds.observe(value), RangeError);
   assert.throws(() => app.health(() => null, { every: 0 }), RangeError);
+  assert.throws(() => app.health(() => null, { every: '5' }), RangeError);
 });
 
 test('codes of the daemon are refused', () => {
