@@ -311,6 +311,33 @@ KIND connect():
             self.assertEqual(status, 1)
             self.assertIn("<3>the app cannot start\n<3>Traceback", output)
 
+    def test_texts_for_the_worker_are_utf_8_and_cut(self) -> None:
+        code = """
+@app.method
+KIND half():
+    raise Fault("half", "no \\ud83d")
+
+@app.method
+KIND far():
+    raise Fault("far", "€" * 100_000)
+
+@app.method
+KIND ill():
+    app.unhealthy("ill \\ude00" + "x" * 2_000)
+"""
+        failing = "\n@app.start\nKIND connect():\n    raise OSError('no \\ud83d' + 'x' * 2_000)\n"
+        for kind in ("def", "async def"):
+            worker = self.worker(kind, code)
+            self.assertEqual(worker.call("half")["error"], {"code": "half", "message": "no ?"})
+            self.assertEqual(worker.call("far")["error"]["message"], "€" * 1000 + "…")
+            worker.send(worker.request("ill"))
+            bodies = [worker.read_body(), worker.read_body()]
+            self.assertIn("ill ?" + "x" * 995 + "…", [json.loads(body).get("health") for body in bodies])
+            failed = Worker(APP.format(kind=kind) + failing.replace("KIND", kind))
+            self.addCleanup(failed.__exit__)
+            reason = failed.read()["failed"]
+            self.assertEqual(reason, "OSError: no ?" + "x" * 987 + "…")
+
     def test_start_runs_before_hello(self) -> None:
         code = """
 @app.start

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, overload
 
 from . import _method
 from ._codec import Codec, CodecName, codec
-from ._frames import Writer
+from ._frames import Writer, cut
 from ._log import line_by_line, log_exception
 from ._metrics import Counter, Histogram, Metrics, buckets_of
 from ._process import Inherited, inherited
@@ -234,6 +234,7 @@ class App:
         return Writer(self._codec, inherited.max_frame, keeps_frames)
 
     def _set_health(self, reason: str | None) -> None:
+        reason = None if reason is None else cut(reason)
         with self._health_lock:
             if reason == self._unhealthy:
                 return
@@ -257,7 +258,7 @@ def why_failed(error: BaseException) -> dict[str, Any]:
     log_exception("the app cannot start", error)
     text = str(error)
     name = type(error).__name__
-    return {"failed": f"{name}: {text}" if text else name}
+    return {"failed": cut(f"{name}: {text}" if text else name)}
 
 
 def status_of(error: SystemExit) -> int:

@@ -24,6 +24,17 @@ _PARAMS = re.compile(rb',\s*"params"\s*:\s*')
 _FRAME = " frame"
 
 
+#: The most characters of a text for a client or an operator: a frame has a limit.
+_MAX_TEXT = 1000
+
+
+def cut(text: str) -> str:
+    """Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is no UTF-8."""
+    if len(text) > _MAX_TEXT:
+        text = text[:_MAX_TEXT] + "…"
+    return text.encode("utf-8", "replace").decode()
+
+
 class Splitter:
     """Finds the frames in what is read. A frame of many pieces is put together once."""
 
@@ -131,8 +142,7 @@ class Writer:
         self.error(message, "crashed", name)
 
     def error(self, message: dict[str, Any], code: str, text: str) -> None:
-        # By the standard library: the text may have half a surrogate pair, which other codecs refuse.
-        body = json.dumps({"id": message["id"], "error": {"code": code, "message": str(text)}}).encode()
+        body = json.dumps({"id": message["id"], "error": {"code": code, "message": cut(str(text))}}).encode()
         if len(body) > self._max_frame:
             body = json.dumps({"id": message["id"], "error": {"code": code, "message": ""}}).encode()
         self._push(body)
