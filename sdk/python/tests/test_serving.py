@@ -8,7 +8,7 @@ import struct
 import unittest
 from typing import Any
 
-from .worker import Worker
+from .worker import TIMEOUT, Worker
 
 APP = """
 import os
@@ -296,6 +296,47 @@ KIND many_at_first():
             worker.send(worker.request("echo", 1), worker.request("leave", 9))
             self.assertEqual(worker.read()["result"], 1)
             self.assertEqual(worker.wait()[0], 9)
+
+    def test_an_exit_in_a_method_waits_for_no_thread(self) -> None:
+        code = """
+@app.method
+KIND leave_threads():
+    import threading, time
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    raise SystemExit(9)
+"""
+        for worker in self.both(code):
+            worker.send(worker.request("leave_threads"))
+            self.assertEqual(worker.process.wait(TIMEOUT), 9)
+
+    def test_each_exception_of_any_class_is_answered(self) -> None:
+        code = """
+import asyncio
+class Panic(BaseException): ...
+CLASSES = {c.__name__: c for c in (Panic, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)}
+
+@app.method(name="raise")
+KIND raise_it(name: str):
+    raise CLASSES[name]("on purpose")
+
+seen = [None, "ill"]
+@app.health(every=0.01)
+KIND check():
+    if not seen:
+        raise CLASSES["CancelledError"]
+    return seen.pop(0)
+
+@app.on_close
+KIND left(client):
+    raise CLASSES["Panic"]
+"""
+        for worker in self.both(code):
+            self.assertEqual([worker.read(), worker.read()], [{"health": "ill"}, {"health": "CancelledError: "}])
+            worker.send({"closed": 4711})
+            for name in ("Panic", "KeyboardInterrupt", "GeneratorExit", "CancelledError"):
+                self.assertEqual(worker.call("raise", name)["error"], {"code": "crashed", "message": name})
+            self.assertEqual(worker.call("echo", 1), {"result": 1})
+            self.assertEqual(worker.end()[0], 0)
 
     def test_a_start_that_fails_is_reported(self) -> None:
         code = """

@@ -56,6 +56,10 @@ def until_cancelled(call):
 def raises():
     raise StopIteration
 
+@app.method(thread=True)
+def panics():
+    raise KeyboardInterrupt
+
 @app.method
 def plain(value, /):
     return value
@@ -129,6 +133,7 @@ class Waiting(unittest.TestCase):
         worker.send({"cancel": request["id"], "why": "gone"})
         self.assertEqual(worker.read(), {"id": request["id"], "result": ["gone", False]})
         self.assertEqual(worker.call("raises")["error"]["message"], "StopIteration")
+        self.assertEqual(worker.call("panics")["error"]["message"], "KeyboardInterrupt")
 
     def test_stop_waits_for_what_is_under_way(self) -> None:
         worker = self.worker()

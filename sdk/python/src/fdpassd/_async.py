@@ -55,7 +55,7 @@ async def _serve(app: App, inherited: Inherited, connection: _Connection) -> Non
     try:
         for function in app._at_start:
             await _run(function)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         stream.sendall(connection.frame(why_failed(error)))
         end(1)
     try:
@@ -75,7 +75,9 @@ async def _serve(app: App, inherited: Inherited, connection: _Connection) -> Non
     for function in app._at_stop:
         try:
             await _run(function)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             log_exception("stop of the app", error)
     await connection.drain()
     end(connection.status)
@@ -196,7 +198,9 @@ class _Connection(asyncio.BufferedProtocol):
                 self._writer.fault(message, error)
             else:
                 self._writer.error(message, "internal", "cancelled")
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             self._writer.fault(message, error)
         else:
             self._writer.result(method, message, result)
@@ -209,11 +213,13 @@ class _Connection(asyncio.BufferedProtocol):
         current.set(call)
         run = copy_context().run
 
-        def invoke() -> tuple[Any, Exception | None]:
+        def invoke() -> tuple[Any, BaseException | None]:
             # StopIteration would not survive a future.
             try:
                 return run(method.invoke, params_of(method, message)), None
-            except Exception as error:
+            except SystemExit:
+                raise
+            except BaseException as error:
                 return None, error
 
         result, error = await self._loop.run_in_executor(self._threads, invoke)
@@ -245,7 +251,9 @@ class _Connection(asyncio.BufferedProtocol):
         for function in self._app._at_close:
             try:
                 await _run(function, client)
-            except Exception as error:
+            except SystemExit:
+                raise
+            except BaseException as error:
                 log_exception(f"on_close of client {client}: {type(error).__name__}", error)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -301,7 +309,12 @@ async def _check(app: App, check: Callable[[], Any], every: float) -> NoReturn:
     while True:
         try:
             reason = await (check() if is_async else asyncio.to_thread(check))
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
             reason = f"{type(error).__name__}: {error}"
         app._set_health(None if reason is None else str(reason))
         await asyncio.sleep(every)

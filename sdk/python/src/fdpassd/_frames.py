@@ -167,10 +167,12 @@ class Writer:
 
 
 def perform(writer: Writer, method: Method, message: dict[str, Any]) -> None:
-    """Runs a method that is no coroutine, and answers."""
+    """Runs a method that is no coroutine, and answers, unless it ends the process."""
     try:
         result = method.invoke(params_of(method, message))
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         writer.fault(message, error)
     else:
         writer.result(method, message, result)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._app import end, why_failed
+from ._app import end, status_of, why_failed
 from ._call import Call, current
 from ._frames import Splitter, perform
 from ._log import log_exception
@@ -30,7 +30,7 @@ def serve(app: App, inherited: Inherited) -> NoReturn:
     try:
         for function in app._at_start:
             function()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         loop.notify(why_failed(error))
         end(1)
     loop.notify(app._hello())
@@ -43,6 +43,9 @@ def serve(app: App, inherited: Inherited) -> NoReturn:
         loop.run()
     except (BrokenPipeError, ConnectionResetError):
         loop.finish()
+    except SystemExit as error:
+        # A method ends the process, also if it has started threads. What was answered before it is written.
+        end(status_of(error))
 
 
 class _Loop:
@@ -93,7 +96,9 @@ class _Loop:
             for function in self._app._at_close:
                 try:
                     function(message["closed"])
-                except Exception as error:
+                except SystemExit:
+                    raise
+                except BaseException as error:
                     log_exception(f"on_close of client {message['closed']}: {type(error).__name__}", error)
         elif "stop" in message:
             self._flush()
@@ -164,7 +169,9 @@ class _Loop:
         for function in self._app._at_stop:
             try:
                 function()
-            except Exception as error:
+            except SystemExit as error:
+                end(status_of(error))
+            except BaseException as error:
                 log_exception("stop of the app", error)
         if is_flushed:
             try:
@@ -179,7 +186,7 @@ def _check(app: App, check: Any, every: float) -> NoReturn:
     while True:
         try:
             reason = check()
-        except Exception as error:
+        except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
         app._set_health(None if reason is None else str(reason))
         time.sleep(every)
