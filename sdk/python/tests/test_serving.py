@@ -454,6 +454,19 @@ KIND terminate():
     return child.wait()
 
 @app.method
+KIND fork_number(descriptor: int):
+    import os, socket
+    pid = os.fork()
+    if pid == 0:
+        # What the parent's objects do when the child collects them.
+        file = os.open(app_file, os.O_RDONLY)
+        os.close(descriptor)
+        os._exit(0 if file != descriptor and os.path.sameopenfile(file, os.open(app_file, os.O_RDONLY)) else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+app_file = __file__
+
+@app.method
 KIND fork():
     import os, signal, time
     pid = os.fork()
@@ -467,6 +480,7 @@ KIND fork():
             self.assertTrue(result.startswith("False 3 "), result)
             self.assertTrue(result.endswith("True\n"), result)
             self.assertEqual(worker.call("terminate"), {"result": -15})
+            self.assertEqual(worker.call("fork_number", worker.descriptor), {"result": 0})
             self.assertEqual(worker.call("fork"), {"result": -15})
 
 

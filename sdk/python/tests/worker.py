@@ -33,6 +33,7 @@ class Worker:
         self.path.write_text(text)
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(TIMEOUT)
+        self.descriptor = theirs.fileno()
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path[1:]]),

@@ -33,6 +33,7 @@ def _take() -> Inherited | None:
     try:
         descriptor = int(number)
         os.set_inheritable(descriptor, False)
+        inode = os.fstat(descriptor).st_ino
     except (ValueError, OSError) as error:
         raise SystemExit(f"FDPASSD_APP={number}: {error}") from None
     try:
@@ -41,7 +42,7 @@ def _take() -> Inherited | None:
             signal.siginterrupt(number_of, False)
     except ValueError:
         pass  # Not the main thread: the program has to do it.
-    os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=lambda: _in_child(descriptor))
+    os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=lambda: _in_child(descriptor, inode))
     return Inherited(descriptor, int(max_frame) if max_frame else _MAX_FRAME)
 
 
@@ -57,10 +58,14 @@ def _unblock() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
 
 
-def _in_child(descriptor: int) -> None:
+def _in_child(descriptor: int, inode: int) -> None:
     """In a forked child: descriptor and signals are the parent's business only."""
     try:
-        os.close(descriptor)
+        # Not closed: another file would get its number, which objects of the parent's memory still close.
+        if os.fstat(descriptor).st_ino == inode:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, descriptor, inheritable=False)
+            os.close(null)
     except OSError:
         pass
     for number in _PASSED_OVER:
