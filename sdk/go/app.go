@@ -153,7 +153,7 @@ func (a *App) Unhealthy(reason string) {
 
 func (a *App) setHealth(health string) {
 	a.mu.Lock()
-	if health == a.health {
+	if health == a.health || a.isDying {
 		a.mu.Unlock()
 		return
 	}

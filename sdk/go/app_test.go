@@ -305,6 +305,7 @@ func TestPanicAnswersAllCallsThenEndsTheApp(t *testing.T) {
 		waiting, waitingBody := w.body("wait", "")
 		w.send(slowBody, waitingBody)
 		equal(t, w.fault("panic", strconv.Quote(what)), "crashed: "+name)
+		equal(t, w.nextHealth(), `"a method has panicked"`)
 		lost, lostBody := w.body("echo", "1")
 		w.send(lostBody, `{"probe":5}`, fmt.Sprintf(`{"cancel":%d,"why":"gone"}`, waiting))
 		equal(t, w.answer(waiting).Error.Code, "crashed")

@@ -164,6 +164,11 @@ func (a *App) panicked(c *callContext, value any, stack []byte) {
 	a.mu.Lock()
 	isFirst := !a.isDying
 	a.isDying = true
+	if isFirst {
+		// The worker sends clients elsewhere: no method begins from now on.
+		a.health = "a method has panicked"
+		a.appendHealth()
+	}
 	a.mu.Unlock()
 	name := typeName(value)
 	if value == nil {
