@@ -46,6 +46,14 @@ impl<'a> ConfigPlace<'a> {
         )
     }
 
+    /// Returns the name of the file that is read first if it exists.
+    pub(super) fn main(self) -> String {
+        match self {
+            ConfigPlace::Files { file, standard } => file.unwrap_or(standard).display().to_string(),
+            ConfigPlace::CommandLine(_) => COMMAND_LINE.to_owned(),
+        }
+    }
+
     /// Reads all texts.
     ///
     /// # Errors

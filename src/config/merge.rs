@@ -90,33 +90,45 @@ fn merge(merged: &mut Table, more: Table) {
     }
 }
 
-/// Refuses texts that leave out keys in force because a file is empty, as a file is while it is being written.
+/// Refuses texts that leave out keys in force because a file is empty, as a file is while it is being written, or because
+/// no file exists, as while the only one is being replaced. `main` is the file that would be the first.
 pub(super) fn check_not_emptied(
     texts: &[SourceText],
+    main: &str,
     keys: &Keys,
     in_force: &Keys,
 ) -> Result<(), Error> {
-    let is_empty = |source: &&SourceText| source.text.trim().is_empty();
-    let source = texts
-        .iter()
-        .find(|source| keys.is_empty() || is_empty(source));
+    let is_empty = |source: &SourceText| source.text.trim().is_empty();
+    let (origin, what) = if texts.is_empty() {
+        (
+            main,
+            "the file does not exist, as while it is being replaced",
+        )
+    } else if let Some(source) = texts.iter().find(|source| is_empty(source)) {
+        let what = "the file is empty, as while it is being written";
+        (source.origin.as_str(), what)
+    } else if keys.is_empty() {
+        let what = "the file has no keys, as while it is being written";
+        (texts[0].origin.as_str(), what)
+    } else {
+        return Ok(());
+    };
     let gone: Vec<&str> = in_force.difference(keys).map(String::as_str).collect();
-    let (Some(source), [first, rest @ ..]) = (source, gone.as_slice()) else {
+    let [first, rest @ ..] = gone.as_slice() else {
         return Ok(());
     };
     let more = match rest.len() {
         0 => String::new(),
         count => format!(" and {count} more"),
     };
-    let what = match is_empty(&source) {
-        true => "the file is empty",
-        false => "the file has no keys",
+    let takes = match texts.is_empty() {
+        true => "takes the defaults",
+        false => "takes the file as it is",
     };
     let message = format!(
-        "{what}, as while it is being written; the configuration in force has {first}{more} from a file; \
-         \"reload --force\" takes the file as it is"
+        "{what}; the configuration in force has {first}{more} from a file; \"reload --force\" {takes}"
     );
-    Err(Error::from_file(&source.origin, &message))
+    Err(Error::from_file(origin, &message))
 }
 
 #[cfg(test)]
@@ -134,6 +146,23 @@ mod tests {
 
     fn load(standard: &Path) -> Result<Loaded, Error> {
         Config::load(place(standard))
+    }
+
+    #[test]
+    fn a_reload_without_any_file_needs_force_if_keys_were_set() {
+        let (_directory, standard) = set(&[("x.toml", "workers.count = 2")]);
+        let Loaded { config, keys, .. } = load(&standard).expect("it is valid");
+        fs::remove_file(&standard).expect("it is ours");
+        let next = |keys: &Keys, force| config.load_next(keys, place(&standard), force);
+        let error = next(&keys, false).expect_err("no file exists");
+        let expected = format!(
+            "{}: the file does not exist, as while it is being replaced; the configuration in force has \
+             workers.count from a file; \"reload --force\" takes the defaults",
+            standard.display()
+        );
+        assert_eq!(error.in_one_line(), expected);
+        assert!(next(&keys, true).expect("forced").keys.is_empty());
+        next(&Keys::new(), false).expect("there was no file before");
     }
 
     #[test]

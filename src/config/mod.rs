@@ -115,7 +115,7 @@ impl Config {
     ///
     /// # Errors
     /// Those of [`Config::load`]; another path of the control socket, which only a restart can change; and, unless
-    /// `force`, a file that is empty while keys are missing.
+    /// `force`, a file that is empty, or no file at all, while keys are missing.
     pub fn load_next(
         &self,
         keys: &Keys,
@@ -141,7 +141,7 @@ impl Config {
             read_context(next)
         })?;
         if !force {
-            merge::check_not_emptied(&texts, &loaded.keys, keys)?;
+            merge::check_not_emptied(&texts, &place.main(), &loaded.keys, keys)?;
         }
         Ok(loaded)
     }
