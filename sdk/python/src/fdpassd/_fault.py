@@ -1,4 +1,4 @@
-"""The error of a method that it meant."""
+"""Errors that methods send to their clients."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _RESERVED = frozenset({"bad_request", "unknown_method", "too_large", "timeout", 
 
 
 class Fault(Exception):
-    """The reason why there is no result, for the client.
+    """An error that the client of the request receives in place of a result.
 
     The code is for programs: lower-case letters, digits and underscores. The message is for people. Of the daemon's
     own codes a method may use ``bad_params``, ``internal`` and ``crashed``.
 
-    :raises ValueError: The code has other characters or is one of the daemon's own.
+    :raises ValueError: The code has other characters or is reserved for the daemon.
     """
 
     code: str
@@ -26,7 +26,7 @@ class Fault(Exception):
         if not _CODE.fullmatch(code):
             raise ValueError(f"{code!r} is not a valid code: [a-z][a-z0-9_]{{0,63}}")
         if code in _RESERVED:
-            raise ValueError(f"{code!r} is a code of the daemon's own")
+            raise ValueError(f"{code!r} is reserved for the daemon")
         super().__init__(code, message)
         self.code = code
         self.message = message

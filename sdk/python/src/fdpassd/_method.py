@@ -12,7 +12,7 @@ from ._fault import Fault
 
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
-#: Of the daemon itself.
+#: The names of methods that the daemon itself has.
 _TAKEN = frozenset({"ping", "methods"})
 
 
@@ -42,8 +42,8 @@ def method(
 ) -> Method:
     """Returns the method of a function.
 
-    :raises ValueError: A name is not valid, or belongs to the daemon.
-    :raises TypeError: It is no function, or only a coroutine by its looks.
+    :raises ValueError: A name is not valid, or is the daemon's.
+    :raises TypeError: The function cannot be a method: a generator, or a coroutine with `thread`.
     """
     name = function.__name__ if name is None else name
     for text in (name, reply):
