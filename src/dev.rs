@@ -145,7 +145,7 @@ pub fn run(watched: &str) -> Result<(), String> {
             .wait_for_change(QUIET_INTERVAL)
             .map_err(|error| format!("no longer watches files: {error}"))?;
         let changed = changed.display();
-        if connect(&watched).is_ok() {
+        if !matches!(connect(&watched), Err(Error::NotRunning { .. })) {
             report(&format!("{changed} has changed; reloading"));
         }
         loop {
@@ -196,24 +196,63 @@ fn reload(watched: &Watched) -> ReloadAttempt {
 }
 
 /// Connects to the control socket of the master. Another daemon may have one, too.
+///
+/// # Errors
+/// [`Error::NotRunning`] only if no place has a daemon that may be the master.
 fn connect(watched: &Watched) -> Result<RpcClient, Error> {
     let var = |name: &str| std::env::var_os(name);
-    let places = places(&watched.name, process::user(), var);
-    for place in &places {
+    connect_at(&places(&watched.name, process::user(), var), watched)
+}
+
+fn connect_at(places: &[PathBuf], watched: &Watched) -> Result<RpcClient, Error> {
+    let mut failed = None;
+    for place in places {
         let place = std::slice::from_ref(place);
-        let connect = || RpcClient::connect_control(place, Deadline::new(RELOAD_TIMEOUT));
-        let Ok(version) = connect().and_then(|mut daemon| daemon.ask(Verb::Version)) else {
-            continue;
-        };
-        let version: Result<Version, _> = serde_json::from_str(version.get());
-        if version.is_ok_and(|version| version.pid == watched.master) {
-            return connect();
+        let connect =
+            || RpcClient::connect_control(&watched.name, place, Deadline::new(RELOAD_TIMEOUT));
+        let version = connect().and_then(|mut daemon| daemon.ask(Verb::Version));
+        match version.map(|version| serde_json::from_str::<Version>(version.get())) {
+            Ok(Ok(version)) if version.pid == watched.master => return connect(),
+            Ok(_) => {}
+            // The master's socket does not deny its own user anything: this one is another daemon's.
+            Err(Error::NotRunning { .. } | Error::Forbidden(_)) => {}
+            Err(error) => drop(failed.get_or_insert(error)),
         }
     }
-    Err(Error::NotRunning { tried: places })
+    Err(failed.unwrap_or_else(|| Error::NotRunning {
+        daemon: watched.name.clone(),
+        tried: places.to_vec(),
+    }))
 }
 
 fn report(sentence: &str) {
     // Without standard error it cannot be reported.
     let _ = writeln!(io::stderr(), "fdpassd dev: {sentence}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_does_not_reply_is_not_one_that_has_failed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let places = [directory.path().join("none"), directory.path().join("own")];
+        let watched = Watched {
+            name: "shop".to_owned(),
+            master: 1,
+            directory: PathBuf::new(),
+            patterns: Vec::new(),
+        };
+        let error = connect_at(&places, &watched).expect_err("there is none");
+        assert!(matches!(error, Error::NotRunning { .. }), "{error}");
+        let listener = UnixListener::bind(&places[1]).expect("it is ours");
+        let closing = thread::spawn(move || drop(listener.accept()));
+        let error = connect_at(&places, &watched).expect_err("it closes connections");
+        assert!(!matches!(error, Error::NotRunning { .. }), "{error}");
+        closing.join().expect("no panic");
+    }
 }

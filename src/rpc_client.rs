@@ -65,11 +65,15 @@ pub struct RpcClient {
 }
 
 impl RpcClient {
-    /// Connects to the daemon at the first of `places` where one listens.
+    /// Connects to the daemon of this name at the first of `places` where one listens.
     ///
     /// # Errors
     /// [`Error::NotRunning`] where none does; the reason if that cannot be known of a place.
-    pub fn connect_control(places: &[PathBuf], deadline: Deadline) -> Result<RpcClient, Error> {
+    pub fn connect_control(
+        daemon: &str,
+        places: &[PathBuf],
+        deadline: Deadline,
+    ) -> Result<RpcClient, Error> {
         for path in places {
             match connect(&Address::Unix(path.clone()), deadline) {
                 Err(Error::NothingListens(_)) => {}
@@ -78,6 +82,7 @@ impl RpcClient {
             }
         }
         Err(Error::NotRunning {
+            daemon: daemon.to_owned(),
             tried: places.to_vec(),
         })
     }

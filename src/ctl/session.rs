@@ -58,7 +58,8 @@ impl Session {
     pub(super) fn connect(&self) -> Result<RpcClient, rpc_client::Error> {
         self.connect_until(self.deadline)
             .map_err(|error| match error {
-                rpc_client::Error::NotRunning { .. } => rpc_client::Error::NotRunning {
+                rpc_client::Error::NotRunning { daemon, .. } => rpc_client::Error::NotRunning {
+                    daemon,
                     tried: self.places_except(&[Holder::Others]),
                 },
                 error => error,
@@ -71,7 +72,7 @@ impl Session {
     /// could create it at this moment.
     pub(super) fn connect_until(&self, deadline: Deadline) -> Result<RpcClient, rpc_client::Error> {
         let places = self.places_except(&[Holder::Others, Holder::Missing]);
-        RpcClient::connect_control(&places, deadline)
+        RpcClient::connect_control(&self.daemon, &places, deadline)
     }
 
     fn places_except(&self, holders: &[Holder]) -> Vec<PathBuf> {

@@ -11,6 +11,8 @@ use crate::proto::names::Address;
 pub enum Error {
     /// There is no daemon at any path where its control socket may be.
     NotRunning {
+        /// The daemon's name.
+        daemon: String,
         /// All these paths.
         tried: Vec<PathBuf>,
     },
@@ -47,14 +49,14 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::NotRunning { tried } => {
+            Error::NotRunning { daemon, tried } => {
                 let tried: Vec<_> = tried
                     .iter()
                     .map(|path| path.display().to_string())
                     .collect();
                 write!(
                     f,
-                    "fdpassd is not running (no socket at {})",
+                    "{daemon} is not running (no socket at {})",
                     tried.join(", ")
                 )
             }

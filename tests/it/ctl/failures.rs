@@ -15,7 +15,7 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
     let directory = tempfile::tempdir().expect("a directory");
     let nobody = directory.path().join("nobody.sock").display().to_string();
     let address = daemon.address().to_string();
-    let cases: [(&[&str], i32, &str); 14] = [
+    let cases: [(&[&str], i32, &str); 15] = [
         (
             &["call", "nope", "--to", &address],
             1,
@@ -60,6 +60,11 @@ fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
             "fdpassd is not running (no socket at ",
         ),
         (&["stop", "-s", &nobody], 3, "nobody.sock"),
+        (
+            &["status", "-n", "missingd"],
+            3,
+            "missingd is not running (no socket at ",
+        ),
         (
             &["call", "ping", "--to", "127.0.0.1:1"],
             3,
