@@ -139,7 +139,17 @@ impl Files {
                 Ok(id) => id,
                 // It was removed since.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
+                // It has no files that the app could read, such as the data of a database.
+                Err(error)
+                    if error.kind() == io::ErrorKind::PermissionDenied
+                        && directory != self.root =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    let text = format!("{}: {error}", directory.display());
+                    return Err(io::Error::new(error.kind(), text));
+                }
             };
             if self.directories.len() >= MAX_DIRECTORIES && !self.directories.contains_key(&id) {
                 return Err(io::Error::other(format!(

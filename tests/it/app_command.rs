@@ -1,6 +1,7 @@
 //! `fdpassd app` and `fdpassd dev`: apps without a configuration file.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use fdpassd::proto::names::Address;
@@ -160,6 +161,31 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
         said.err
     );
     assert!(said.err.contains("app: ValueError: no"), "{}", said.err);
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_not_watched_by_dev() {
+    let Some(place) = Place::new() else { return };
+    let data = place.0.path().join("data");
+    fs::create_dir(&data).expect("it is ours");
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o000)).expect("it is ours");
+    // Without them, root may not read any directory, either.
+    let lacks = "--bounding-set=-dac_override,-dac_read_search";
+    let mut arguments = vec![lacks, FDPASSD, "dev", "--listen", "127.0.0.1:0", "--"];
+    arguments.extend(["python3", "app.py"]);
+    let program = match kernel::user() {
+        0 => ("setpriv", arguments.as_slice()),
+        _ => (FDPASSD, &arguments[2..]),
+    };
+    let mut daemon = Program::start(&mut place.command(program.0, program.1));
+    let mut client = Place::connect(&mut daemon);
+    place.write(3);
+    eventually("the new code", || {
+        let result = client.call("times", 1).expect("no call fails");
+        (result == json!(3)).then_some(())
+    });
+    place.succeed("stop");
+    assert_eq!(daemon.finish().code, Some(0));
 }
 
 #[test]
