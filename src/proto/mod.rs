@@ -47,6 +47,7 @@ pub(crate) mod lease;
 pub mod log;
 pub(crate) mod message;
 pub mod names;
+pub mod own_metrics;
 pub mod paths;
 pub mod rpc;
 pub mod text;

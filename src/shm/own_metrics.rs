@@ -23,17 +23,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::proto::own_metrics::{
+    MAX_BOUNDS, MAX_HELP_LEN, MAX_NAME_LEN, MAX_OWN_METRICS, are_bounds, is_metric_name,
+};
+
 use super::{Layout, MasterShm};
 use crate::sys::memory::Words;
-
-/// The most metrics of a worker.
-pub const MAX_OWN_METRICS: usize = 64;
-/// The longest name, in bytes.
-pub const MAX_NAME_LEN: usize = 64;
-/// The longest help, in bytes.
-pub const MAX_HELP_LEN: usize = 128;
-/// The most bounds of a histogram.
-pub const MAX_BOUNDS: usize = 16;
 
 const METRIC_WORDS: usize = 64;
 const AREA_WORDS: usize = (1 + MAX_OWN_METRICS) * METRIC_WORDS;
@@ -264,23 +259,6 @@ fn read_metric(word: impl Fn(usize) -> u64) -> Option<OwnMetric> {
         _ => return None,
     };
     Some(OwnMetric { name, help, values })
-}
-
-/// Returns whether this may be the name of a metric, by the rules of Prometheus for names without a colon.
-#[must_use]
-pub fn is_metric_name(name: &str) -> bool {
-    matches!(name.as_bytes(), [b'a'..=b'z' | b'A'..=b'Z' | b'_', rest @ ..]
-        if rest.len() < MAX_NAME_LEN && rest.iter().all(|c| c.is_ascii_alphanumeric() || *c == b'_'))
-}
-
-/// Returns whether these may be the bounds of a histogram.
-#[must_use]
-pub fn are_bounds(bounds: &[f64]) -> bool {
-    let is_ascending = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-    !bounds.is_empty()
-        && bounds.len() <= MAX_BOUNDS
-        && is_ascending
-        && bounds.iter().all(|bound| bound.is_finite())
 }
 
 #[cfg(test)]

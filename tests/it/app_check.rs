@@ -132,6 +132,11 @@ fn a_wrong_hello_is_named() {
             ("hello", "bad-reply", "\"error\" is not a valid name"),
             ("hello", "double-name", "the method \"check_echo\" twice"),
             ("hello", "concurrency", "concurrency is 0"),
+            ("hello", "metric-name", "is not a valid name for a metric"),
+            ("hello", "metric-help", "must be one line of at most 128"),
+            ("hello", "metric-end", "must not end in _count"),
+            ("hello", "metric-buckets", "1 to 16 bounds in ascending"),
+            ("hello", "metrics", "hello has more than 64 metrics"),
             (
                 "hello",
                 "early",
@@ -362,6 +367,28 @@ fn a_program_that_cannot_be_started_is_a_failure() {
     ] {
         assert_eq!(run(FDPASSCTL, arguments).code, Some(64), "{arguments:?}");
     }
+}
+
+#[test]
+fn a_program_by_hand_may_write_much_and_leave_a_process() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mark = directory.path().join("mark").display().to_string();
+    // The process has left the group, and keeps standard error.
+    let script = format!(
+        "setsid sh -c 'echo $$ >{mark}; exec sleep 600' & until test -s {mark}; do sleep 0.01; done; \
+         echo by hand >&2; head -c 200000 /dev/zero >&2; exit 64"
+    );
+    let arguments = ["app", "check", "--timeout", LONG, "--only", "by-hand", "--"];
+    let said = run(
+        FDPASSCTL,
+        &[&arguments[..], &["sh", "-c", &script]].concat(),
+    );
+    let pid = std::fs::read_to_string(&mark).expect("it was written");
+    assert_eq!(run("kill", &["-9", pid.trim()]).code, Some(0), "it runs");
+    assert!(
+        said.out.contains("started by hand, it prints: by hand\n"),
+        "{said:?}"
+    );
 }
 
 #[test]

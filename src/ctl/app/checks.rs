@@ -1,7 +1,7 @@
 //! The checks, in their order, and those of a start.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -11,6 +11,7 @@ use super::dialog::{AppDialog, CLIENT, DialogFailure};
 use super::{AppCheck, CheckFinding, Suite, ends, frames, requests};
 use crate::proto::app::{DESCRIPTOR, DESCRIPTOR_VARIABLE, MAX_FRAME_VARIABLE};
 use crate::proto::text::Counted;
+use crate::sys::memory::plain_file;
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::process::open_pidfd;
 
@@ -153,13 +154,17 @@ fn log(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
 /// Without its descriptor the program ends, with a sentence on standard error.
 fn by_hand(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const USAGE: i32 = 64;
+    const MAX_LINE: u64 = 1000;
+    // A file, because the program may write more than a pipe takes, and a process that it leaves may keep a pipe open.
+    let mut error = plain_file(c"stderr").map_err(|e| e.to_string())?;
+    let theirs = error.try_clone().map_err(|e| e.to_string())?;
     let mut child = Command::new(&suite.command[0])
         .args(&suite.command[1..])
         .env_remove(DESCRIPTOR_VARIABLE)
         .env_remove(MAX_FRAME_VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(theirs)
         .process_group(0)
         .spawn()
         .map_err(|e| e.to_string())?;
@@ -169,10 +174,11 @@ fn by_hand(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     let _ = crate::sys::process::kill_group(child.id());
     let _ = child.kill();
     let status = child.wait().map_err(|e| e.to_string())?;
-    let mut said = String::new();
-    if let Some(mut error) = child.stderr.take() {
-        let _ = error.read_to_string(&mut said);
-    }
+    let mut said = Vec::new();
+    let _ = error
+        .rewind()
+        .and_then(|()| error.take(MAX_LINE).read_to_end(&mut said));
+    let said = String::from_utf8_lossy(&said);
     match ended {
         Ok(true) if status.code() == Some(USAGE) && !said.is_empty() => {
             CheckFinding::passed(format!(

@@ -143,6 +143,15 @@ def answer(request):
 NAMES = ["check_" + name for name in "echo sleep fault crash null spawn print".split()]
 METHODS = [{"name": name, "idempotent": True} for name in NAMES]
 HELLO = {"hello": 1, "methods": METHODS, "concurrency": CONCURRENCY, "closes": True, "later": {}}
+METRICS = {
+    "metric-name": [{"name": "x" * 59, "type": "counter"}],
+    "metric-help": [{"name": "x", "type": "counter", "help": "y" * 129}],
+    "metric-end": [{"name": "x_count", "type": "histogram"}],
+    "metric-buckets": [{"name": "x", "type": "histogram", "buckets": [2, 1]}],
+    "metrics": [{"name": f"x{n}", "type": "counter"} for n in range(65)],
+}
+if MISTAKE in METRICS:
+    HELLO["metrics"] = METRICS[MISTAKE]
 if MISTAKE == "few-methods":
     HELLO["methods"] = [{"name": "twice"}]
     del HELLO["closes"]
