@@ -1,4 +1,5 @@
-//! The connected clients: requested page by page, so that the daemon handles one page at a time, and sorted here.
+//! The connected clients. They are requested page by page, so that no request keeps the daemon busy for long, and sorted
+//! here.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -47,7 +48,7 @@ struct ClientRow {
     raw: Box<RawValue>,
 }
 
-/// Returns all clients, in no order. One that moves between the pages is on two of them: the later one counts.
+/// Returns all clients, in no order. A client that moves between two requests is on two pages; the later page counts.
 fn request_all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow>, Error> {
     /// [`control::Clients`](crate::proto::control::Clients), with each client as received.
     #[derive(Deserialize)]
@@ -106,7 +107,7 @@ fn write_json(to: &mut impl Write, clients: &[ClientRow]) -> io::Result<()> {
     writeln!(to, r#"],"next":null}}"#)
 }
 
-/// On a terminal the listeners, which are few, are shortened first.
+/// Writes the table. On a terminal the column of listeners is shortened first, because it has few different values.
 fn write_table(
     to: &mut impl Write,
     seen: Seen,

@@ -81,7 +81,7 @@ impl fmt::Display for Error {
             } => {
                 write!(
                     f,
-                    "{name} (pid {pid}) is still {activity}; it continues, see \"fdpassctl status\""
+                    "{name} (pid {pid}) is still {activity}; it continues, as the verb \"status\" shows"
                 )
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),

@@ -1,7 +1,7 @@
 //! Progress on standard error while the daemon performs a change: its events, from a second connection.
 //!
 //! On a terminal it is one line with counters, which is overwritten and erased at the end; else each event is a line.
-//! It never makes a change fail: if a daemon has no events, only the change is requested.
+//! A failure of the progress is no failure of the change: of a daemon without events only the change is requested.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -87,7 +87,7 @@ impl<'a> Progress<'a> {
             closer.close();
             done
         });
-        // The events since the last page. A daemon that still owes a reply cannot be asked.
+        // The events since the last page. No request is sent while a reply is outstanding.
         if matches!(
             done,
             Ok(_) | Err(rpc_client::Error::Refused { .. } | rpc_client::Error::Forbidden(_))

@@ -76,7 +76,7 @@ fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result
     }
     if !status.quarantined.is_empty() {
         let methods = status.quarantined.join(", ");
-        let text = format!("quarantined: {methods}; lifted by \"fdpassctl release METHOD\"");
+        let text = format!("quarantined: {methods}; lifted by the verb \"release\"");
         notice(BAD, "METHODS", &text)?;
     }
     Ok(())
@@ -527,7 +527,7 @@ predecessor of worker 17";
         let expected = "\
 fdpassd 0.1.0, pid 4711, up 3 days 4 hours, generation 3
 RELOADING workers are replaced one by one
-METHODS   quarantined: resize, crop; lifted by \"fdpassctl release METHOD\"
+METHODS   quarantined: resize, crop; lifted by the verb \"release\"
 config    /etc/fdpassd.toml
 reload    rejected 2026-11-24T00:16:02Z: the byte 0xff at offset 7 is not UTF-8
 dispatch  least-loaded

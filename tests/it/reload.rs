@@ -110,7 +110,7 @@ fn a_second_reload_is_refused_while_one_is_running() {
     let said = ctl(&daemon, &["reload", "--quiet", "--timeout", &timeout]);
     assert_eq!((said.code, said.out.as_str()), (Some(75), ""));
     let words = format!(
-        "fdpassctl: faulty (pid {}) is still reloading; it continues, see \"fdpassctl status\"\n",
+        "fdpassctl: faulty (pid {}) is still reloading; it continues, as the verb \"status\" shows\n",
         daemon.pid()
     );
     assert_eq!(said.err, words);

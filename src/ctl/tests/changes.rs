@@ -28,8 +28,7 @@ fn stop_waits_for_the_end() {
         let _ = client.read_to_end(&mut Vec::new()); // still there until fdpassctl gives up
     })
     .asked(&["stop", "--timeout", "500ms"]);
-    let said =
-        "fdpassctl: fdpassd (pid 4711) is still stopping; it continues, see \"fdpassctl status\"\n";
+    let said = "fdpassctl: fdpassd (pid 4711) is still stopping; it continues, as the verb \"status\" shows\n";
     assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
 }
 
@@ -259,7 +258,7 @@ fn a_long_change_continues_after_the_timeout() {
             Some(doing) => (
                 ExitStatus::StillGoing,
                 format!(
-                    "fdpassd (pid 4711) is still {doing}; it continues, see \"fdpassctl status\""
+                    "fdpassd (pid 4711) is still {doing}; it continues, as the verb \"status\" shows"
                 ),
             ),
             None => (ExitStatus::NoReply, "no reply within 500ms".to_owned()),

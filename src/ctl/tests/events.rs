@@ -310,7 +310,7 @@ fn the_timeout_ends_the_progress_too() {
     });
     let socket = daemon.socket.clone();
     let ran = ctl(&["reload", "--timeout", "300ms", "-s", &socket], &[]);
-    let said = "fdpassctl: fdpassd (pid 4711) is still reloading; it continues, see \"fdpassctl status\"\n";
+    let said = "fdpassctl: fdpassd (pid 4711) is still reloading; it continues, as the verb \"status\" shows\n";
     assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
     drop(tell);
     assert_eq!(daemon.asked(&["version"]).exit, ExitStatus::Done);

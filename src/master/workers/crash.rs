@@ -350,8 +350,8 @@ const NAMED: usize = 3;
 fn report_quarantined(method: &str, telemetry: &mut Telemetry) {
     let (most, within) = METHOD;
     let sentence = format_args!(
-        "method {method:?} has ended {most} workers within {within:?}: it is quarantined: its requests get crashed and \
-         do not run until `fdpassctl release {method}` or a reload"
+        "method {method:?} has ended {most} workers within {within:?}: it is quarantined; its requests get crashed and \
+         do not run until the verb \"release\" or a reload lifts the quarantine"
     );
     telemetry
         .events
