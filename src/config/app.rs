@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::control::Mode;
 use super::notation::{Given, Keyword, Notation, Or, OrNone, Rejection, WrittenValue, word};
 use super::source::SourceText;
-use super::values::{LogPath, Size, UpTo, text};
+use super::values::{AbsolutePath, Size, UpTo, text};
 use crate::proto::app::{AppIdentity, AppOutput, AppSpec, MAX_CONCURRENCY};
 
 /// `[app]`: the program that executes the methods. Without a command, the default, there is none.
@@ -25,13 +25,13 @@ pub struct AppConfig {
     pub command: Vec<String>,
     /// The working directory. [`Config::load`](super::Config::load) sets the default, the directory of the file that has
     /// the command.
-    #[serde(with = "Given::<LogPath>")]
+    #[serde(with = "Given::<AbsolutePath>")]
     pub directory: Option<PathBuf>,
     /// Variables besides those of the daemon.
     #[serde(deserialize_with = "environment")]
     pub environment: BTreeMap<String, String>,
     /// A file with more variables, which replace those above.
-    #[serde(with = "Given::<LogPath>")]
+    #[serde(with = "Given::<AbsolutePath>")]
     pub environment_file: Option<PathBuf>,
     /// The most requests at a time; `None`, the default, is `"app"`: what the app wants.
     #[serde(with = "Or::<AppWord, UpTo<MAX_CONCURRENCY>>")]
@@ -58,8 +58,8 @@ pub struct AppConfig {
     pub(super) context: AppContext,
 }
 
-/// The context that the keys of an app refer to, as it was when the configuration was loaded. A restart or an upgrade that keeps the
-/// configuration also keeps this, and looks nothing up.
+/// The context of the keys of an app, as it was when the configuration was loaded. A restart or an upgrade that keeps the
+/// configuration also keeps this, and looks up nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct AppContext {
@@ -119,14 +119,14 @@ fn in_directory(program: &str, directory: &Path) -> Option<PathBuf> {
     program.contains('/').then(|| directory.join(program))
 }
 
-/// The word for the concurrency that the app states.
+/// The value of `concurrency` that leaves it to the app.
 struct AppWord;
 
 impl Keyword for AppWord {
     const WORD: &'static str = "app";
 }
 
-/// Memory from which on an app is replaced. No runtime of an interpreted language needs less than the lower limit.
+/// The limit of an app's memory. It is at least what a runtime of an interpreted language needs.
 type MemorySize = Size<{ 1 << 20 }, { 1 << 40 }>;
 
 /// One string of a command.
@@ -236,7 +236,7 @@ impl Notation for Glob {
     }
 }
 
-/// For arrays and keys, whose types no `with` can name.
+/// Reads and writes arrays and keys, whose types cannot be named in `with`.
 macro_rules! deserialize_as_notation {
     ($($Type:ident),*) => {
         $(impl<'de> Deserialize<'de> for $Type {

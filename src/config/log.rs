@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::notation::{Given, table, word};
-use super::values::LogPath;
+use super::values::AbsolutePath;
 use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
 
 /// The fields of [`Log`] as the file has them.
@@ -17,7 +17,7 @@ use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
 struct LogSection {
     #[serde(deserialize_with = "word")]
     target: LogTarget,
-    #[serde(with = "Given::<LogPath>")]
+    #[serde(with = "Given::<AbsolutePath>")]
     file: Option<PathBuf>,
     #[serde(deserialize_with = "word")]
     format: LogFormat,

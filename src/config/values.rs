@@ -181,7 +181,7 @@ impl Notation for SocketPath {
     type Value = PathBuf;
 
     fn expected() -> String {
-        LogPath::expected()
+        AbsolutePath::expected()
     }
 
     fn read(written: &WrittenValue<'_>) -> Result<PathBuf, Rejection> {
@@ -200,10 +200,10 @@ impl Notation for SocketPath {
     }
 }
 
-/// The path of a log file.
-pub(super) struct LogPath;
+/// An absolute path.
+pub(super) struct AbsolutePath;
 
-impl Notation for LogPath {
+impl Notation for AbsolutePath {
     type Value = PathBuf;
 
     fn expected() -> String {

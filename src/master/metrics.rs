@@ -102,7 +102,7 @@ fn write_reloads(text: &mut MetricsText, master: &Snapshot<'_>) {
     );
     text.by(
         "reloads_total",
-        "Reloads that were asked for, by what came of them.",
+        "Requested reloads, by outcome.",
         "result",
         &master.telemetry.counts.reloads,
     );

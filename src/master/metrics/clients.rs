@@ -15,7 +15,7 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
     text.family(
         "clients",
         GAUGE,
-        "Clients there are: leased to a worker, or waiting for one.",
+        "Connected clients: leased to a worker, or waiting for one.",
     );
     let waiting = master.clients.waiting() as u64;
     text.sample(
@@ -24,7 +24,11 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
         master.clients.count().saturating_sub(waiting),
     );
     text.sample("clients", &[("state", &"waiting")], waiting);
-    text.gauge("clients_max", "Clients there may be.", master.clients.max);
+    text.gauge(
+        "clients_max",
+        "The most clients that may be connected.",
+        master.clients.max,
+    );
     text.counter(
         "clients_accepted_total",
         "Clients that were accepted.",
@@ -74,15 +78,16 @@ fn write_losses(text: &mut MetricsText, master: &Snapshot<'_>) {
     ] {
         text.sample("clients_closed_total", &[("reason", &reason)], count);
     }
-    let help = "Clients that were closed for a reason of the daemon's own, by that reason.";
+    let help = "Clients that the daemon closed for a reason of its own, by reason.";
     text.by("clients_lost_total", help, "reason", &lost);
     text.by(
         "moves_total",
-        "Clients that went to another worker, by what for.",
+        "Clients that moved to another worker, by reason.",
         "reason",
         &master.telemetry.counts.moves,
     );
-    let help = "Clients that went to another worker because theirs died, by what it died of.";
+    let help =
+        "Clients that moved to another worker because theirs died, by the cause of its death.";
     text.by(
         "rescues_total",
         help,

@@ -20,11 +20,7 @@ fn write_states(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) 
         "Configured number of workers.",
         status.count,
     );
-    text.family(
-        "workers",
-        GAUGE,
-        "Workers, by where they are in their lives.",
-    );
+    text.family("workers", GAUGE, "Workers by state.");
     let states = status.workers.iter().map(|worker| worker.state);
     let states: Vec<_> = states
         .chain(status.leaving.iter().map(|worker| worker.state))
@@ -96,7 +92,7 @@ const EACH: [(&str, &str, &str, WorkerFigure); 7] = [
     (
         "worker_parked_bytes",
         GAUGE,
-        "Bytes of half requests and unread replies.",
+        "Bytes of unfinished frames and unsent replies.",
         |w, _| Some(w.parked_bytes as f64),
     ),
     (
