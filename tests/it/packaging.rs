@@ -118,10 +118,45 @@ fn the_example_of_a_package_can_be_built() {
     assert_eq!(tested.code, Some(0), "{tested:?}");
     let help = run(format!("{tree}/usr/bin/counterctl"), &["--help"]).out;
     assert!(help.starts_with("Usage: counterctl "), "{help}");
-    for script in ["postinst", "prerm", "postrm"] {
+    for script in ["preinst", "postinst", "prerm", "postrm"] {
         let checked = run("/bin/sh", &["-n", &format!("{tree}/DEBIAN/{script}")]);
         assert_eq!(checked.code, Some(0), "{checked:?}");
     }
+    assert_scripts_enable_the_unit(&format!("{tree}/DEBIAN"));
+}
+
+/// As dpkg(1) calls the scripts: an installation enables the unit, also after a removal, and an upgrade leaves it as it
+/// is.
+fn assert_scripts_enable_the_unit(scripts: &str) {
+    let own = tempfile::tempdir().expect("a directory");
+    let run_directory = own.path().display().to_string();
+    fs::create_dir_all(own.path().join("systemd/system")).expect("it is ours");
+    let has_enabled = |steps: &[(&str, &[&str])]| {
+        let mut calls = String::new();
+        for (script, arguments) in steps {
+            let text = fs::read_to_string(format!("{scripts}/{script}")).expect("it exists");
+            let text = text.replace("/run/", &format!("{run_directory}/"));
+            let text = format!("systemctl() {{ echo $1; }}\nalias systemd-sysusers=:\n{text}");
+            let said = run("/bin/sh", &[&["-c", &text, script], *arguments].concat());
+            assert_eq!(said.code, Some(0), "{said:?}");
+            calls.push_str(&said.out);
+        }
+        calls.contains("enable")
+    };
+    let installation: [(&str, &[&str]); 2] =
+        [("preinst", &["install"]), ("postinst", &["configure", ""])];
+    assert!(has_enabled(&installation));
+    let upgrade: [(&str, &[&str]); 2] = [
+        ("preinst", &["upgrade", "0.1.0"]),
+        ("postinst", &["configure", "0.1.0"]),
+    ];
+    assert!(!has_enabled(&upgrade));
+    let again: [(&str, &[&str]); 2] = [
+        ("preinst", &["install", "0.1.0"]),
+        ("postinst", &["configure", "0.1.0"]),
+    ];
+    assert!(has_enabled(&again));
+    assert!(!has_enabled(&upgrade));
 }
 
 /// Returns the exposure of a unit as systemd-analyze(1) computes it, and the settings that contribute to it.
