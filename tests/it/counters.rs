@@ -52,14 +52,16 @@ fn a_worker_killed_while_it_starts_is_a_failed_start() {
 }
 
 #[test]
-fn clients_that_a_worker_cannot_watch_are_lost_and_counted() {
+fn clients_that_a_worker_cannot_write_to_are_lost_and_counted() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let worker = daemon.worker_pids()[0];
-    let Some(traced) = Traced::attach(worker, "epoll_ctl", "epoll_ctl:error=ENOSPC:when=1") else {
+    let Some(traced) = Traced::attach(worker, "sendto", "sendto:error=EIO:when=1") else {
         return;
     };
-    daemon.connect().expect_end();
+    let mut client = daemon.connect();
+    client.request("ping", 1);
+    client.expect_end();
     drop(traced);
     daemon.wait_until("the client is counted", |status| {
         (status.clients, status.lost_total) == (0, 1)

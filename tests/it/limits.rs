@@ -1,5 +1,6 @@
 //! More clients than there may be, than there were, and none.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -168,11 +169,9 @@ fn clients_that_come_and_go_leave_nothing_behind() {
         .into_iter()
         .chain([daemon.pid()])
         .collect();
-    let descriptors = || -> Vec<usize> {
-        processes
-            .iter()
-            .map(|pid| kernel::descriptors(*pid).len())
-            .collect()
+    let descriptors = || -> Vec<Vec<(PathBuf, String)>> {
+        let processes = processes.iter();
+        processes.map(|pid| kernel::descriptors(*pid)).collect()
     };
     let come_and_go = |clients: usize| {
         thread::scope(|threads| {
@@ -188,7 +187,9 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     let before = at_rest(&daemon, descriptors);
 
     come_and_go(CLIENTS);
-    assert_eq!(at_rest(&daemon, descriptors), before);
+    let after = at_rest(&daemon, descriptors);
+    let counts = |all: &[Vec<_>]| all.iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(counts(&after), counts(&before), "{before:?}\n{after:?}");
     let address = tcp_address(&daemon);
     assert_eq!(kernel::close_waits(address.port()), 0);
     let status = daemon.status();

@@ -216,8 +216,9 @@ fn descriptors_in(header: &libc::msghdr) -> Vec<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::eventually;
     use std::fs::File;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     fn null() -> OwnedFd {
         File::open("/dev/null").expect("/dev/null").into()
@@ -263,10 +264,12 @@ mod tests {
         drop(b);
         assert_eq!(receive::<64>(&a), Some((b"the last".to_vec(), 1, false)));
         // A process that another test is starting may have a copy of the other end for a moment.
-        eventually("the other end is closed", || {
-            let end = receive_message(&a, &mut [0; 64]).expect("recvmsg");
-            matches!(end, Received::Closed).then_some(())
-        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let end = || receive_message(&a, &mut [0; 64]).expect("recvmsg");
+        while !matches!(end(), Received::Closed) {
+            assert!(Instant::now() < deadline, "the other end is open");
+            thread::yield_now();
+        }
         assert_eq!(send(&a, b"x", &[]), Sent::Closed);
     }
 
