@@ -13,14 +13,14 @@ use crate::common::{FDPASSD, root, strace};
 
 const ONE: &str = "workers.count = 1";
 
-/// Refusals in a row.
+/// How many calls are refused one after another.
 const REFUSALS: usize = 12;
 
 /// The time that they take at least, in seconds.
 const REFUSALS_TIME: f64 = 0.5;
 
-/// Returns the least time in seconds between the first and the last of so many refusals in a row: waits of 1, 2, 4, …
-/// 64 ms, then of 100 ms. The clocks of strace and of the kernel's timers may differ by a tenth.
+/// Returns the least time in seconds between the first and the last of that many refusals: waits of 1, 2, 4, … 64 ms,
+/// then of 100 ms. The clocks of strace and of the kernel's timers may differ by a tenth.
 fn least_time(refusals: usize) -> f64 {
     let waits = (0..refusals - 1).map(|n| (1_u64 << n.min(7)).min(100));
     waits.sum::<u64>() as f64 / 1_000.0 * 0.9
