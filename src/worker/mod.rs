@@ -84,8 +84,6 @@ struct WorkerLoop<'c> {
     again: Vec<u32>,
     timers: Timers,
     time: Time,
-    /// Iterations of the loop in a row in which deadlines were not checked, because more events had to be processed first.
-    deferred: usize,
     parking: Parking,
     writes: Option<OwnWrites>,
     /// Whether a method is quarantined, by its index; empty if none is.
@@ -110,6 +108,8 @@ struct Time {
     now: u64,
     /// One instant by both clocks.
     epoch: (Instant, u64),
+    /// Iterations of the loop in a row in which deadlines were not checked, because more events had to be processed first.
+    deferred: usize,
 }
 
 /// The reasons why a worker ends.
@@ -166,8 +166,8 @@ impl<'c> WorkerLoop<'c> {
                 clock,
                 now: epoch.1,
                 epoch,
+                deferred: 0,
             },
-            deferred: 0,
             parking,
             writes,
             quarantined: Vec::new(),
@@ -268,16 +268,16 @@ impl<'c> WorkerLoop<'c> {
     /// that the last wait did not return; the number of iterations that wait for those is limited.
     fn has_processed_all(&mut self, may_have_more: bool) -> bool {
         let most = 1 + self.leased / BATCH;
-        self.deferred = if may_have_more && self.deferred < most {
-            self.deferred + 1
+        self.time.deferred = if may_have_more && self.time.deferred < most {
+            self.time.deferred + 1
         } else {
             0
         };
-        self.deferred == 0
+        self.time.deferred == 0
     }
 
     fn timeout(&mut self) -> Option<Duration> {
-        if !self.again.is_empty() || self.deferred > 0 {
+        if !self.again.is_empty() || self.time.deferred > 0 {
             return Some(Duration::ZERO);
         }
         let executor = match self.executor {

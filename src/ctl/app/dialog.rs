@@ -6,17 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 
+use super::hello;
 use super::process::Process;
-use crate::proto::app::{
-    AppError, AppFault, AppMetric, AppRequest, FromApp, Hello, MAX_CONCURRENCY, MAX_METHODS,
-    MetricKind, Samples,
-};
+use crate::proto::app::{AppError, AppFault, AppRequest, FromApp, Hello, MetricKind, Samples};
 use crate::proto::names::{ClientId, Peer};
-use crate::proto::own_metrics::{
-    COUNTER_END, MAX_BOUNDS, MAX_HELP_LEN, MAX_NAME_LEN, MAX_OWN_METRICS, RESERVED_ENDS,
-    are_bounds, is_help, is_metric_name,
-};
-use crate::proto::rpc::is_method_name;
 use crate::proto::text::Escaped;
 use crate::sys::process::Exit;
 
@@ -41,53 +34,6 @@ pub(super) type AppResult = Result<String, AppFault>;
 
 /// The client of all requests.
 pub(super) const CLIENT: ClientId = ClientId(4711);
-
-/// Checks the metrics of a hello by the rules of the worker, which the workers' `apps::metrics` applies.
-fn check_metrics(metrics: &[AppMetric]) -> Result<(), String> {
-    let mut names = BTreeSet::new();
-    for AppMetric {
-        name,
-        kind,
-        help,
-        buckets,
-    } in metrics
-    {
-        if !names.insert(name) {
-            return Err(format!("hello has the metric {name:?} twice"));
-        }
-        let is_counter = *kind == MetricKind::Counter;
-        let shown = match is_counter && !name.ends_with(COUNTER_END) {
-            true => format!("{name}{COUNTER_END}"),
-            false => name.clone(),
-        };
-        if !is_metric_name(&shown) {
-            return Err(format!(
-                "{shown:?} is not a valid name for a metric: [a-zA-Z_][a-zA-Z0-9_]{{0,{}}}",
-                MAX_NAME_LEN - 1
-            ));
-        }
-        if !is_help(help) {
-            return Err(format!(
-                "the help of metric {name:?} must be one line of at most {MAX_HELP_LEN} bytes"
-            ));
-        }
-        let reserved = RESERVED_ENDS.iter().find(|end| name.ends_with(*end));
-        if let Some(end) = reserved.filter(|_| !is_counter) {
-            return Err(format!(
-                "the name of histogram {name:?} must not end in {end}"
-            ));
-        }
-        if !is_counter && !buckets.is_empty() && !are_bounds(buckets) {
-            return Err(format!(
-                "histogram {name:?} needs 1 to {MAX_BOUNDS} bounds in ascending order"
-            ));
-        }
-    }
-    match metrics.len() > MAX_OWN_METRICS {
-        true => Err(format!("hello has more than {MAX_OWN_METRICS} metrics")),
-        false => Ok(()),
-    }
-}
 
 impl AppDialog {
     /// Starts a program and waits for its hello.
@@ -116,7 +62,7 @@ impl AppDialog {
             answers_probes: false,
         };
         let begun = app.wait_for("its hello", |app| app.is_greeted().then_some(()));
-        match begun.and_then(|()| app.check_hello()) {
+        match begun.and_then(|()| hello::check(&app.hello)) {
             Ok(()) => Ok(app),
             Err(text) => Err(app.failure(text)),
         }
@@ -136,42 +82,6 @@ impl AppDialog {
     /// Returns whether the app has a method.
     pub(super) fn has(&self, method: &str) -> bool {
         self.hello.methods.iter().any(|known| known.name == method)
-    }
-
-    fn check_hello(&self) -> Result<(), String> {
-        let Hello {
-            methods,
-            concurrency,
-            metrics,
-            ..
-        } = &self.hello;
-        if methods.len() > MAX_METHODS {
-            return Err(format!("hello has more than {MAX_METHODS} methods"));
-        }
-        if *concurrency > MAX_CONCURRENCY {
-            return Err(format!("concurrency is above {MAX_CONCURRENCY}"));
-        }
-        let mut names = BTreeSet::new();
-        for method in methods {
-            let name = &method.name;
-            if ["ping", "methods"].contains(&name.as_str()) {
-                return Err(format!("the method {name:?} is the daemon's own"));
-            }
-            let replies = method.reply.iter();
-            if let Some(name) = [name]
-                .into_iter()
-                .chain(replies)
-                .find(|n| !is_method_name(n))
-            {
-                return Err(format!(
-                    "{name:?} is not a valid name: [a-z][a-z0-9_.-]{{0,63}}, but not \"error\""
-                ));
-            }
-            if !names.insert(name) {
-                return Err(format!("hello has the method {name:?} twice"));
-            }
-        }
-        check_metrics(metrics)
     }
 
     /// Waits until `found` returns something.

@@ -4,6 +4,7 @@ mod checks;
 mod dialog;
 mod ends;
 mod frames;
+mod hello;
 mod process;
 mod requests;
 

@@ -137,12 +137,9 @@ impl Workers {
         clients.await_handshakes(left, mem::take(&mut recovery.waiting), is_timed_out, now);
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
-        let is_out_of_memory = blame.is_out_of_memory;
-        let dropped = is_out_of_memory.then(|| memory::relieve(clients));
+        let dropped = blame.is_out_of_memory.then(|| memory::relieve(clients));
         crash::close_culprits(&blame.culprits, clients, telemetry);
-        let is_own_doing =
-            end.is_own_doing() || blame.is_out_of_memory || doom == Some(Doom::Broken);
-        let (is_well, delay) = self.replace(id, end, &blame, (has_answered, is_own_doing), now);
+        let (is_well, delay) = self.replace(id, end, &blame, (has_answered, doom), now);
         let death = Death {
             name,
             about: About {
@@ -151,7 +148,7 @@ impl Workers {
             },
             seat,
             cause: blame.cause(end, failure),
-            kind: end.cause(is_out_of_memory, doom.and_then(Doom::cause)),
+            kind: end.cause(blame.is_out_of_memory, doom.and_then(Doom::cause)),
             outcome: blame.outcome,
             moved,
             lost,
@@ -161,7 +158,7 @@ impl Workers {
             delay,
         };
         self.report_death(death, telemetry);
-        is_out_of_memory
+        blame.is_out_of_memory
     }
 
     /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker ended well, and the
@@ -171,13 +168,15 @@ impl Workers {
         id: WorkerId,
         end: WorkerEnd<'_>,
         blame: &Blame,
-        (has_answered, is_own_doing): (bool, bool),
+        (has_answered, doom): (bool, Option<Doom>),
         now: Instant,
     ) -> (bool, Option<Duration>) {
         let is_no_loss = self
             .pool
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
+        let is_own_doing =
+            end.is_own_doing() || blame.is_out_of_memory || doom == Some(Doom::Broken);
         // A worker killed from outside, or by a request, was no worse than its successor: the successor starts without
         // delay.
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
