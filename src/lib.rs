@@ -108,7 +108,7 @@
 //! protocol       proto                                       plain data, no I/O
 //! ```
 //!
-//! A module imports only from rows below its own. `ARCHITECTURE.md` describes the rest: the shared memory, the channel,
+//! A module imports only from rows below its own; `testing` also imports `daemon`. `ARCHITECTURE.md` describes the rest: the shared memory, the channel,
 //! the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]

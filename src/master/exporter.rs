@@ -90,18 +90,18 @@ impl Exporter {
         }
     }
 
-    /// Binds the address. With clients, an address that cannot be bound is tried again.
+    /// Binds the address. If this master follows another one, an address that cannot be bound is retried.
     ///
     /// # Errors
-    /// Those of [`ExporterListener::bind`], unless there are clients.
+    /// Those of [`ExporterListener::bind`], unless this master follows another one.
     pub(super) fn open(
         address: &Address,
         start: StartExporter,
-        has_clients: bool,
+        follows_a_master: bool,
         now: Instant,
     ) -> Result<Exporter, Error> {
         match ExporterListener::bind(address) {
-            Err(e) if has_clients => {
+            Err(e) if follows_a_master => {
                 let missing =
                     ExporterListener::missing(address).map_err(Error::system("make a socket"))?;
                 Ok(Exporter::with_outage(
@@ -151,7 +151,7 @@ impl Exporter {
         self.unwatch(poller);
         self.outage = Some(Outage::new(now, ENDED));
         let address = self.address();
-        let sentence = format_args!("metrics on {address}: {ENDED}; binding another listener");
+        let sentence = format_args!("metrics on {address}: {ENDED}; binding a new one");
         events.note(Kind::ListenerEnded, About::default(), sentence);
     }
 

@@ -12,7 +12,7 @@ use super::listeners::conflict::OwnListeners;
 use super::listeners::control_listener::open_control;
 use super::listeners::gate::Gate;
 use super::listeners::listener::Listener;
-use super::listeners::open::{IfRefused, join_listeners, open_new};
+use super::listeners::open::{OnOpenError, join_listeners, open_new};
 use super::memory::{self, Memory};
 use super::{Error, Handed, Master, MasterSetup, Token};
 use crate::config::{Config, Listen};
@@ -65,8 +65,14 @@ impl Master {
         let memory = Memory::read(0);
         memory::warn_if_short(&setup.loaded.config.limits, memory, count);
         let control = open_control_server(&setup, &listeners.all, &mut origin, descriptors, now)?;
-        let has_clients = !origin.is_fresh();
-        let exporter = open_exporter(&setup, &listeners.all, &control.listener, has_clients, now)?;
+        let follows_a_master = !origin.is_fresh();
+        let exporter = open_exporter(
+            &setup,
+            &listeners.all,
+            &control.listener,
+            follows_a_master,
+            now,
+        )?;
         watch_all(&poller, &signals, &control, &listeners.all)
             .map_err(Error::system("watch a descriptor"))?;
         // An upgrade has blocked them until the handlers exist again.
@@ -169,7 +175,7 @@ fn open_listeners(
     let mut opened = open(
         &setup.loaded.config.listen,
         &setup.handed,
-        IfRefused::EndsStart,
+        OnOpenError::FailStart,
     );
     if let Err(e) = &opened
         && origin.has_clients()
@@ -178,7 +184,7 @@ fn open_listeners(
         opened = open(
             &setup.loaded.config.listen,
             &setup.handed,
-            IfRefused::IsDown,
+            OnOpenError::RetryLater,
         );
     }
     if let Some(why) = &setup.config_stale {
@@ -216,7 +222,7 @@ fn use_last(setup: &mut MasterSetup, origin: &MasterOrigin, error: &Error) {
     }
 }
 
-/// Opens the control socket. With clients, a socket that cannot be opened is an outage, and is tried again.
+/// Opens the control socket. After an earlier master, a socket that cannot be opened is an outage, and is retried.
 fn open_control_server(
     setup: &MasterSetup,
     listeners: &[Listener],
@@ -226,9 +232,9 @@ fn open_control_server(
 ) -> Result<ControlServer, Error> {
     let config = &setup.loaded.config;
     let previous = origin.carried_over().and_then(|state| state.control.take());
-    let clients_since = (!origin.is_fresh()).then_some(now);
+    let retry_from = (!origin.is_fresh()).then_some(now);
     let (mut listener, outage) =
-        open_control(&setup.name, config, listeners, previous, clients_since)?;
+        open_control(&setup.name, config, listeners, previous, retry_from)?;
     listener.link(&setup.name);
     let roles = Roles::new(origin.user(), &config.control, Unmapped::read());
     Ok(ControlServer {
@@ -238,13 +244,13 @@ fn open_control_server(
     })
 }
 
-/// Opens the listener of the exporter, if one is configured. With clients, one that cannot be opened is an outage, and
-/// is tried again.
+/// Opens the listener of the exporter, if one is configured. After an earlier master, a listener that cannot be opened
+/// is an outage, and is retried.
 fn open_exporter(
     setup: &MasterSetup,
     listeners: &[Listener],
     control: &ControlListener,
-    has_clients: bool,
+    follows_a_master: bool,
     now: Instant,
 ) -> Result<Option<Exporter>, Error> {
     let config = &setup.loaded.config;
@@ -252,7 +258,7 @@ fn open_exporter(
         return Ok(None);
     };
     let start = exporter::start(&setup.name, config, control.path());
-    Exporter::open(address, start, has_clients, now)
+    Exporter::open(address, start, follows_a_master, now)
         .map(Some)
         .map_err(|e| {
             OwnListeners::from_listeners(listeners, None, Some(control)).named_in(e, Some(address))

@@ -15,14 +15,16 @@
 //! of it. The master maps header and slots and reads the rest by pread(2), because a load from a hole through a mapping
 //! creates the page.
 //!
-//! Only the worker writes words, with two exceptions: both sides change the lease word, by compare-exchange, and the
-//! master sets the wish for a message about capacity, which the worker clears. **The master trusts nothing that it
-//! reads here**: states are decoded, positions bounded, counters only shown or compared.
+//! During a lease only the worker writes a slot, except for the lease word, which both sides change by
+//! compare-exchange. In the header the master writes the request for `HasCapacity`, which the worker clears, the
+//! identity of the app, and whether it killed the worker for its duration; after a takeover it also clears the number
+//! of clients that are not unpacked. **The master trusts nothing that it reads here**: states are decoded, positions
+//! bounded, counters only shown or compared.
 //!
 //! *The kernel counts the bytes.* Once a worker is dead, the master asks the kernel how many bytes were ever read from
 //! a client (R) or queued to it (W). The shared memory has the positions of its buffers in these streams, stored before
-//! the call. No position is stored after recv or send: SIGKILL lets the call complete, and the next instruction never
-//! runs. Only how much a write to a Unix client took is noted after it; without that note the account of the thread
+//! the call. No position is stored after recv or send: if SIGKILL arrives during the call, the call completes, but
+//! no further instruction is executed. Only how much a write to a Unix client took is noted after it; without that note the account of the thread
 //! counts.
 
 mod counters;

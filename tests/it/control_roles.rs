@@ -169,7 +169,7 @@ fn a_refusal_names_the_required_role() {
     }
     daemon.wait_for_log(&[
         "uid 61304 (pid ",
-        ") turned away from the control socket: looking needs root",
+        ") rejected at the control socket: looking needs root",
     ]);
 
     // fdpassctl explains a refusal of the kernel.

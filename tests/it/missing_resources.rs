@@ -146,7 +146,7 @@ fn an_upgrade_keeps_the_open_log_and_makes_a_control_socket() {
     eventually("the daemon is upgraded", || {
         fs::read_to_string(&log)
             .expect("it is open")
-            .contains("upgraded: this is ")
+            .contains("upgraded to ")
             .then_some(())
     });
     ping_all(&mut clients);

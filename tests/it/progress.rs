@@ -278,19 +278,19 @@ fn an_upgrade_is_followed_through() {
         &said,
         &[
             "before the upgrade",
-            "upgraded: this is fdpassd",
+            "upgraded to fdpassd",
             "is ready after ",
             "finished",
         ],
     );
     eventually("it goes on with the new program", || {
-        followed().contains(" upgraded ").then_some(())
+        followed().contains(" upgraded  ").then_some(())
     });
     assert_eq!(ctl(&daemon, &["stop", "--quiet"]).code, Some(0));
     assert_eq!(follower.finish().code, Some(3));
     // Each event once.
     let told = followed();
-    for kind in [" started ", " upgrade_begun ", " upgraded "] {
+    for kind in [" started  ", " upgrade_begun  ", " upgraded  "] {
         assert_eq!(told.matches(kind).count(), 1, "{told}");
     }
 }

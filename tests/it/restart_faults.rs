@@ -256,7 +256,7 @@ fn a_control_socket_of_another_daemon_is_not_removed_after_an_upgrade() {
     let path = daemon.directory().join("control.sock");
     let _another = replace(&path);
     daemon.signal("USR2");
-    daemon.wait_for_log("upgraded: this is ");
+    daemon.wait_for_log("upgraded to ");
     daemon.signal("TERM");
     assert!(daemon.wait().success());
     assert!(path.exists());

@@ -116,7 +116,7 @@ fn a_signal_upgrades_to_the_program_at_the_installed_path() {
     eventually("the client is served by the new program", || {
         client.call("whoami", ()).ok()
     });
-    daemon.wait_for_log("upgraded: this is fdpassd");
+    daemon.wait_for_log("upgraded to fdpassd");
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn an_upgrade_follows_a_symbolic_link_as_it_is_now() {
             own_name
         );
     }
-    daemon.wait_for_log("still, the same program as before; 1 worker");
+    daemon.wait_for_log("(the program has not changed); kept 1 worker");
 }
 
 #[test]
@@ -257,9 +257,12 @@ fn an_unfit_program_is_refused_with_the_reason() {
             programs.write("plain", "no program", 0o644),
             "cannot be tried: Permission denied",
         ),
-        (programs.directory().to_owned(), "is no file"),
-        (link("to-folder", programs.directory()), "is no file"),
-        (PathBuf::from("/dev/null"), "is no file"),
+        (programs.directory().to_owned(), "is not a regular file"),
+        (
+            link("to-folder", programs.directory()),
+            "is not a regular file",
+        ),
+        (PathBuf::from("/dev/null"), "is not a regular file"),
         (PathBuf::from("/bin/true"), "without a result"),
         (PathBuf::from("/bin/false"), "exited with status 1"),
     ] {
@@ -274,7 +277,11 @@ fn an_unfit_program_is_refused_with_the_reason() {
             .expect("mkfifo runs")
             .success()
     );
-    assert_refused(upgrade(&daemon, Some(&fifo)), "refused", "is no file");
+    assert_refused(
+        upgrade(&daemon, Some(&fifo)),
+        "refused",
+        "is not a regular file",
+    );
     let after = daemon.status();
     assert_eq!(
         (after.pid, after.generation, &after.workers[0].pid),
@@ -301,21 +308,21 @@ fn a_program_that_other_users_could_change_is_refused() {
         |path: &Path, words: &str| assert_refused(upgrade(&daemon, Some(path)), "refused", words);
     refused(
         &programs.write("by-all", "", 0o777),
-        "is not trusted: it can be written by others (mode 0777)",
+        "is not trusted: it is writable by its group or by all users (mode 0777)",
     );
     refused(
         &programs.write("by-group", "", 0o775),
-        "is not trusted: it can be written by others (mode 0775)",
+        "is not trusted: it is writable by its group or by all users (mode 0775)",
     );
     let open = format!(
-        "its directory {} can be written by others (mode 0777)",
+        "its directory {} is writable by its group or by all users (mode 0777)",
         at("open").display()
     );
     refused(&at("open/inner/fdpassd"), &open);
     refused(&at("link"), &open);
     refused(
         &at("shared/inner/fdpassd"),
-        "can be written by others (mode 0775)",
+        "is writable by its group or by all users (mode 0775)",
     );
     if kernel::user() == 0 {
         let (theirs, folder) = (
@@ -353,7 +360,7 @@ fn an_upgrade_does_not_wait_and_is_refused_during_a_change() {
     daemon.wait_for_workers();
     let blocked = Execution::start(&daemon);
     let mut request = begin(&daemon, Some(&faulty));
-    daemon.wait_for_log("upgraded: this is faulty");
+    daemon.wait_for_log("upgraded to faulty");
     let mut client = blocked.finish();
     verdict(&mut request).expect("it is fit");
     assert_eq!(whoami(&mut client).calls, 1);

@@ -146,7 +146,7 @@ impl Clients {
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
         if !self.addresses.enter(&peer) {
             log::debug!(
-                "client {id} ({peer}) turned away: its address has as many clients as it may have"
+                "client {id} ({peer}) rejected: its address has as many clients as it may have"
             );
             telemetry.counts.refused += 1;
             self.write_figures(telemetry);

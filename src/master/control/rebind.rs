@@ -20,7 +20,7 @@ impl ControlServer {
         let _ = poller.remove(&self.listener);
         self.outage = Some(Outage::new(now, ENDED));
         let path = self.listener.path().display();
-        let sentence = format_args!("control socket {path}: {ENDED}; binding another one");
+        let sentence = format_args!("control socket {path}: {ENDED}; binding a new one");
         events.note(Kind::ListenerEnded, About::default(), sentence);
     }
 

@@ -111,10 +111,7 @@ impl ControlClients {
                 .is_none_or(|logged| now >= logged + REFUSAL_LOG_INTERVAL)
             {
                 self.logged_rejection = Some(now);
-                log::warn!(
-                    "{peer} turned away from the control socket: {}",
-                    refusal.message
-                );
+                log::warn!("{peer} rejected at the control socket: {}", refusal.message);
             }
             return Err(refusal);
         }

@@ -131,7 +131,7 @@ impl Inherited {
         new.for_each(|name| found.stored.spoil(&name));
         let capacity = space(queues.ends().len())?;
         let mut handoff = ReceivedHandoff::unpack(queues, &single, capacity);
-        // Without any shared memory no client was packed either, for lack of space: count them by the state file.
+        // If no shared memory was found, the queues were full and no client was packed: the state file shows how many.
         if missing > 0 || handoff.unpacked().shms().next().is_none() {
             let figures = state_file.as_ref().map(StateFile::figures);
             if let Some(clients) = figures.and_then(ClientFigures::clients) {

@@ -1,7 +1,7 @@
 //! Handover: the state that outlives this process.
 //!
 //! ```text
-//! leave a restart    store (what the manager keeps), canary (whether it does), waiting (clients), restart (the exit)
+//! before a restart   store (what the manager keeps), canary (whether it does), waiting (clients), restart (the exit)
 //! formats            state_file, upgrade_snapshot; the queues: queues, `proto/handoff.rs`
 //! upgrade            upgrade (check, execute), program (trust), upgrade_snapshot (written), resume (read again)
 //! take over          inherited (sort what was left), unpack (the queues), origin (where from), restore (into `Master`)

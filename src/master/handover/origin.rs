@@ -42,7 +42,8 @@ impl MasterOrigin {
         matches!(self, MasterOrigin::Fresh)
     }
 
-    /// Returns whether a start that fails would close clients. After an upgrade it also ends the workers.
+    /// Returns whether a start that fails would close clients. After an upgrade a failed start would also end the
+    /// workers.
     pub(crate) fn has_clients(&self) -> bool {
         match self {
             MasterOrigin::Fresh => false,
@@ -100,7 +101,10 @@ impl MasterOrigin {
             .filter_map(|(record, socket)| {
                 let listener = Listener::from_record(&record, socket);
                 let log = |why: &String| {
-                    log::error!("closing the left listener {}: {why}", record.number);
+                    log::error!(
+                        "closing listener {} of the previous master: {why}",
+                        record.number
+                    );
                 };
                 listener.inspect_err(log).ok()
             })

@@ -19,7 +19,7 @@ pub(super) fn open_trusted(path: &Path, user: u32) -> Result<File, String> {
     let file = fd::open_at_once(&path).map_err(|e| format!("cannot be opened: {e}"))?;
     let found = file.metadata().map_err(|e| e.to_string())?;
     if !found.is_file() {
-        return Err("is no file".to_owned());
+        return Err("is not a regular file".to_owned());
     }
     check_trust(&found, user, false).map_err(|why| format!("is not trusted: it {why}"))?;
     for folder in path.ancestors().skip(1) {
@@ -40,7 +40,7 @@ fn check_trust(found: &Metadata, user: u32, is_folder: bool) -> Result<(), Strin
     }
     if mode & 0o022 != 0 && !(is_folder && mode & 0o1000 != 0) {
         return Err(format!(
-            "can be written by others (mode {:04o})",
+            "is writable by its group or by all users (mode {:04o})",
             mode & 0o7777
         ));
     }
@@ -71,7 +71,7 @@ mod tests {
         assert!(
             opened()
                 .expect_err("its group can")
-                .contains("can be written by others (mode 0775)")
+                .contains("is writable by its group or by all users (mode 0775)")
         );
         set(&path, 0o755);
         set(directory.path(), 0o777);
@@ -85,7 +85,7 @@ mod tests {
         assert!(
             open_trusted(directory.path(), process::user())
                 .expect_err("a folder")
-                .contains("is no file")
+                .contains("is not a regular file")
         );
         assert!(open_trusted(&path.join("x"), process::user()).is_err());
         assert!(

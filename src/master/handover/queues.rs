@@ -26,7 +26,7 @@ const CLIENTS_PER_QUEUE: u64 = 3000;
 /// Wanted size of a queue's buffer, in bytes; the kernel may allow less (socket(7)).
 const BUFFER_LEN: usize = 4 << 20;
 
-/// How often a master that exits tries to pack a datagram for which the kernel has no memory: for about a second.
+/// How often a master that exits retries to pack a datagram while the kernel has no memory: about 1 s in all.
 const MAX_REFUSALS: u32 = 16;
 
 /// All handoff queues.
@@ -230,5 +230,24 @@ impl QueueEnds {
         out: Channel<HandoffMessage, HandoffMessage>,
     ) -> QueueEnds {
         QueueEnds { into, out, sent: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CLIENTS_PER_QUEUE, HandoffQueues};
+
+    #[test]
+    fn the_queues_hold_as_many_clients_as_the_unit_allows() {
+        const UNIT: &str = include_str!("../../../packaging/systemd/fdpassd.service");
+        let number = |key: &str| -> u64 {
+            let value = UNIT.lines().find_map(|line| line.strip_prefix(key));
+            value.and_then(|value| value.parse().ok()).expect(key)
+        };
+        let limit = number("LimitNOFILE=");
+        let queues = HandoffQueues::wanted(limit);
+        assert!(queues * CLIENTS_PER_QUEUE >= limit, "{queues} queues");
+        // Both ends of each queue, and the state file.
+        assert!(2 * queues < number("FileDescriptorStoreMax="));
     }
 }

@@ -174,7 +174,7 @@ impl Master {
         without_space
     }
 
-    /// Logs how many clients are left to the next master.
+    /// Logs how many clients are handed over to the next master.
     fn report_handed_over(&self, without_space: u64) {
         let clients = self.clients.count();
         match without_space {
@@ -182,9 +182,12 @@ impl Master {
                 "the service manager has kept nothing: {} lost",
                 Counted(clients, "client")
             ),
-            0 => log::info!("left {} to the next master", Counted(clients, "client")),
+            0 => log::info!(
+                "handed over {} to the next master",
+                Counted(clients, "client")
+            ),
             _ => log::error!(
-                "no space: {} closed, {clients} left to the next master",
+                "the handoff queues are full: closed {}, handed over {clients}",
                 Counted(without_space, "client"),
             ),
         }
@@ -261,8 +264,8 @@ impl Master {
     }
 }
 
-/// Packs those of these clients of a worker that were not tried before. The shared memory is packed in any case: of two
-/// of its records the later one counts. Clients for which there is no space are tried again at the end.
+/// Packs these clients of a worker, except those tried before. Always packs the shared memory; of two records the later
+/// one counts. Clients for which there is no space are tried again at the end.
 fn pack_early(
     store: &mut HandoffStore,
     record: &ShmRecord,

@@ -228,13 +228,13 @@ impl Master {
             ..About::default()
         };
         let sentence = format_args!(
-            "upgraded: this is {} {} {}; {} and {} were kept; replacing the workers",
+            "upgraded to {} {}{}; kept {} and {}; replacing the workers",
             self.name,
             self.version,
             if self.handover.is_same_program {
-                "still, the same program as before"
+                " (the program has not changed)"
             } else {
-                "now"
+                ""
             },
             Counted(self.workers.all.len(), "worker"),
             Counted(clients, "client")

@@ -66,7 +66,7 @@ pub fn resume(
         .map_err(|e| format!("the state is incomplete: {e}"))
 }
 
-/// Returns the instant of something that has lasted for this long.
+/// Returns when something began that has lasted this long.
 fn ago(now: Instant, lasted: Duration) -> Instant {
     now.checked_sub(lasted).unwrap_or(now)
 }

@@ -36,7 +36,7 @@ use crate::sys::socket::{self, Received};
 const CROWDED: &str =
     "the daemon was restarted with a lower limit of descriptors than it has clients";
 
-/// How often a datagram is tried to be unpacked for which the kernel has no memory: for about 5 s.
+/// How often a datagram is retried while the kernel has no memory: about 5 s in all.
 const MAX_REFUSALS: u32 = 56;
 
 /// The contents of the handoff queues.

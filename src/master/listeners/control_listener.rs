@@ -190,21 +190,21 @@ fn usual_place(name: &str, user: u32) -> PathBuf {
     places.swap_remove(0)
 }
 
-/// Returns the control socket: the one that this process `had` before it became this program, or a new one. If there
-/// have been clients since `clients_since`, a socket that cannot be opened is replaced by one that cannot be connected
-/// to, with the reason.
+/// Returns the control socket: the one that this process `had` before it became this program, or a new one. With
+/// `retry_from`, a socket that cannot be opened is replaced by one that cannot be connected to, with an outage from
+/// that instant.
 pub(crate) fn open_control(
     name: &str,
     config: &Config,
     listeners: &[Listener],
     had: Option<ControlListener>,
-    clients_since: Option<Instant>,
+    retry_from: Option<Instant>,
 ) -> Result<(ControlListener, Option<Outage>), Error> {
     if let Some(control) = had {
         let is_gone = !control.is_reachable();
         return Ok((
             control,
-            clients_since
+            retry_from
                 .filter(|_| is_gone)
                 .map(|now| Outage::new(now, FILE_GONE)),
         ));
@@ -216,7 +216,7 @@ pub(crate) fn open_control(
         config.control.socket.is_none(),
         config.control.mode(),
     );
-    match (bound, clients_since) {
+    match (bound, retry_from) {
         (Ok(control), _) => Ok((control, None)),
         (Err(e), Some(now)) => {
             let missing =

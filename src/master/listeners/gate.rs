@@ -25,7 +25,7 @@ pub(crate) enum Pause {
     /// No worker is ready.
     NoWorker,
     /// Every worker has as many clients to pick up as are permitted.
-    NoRoom,
+    NoCapacity,
     /// The maximum number of clients is reached.
     Full,
     /// The system is out of descriptors or memory.
@@ -40,7 +40,7 @@ impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Pause::NoWorker => "no worker is ready",
-            Pause::NoRoom => "no worker has room",
+            Pause::NoCapacity => "no worker has capacity",
             Pause::Full => "there are as many clients as max-clients allows",
             Pause::Exhausted => "the system is out of descriptors or memory",
             Pause::Drained => "the daemon is drained",
@@ -78,7 +78,8 @@ impl Gate {
         exhausted.into_iter().chain(self.without_memory).min()
     }
 
-    /// Returns whether clients may be accepted now, also in the iteration in which a pause has begun.
+    /// Returns whether clients may be accepted now. A pause for memory counts at once, any other from the next
+    /// [`Listeners::set_gate`].
     pub(super) fn is_open(&self) -> bool {
         self.pause.is_none() && self.without_memory.is_none()
     }
@@ -152,7 +153,7 @@ impl Listeners {
         } else if clients.is_full() {
             Some(Pause::Full)
         } else if !clients.unleased.is_empty() || !workers.have_capacity() {
-            Some(Pause::NoRoom)
+            Some(Pause::NoCapacity)
         } else {
             None
         }
@@ -177,7 +178,7 @@ impl Listeners {
         self.report_pause(Pause::Exhausted, &sentence, clients, telemetry, now);
     }
 
-    /// Reports why no client is accepted: once, and again only if it still applies, or applies again, after a while.
+    /// Reports why no client is accepted, at most once a minute for the same reason.
     fn report_pause(
         &mut self,
         pause: Pause,

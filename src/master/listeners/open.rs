@@ -8,13 +8,13 @@ use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
 use crate::master::{Error, Handed};
 
-/// The result of a listener that cannot be opened at the start.
+/// The consequence of a listener that cannot be opened at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum IfRefused {
-    /// The start ends, unless only the address is missing and another listener serves.
-    EndsStart,
-    /// The listener is down and is tried again: the start would close the clients that an earlier master has left.
-    IsDown,
+pub(crate) enum OnOpenError {
+    /// The start fails, unless only the address is missing and another listener serves.
+    FailStart,
+    /// The listener is down and is retried: a failed start would close the clients of the earlier master.
+    RetryLater,
 }
 
 /// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one.
@@ -24,7 +24,7 @@ pub(crate) fn open_new(
     kept: &[Listener],
     number: &mut u32,
     keepalive: Option<Duration>,
-    (if_refused, now): (IfRefused, Instant),
+    (on_error, now): (OnOpenError, Instant),
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = handed.wanted(entries)?;
     let places = plan::keep(kept, &wanted, plan::is_any);
@@ -40,14 +40,16 @@ pub(crate) fn open_new(
         let own =
             || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
-        let listener = match (listener, if_refused) {
+        let listener = match (listener, on_error) {
             (Ok(listener), _) => listener,
-            (Err(e), IfRefused::IsDown) => Listener::missing(*number, wanted, handed, &e, now)?,
-            // If another listener can serve, an address may appear later.
-            (Err(e @ Error::NoAddress(_)), IfRefused::EndsStart) if wanted_count > 1 => {
+            (Err(e), OnOpenError::RetryLater) => {
                 Listener::missing(*number, wanted, handed, &e, now)?
             }
-            (Err(e), IfRefused::EndsStart) => return Err(e),
+            // If another listener can serve, an address may appear later.
+            (Err(e @ Error::NoAddress(_)), OnOpenError::FailStart) if wanted_count > 1 => {
+                Listener::missing(*number, wanted, handed, &e, now)?
+            }
+            (Err(e), OnOpenError::FailStart) => return Err(e),
         };
         opened.push(Some(listener));
     }
@@ -61,7 +63,7 @@ pub(crate) fn open_new(
         .flatten()
         .find_map(|listener| listener.outage.as_ref())
     {
-        Some(outage) if !is_served && if_refused == IfRefused::EndsStart => {
+        Some(outage) if !is_served && on_error == OnOpenError::FailStart => {
             Err(Error::Unavailable(outage.reason.clone()))
         }
         _ => Ok(opened),

@@ -75,7 +75,7 @@ impl Outage {
 }
 
 /// The first reason of an outage.
-pub(crate) const ENDED: &str = "another process that holds the socket has ended it";
+pub(crate) const ENDED: &str = "another process has shut the socket down";
 
 /// The reason why no client can connect to a Unix socket that listens.
 pub(crate) const FILE_GONE: &str = "its file is gone";
@@ -104,10 +104,8 @@ impl Listeners {
             }
             let _ = poller.remove(&*listener);
             listener.outage = Some(Outage::new(now, ENDED));
-            let sentence = format_args!(
-                "listener {}: {ENDED}; binding another one",
-                listener.address
-            );
+            let sentence =
+                format_args!("listener {}: {ENDED}; binding a new one", listener.address);
             telemetry
                 .events
                 .note(Kind::ListenerEnded, About::default(), sentence);

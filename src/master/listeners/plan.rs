@@ -34,8 +34,8 @@ pub(crate) enum SocketSource {
 /// Returns, for each entry of a new configuration, the index of the existing listener for it; the others must be bound.
 /// Port 0 is any port, so the first entry that asks for it gets the first listener that did, and so on.
 ///
-/// A listener that no entry wants as it was wanted before goes to an entry that wants its address: nothing else can be
-/// bound there.
+/// An existing listener that no entry wants by its source goes to an entry with its address, because no second socket
+/// can be bound there.
 ///
 /// `is_fit` returns whether a listener can be kept at all.
 pub(crate) fn keep(

@@ -37,7 +37,7 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
     text.family(
         "clients_rejected_total",
         COUNTER,
-        "Of those, clients that were turned away at once.",
+        "Of those, clients that were rejected at once.",
     );
     text.sample(
         "clients_rejected_total",

@@ -20,7 +20,7 @@ impl Workers {
             .collect()
     }
 
-    /// Leases clients whose worker is gone, or whose lease could not be sent, as far as there is capacity.
+    /// Leases all clients without a worker, as far as there is capacity.
     pub(crate) fn lease_unleased(&mut self, clients: &mut Clients, telemetry: &mut Telemetry) {
         let mut has_asked = false;
         while !clients.unleased.is_empty() {
