@@ -10,6 +10,7 @@ use std::process::Command;
 use fdpassd::testing::Setup;
 
 use crate::common::FDPASSD;
+use crate::common::faulty::example;
 use crate::common::needs::skip;
 use crate::common::program::{FDPASSCTL, OtherUser, Program, ctl};
 
@@ -18,9 +19,11 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
     let Some(others) = OtherUser::new() else {
         return;
     };
+    // Not fdpassd, which may run on this machine.
+    let faulty = example("faulty").display().to_string();
     // Unlike that of another run of this test.
     let user = 1_000_000 + std::process::id();
-    let temporary = PathBuf::from(format!("/tmp/fdpassd-{user}"));
+    let temporary = PathBuf::from(format!("/tmp/faulty-{user}"));
     let (config, home) = (
         others.directory().join("config.toml"),
         others.directory().join("home"),
@@ -58,18 +61,19 @@ fn a_directory_in_tmp_of_another_user_is_passed_over() {
         }
         chown(&temporary, Some(owner), Some(owner)).expect("root may");
         fs::set_permissions(&temporary, Permissions::from_mode(mode)).expect("root may");
-        let said = Program::start(prepared(FDPASSCTL).arg("status")).finish();
+        let said = Program::start(prepared(FDPASSCTL).args(["status", "-n", "faulty"])).finish();
         assert_eq!(said.code, Some(3), "{said:?}");
-        assert_eq!(said.err.contains("/tmp/fdpassd-"), is_used, "{}", said.err);
+        assert_eq!(said.err.contains("/tmp/faulty-"), is_used, "{}", said.err);
 
-        let mut daemon = Program::start(prepared(FDPASSD).arg("-c").arg(&config));
+        let mut daemon = Program::start(prepared(&faulty).arg("-c").arg(&config));
         assert!(daemon.line().contains(" listens on "));
         let place = if is_used {
             temporary.join("control.sock")
         } else {
-            home.join(".fdpassd/control.sock")
+            home.join(".faulty/control.sock")
         };
-        let said = Program::start(prepared(FDPASSCTL).args(["version", "--json"])).finish();
+        let said = Program::start(prepared(FDPASSCTL).args(["version", "--json", "-n", "faulty"]))
+            .finish();
         assert!(
             said.out.contains(&format!("\"pid\":{}", daemon.pid())),
             "{place:?}: {said:?}"
