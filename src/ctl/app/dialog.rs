@@ -345,7 +345,7 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
 }
 
 /// How long a process that ends may keep its descriptors closed.
-const EXIT_DELAY: Duration = Duration::from_secs(1);
+const EXIT_DELAY: Duration = Duration::from_secs(5);
 
 /// The bytes of an excerpt.
 const EXCERPT: usize = 80;
