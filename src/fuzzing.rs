@@ -11,6 +11,7 @@ use crate::proto::app::{self, AppRequest};
 use crate::proto::channel::{MAX_LEASES, MAX_MESSAGE, ToMaster, ToWorker};
 use crate::proto::frame::{self, ByteOrder, Next, OrderRule, PREFIX};
 use crate::proto::handoff::{self, HandoffMessage};
+use crate::proto::json::raw_value;
 use crate::proto::message::Message;
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::Request;
@@ -19,9 +20,10 @@ use crate::proto::rpc::Request;
 pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// All targets: each has a program and a corpus of this name in `fuzz/`.
-pub const TARGETS: [FuzzTarget; 8] = [
+pub const TARGETS: [FuzzTarget; 9] = [
     ("frame", frame),
     ("envelope", envelope),
+    ("json", json),
     ("channel", channel),
     ("client_record", client_record),
     ("cursors", cursors),
@@ -71,6 +73,18 @@ pub fn envelope(body: &[u8]) {
         .ok()
         .and_then(|text| serde_json::from_str(text).ok());
     assert_eq!(read.as_ref().ok().map(parts), general.as_ref().map(parts));
+}
+
+/// Checks JSON text: the result must be that of serde_json.
+pub fn json(text: &[u8]) {
+    let Ok(text) = std::str::from_utf8(text) else {
+        return;
+    };
+    let general = serde_json::from_str::<&RawValue>(text).ok();
+    assert_eq!(
+        raw_value(text).map(RawValue::get),
+        general.map(RawValue::get)
+    );
 }
 
 /// Decodes a message between master and worker, in both directions.

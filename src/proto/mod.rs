@@ -43,6 +43,7 @@ pub(crate) mod exporter;
 pub mod frame;
 pub(crate) mod handoff;
 pub(crate) mod hardening;
+pub(crate) mod json;
 pub(crate) mod lease;
 pub mod log;
 pub(crate) mod message;

@@ -1,9 +1,10 @@
 //! Client and worker: a request is `{"in": METHOD, "params": ANY}`, a reply `{"out": NAME, "result": ANY}`.
 //!
-//! A missing `params` is `null`; unknown members are ignored. `params` are not parsed here: they stay the client's bytes
-//! ([`RawValue`]), so that `ping` returns `1e400`, a number of forty digits, doubled keys and escapes unchanged. **A client's
-//! bytes must never become a [`serde_json::Value`] in this crate**: with the feature `raw_value` each object with the key
-//! `$serde_json::private::RawValue` starts a new recursion budget there, and a frame of nested ones overflows the stack.
+//! A missing `params` is `null`; unknown members are ignored. `params` are not parsed here: they stay the client's
+//! bytes ([`RawValue`]), so that `ping` returns `1e400`, a number of forty digits, doubled keys and escapes unchanged.
+//! **A client's bytes must never become a [`serde_json::Value`] in this crate**: with the feature `raw_value` each
+//! object with the key `$serde_json::private::RawValue` starts a new recursion budget there, and a frame of nested ones
+//! overflows the stack.
 //!
 //! Errors are replies: `{"out": "error", "result": {"code": CODE, "message": TEXT}}`. After a body that is not JSON the
 //! next frame is found, and the connection continues.
@@ -15,6 +16,8 @@ use std::io::{self, Write};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+use super::json;
 
 named_variants! {
     /// The code of an error reply, for programs.
@@ -76,29 +79,28 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Parses the usual form, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them, in two
-    /// thirds of the time. The request has this form exactly if the text between the prefix and the last brace is one
-    /// JSON value; the general parser decides about all other requests.
+    /// Parses the usual form, `{"in":"NAME","params":VALUE}` with or without spaces as Python writes them. The request
+    /// has this form exactly if the text between the prefix and the last brace is one JSON value; the general parser
+    /// decides about all other requests, and makes their errors.
+    #[inline]
     fn parse_usual(text: &'a str) -> Option<Request<'a>> {
-        let rest = after(text.strip_prefix("{\"in\"")?, ":")?.strip_prefix('"')?;
-        let (method, rest) = rest.split_once('"')?;
+        let name = after_space(text.strip_prefix("{\"in\":")?).strip_prefix('"')?;
         // A string that is a method's name contains no escapes and no control characters.
-        if !is_method_name(method) {
-            return None;
-        }
-        let rest = after(after(rest, ",")?.strip_prefix("\"params\"")?, ":")?;
-        let params = serde_json::from_str(rest.strip_suffix('}')?).ok()?;
+        let length = method_name_len(name.as_bytes())?;
+        let (method, rest) = name.split_at_checked(length)?;
+        let member = after_space(rest.strip_prefix("\",")?);
+        let params = after_space(member.strip_prefix("\"params\":")?).strip_suffix('}')?;
         Some(Request {
             method: Cow::Borrowed(method),
-            params: Some(params),
+            params: Some(json::raw_value(params)?),
         })
     }
 }
 
-/// Returns the text after this mark, and after one space if there is one.
-fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
-    let rest = text.strip_prefix(mark)?;
-    Some(rest.strip_prefix(' ').unwrap_or(rest))
+/// Returns the text after one space, if it begins with one.
+#[inline]
+fn after_space(text: &str) -> &str {
+    text.strip_prefix(' ').unwrap_or(text)
 }
 
 /// The known members of a request.
@@ -152,14 +154,20 @@ impl<'de> Deserialize<'de> for Request<'de> {
     }
 }
 
+/// Returns the parts of the beginning of a reply; its result and [`CLOSE`] must follow.
+#[inline]
+pub(crate) fn opening(name: &str) -> [&[u8]; 3] {
+    [b"{\"out\":\"", name.as_bytes(), b"\",\"result\":"]
+}
+
 /// Writes the beginning of a reply; its result and [`CLOSE`] must follow.
 ///
 /// # Errors
 /// Those of `to`.
 pub fn open(to: &mut impl Write, name: &str) -> io::Result<()> {
-    to.write_all(b"{\"out\":\"")?;
-    to.write_all(name.as_bytes())?;
-    to.write_all(b"\",\"result\":")
+    opening(name)
+        .into_iter()
+        .try_for_each(|part| to.write_all(part))
 }
 
 /// The end of every reply.
@@ -191,10 +199,18 @@ pub fn is_fault_code(code: &str) -> bool {
 /// Returns whether `name` may be a method's name: `[a-z][a-z0-9_.-]{0,63}`, but not `error`, which names error replies.
 #[must_use]
 pub fn is_method_name(name: &str) -> bool {
-    let letters = name.as_bytes();
-    matches!(letters, [b'a'..=b'z', rest @ ..]
-        if rest.len() <= 63 && rest.iter().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-')))
-        && name != "error"
+    method_name_len(name.as_bytes()) == Some(name.len())
+}
+
+/// Returns the length of the method's name at the beginning of a text, if there is one.
+#[inline]
+fn method_name_len(text: &[u8]) -> Option<usize> {
+    let [b'a'..=b'z', rest @ ..] = text else {
+        return None;
+    };
+    let is_letter = |c: &u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
+    let length = 1 + rest.iter().take_while(|c| is_letter(c)).count();
+    (length <= 64 && &text[..length] != b"error").then_some(length)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::super::json;
 use super::{AppFault, AppMethod, AppMetric, Hello, VERSION};
 
 /// A frame of an app.
@@ -63,7 +64,7 @@ impl<'a> FromApp<'a> {
             .map_err(|e| format!("not UTF-8: bad byte at {}", e.valid_up_to()))?;
         if let Some((id, rest)) = split_id(text) {
             // This is the usual answer exactly if its result is one JSON value.
-            if let Some(Ok(result)) = result_of(rest).map(serde_json::from_str) {
+            if let Some(result) = result_of(rest).and_then(json::raw_value) {
                 let outcome = Ok(result);
                 return Ok(FromApp::Answer { id, outcome });
             }
