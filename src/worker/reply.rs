@@ -136,10 +136,7 @@ impl<'a> Reply<'a> {
     /// `internal` if the reply would be too long, or has a result already.
     pub fn raw(&mut self, result: &RawValue) -> Result<(), Fault> {
         self.begin()?;
-        self.out
-            .write_all(result.get().as_bytes())
-            .map_err(|_| self.too_long())?;
-        self.finish()
+        self.write(&[result.get().as_bytes(), rpc::CLOSE])
     }
 
     /// Sets the result to a value. NaN and infinities become `null`, as JSON has none.
@@ -152,7 +149,7 @@ impl<'a> Reply<'a> {
             true => self.too_long(),
             false => internal(format!("the result cannot be written as JSON: {e}")),
         })?;
-        self.finish()
+        self.write(&[rpc::CLOSE])
     }
 
     fn begin(&mut self) -> Result<(), Fault> {
@@ -162,13 +159,15 @@ impl<'a> Reply<'a> {
             return Err(internal("the method gave two results"));
         }
         self.has_result = true;
-        rpc::open(&mut self.out, self.name).map_err(|_| self.too_long())
+        self.write(&rpc::opening(self.name))
     }
 
-    fn finish(&mut self) -> Result<(), Fault> {
-        self.out.write_all(rpc::CLOSE).map_err(|_| self.too_long())
+    #[inline]
+    fn write(&mut self, parts: &[&[u8]]) -> Result<(), Fault> {
+        self.out.write_parts(parts).map_err(|_| self.too_long())
     }
 
+    #[cold]
     fn too_long(&self) -> Fault {
         let most = self.out.buffer.len() - PREFIX;
         internal(format!(
@@ -180,10 +179,7 @@ impl<'a> Reply<'a> {
     pub(crate) fn seal(mut self, order: ByteOrder) -> Result<usize, Fault> {
         if !self.has_result {
             self.begin()?;
-            self.out
-                .write_all(NULL.as_bytes())
-                .map_err(|_| self.too_long())?;
-            self.finish()?;
+            self.write(&[NULL.as_bytes(), rpc::CLOSE])?;
         }
         Ok(self.out.seal(order))
     }
@@ -227,18 +223,34 @@ impl<'a> Frame<'a> {
         self.buffer[..PREFIX].copy_from_slice(&order.prefix(body));
         self.length
     }
+
+    /// Writes these parts one after the other, or none of them if they do not fit.
+    #[inline]
+    fn write_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let end = parts.iter().fold(self.length, |end, part| end + part.len());
+        let mut rest = self
+            .buffer
+            .get_mut(self.length..end)
+            .ok_or(io::ErrorKind::WriteZero)?;
+        for part in parts {
+            let (place, after) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = after;
+        }
+        self.length = end;
+        Ok(())
+    }
 }
 
 impl Write for Frame<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let end = self.length + bytes.len();
-        let place = self
-            .buffer
-            .get_mut(self.length..end)
-            .ok_or(io::ErrorKind::WriteZero)?;
-        place.copy_from_slice(bytes);
-        self.length = end;
+        self.write_all(bytes)?;
         Ok(bytes.len())
+    }
+
+    // The default one asks whether all was written.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_parts(&[bytes])
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -271,6 +283,24 @@ mod tests {
             &buffer[..length],
             b"\0\0\0\x1e{\"out\":\"sum_r\",\"result\":[1,2]}"
         );
+    }
+
+    #[test]
+    fn a_raw_result_is_copied_byte_for_byte_up_to_the_limit() {
+        let result: &RawValue = serde_json::from_str("[1e400, {}]").expect("JSON");
+        let expected = b"\0\0\0\x22{\"out\":\"a_r\",\"result\":[1e400, {}]}";
+        let mut buffer = [0; 64];
+        for size in 0..buffer.len() - PREFIX {
+            let buffer = &mut buffer[..PREFIX + size];
+            let mut reply = Reply::new(buffer, "a_r", call());
+            let length = reply.raw(result).and_then(|()| reply.seal(ByteOrder::Big));
+            let fits = PREFIX + size >= expected.len();
+            assert_eq!(length.is_ok(), fits, "{size}");
+            match length {
+                Ok(length) => assert_eq!(&buffer[..length], expected, "{size}"),
+                Err(fault) => assert!(fault.message().contains("longer than"), "{fault}"),
+            }
+        }
     }
 
     #[test]

@@ -44,14 +44,28 @@ fn with<T: Default>(change: impl FnOnce(&mut T)) -> T {
     value
 }
 
-/// Returns `ping`, and `deadline`, which returns in how many ms it is killed.
+/// Returns `ping`, `deadline`, which returns in how many ms it is killed, and `killed_at`, which returns the time, in
+/// ms after the start of the service, and takes 3 ms.
 fn service() -> RunningService<()> {
+    let started = Instant::now();
+    let killed_at = Method::new("killed_at", move |(), (): (), call: &Call| {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(3) {
+            std::hint::spin_loop();
+        }
+        let after_start = |deadline: Instant| (deadline - started).as_millis() as u64;
+        Ok(call.deadline.map(after_start))
+    });
     let deadline = Method::new("deadline", |(), (): (), call: &Call| {
         let left = |deadline: Instant| (deadline - Instant::now()).as_millis() as u64;
         Ok(call.deadline.map(left))
     });
-    let methods = Methods::new(vec![deadline], Box::new(|_, _| Ok(())), Hooks::default())
-        .expect("they are valid");
+    let methods = Methods::new(
+        vec![deadline, killed_at],
+        Box::new(|_, _| Ok(())),
+        Hooks::default(),
+    )
+    .expect("they are valid");
     let info = WorkerInfo {
         name: "test".to_owned(),
         worker: WorkerId(1),
@@ -419,6 +433,38 @@ fn a_method_gets_the_earlier_deadline_of_request_and_worker() {
     assert!(ask(&mut worker).is_some_and(|ms| ms <= 100_000));
     (worker.ending.stop_by, worker.settings.request_timeout) = (None, Some(Duration::MAX));
     assert_eq!(ask(&mut worker), None);
+}
+
+#[test]
+fn each_request_of_a_turn_has_its_own_deadline() {
+    let (mut master, mut theirs) = Master::new();
+    let limits = Settings {
+        request_timeout: Some(Duration::from_secs(1_000)),
+        ..settings()
+    };
+    let mut worker = master.worker(&mut theirs, limits);
+    let mut service = service();
+    let mut client = master.lease_new(0);
+    step(&mut worker, &mut service);
+    let request = frame(r#"{"in":"killed_at"}"#);
+    // A turn ends early if this thread had to wait for a CPU.
+    let until = Instant::now() + Duration::from_secs(60);
+    let of_one_turn = loop {
+        client.send(&request.repeat(2));
+        worker.run_one_turn(0, &Purpose::Serve, &mut service);
+        let replies = client.read_replies();
+        let times: Vec<u64> = replies
+            .split("\"result\":")
+            .filter_map(|reply| reply.split_once('}')?.0.parse().ok())
+            .collect();
+        if times.len() == 2 {
+            break times;
+        }
+        assert!(Instant::now() < until, "{replies}");
+        worker.run_one_turn(0, &Purpose::Serve, &mut service);
+        client.read_replies();
+    };
+    assert!(of_one_turn[1] >= of_one_turn[0] + 3, "{of_one_turn:?}");
 }
 
 #[test]

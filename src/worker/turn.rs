@@ -70,16 +70,29 @@ pub(super) struct Tools<'a> {
     pub(super) broken: &'a mut Option<String>,
     /// ns of CLOCK_MONOTONIC: at the beginning of the turn, and again at its end.
     pub(super) now: u64,
+    /// The deadline of a method that begins at this `now`.
+    pub(super) deadline: Option<(u64, Option<Instant>)>,
 }
 
 impl Tools<'_> {
-    /// Returns when the worker is killed, if a method begins now.
-    fn deadline(&self) -> Option<Instant> {
+    /// Returns when the worker is killed, if a method begins now. It is computed once for each reading of the clock:
+    /// many requests share one.
+    #[inline]
+    fn deadline(&mut self) -> Option<Instant> {
+        match self.deadline {
+            Some((now, deadline)) if now == self.now => deadline,
+            _ => self.computed_deadline(),
+        }
+    }
+
+    fn computed_deadline(&mut self) -> Option<Instant> {
         let timeout = self
             .settings
             .request_timeout
             .and_then(|timeout| self.instant(self.now).checked_add(timeout));
-        [self.stop_by, timeout].into_iter().flatten().min()
+        let deadline = [self.stop_by, timeout].into_iter().flatten().min();
+        self.deadline = Some((self.now, deadline));
+        deadline
     }
 
     /// Returns the instant of a time in ns of CLOCK_MONOTONIC.

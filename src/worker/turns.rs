@@ -99,6 +99,7 @@ impl WorkerLoop<'_> {
             writes: self.writes.as_ref(),
             broken: &mut self.ending.broken,
             now: self.time.now,
+            deadline: None,
         };
         let ended = turn(connection, slot, purpose, &mut tools);
         let is_tcp = connection.is_tcp();

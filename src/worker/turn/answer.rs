@@ -18,11 +18,12 @@ use crate::worker::reply::{Call, Fault, write_fault};
 impl Turn<'_, '_> {
     /// Answers the next frame, unless it leaves this worker.
     pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> FrameOutcome {
+        let deadline = self.tools.deadline();
         let call = Call {
             client: self.connection.client,
             peer: self.connection.peer,
             attempt: u32::from(self.flags.crash_count) + 1,
-            deadline: self.tools.deadline(),
+            deadline,
             socket: Some(self.connection.socket.as_fd()),
         };
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
