@@ -24,8 +24,16 @@ pub(super) const SLOT_LEN: u64 = 128;
 /// ```text
 /// 1   version 0.1.0
 /// 2   words 16 and up of the header, bit 5 of the flags, the metrics of a daemon's own behind the large regions
+/// 3   the shared reply buffer begins half a page later, and the small and the large regions a page later
 /// ```
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
+
+/// The distance of the shared reply buffer from the beginning of a page.
+///
+/// A method that returns its params copies them by one byte further than they lie in the receive buffer, which begins
+/// with a page. Many CPUs compare only the lowest twelve bits of an address to find out whether a load depends on an
+/// earlier store: with both buffers at the beginning of a page, each load of such a copy waits for the store before it.
+const REPLY_OFFSET: u64 = PAGE / 2;
 
 /// The layout of shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +145,14 @@ impl Layout {
         page_up((PREFIX + self.max_frame as usize).max(RECEIVE_LEN) as u64)
     }
 
+    /// Returns the offset of the shared reply buffer.
+    fn shared_reply_at(self) -> u64 {
+        let offset = if self.version >= 3 { REPLY_OFFSET } else { 0 };
+        RECEIVE_LEN as u64 + offset
+    }
+
     fn small_at(self) -> u64 {
-        RECEIVE_LEN as u64 + self.reply()
+        page_up(self.shared_reply_at() + self.reply())
     }
 
     pub(super) fn large_at(self, slot: u32) -> u64 {
@@ -197,7 +211,7 @@ impl Layout {
     /// Returns the range of replies in a region of `slot`; a small region holds none.
     pub(super) fn reply_range(self, region: Region, slot: u32) -> Range<usize> {
         let begin = match region {
-            Region::Shared | Region::Small => RECEIVE_LEN as u64,
+            Region::Shared | Region::Small => self.shared_reply_at(),
             Region::Large => self.large_at(slot) + self.large_receive(),
         };
         begin as usize..(begin + self.reply()) as usize
@@ -214,8 +228,11 @@ mod tests {
 
     #[test]
     fn regions_do_not_overlap_and_lie_in_the_file() {
-        for (slots, max_frame) in [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)] {
-            let layout = Layout::new(slots, max_frame);
+        let sizes = [(1, 64), (3, 65_535), (40, 1 << 20), (7, 256 << 20)];
+        for (version, (slots, max_frame)) in
+            (1..=LAYOUT_VERSION).flat_map(|v| sizes.map(|s| (v, s)))
+        {
+            let layout = Layout::with_version(version, slots, max_frame).expect("it is known");
             let mut ranges = vec![
                 layout.receive_range(Region::Shared, 0),
                 layout.reply_range(Region::Shared, 0),
@@ -233,6 +250,37 @@ mod tests {
             assert!(end <= layout.own_metrics_at() - layout.bytes_at());
             assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
             assert!(layout.reply() as usize >= REPLY_SOFT + layout.max_reply());
+        }
+    }
+
+    /// Shared memory of earlier versions is read after an upgrade: its regions must be found where they are.
+    #[test]
+    fn each_version_has_its_own_offsets() {
+        const KIB: usize = 1024;
+        for (version, expected) in [
+            (1, [256 * KIB, 336 * KIB, 340 * KIB, 932 * KIB]),
+            (2, [256 * KIB, 336 * KIB, 340 * KIB, 932 * KIB]),
+            (3, [258 * KIB, 340 * KIB, 344 * KIB, 936 * KIB]),
+        ] {
+            let layout = Layout::with_version(version, 3, 10_000).expect("it is known");
+            let found = [
+                layout.reply_range(Region::Shared, 0).start,
+                layout.receive_range(Region::Small, 0).start,
+                layout.receive_range(Region::Large, 0).start,
+                layout.reply_range(Region::Large, 1).start,
+            ];
+            assert_eq!(found, expected, "version {version}");
+        }
+    }
+
+    #[test]
+    fn a_reply_is_not_written_just_ahead_of_its_request() {
+        let layout = Layout::new(3, 64 << 10);
+        let reply = layout.reply_range(Region::Shared, 0).start as u64;
+        for region in [Region::Shared, Region::Large] {
+            let request = layout.receive_range(region, 2).start as u64;
+            let ahead = (reply + PAGE - request % PAGE) % PAGE;
+            assert_eq!(ahead, PAGE / 2, "{region:?}");
         }
     }
 }

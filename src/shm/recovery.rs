@@ -203,7 +203,7 @@ pub fn fuzz(input: &[u8]) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Flags, Layout, LeaseState, WorkerShm};
+    use super::super::{Flags, LAYOUT_VERSION, Layout, LeaseState, WorkerShm};
     use super::*;
 
     fn bytes(unread: usize, unsent: usize) -> ClientBytes {
@@ -216,7 +216,10 @@ mod tests {
     }
 
     fn shms() -> (MasterShm, WorkerShm) {
-        let layout = Layout::new(4, 1 << 20);
+        shms_with(Layout::new(4, 1 << 20))
+    }
+
+    fn shms_with(layout: Layout) -> (MasterShm, WorkerShm) {
         let master = MasterShm::new(layout).expect("memfd");
         let worker = WorkerShm::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         (master, worker)
@@ -224,7 +227,14 @@ mod tests {
 
     #[test]
     fn stored_bytes_are_recovered_less_the_answered_and_sent_ones() {
-        let (master, mut worker) = shms();
+        for version in 1..=LAYOUT_VERSION {
+            let layout = Layout::with_version(version, 4, 1 << 20).expect("it is known");
+            recover_less_the_answered_and_sent(layout);
+        }
+    }
+
+    fn recover_less_the_answered_and_sent(layout: Layout) {
+        let (master, mut worker) = shms_with(layout);
         for unread in [0, 1, 512, 513, 300_000] {
             let bytes = bytes(unread, unread / 2);
             let cursors = master.store(1, &bytes).expect("they fit");
