@@ -42,6 +42,7 @@ use self::exporter::Exporter;
 use self::handover::upgrade::Upgrade;
 use self::token::Token;
 use self::workers::outgoing::Outgoing;
+use self::workers::spread::Spreading;
 use self::workers::worker::Worker;
 use crate::config::Loaded;
 use crate::loop_clock::LoopClock;
@@ -295,6 +296,10 @@ impl Master {
             self.workers.watch.deadline(),
             self.workers.outgoing.as_ref().map(Outgoing::deadline),
             requested_rebalance.map(|requested| requested.until),
+            self.workers
+                .spreading
+                .as_ref()
+                .and_then(Spreading::deadline),
             self.listeners.gate.deadline(),
             self.listeners.outage_deadline(),
             is_closing.then(|| self.clock.now()),

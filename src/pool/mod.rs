@@ -42,6 +42,7 @@ mod events;
 mod member;
 pub mod rebalance;
 mod reconcile;
+pub mod spread;
 
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,14 @@
-//! The choice of the worker for a new client.
+//! The choice of the worker for a new client, and for clients that waited for the start of the workers.
 
-use fdpassd::proto::control::WorkerStatus;
-use fdpassd::testing::Client;
+use std::path::Path;
+
+use fdpassd::proto::control::{Status, WorkerStatus};
+use fdpassd::testing::{Client, Running, ServiceManager};
+use nix::sys::signal::Signal;
 
 use crate::common::faulty::{self, Execution, whoami};
-use crate::common::kernel;
+use crate::common::restart::{How, restart};
+use crate::common::{FDPASSD, kernel, ping_all};
 
 /// No worker is taken for stuck and loses its clients, however busy the machine is.
 const NO_STALLS: &str = "limits.stall-timeout = \"1h\"";
@@ -127,4 +131,63 @@ fn a_stopped_worker_gets_few_new_clients() {
             swallowed
         );
     }
+}
+
+/// The first worker that is ready gets all clients that wait; the others are ready a moment later.
+#[track_caller]
+fn assert_spread(daemon: &Running, clients: &mut [Client], workers: u64) {
+    let share = clients.len() as u64 / workers;
+    let is_spread = |status: &Status| status.workers.iter().all(|worker| worker.clients == share);
+    let status = daemon.wait_until("each worker has its share", is_spread);
+    assert_eq!((status.lost_total, status.errors_total), (0, 0));
+    ping_all(clients);
+}
+
+#[test]
+fn idle_clients_are_spread_over_all_workers_after_a_restart() {
+    for how in [How::Term, How::Kill, How::TermAll] {
+        let manager = ServiceManager::new();
+        let config = format!("workers.count = 4\n{NO_STALLS}");
+        let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+        daemon.wait_for_workers();
+        let mut clients: Vec<Client> = (0..400).map(|_| daemon.connect()).collect();
+        ping_all(&mut clients);
+        let daemon = restart(&manager, daemon, how, Path::new(FDPASSD));
+        println!("{how:?}");
+        assert_spread(&daemon, &mut clients, 4);
+    }
+}
+
+#[test]
+fn idle_clients_are_spread_after_the_death_of_all_workers() {
+    let daemon = crate::common::start(&format!("workers.count = 3\n{NO_STALLS}"));
+    daemon.wait_for_workers();
+    let mut clients: Vec<Client> = (0..300).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    // The master notices no death before all are dead.
+    let workers = daemon.worker_pids();
+    kernel::stop(daemon.pid());
+    for worker in workers {
+        kernel::send(worker, Signal::SIGKILL);
+    }
+    daemon.signal("CONT");
+    assert_spread(&daemon, &mut clients, 3);
+}
+
+#[test]
+fn no_client_is_spread_if_clients_are_moved_by_hand() {
+    let manager = ServiceManager::new();
+    let config = format!("workers = {{ count = 2, rebalance = \"manual\" }}\n{NO_STALLS}");
+    let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+    daemon.wait_for_workers();
+    let mut clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    let daemon = restart(&manager, daemon, How::Term, Path::new(FDPASSD));
+    ping_all(&mut clients);
+    let moves = daemon.ctl("clients").expect("a list");
+    let moves = moves["clients"].as_array().expect("an array").iter();
+    let moves: Vec<u64> = moves
+        .filter_map(|client| client["moves"].as_u64())
+        .collect();
+    assert_eq!(moves, [1; 50], "each was leased once after the restart");
 }

@@ -91,7 +91,7 @@ impl Workers {
                     worker.leases.released(slot, &worker.shm)
                 });
             }
-            ToMaster::Ready(ready) => return self.set_ready(id, ready, telemetry, now),
+            ToMaster::Ready(ready) => return self.set_ready(id, ready, clients, telemetry, now),
             ToMaster::Failed(failed) => {
                 if let Some(worker) = self.all.get_mut(&id) {
                     worker.failure = Some(failed.reason);
@@ -204,6 +204,7 @@ impl Workers {
         &mut self,
         id: WorkerId,
         ready: Ready,
+        clients: &Clients,
         telemetry: &mut Telemetry,
         now: Instant,
     ) -> Attended {
@@ -236,6 +237,7 @@ impl Workers {
         telemetry
             .events
             .note(Kind::WorkerReady, worker.about(), sentence);
+        self.expect_shares(clients, now);
         Attended::Ready
     }
 }

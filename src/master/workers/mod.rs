@@ -11,6 +11,7 @@ use crate::master::telemetry::counters::Totals;
 use crate::master::workers::crash::{OomKills, Strikes};
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::rebalance::AskedBalance;
+use crate::master::workers::spread::Spreading;
 use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
 use crate::pool::rebalance::Rebalancer;
@@ -31,6 +32,7 @@ pub(crate) mod link;
 pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;
+pub(crate) mod spread;
 pub(crate) mod trust;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
@@ -58,6 +60,8 @@ pub(crate) struct Workers {
     pub(crate) watch: Watch,
     rebalancer: Rebalancer,
     pub(crate) requested_rebalance: Option<AskedBalance>,
+    /// Set while workers are starting and the first one has got the clients that waited.
+    pub(crate) spreading: Option<Spreading>,
     pub(crate) strikes: Strikes,
     /// How the last worker ended that was not asked to end.
     last_failure: Option<String>,
@@ -80,6 +84,7 @@ impl Workers {
             watch: Watch::default(),
             rebalancer: Rebalancer::default(),
             requested_rebalance: None,
+            spreading: None,
             strikes: Strikes::default(),
             last_failure: None,
             oom_kills: OomKills::new(now),

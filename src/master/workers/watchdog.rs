@@ -81,7 +81,7 @@ impl Workers {
             || self.pool.member(id).is_some_and(|member| member.is_stalled)
     }
 
-    /// Checks the workers if a check is due.
+    /// Checks the workers and moves clients, if a check or a move is due.
     pub(crate) fn check(
         &mut self,
         config: &Config,
@@ -130,6 +130,7 @@ impl Workers {
             self.watch.next_rebalance = Some(now + rebalance::INTERVAL);
             self.rebalance(clients, telemetry, poller, now);
         }
+        self.spread_clients(config, clients, telemetry, poller, now);
     }
 
     fn check_worker(

@@ -129,7 +129,7 @@ named_variants! {
         Recycling = "recycling",
         /// The desired number of workers changed.
         Scaled = "scaled",
-        /// Busy clients moved to workers with less to do.
+        /// Busy clients moved to workers with less to do, or clients to workers that were ready later than others.
         Rebalanced = "rebalanced",
         /// A new configuration is being started.
         ReloadBegun = "reload_begun",

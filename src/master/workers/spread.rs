@@ -1,0 +1,148 @@
+//! Spreads the clients over the workers after a start: the first worker that was ready has got all that waited.
+
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, RebalanceMode};
+use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::counters::Reason;
+use crate::master::workers::Workers;
+use crate::pool::spread::{self, Share};
+use crate::proto::channel::ToWorker;
+use crate::proto::control::{About, Kind};
+use crate::proto::names::WorkerId;
+use crate::proto::text::Counted;
+use crate::sys::poll::Poller;
+
+/// The time between two attempts to move clients that are in a turn.
+const TICK: Duration = Duration::from_millis(5);
+
+/// The time without a move after which the clients stay where they are.
+const STUCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Set from the time at which the first worker is ready until all are and have their shares.
+#[derive(Debug)]
+pub(crate) struct Spreading {
+    /// When clients move next; `None` until another worker is ready.
+    next: Option<Instant>,
+    /// When the clients stay where they are, if none has moved before.
+    until: Instant,
+    moved: usize,
+}
+
+impl Spreading {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.next
+    }
+}
+
+impl Workers {
+    /// Notes that a worker has become ready. If it is the first one and clients wait, the others get their shares later.
+    pub(super) fn expect_shares(&mut self, clients: &Clients, now: Instant) {
+        if let Some(spreading) = &mut self.spreading {
+            (spreading.next, spreading.until) = (Some(now), now + STUCK_TIMEOUT);
+        } else if !clients.unleased.is_empty() && self.ready().count() == 1 {
+            self.spreading = Some(Spreading {
+                next: None,
+                until: now,
+                moved: 0,
+            });
+        }
+    }
+
+    /// Moves clients to workers that became ready after the first one.
+    pub(super) fn spread_clients(
+        &mut self,
+        config: &Config,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        let is_due = |spreading: &mut Spreading| spreading.next.is_some_and(|next| next <= now);
+        let Some(mut spreading) = self.spreading.take_if(is_due) else {
+            return;
+        };
+        // A reload moves all clients.
+        if config.workers.rebalance != RebalanceMode::Auto || self.pool.is_rolling() {
+            return;
+        }
+        let wanted = self.pool.target().count;
+        match spread::next_share(&self.shares(), wanted) {
+            // The clients that wait are leased first.
+            _ if !clients.unleased.is_empty() => {
+                (spreading.next, spreading.until) = (Some(now + TICK), now + STUCK_TIMEOUT);
+            }
+            Some(share) => {
+                let moved = self.move_share(share, clients, telemetry, poller);
+                spreading.moved += moved;
+                if moved > 0 {
+                    spreading.until = now + STUCK_TIMEOUT;
+                } else if spreading.until <= now {
+                    return spreading.note(telemetry);
+                }
+                let pause = if moved == share.count {
+                    Duration::ZERO
+                } else {
+                    TICK
+                };
+                spreading.next = Some(now + pause);
+            }
+            None if self.pool.is_settled() => return spreading.note(telemetry),
+            None => spreading.next = None,
+        }
+        self.spreading = Some(spreading);
+    }
+
+    /// Returns the number of clients of each worker that gets clients.
+    fn shares(&self) -> Vec<(WorkerId, usize)> {
+        self.ready()
+            .filter(|worker| worker.unhealthy.is_none())
+            .map(|worker| (worker.id, worker.leases.clients()))
+            .collect()
+    }
+
+    /// Revokes the leases of as many clients that are in no turn, and has them leased to the other worker. Returns their
+    /// number.
+    fn move_share(
+        &mut self,
+        share: Share,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+        poller: &Poller,
+    ) -> usize {
+        let Some(worker) = self.all.get_mut(&share.from) else {
+            return 0;
+        };
+        let to = Some(share.to);
+        let slots = worker.leases.slots().into_iter();
+        let revoked: Vec<_> = slots
+            .filter_map(|slot| worker.leases.revoke(slot, &worker.shm))
+            .take(share.count)
+            .map(|recovered| recovered.map(|unleased| Unleased { to, ..unleased }))
+            .collect();
+        let moved = clients.requeue(revoked, Reason::Rebalance, telemetry);
+        if moved > 0 {
+            self.send(share.from, ToWorker::LeasesRevoked, poller);
+        }
+        moved
+    }
+}
+
+impl Spreading {
+    fn note(self, telemetry: &mut Telemetry) {
+        if self.moved == 0 {
+            return;
+        }
+        let about = About {
+            clients: Some(self.moved as u64),
+            ..About::default()
+        };
+        let sentence = format_args!(
+            "{} moved to workers that became ready after the first one",
+            Counted(self.moved, "client")
+        );
+        telemetry.events.note(Kind::Rebalanced, about, sentence);
+    }
+}
