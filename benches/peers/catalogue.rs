@@ -23,6 +23,8 @@ pub(crate) enum Server {
     Floor,
     /// The server of this project.
     Fdpassd,
+    /// Another build of it, to compare with.
+    Baseline,
     /// tokio, LengthDelimitedCodec, serde_json RawValue.
     Tokio,
     /// Node.js cluster, round robin.
@@ -36,17 +38,20 @@ pub(crate) enum Server {
 /// Paths of the servers that are not part of this program.
 pub(crate) struct Places {
     pub(crate) fdpassd: PathBuf,
+    /// Another build of fdpassd, if one was named.
+    pub(crate) baseline: Option<PathBuf>,
     /// The directory of the peers' sources, if there is one.
     pub(crate) peers: Option<PathBuf>,
 }
 
 impl Server {
     /// All servers, in the order of the table.
-    pub(crate) const ALL: [Server; 8] = [
+    pub(crate) const ALL: [Server; 9] = [
         Server::Echo,
         Server::Reuseport,
         Server::Floor,
         Server::Fdpassd,
+        Server::Baseline,
         Server::Tokio,
         Server::Node,
         Server::Go,
@@ -59,6 +64,7 @@ impl Server {
             Server::Reuseport => "raw echo, SO_REUSEPORT",
             Server::Floor => "the floor: echo + RawValue",
             Server::Fdpassd => "fdpassd",
+            Server::Baseline => "fdpassd, the other build",
             Server::Tokio => "tokio, RawValue",
             Server::Node => "Node cluster, round robin",
             Server::Go => "Go, RawMessage",
@@ -67,7 +73,7 @@ impl Server {
     }
 
     pub(crate) fn is_fdpassd(self) -> bool {
-        self == Server::Fdpassd
+        matches!(self, Server::Fdpassd | Server::Baseline)
     }
 
     /// Returns the method that is called.
@@ -83,7 +89,7 @@ impl Server {
     pub(crate) fn check(self) -> Check {
         match self {
             Server::Echo | Server::Reuseport => Check::Echo,
-            Server::Floor | Server::Fdpassd => Check::Bytes,
+            Server::Floor | Server::Fdpassd | Server::Baseline => Check::Bytes,
             Server::Tokio | Server::Node | Server::Go | Server::Seed => Check::Value,
         }
     }
@@ -140,6 +146,11 @@ impl Server {
             Server::Floor => recipe(this()?, "echo --frames --port PORT --processes WORKERS"),
             // The port is in the configuration file, see `common/server.rs`.
             Server::Fdpassd => recipe(places.fdpassd.clone().into(), "-c fdpassd.toml"),
+            Server::Baseline => {
+                let program = places.baseline.clone();
+                let program = program.context("no other build: name one by --baseline")?;
+                recipe(program.into(), "-c fdpassd.toml")
+            }
             Server::Tokio => {
                 let program = build_tokio(&peers()?.join("tokio"))?;
                 recipe(program.into(), "--raw --port PORT --workers WORKERS")

@@ -66,6 +66,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         let fdpassd = file.canonicalize().context(file.display())?;
         Server::Fdpassd.prepare(&Places {
             fdpassd,
+            baseline: None,
             peers: None,
         })
     };

@@ -178,7 +178,7 @@ fn stalls(figures: &Figures) -> Vec<Vec<String>> {
 fn goals(figures: &Figures) -> Vec<Vec<String>> {
     let mut rows = vec![row(
         "scenario",
-        ["goal", "the floor", "fdpassd", ""].map(str::to_owned),
+        ["goal", "the floor", "the other build", "fdpassd", ""].map(str::to_owned),
     )];
     for goal in &GOALS {
         let wanted = match goal.against {
@@ -196,10 +196,11 @@ fn goals(figures: &Figures) -> Vec<Vec<String>> {
             Some(value) if value <= goal.most => "met",
             Some(_) => "MISSED",
         };
-        let floor = figures.reached(goal, Server::Floor);
+        let [floor, baseline] =
+            [Server::Floor, Server::Baseline].map(|server| shown(figures.reached(goal, server)));
         rows.push(row(
             goal.scenario.title(),
-            [wanted, shown(floor), shown(reached), verdict.to_owned()],
+            [wanted, floor, baseline, shown(reached), verdict.to_owned()],
         ));
     }
     rows

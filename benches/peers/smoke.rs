@@ -19,6 +19,7 @@ pub(crate) fn test() -> Result<()> {
     memory::raise_descriptor_limit()?;
     let places = Places {
         fdpassd: env!("CARGO_BIN_EXE_fdpassd").into(),
+        baseline: None,
         peers: None,
     };
     for server in [Server::Echo, Server::Reuseport, Server::Floor] {

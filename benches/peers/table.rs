@@ -36,6 +36,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     peers: Option<PathBuf>,
 
+    /// Another build of fdpassd, measured in the same rounds
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+
     /// Idle clients to measure memory with
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..))]
     clients: u64,
@@ -51,7 +55,11 @@ impl Options {
 
     /// Returns the wanted servers, and the raw echo, with which all are compared.
     fn servers(&self) -> impl Iterator<Item = Server> {
-        let is_wanted = |s: &Server| *s == Server::Echo || self.measure.wants_server(*s);
+        let is_wanted = |s: &Server| match s {
+            Server::Echo => true,
+            Server::Baseline => self.baseline.is_some(),
+            _ => self.measure.wants_server(*s),
+        };
         Server::ALL.into_iter().filter(is_wanted)
     }
 
@@ -63,7 +71,13 @@ impl Options {
             .or_else(|| std::env::var_os("PEERS").map(PathBuf::from));
         let peers = named.or_else(|| beside.is_dir().then_some(beside));
         let fdpassd = self.measure.fdpassd()?;
-        Ok(Places { fdpassd, peers })
+        let baseline = self.baseline.as_ref();
+        let baseline = baseline.map(|file| file.canonicalize().context(file.display()));
+        Ok(Places {
+            fdpassd,
+            baseline: baseline.transpose()?,
+            peers,
+        })
     }
 }
 

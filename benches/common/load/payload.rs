@@ -29,6 +29,9 @@ pub(crate) enum Payload {
     /// The same, exactly 64 KiB.
     #[value(name = "64k")]
     Large,
+    /// A string of exactly 64 KiB.
+    #[value(name = "64k-string")]
+    Text,
 }
 
 /// The byte order of the prefix.
@@ -115,6 +118,7 @@ impl Payload {
             Payload::Ping => object(&[], 0),
             Payload::Kilo => sized(1 << 10),
             Payload::Large => sized(64 << 10),
+            Payload::Text => format!("\"{FIRST}{}\"", "x".repeat((64 << 10) - DIGITS - 2)),
         }
     }
 }
