@@ -139,9 +139,10 @@ func allApp() {
 	Method(app, "long", func(_ context.Context, length int) (string, error) { return strings.Repeat("x", length), nil })
 	Method(app, "long_fault", func(context.Context, null) (int, error) { return 0, Fault("long", strings.Repeat("é", 10_000_000)) })
 	Method(app, "count", func(_ context.Context, by float64) (any, error) {
-		orders.Add(by)
-		seconds.Observe(0.25)
-		return nil, nil
+		if err := orders.Add(by); err != nil {
+			return nil, err
+		}
+		return nil, seconds.Observe(0.25)
 	})
 	Method(app, "count_later", func(_ context.Context, by float64) (any, error) {
 		time.AfterFunc(50*time.Millisecond, func() { orders.Add(by) })
@@ -475,8 +476,20 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	equal(t, sum, 9999*10000/2)
+}
+
+func TestMetricsRefuseWhatTheyCannotCount(t *testing.T) {
+	w := serving(t, "all", options{})
+	w.next("metrics", metrics)
 	for _, wrong := range []string{"-1", "0.5", "9007199254740994", "1e308"} {
-		equal(t, serving(t, "all", options{}).fault("count", wrong), "crashed: string")
+		equal(t, w.fault("count", wrong), "crashed: errors.errorString")
+	}
+	// The value comes from a client, so the app continues.
+	w.result("count", "4")
+	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":4,"seconds":[0.25]}`)
+	app := New()
+	if app.Histogram("seconds", "Seconds.").Observe(math.NaN()) == nil {
+		t.Fatal("NaN is observed")
 	}
 }
 

@@ -1,6 +1,7 @@
 package fdpassd
 
 import (
+	"fmt"
 	"math"
 	"time"
 )
@@ -74,28 +75,30 @@ func (a *App) addMetric(m *metric) {
 }
 
 // Inc adds one.
-func (c *Counter) Inc() { c.Add(1) }
+func (c *Counter) Inc() { _ = c.Add(1) }
 
-// Add adds a whole number from 0 to 2^53. It panics on any other.
-func (c *Counter) Add(count float64) {
+// Add adds a whole number from 0 to 2^53. Any other changes nothing, and is an error.
+func (c *Counter) Add(count float64) error {
 	if !(count >= 0 && count <= maxCount && count == math.Trunc(count)) {
-		panic("a counter can only grow by a whole number up to 2^53")
+		return fmt.Errorf("a counter cannot grow by %v, only by a whole number up to 2^53", count)
 	}
 	c.app.mu.Lock()
 	defer c.app.mu.Unlock()
 	c.sum += count
 	c.app.metricChanged()
+	return nil
 }
 
-// Observe adds a value. It panics if the value is not finite.
-func (h *Histogram) Observe(value float64) {
+// Observe adds a value. One that is not finite changes nothing, and is an error.
+func (h *Histogram) Observe(value float64) error {
 	if math.IsNaN(value) || math.IsInf(value, 0) {
-		panic("a histogram can only observe finite numbers")
+		return fmt.Errorf("a histogram cannot observe %v, only finite numbers", value)
 	}
 	h.app.mu.Lock()
 	defer h.app.mu.Unlock()
 	h.values = append(h.values, value)
 	h.app.metricChanged()
+	return nil
 }
 
 // The next answers carry what has changed; if there are none, a timer does. It is not set while nothing changes.
