@@ -139,11 +139,7 @@ mod tests {
         let worker = Channel::<ToMaster, ToWorker>::new(theirs);
         let mut scratch = Scratch::default();
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
-        let peer = Peer::Unix {
-            pid: 1,
-            uid: 2,
-            gid: 3,
-        };
+        let peer = Peer::UNIX;
         let record = ClientRecord {
             client: ClientId(1),
             slot: 2,

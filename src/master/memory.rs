@@ -116,14 +116,9 @@ fn drop_oldest<'a>(clients: impl Iterator<Item = &'a mut Unleased>, excess: u64)
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
     use crate::master::clients::client::Client;
-    use crate::proto::frame::OrderRule;
-    use crate::proto::names::{ClientId, Peer};
     use crate::shm::{ClientBytes, Flags};
-    use crate::sys::passed::ClientSocket;
 
     const MIB: u64 = 1 << 20;
 
@@ -172,26 +167,6 @@ mod tests {
         );
         assert_eq!(excess(&[]), 0);
         let client = |since: u64, unread: usize, flags: Flags| {
-            let socket =
-                ClientSocket::shared(File::open("/dev/null").expect("/dev/null").into(), false);
-            let (peer, order) = (
-                Peer::Unix {
-                    pid: 1,
-                    uid: 2,
-                    gid: 3,
-                },
-                OrderRule::Little,
-            );
-            let client = Client {
-                id: ClientId(since),
-                socket,
-                peer,
-                order,
-                listener: 1,
-                since: 0,
-                moves: 0,
-                offsets: Default::default(),
-            };
             let bytes = ClientBytes {
                 in_base: 7,
                 unread: vec![0; unread].into(),
@@ -201,7 +176,7 @@ mod tests {
                 flags,
                 times: (since, 0),
                 bytes,
-                ..Unleased::new(client, 0)
+                ..Unleased::new(Client::on_null(since), 0)
             }
         };
         let spared = [

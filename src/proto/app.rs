@@ -261,11 +261,7 @@ mod tests {
             id: 1,
             method: "add",
             client: ClientId(4711),
-            peer: Peer::Unix {
-                pid: 1,
-                uid: 2,
-                gid: 3,
-            },
+            peer: Peer::UNIX,
             attempt: 2,
             timeout: Some(29_993),
         };

@@ -78,6 +78,16 @@ pub enum Peer {
     },
 }
 
+#[cfg(test)]
+impl Peer {
+    /// A client of a Unix socket, for tests.
+    pub(crate) const UNIX: Peer = Peer::Unix {
+        pid: 1,
+        uid: 2,
+        gid: 3,
+    };
+}
+
 impl Peer {
     /// Returns the client's address; none for a Unix client.
     #[must_use]

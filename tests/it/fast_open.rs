@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use fdpassd::testing::{TIMEOUT, eventually};
+use fdpassd::testing::{Running, TIMEOUT, eventually};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, sendto, socket};
 use serde_json::json;
 
@@ -104,30 +104,68 @@ fn filling(others: usize) -> (String, String) {
     )
 }
 
+/// A client in its handshake, whose worker has died in one of its requests.
+struct InHandshake {
+    daemon: Running,
+    to: SocketAddr,
+    client: TcpStream,
+    /// The reply to its first request.
+    pong: String,
+}
+
+impl InHandshake {
+    /// Starts a daemon and connects a client: a ping comes with its SYN, and these bytes. Returns `None` outside of the
+    /// namespace of this test.
+    #[track_caller]
+    fn start(test: &str, others: &[&[u8]]) -> Option<InHandshake> {
+        if !is_prepared(test) {
+            return None;
+        }
+        let daemon = faulty::start("workers.count = 2");
+        daemon.wait_for_workers();
+        let to = tcp_address(&daemon);
+        let others = others.concat();
+        let (ping, pong) = filling(4 + others.len());
+        let client = connect_and_stop(to, &[frame(&ping), others].concat());
+        let status = daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
+        assert_eq!(states(to.port()), [SYN_RECV]);
+        assert_eq!(
+            (status.lost_total, status.clients),
+            (0, 1),
+            "{}",
+            daemon.stderr()
+        );
+        Some(InHandshake {
+            daemon,
+            to,
+            client,
+            pong,
+        })
+    }
+
+    /// As [`InHandshake::start`], with a reply in flight when the worker ends.
+    #[track_caller]
+    fn with_reply_in_flight(test: &str) -> Option<InHandshake> {
+        let sleep = frame(r#"{"in":"sleep","params":20}"#);
+        let exit = frame(r#"{"in":"exit_until","params":2}"#);
+        InHandshake::start(test, &[&sleep, &exit])
+    }
+}
+
 /// Half a frame, a whole one and one whose first run ends its worker come with the SYN.
 #[test]
 fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
-    if !is_prepared(this_test!()) {
+    let exit = frame(r#"{"in":"exit_until","params":2}"#);
+    let half = frame(r#"{"in":"ping","params":7}"#);
+    let Some(InHandshake {
+        daemon,
+        to,
+        mut client,
+        pong,
+    }) = InHandshake::start(this_test!(), &[&exit, &half[..10]])
+    else {
         return;
-    }
-    let daemon = faulty::start("workers.count = 2");
-    daemon.wait_for_workers();
-    let to = tcp_address(&daemon);
-    let (exit, half) = (
-        frame(r#"{"in":"exit_until","params":2}"#),
-        frame(r#"{"in":"ping","params":7}"#),
-    );
-    let (ping, pong) = filling(4 + exit.len() + 10);
-    let data = [frame(&ping), exit, half[..10].to_vec()].concat();
-    let mut client = connect_and_stop(to, &data);
-    let status = daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
-    assert_eq!(states(to.port()), [SYN_RECV]);
-    assert_eq!(
-        (status.lost_total, status.clients),
-        (0, 1),
-        "{}",
-        daemon.stderr()
-    );
+    };
     daemon.wait_until("its request was run again", |status| {
         status.requests_total == 2
     });
@@ -146,23 +184,15 @@ fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
 /// handshake is complete.
 #[test]
 fn a_fast_open_client_with_a_reply_in_flight_survives() {
-    if !is_prepared(this_test!()) {
+    let Some(InHandshake {
+        daemon,
+        to,
+        mut client,
+        pong,
+    }) = InHandshake::with_reply_in_flight(this_test!())
+    else {
         return;
-    }
-    let daemon = faulty::start("workers.count = 2");
-    daemon.wait_for_workers();
-    let to = tcp_address(&daemon);
-    let exit = frame(r#"{"in":"exit_until","params":2}"#);
-    let sleep = frame(r#"{"in":"sleep","params":20}"#);
-    let (ping, pong) = filling(4 + exit.len() + sleep.len());
-    let mut client = connect_and_stop(to, &[frame(&ping), sleep, exit].concat());
-    let status = daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
-    assert_eq!(
-        (status.lost_total, status.clients),
-        (0, 1),
-        "{}",
-        daemon.stderr()
-    );
+    };
     let page = daemon.ctl("clients").expect("it is read-only");
     assert_eq!(page["clients"][0]["state"], "waiting", "{page}");
     let waiting = "\nfdpassd_clients{state=\"waiting\"} 1\n";
@@ -188,22 +218,14 @@ fn a_fast_open_client_with_a_reply_in_flight_survives() {
 
 #[test]
 fn a_fast_open_client_that_waits_for_its_handshake_can_be_kicked() {
-    if !is_prepared(this_test!()) {
+    let Some(waiting) = InHandshake::with_reply_in_flight(this_test!()) else {
         return;
-    }
-    let daemon = faulty::start("workers.count = 2");
-    daemon.wait_for_workers();
-    let to = tcp_address(&daemon);
-    let exit = frame(r#"{"in":"exit_until","params":2}"#);
-    // A reply is in flight when the worker ends.
-    let sleep = frame(r#"{"in":"sleep","params":20}"#);
-    let (ping, _) = filling(4 + exit.len() + sleep.len());
-    let _client = connect_and_stop(to, &[frame(&ping), sleep, exit].concat());
-    daemon.wait_until("its worker has died", |status| status.deaths_total == 1);
+    };
+    let daemon = &waiting.daemon;
     let page = daemon.ctl("clients").expect("it is read-only");
     let kicked = daemon.ctl_with("kick", json!({ "client": page["clients"][0]["id"] }));
     kicked.expect("there is such a client");
     let status = daemon.status();
     assert_eq!((status.clients, status.lost_total), (0, 0));
-    open(to);
+    open(waiting.to);
 }

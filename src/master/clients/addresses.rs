@@ -96,11 +96,7 @@ mod tests {
         assert!(addresses.enter(&from(1, 10)) && addresses.enter(&from(1, 11)));
         assert!(!addresses.enter(&from(1, 12)));
         assert!(addresses.enter(&from(2, 10)));
-        assert!(addresses.enter(&Peer::Unix {
-            pid: 1,
-            uid: 2,
-            gid: 3
-        }));
+        assert!(addresses.enter(&Peer::UNIX));
         addresses.leave(&from(1, 11));
         assert!(addresses.enter(&from(1, 12)));
         let mut lowered = Addresses::new(&limits(1, 64), [from(1, 10), from(1, 12)].iter());

@@ -1,5 +1,9 @@
 //! Clients as the master records them.
 
+#[cfg(test)]
+use std::fs::File;
+#[cfg(test)]
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::master::clients::place::ClientPlace;
@@ -25,6 +29,30 @@ pub(crate) struct Client {
     pub(crate) moves: u32,
     /// Offsets of the client's byte counts.
     pub(crate) offsets: Offsets,
+}
+
+#[cfg(test)]
+impl Client {
+    /// Returns a Unix client whose socket is /dev/null.
+    pub(crate) fn on_null(id: u64) -> Client {
+        let null = File::open("/dev/null").expect("/dev/null");
+        Client::with_socket(id, null, Peer::UNIX)
+    }
+
+    /// Returns a client of the first listener with this socket.
+    pub(crate) fn with_socket(id: u64, socket: impl Into<OwnedFd>, peer: Peer) -> Client {
+        let is_unix = matches!(peer, Peer::Unix { .. });
+        Client {
+            id: ClientId(id),
+            socket: ClientSocket::shared(socket.into(), is_unix),
+            peer,
+            order: OrderRule::Little,
+            listener: 1,
+            since: 0,
+            moves: 0,
+            offsets: Offsets::default(),
+        }
+    }
 }
 
 /// A client without a worker, with all that its next worker must know.

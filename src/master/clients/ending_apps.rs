@@ -241,7 +241,7 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
+    use std::fs;
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
 
@@ -250,10 +250,7 @@ mod tests {
     use crate::master::clients::app_cgroups::CgroupsOfApps;
     use crate::master::clients::client::Client;
     use crate::master::clients::leases::recovery::Interrupted;
-    use crate::proto::frame::OrderRule;
-    use crate::proto::names::{Offsets, Peer};
     use crate::shm::Layout;
-    use crate::sys::passed::ClientSocket;
 
     fn app() -> (Child, ProcessIdentity) {
         let mut sleep = Command::new("sleep");
@@ -269,22 +266,7 @@ mod tests {
     }
 
     fn unleased(id: u64) -> Unleased {
-        let socket = File::open("/dev/null").expect("/dev/null").into();
-        let client = Client {
-            id: ClientId(id),
-            socket: ClientSocket::shared(socket, true),
-            peer: Peer::Unix {
-                pid: 1,
-                uid: 2,
-                gid: 3,
-            },
-            order: OrderRule::Little,
-            listener: 1,
-            since: 0,
-            moves: 0,
-            offsets: Offsets::default(),
-        };
-        Unleased::new(client, 0)
+        Unleased::new(Client::on_null(id), 0)
     }
 
     fn interrupted() -> Option<Interrupted> {

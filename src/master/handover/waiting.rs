@@ -305,33 +305,20 @@ impl Master {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
     use crate::master::clients::client::Client;
     use crate::master::handover::state_file::SavedState;
     use crate::master::handover::unpack::ReceivedHandoff;
-    use crate::proto::frame::OrderRule;
-    use crate::proto::names::{ClientId, Offsets, Peer};
-    use crate::sys::passed::ClientSocket;
+    use crate::proto::names::{ClientId, Peer};
 
     /// Returns a client with half a frame, and the other end of its connection.
     fn waiting_client(id: u64) -> (Unleased, UnixStream) {
         let (socket, other) = UnixStream::pair().expect("socketpair");
         let client = Client {
-            id: ClientId(id),
-            socket: ClientSocket::shared(OwnedFd::from(socket), true),
-            peer: Peer::Unix {
-                pid: 1,
-                uid: 2,
-                gid: 3,
-            },
-            order: OrderRule::Little,
-            listener: 1,
-            since: 0,
             moves: 5,
-            offsets: Offsets::default(),
+            ..Client::with_socket(id, socket, Peer::UNIX)
         };
         let mut unleased = Unleased::new(client, 0);
         unleased.bytes.unread = vec![7; 1000].into();

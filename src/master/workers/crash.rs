@@ -394,9 +394,7 @@ mod tests {
     use crate::master::clients::client::Client;
     use crate::pool::{Pool, Target};
     use crate::proto::channel::AppGone;
-    use crate::proto::frame::OrderRule;
-    use crate::proto::names::{Generation, Offsets};
-    use crate::sys::passed::ClientSocket;
+    use crate::proto::names::Generation;
     use crate::sys::process::Executable;
 
     /// Number of the idempotent method.
@@ -427,31 +425,14 @@ mod tests {
     /// Returns the clients of a dead worker: each with an interrupted request, its crash count, and whether it took too
     /// long.
     fn left(requests: &[(u32, u8, bool)]) -> DeadWorkerClients {
-        let client = |id: usize| {
-            let socket = File::open("/dev/null").expect("/dev/null").into();
-            Client {
-                id: ClientId(id as u64),
-                socket: ClientSocket::shared(socket, true),
-                peer: Peer::Unix {
-                    pid: 1,
-                    uid: 2,
-                    gid: 3,
-                },
-                order: OrderRule::Little,
-                listener: 1,
-                since: 0,
-                moves: 0,
-                offsets: Offsets::default(),
-            }
-        };
-        let requests = requests.iter().enumerate();
+        let requests = (0..).zip(requests);
         let recovered = requests.map(|(id, (method, crash_count, is_timed_out))| {
             let interrupted = Interrupted {
                 method: *method,
                 crash_count: *crash_count,
                 is_timed_out: *is_timed_out,
             };
-            (Unleased::new(client(id), 0), Some(interrupted))
+            (Unleased::new(Client::on_null(id), 0), Some(interrupted))
         });
         DeadWorkerClients {
             recovered: recovered.collect(),

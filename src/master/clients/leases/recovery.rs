@@ -315,35 +315,13 @@ fn written_since(before: Writes, after: Writes, header: Header<'_>) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
-    use crate::proto::frame::OrderRule;
-    use crate::proto::names::ClientId;
-    use crate::sys::passed::ClientSocket;
-
-    fn client(id: u64) -> Client {
-        let socket = File::open("/dev/null").expect("/dev/null").into();
-        Client {
-            id: ClientId(id),
-            socket: ClientSocket::shared(socket, false),
-            peer: Peer::Unix {
-                pid: 1,
-                uid: 2,
-                gid: 3,
-            },
-            order: OrderRule::Little,
-            listener: 1,
-            since: 0,
-            moves: 0,
-            offsets: Offsets::default(),
-        }
-    }
 
     #[test]
     fn clients_whose_records_contradict_each_other_are_returned() {
-        let records = vec![(0, 1, client(1)), (9, 1, client(2)), (0, 2, client(3))];
-        let (leases, without_slot) = Leases::from_records(2, records);
+        let records = [(0, 1, 1), (9, 1, 2), (0, 2, 3)]
+            .map(|(slot, lease, id)| (slot, lease, Client::on_null(id)));
+        let (leases, without_slot) = Leases::from_records(2, records.into());
         let ids: Vec<u64> = without_slot.iter().map(|client| client.id.0).collect();
         assert_eq!((leases.clients(), ids), (1, vec![2, 1]));
     }

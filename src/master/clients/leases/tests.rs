@@ -26,11 +26,11 @@ use self::life::Life;
 use self::world::World;
 use super::recovery::*;
 use super::*;
-use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
-use crate::shm::{ClientBytes, Cursors, Layout, Note, Region, SMALL_LEN, Stretch, WorkerShm};
+use crate::shm::{
+    ClientBytes, Cursors, Header, Layout, Note, Region, SMALL_LEN, Stretch, WorkerShm,
+};
 use crate::sys::byte_counts::{self, Writes};
-use crate::sys::passed::ClientSocket;
 
 const SLOTS: u32 = 5;
 const METHOD: u32 = 7;

@@ -29,15 +29,7 @@ impl Life {
             peer.set_nonblocking(true)
                 .and_then(|()| socket.set_nonblocking(true))
                 .expect("set");
-            (
-                peer.into(),
-                socket.into(),
-                Peer::Unix {
-                    pid: 1,
-                    uid: 2,
-                    gid: 3,
-                },
-            )
+            (peer.into(), socket.into(), Peer::UNIX)
         } else {
             let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
             let address = listener.local_addr().expect("address");
@@ -75,20 +67,8 @@ impl Life {
             faults: 0,
             requests,
         };
-        let socket = ClientSocket::shared(socket, matches!(name, Peer::Unix { .. }));
-        (
-            Client {
-                id,
-                socket,
-                peer: name,
-                order: OrderRule::Little,
-                listener: 1,
-                since: 0,
-                moves: 0,
-                offsets,
-            },
-            life,
-        )
+        let client = Client::with_socket(id.0, socket, name);
+        (Client { offsets, ..client }, life)
     }
 
     pub(super) fn send(&mut self, count: u64) {

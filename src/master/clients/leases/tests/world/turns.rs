@@ -2,6 +2,40 @@
 
 use super::*;
 
+/// A write of replies to a client.
+struct ReplyWrite<'a> {
+    slot: u32,
+    out_base: u64,
+    replies: &'a [u8],
+}
+
+impl ReplyWrite<'_> {
+    /// Writes between the two stores of the header. Returns the number of bytes that the client's socket accepted;
+    /// `None` if the worker dies before the second store.
+    fn run(
+        self,
+        header: Header<'_>,
+        socket: &mut File,
+        life: &mut Life,
+        sum: &mut Writes,
+        dies: impl FnOnce() -> bool,
+    ) -> Option<u64> {
+        header.begin_write(self.slot, self.out_base, Some(*sum));
+        let sent = match self.replies {
+            [] => 0,
+            replies => moved(socket.write(replies)),
+        };
+        (*sum, life.written) = (and_a_call_of(sent, *sum), life.written + sent);
+        if dies() {
+            return None;
+        }
+        header.complete_write(sent);
+        // A line of the log, for example.
+        *sum = and_a_call_of(77, *sum);
+        Some(sent)
+    }
+}
+
 impl World {
     /// Does what `worker/turn.rs` does, with meaningless frames.
     pub(super) fn turn(&mut self, slot: u32, plan: &Plan) {
@@ -40,20 +74,17 @@ impl World {
         if is_parked && cursors.replied > 0 {
             let open = self.worker.open(slot, Region::Shared, cursors.tx.0);
             let count = cursors.replied.min(plan.write.into()) as usize;
-            open.header
-                .begin_write(slot, cursors.out_base, Some(self.sum));
-            let sent = if count > 0 {
-                moved(socket.write(&open.tx[cursors.tx.1 as usize..][..count]))
-            } else {
-                0
+            let replies = &open.tx[cursors.tx.1 as usize..][..count];
+            let write = ReplyWrite {
+                slot,
+                out_base: cursors.out_base,
+                replies,
             };
-            (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
-            if dies(Point::Write) {
+            let Some(sent) = write.run(open.header, socket, life, &mut self.sum, || {
+                dies(Point::Write)
+            }) else {
                 return;
-            }
-            open.header.complete_write(sent);
-            // A line of the log, for example.
-            self.sum = and_a_call_of(77, self.sum);
+            };
             let (out_base, sent) = (cursors.out_base + sent, sent as u32);
             let kept = Cursors {
                 out_base,
@@ -132,19 +163,17 @@ impl World {
                 return;
             }
         }
-        open.header.begin_write(slot, out_base, Some(self.sum));
-        let count = replied.min(plan.write.into());
-        let sent = if count > 0 {
-            moved(socket.write(&open.tx[..count]))
-        } else {
-            0
+        let replies = &open.tx[..replied.min(plan.write.into())];
+        let write = ReplyWrite {
+            slot,
+            out_base,
+            replies,
         };
-        (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
-        if dies(Point::Write) {
+        let Some(sent) = write.run(open.header, socket, life, &mut self.sum, || {
+            dies(Point::Write)
+        }) else {
             return;
-        }
-        open.header.complete_write(sent);
-        self.sum = and_a_call_of(77, self.sum);
+        };
         let (unread, unsent) = (arrived - answered, replied - sent as usize);
         let is_idle = unread == 0 && unsent == 0;
         if !is_idle {
@@ -261,20 +290,22 @@ impl World {
         if dies(Point::Commit, false) {
             return;
         }
-        open.header
-            .begin_write(slot, cursors.out_base, Some(self.sum));
-        let count = replied.min(write) as usize;
-        let sent = if count > 0 {
-            moved(held.socket.write(&open.tx[..count]))
-        } else {
-            0
+        let replies = &open.tx[..replied.min(write) as usize];
+        let write = ReplyWrite {
+            slot,
+            out_base: cursors.out_base,
+            replies,
         };
-        (self.sum, life.written) = (and_a_call_of(sent, self.sum), life.written + sent);
-        if dies(Point::Write, false) {
+        let dies_at_write = || dies(Point::Write, false);
+        let Some(sent) = write.run(
+            open.header,
+            &mut held.socket,
+            life,
+            &mut self.sum,
+            dies_at_write,
+        ) else {
             return;
-        }
-        open.header.complete_write(sent);
-        self.sum = and_a_call_of(77, self.sum);
+        };
         let (unread, unsent) = (cursors.have - answered, replied - sent as u32);
         self.worker
             .park_replies(slot, sent as usize..replied as usize);
