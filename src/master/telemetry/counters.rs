@@ -331,6 +331,19 @@ mod tests {
     use crate::shm::own_metrics::OwnValues;
 
     #[test]
+    fn a_client_without_exact_byte_counts_is_unrecoverable() {
+        use io::ErrorKind::{InvalidData, OutOfMemory, Unsupported, WouldBlock};
+        for kind in [InvalidData, Unsupported, WouldBlock] {
+            assert_eq!(
+                Loss::from_error(&kind.into()),
+                Loss::Unrecoverable,
+                "{kind}"
+            );
+        }
+        assert_eq!(Loss::from_error(&OutOfMemory.into()), Loss::Memory);
+    }
+
+    #[test]
     fn each_kind_is_counted_under_its_name() {
         let mut counts = By::<Cause>::default();
         counts.add(Cause::Oom, 2);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fdpassd::testing::Setup;
 
 use super::Manager;
+use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel};
 
 #[test]
@@ -44,6 +45,22 @@ fn a_manager_that_does_not_read_delays_no_client() {
     daemon.signal("TERM");
     assert!(manager.told_of_importance().starts_with("STOPPING=1\n"));
     assert!(daemon.wait().success());
+}
+
+/// Too many descriptors are in flight, of this daemon or another process of its user.
+#[test]
+fn messages_that_the_kernel_refuses_are_sent_later() {
+    let manager = Manager::new();
+    let daemon = manager.start("workers.count = 1");
+    assert!(manager.told_of_importance().starts_with("READY=1\n"));
+    let inject = "sendmsg:error=ETOOMANYREFS:when=1..3";
+    let Some(traced) = Traced::attach(daemon.pid(), "sendmsg", inject) else {
+        return;
+    };
+    daemon.reload().expect("it is applied");
+    assert!(manager.told_of_importance().starts_with("RELOADING=1\n"));
+    assert!(manager.told_of_importance().starts_with("READY=1\n"));
+    assert!(traced.text().contains("RELOADING=1") && traced.text().contains("INJECTED"));
 }
 
 #[test]
