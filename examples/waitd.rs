@@ -10,10 +10,11 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, hint, thread};
 
@@ -27,6 +28,8 @@ use tokio::time::sleep;
 struct Shared {
     worker: u64,
     waited: AtomicU64,
+    /// The words of the panic in the next clone.
+    panic_in_clone: Mutex<Option<String>>,
     settings: Settings,
 }
 
@@ -38,7 +41,30 @@ struct Settings {
     start_after: Option<PathBuf>,
 }
 
-type State = Arc<Shared>;
+/// Each request gets a clone of it.
+struct State(Arc<Shared>);
+
+impl Clone for State {
+    fn clone(&self) -> State {
+        let words = self
+            .panic_in_clone
+            .lock()
+            .ok()
+            .and_then(|mut words| words.take());
+        if let Some(words) = words {
+            panic!("{words}");
+        }
+        State(Arc::clone(&self.0))
+    }
+}
+
+impl Deref for State {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
 
 fn main() -> ExitCode {
     Daemon::new("waitd")
@@ -46,11 +72,12 @@ fn main() -> ExitCode {
         .state(|worker: &WorkerInfo<Settings>| {
             // A constructor can wait as methods do.
             Handle::current().block_on(start_after(&worker.config));
-            Ok::<State, Fault>(Arc::new(Shared {
+            Ok::<State, Fault>(State(Arc::new(Shared {
                 worker: worker.worker.0,
                 waited: AtomicU64::new(0),
+                panic_in_clone: Mutex::new(None),
                 settings: worker.config.clone(),
-            }))
+            })))
         })
         .method(Method::new_async("sleep", wait).idempotent())
         .async_method("record", record)
@@ -80,6 +107,7 @@ fn main() -> ExitCode {
             "panic_in_loop",
             |_: &mut State, words: String, _| -> Result<(), Fault> { panic!("{words}") },
         ))
+        .method(Method::new("panic_in_clone", panic_in_clone))
         .concurrency(concurrency())
         .run()
 }
@@ -178,6 +206,14 @@ async fn record_often(state: State, words: String, _: AsyncCall) -> Result<(), F
 /// Blocks the thread of the worker's loop.
 fn block_in_loop(_: &mut State, milliseconds: u64, _: &Call) -> Result<(), Fault> {
     thread::sleep(Duration::from_millis(milliseconds));
+    Ok(())
+}
+
+/// Makes the next clone of the state panic.
+fn panic_in_clone(state: &mut State, words: String, _: &Call) -> Result<(), Fault> {
+    if let Ok(mut next) = state.panic_in_clone.lock() {
+        *next = Some(words);
+    }
     Ok(())
 }
 

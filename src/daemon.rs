@@ -333,7 +333,7 @@ impl<S: Clone + Send + 'static, C: 'static> Daemon<S, C> {
     /// * At most one request of a client executes at a time, so its replies have the order of its requests.
     /// * The future is dropped when its client leaves, and after `request-timeout`, when its caller gets `timeout`. A
     ///   task of its own ([`tokio::spawn`]) is for work that must not be interrupted.
-    /// * A panic is answered with `crashed`. The worker keeps the state, because other futures use it, and serves until
+    /// * A panic, also one in the clone of the state, is answered with `crashed`. The worker keeps the state, because other futures use it, and serves until
     ///   its successor is ready.
     /// * If the worker dies, each request that was executing runs once more if its method is idempotent. The callers of
     ///   the others get `crashed`.

@@ -1,5 +1,7 @@
 //! The methods of a worker with their state.
 
+#[cfg(feature = "tokio")]
+use std::future::ready;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -131,11 +133,31 @@ impl<S: 'static> Service for RunningService<S> {
 
     #[cfg(feature = "tokio")]
     fn begin(&mut self, index: usize, params: Option<&[u8]>, call: &AsyncCall) -> MethodJob {
-        let starter = self.methods.all[index].starter.as_ref();
-        let (starter, state) = starter
+        let method = &self.methods.all[index];
+        let (starter, state) = method
+            .starter
+            .as_ref()
             .zip(self.state.as_ref())
             .expect("an asynchronous method, whose state is never taken");
-        starter(state, params.unwrap_or(NULL.as_bytes()), call.clone())
+        let scope = Scope::enter(call.client, Some(index));
+        // It clones the state, which is code of the program.
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            starter(state, params.unwrap_or(NULL.as_bytes()), call.clone())
+        }));
+        fork::end_child();
+        drop(scope);
+        match started {
+            Ok(job) => job,
+            Err(_) => {
+                let (name, consequence) = (&method.name, self.consequence());
+                log::error!(
+                    "the clone of the state for method {name:?} {}; {consequence}",
+                    last_panic()
+                );
+                self.is_spent = true;
+                Box::new(|| Box::pin(ready(Err(Failure::Panicked.into()))))
+            }
+        }
     }
 
     fn take_spent(&mut self) -> bool {

@@ -234,6 +234,24 @@ fn a_panic_in_the_loop_keeps_the_state_that_futures_use() {
 }
 
 #[test]
+fn a_panic_in_the_clone_of_the_state_is_crashed() {
+    let daemon = start("workers.count = 1");
+    let mut waits = daemon.connect();
+    waits.request("record", ("x", 500));
+    recorded(&daemon, 1);
+    assert!(daemon.call("panic_in_clone", "the copy is torn").is_ok());
+    let fault = daemon.call("sleep", 1).expect_err("a panic");
+    assert_eq!(fault.code(), "crashed");
+    daemon.wait_for_log("the clone of the state for method \"sleep\" panicked at ");
+    daemon.wait_for_log("the copy is torn; this worker is replaced");
+    daemon.wait_for_log("retires: a method has panicked");
+    assert_eq!(waits.reply().value(), Ok(json!("x")));
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+    assert_eq!(daemon.call("sleep", 1), Ok(json!(1)));
+}
+
+#[test]
 fn asynchronous_methods_and_an_app_exclude_each_other() {
     let daemon = start("workers.count = 1");
     let served = || assert_eq!(daemon.call("sleep", 1), Ok(json!(1)));
