@@ -3,11 +3,8 @@
 //! Cargo builds examples for all tests together; for one test alone build it before: `cargo build --examples`.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use fdpassd::proto::control::Status;
 use fdpassd::testing::{Client, Error, Running, Setup};
@@ -15,6 +12,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::FDPASSD;
+use super::fifo::Fifo;
 
 /// An example's program.
 pub fn example(name: &str) -> PathBuf {
@@ -119,7 +117,7 @@ pub fn server(client: &mut Client) -> Server {
 #[derive(Debug)]
 pub struct Execution {
     client: Client,
-    fifo: File,
+    fifo: Fifo,
 }
 
 impl Execution {
@@ -131,22 +129,14 @@ impl Execution {
 
     /// The same, by this client.
     #[track_caller]
-    pub fn start_by(daemon: &Running, mut client: Client) -> Execution {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let path = daemon
-            .directory()
-            .join(format!("fifo-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-        let made = Command::new("mkfifo")
-            .arg(&path)
-            .status()
-            .expect("mkfifo runs");
-        assert!(made.success(), "mkfifo {}", path.display());
-        // Both ends, so that opening it does not wait and written bytes stay.
-        let fifo = File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .expect("it is our FIFO");
+    pub fn start_by(daemon: &Running, client: Client) -> Execution {
+        Execution::start_method(daemon, client, "read_line")
+    }
+
+    /// The same, of a method that reads a line first.
+    #[track_caller]
+    pub fn start_method(daemon: &Running, mut client: Client, method: &str) -> Execution {
+        let fifo = Fifo::new(daemon.directory());
         let executing = |status: &Status| {
             status
                 .workers
@@ -155,7 +145,7 @@ impl Execution {
                 .sum::<u64>()
         };
         let before = executing(&daemon.status());
-        client.request("read_line", &path);
+        client.request(method, fifo.path());
         daemon.wait_until("the request is being executed", |status| {
             executing(status) > before
         });
@@ -166,11 +156,14 @@ impl Execution {
     #[must_use = "a client that is dropped disconnects, which may change what the daemon counts"]
     #[track_caller]
     pub fn finish(mut self) -> Client {
-        self.fifo
-            .write_all(b"done\n")
-            .expect("a FIFO has room for a line");
+        self.let_go();
         assert_eq!(self.client.reply().value().expect("a result"), "done\n");
         self.client
+    }
+
+    /// Lets it finish, without a wait for that.
+    pub fn let_go(&mut self) {
+        self.fifo.let_go();
     }
 
     /// The client hangs up while it is executed. Returns what lets it finish.
@@ -178,10 +171,7 @@ impl Execution {
     pub fn hang_up(self) -> impl FnOnce() {
         let Execution { client, mut fifo } = self;
         drop(client);
-        move || {
-            fifo.write_all(b"done\n")
-                .expect("a FIFO has room for a line")
-        }
+        move || fifo.let_go()
     }
 
     /// The client that waits.

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod delegation;
 pub mod faulty;
+pub mod fifo;
 pub mod holder;
 pub mod http;
 pub mod kernel;

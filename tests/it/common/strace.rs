@@ -16,6 +16,17 @@ impl Traced {
     /// Traces these calls of the process, with `inject` as in strace(1). Skips the test where that is impossible.
     #[track_caller]
     pub fn attach(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
+        Traced::attach_at(pid, None, calls, inject)
+    }
+
+    /// As [`Traced::attach`], for the calls of one descriptor alone if this is its name in /proc/PID/fd.
+    #[track_caller]
+    pub fn attach_at(
+        pid: u32,
+        descriptor: Option<&str>,
+        calls: &str,
+        inject: &str,
+    ) -> Option<Traced> {
         let trace = tempfile::NamedTempFile::new().expect("a file");
         let mut command = Command::new("strace");
         command
@@ -23,6 +34,9 @@ impl Traced {
             .arg(trace.path())
             .args(["-e", &format!("trace={calls}"), "-e"])
             .arg(format!("inject={inject}"));
+        if let Some(name) = descriptor {
+            command.args(["-P", name]);
+        }
         command
             .args(["-p", &pid.to_string()])
             .stdin(Stdio::null())

@@ -20,12 +20,24 @@ def write(record):
     os.write(3, struct.pack("<I", len(body)) + body)
 
 
-methods = [{"name": "echo", "idempotent": True}, {"name": "answer_and_exit"}]
+def line_of(fifo):
+    """Waits until the test writes a line."""
+    with open(fifo) as lines:
+        return lines.readline()
+
+
+names = ("echo", "echo_after", "answer_and_exit")
+methods = [{"name": name, "idempotent": name == "echo"} for name in names]
+if "HELLO_AFTER" in os.environ:
+    line_of(os.environ["HELLO_AFTER"])
 write({"hello": 1, "methods": methods, "concurrency": 1})
 while True:
     request = json.loads(read(struct.unpack("<I", read(4))[0]))
     if "in" in request:
-        write({"id": request["id"], "result": request.get("params")})
+        result = request.get("params")
+        if request["in"] == "echo_after":
+            result = line_of(result)
+        write({"id": request["id"], "result": result})
         if request["in"] == "answer_and_exit":
             os._exit(0)
     elif "probe" in request:

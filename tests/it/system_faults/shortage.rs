@@ -1,203 +1,265 @@
 //! A kernel without memory for messages (ENOMEM, ENOBUFS): each process tries again after a while, and never at once.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::process::Command;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use fdpassd::testing::Setup;
+use fdpassd::testing::{Client, Running, eventually};
 
-use super::{Traced, assert_all_are_served};
+use super::Traced;
+use crate::common::fifo::Fifo;
 use crate::common::needs::skip;
-use crate::common::{FDPASSD, root, strace};
+use crate::common::{kernel, root, start, strace};
 
 const ONE: &str = "workers.count = 1";
 
-/// How many calls are refused one after another.
+/// How many calls of one descriptor are refused, one after another.
 const REFUSALS: usize = 12;
 
-/// The time that they take at least, in seconds.
-const REFUSALS_TIME: f64 = 0.5;
+/// The waits after these refusals together: 1, 2, 4, … 64 ms, then 100 ms each.
+const WAITS: Duration = Duration::from_millis(127 + 5 * 100);
 
-/// Returns the least time in seconds between the first and the last of that many refusals: waits of 1, 2, 4, … 64 ms,
-/// then of 100 ms. The clocks of strace and of the kernel's timers may differ by a tenth.
-fn least_time(refusals: usize) -> f64 {
-    let waits = (0..refusals - 1).map(|n| (1_u64 << n.min(7)).min(100));
-    waits.sum::<u64>() as f64 / 1_000.0 * 0.9
+/// The next calls of a process, the first of which are refused.
+struct Refusals {
+    traced: strace::Traced,
+    began: Instant,
 }
 
-impl Traced {
-    /// Starts the daemon with a system call that is refused from this call of each process on.
-    fn without_memory(call: &str, error: &str, from: usize, config: &str) -> Option<Traced> {
-        let last = from + REFUSALS - 1;
-        let inject = format!("inject={call}:error={error}:when={from}..{last}");
-        let trace = format!("trace={call}");
-        Traced::start(&["-ttt", "-e", &trace, "-e", &inject], config)
-    }
-
-    /// As [`Traced::without_memory`], with an app.
-    fn with_app(call: &str, error: &str, from: usize, config: &str) -> Option<Traced> {
-        if Command::new("python3").arg("--version").output().is_err() {
-            skip("python3", "there is no python3");
-            return None;
-        }
-        let app = root().join("tests/it/system_faults/app.py");
-        let config = format!("{config}\n[app]\ncommand = [\"python3\", {app:?}]\n");
-        Traced::without_memory(call, error, from, &config)
-    }
-
-    /// Serves one client, which alone has all refusals.
-    fn serve_one(&self, method: &str) {
-        let mut client = self.daemon.connect();
-        for step in 0..20 {
-            assert_eq!(client.call(method, step).expect("a result"), step);
-        }
-    }
-
-    /// Serves one client after another, for which master and worker send messages.
-    fn serve_many(&self) {
-        for number in 0..20 {
-            let mut client = self.daemon.connect();
-            assert_eq!(client.call("ping", number).expect("a result"), number);
-        }
-    }
-
-    /// Checks that a process had all refusals, and that it waited between those of each descriptor.
+impl Refusals {
+    /// Has the next calls refused: those of the descriptor with this name, or of all.
     #[track_caller]
-    fn assert_has_waited(&self, context: &str) {
-        let trace = fs::read_to_string(self.trace.path()).expect("strace writes it");
-        let mut refusals: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
-        // By process: strace divides a call in two if another process makes one at the same time.
-        let mut unfinished: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
-        for line in trace.lines() {
-            let mut words = line.split_whitespace();
-            let (Some(pid), Some(time)) = (words.next(), words.next()) else {
-                continue;
-            };
-            // Calls that may wait are those of libraries, between threads of one process.
-            let mut returns_at_once = line.contains("MSG_DONTWAIT");
-            if let Some((_, rest)) = line.split_once('(')
-                && let Some((descriptor, _)) = rest.split_once(',')
-                && !line.contains(" resumed>")
-            {
-                unfinished.insert(pid, (descriptor, returns_at_once));
-            }
-            if line.ends_with("(INJECTED)")
-                && let Some((descriptor, at_first)) = unfinished.get(pid)
-            {
-                returns_at_once |= at_first;
-                let time = time.parse().expect("a number");
-                if returns_at_once {
-                    refusals.entry((pid, descriptor)).or_default().push(time);
-                }
-            }
-        }
-        let mut all: BTreeMap<&str, usize> = BTreeMap::new();
-        for ((pid, _), times) in &refusals {
-            *all.entry(pid).or_default() += times.len();
-        }
-        refusals.retain(|(pid, _), _| all[pid] == REFUSALS);
-        assert!(!refusals.is_empty(), "{context}: too few calls: {all:?}");
-        for times in refusals.values() {
-            let took = times[times.len() - 1] - times[0];
-            assert!(
-                took >= least_time(times.len()),
-                "{context}: {took} s, {times:?}"
-            );
-        }
+    fn begin(pid: u32, descriptor: Option<&str>, call: &str, error: &str) -> Option<Refusals> {
+        let inject = format!("{call}:error={error}:when=1..{REFUSALS}");
+        let traced = strace::Traced::attach_at(pid, descriptor, call, &inject)?;
+        let began = Instant::now();
+        Some(Refusals { traced, began })
     }
+
+    /// Returns the calls so far: the descriptors of each, and whether it was refused.
+    fn calls(&self) -> Vec<(String, bool)> {
+        let text = self.traced.text();
+        let whole = text
+            .split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'));
+        let call = |line: &str| {
+            let (name, arguments) = line.split_once('(')?;
+            // Of the poller, the operation, and what is watched.
+            let numbers = if name == "epoll_ctl" { 3 } else { 1 };
+            let descriptors: Vec<&str> = arguments.split(',').take(numbers).collect();
+            Some((descriptors.join(","), line.ends_with("(INJECTED)")))
+        };
+        whole.filter_map(call).collect()
+    }
+
+    /// Waits until a call is not refused. Checks that one descriptor alone was refused, and that its waits were over.
+    #[track_caller]
+    fn expect_end(self, context: &str) {
+        let calls = eventually("a call is not refused", || {
+            Some(self.calls()).filter(|calls| calls.len() > REFUSALS)
+        });
+        let took = self.began.elapsed();
+        let (descriptor, _) = &calls[0];
+        for (number, call) in calls[..=REFUSALS].iter().enumerate() {
+            let expected = (descriptor.clone(), number < REFUSALS);
+            assert_eq!(*call, expected, "{context}, call {number}");
+        }
+        assert!(took > WAITS, "{context}: {took:?}");
+    }
+}
+
+/// Returns the pid of the only worker.
+fn worker_of(daemon: &Running) -> u32 {
+    daemon.wait_for_workers().workers[0].pid.expect("a pid")
+}
+
+/// Connects a client. Returns the name of its socket in the worker as well.
+fn connect(daemon: &Running) -> (Client, String) {
+    let worker = worker_of(daemon);
+    let sockets = || {
+        let names = kernel::descriptors(worker)
+            .into_iter()
+            .map(|(_, name)| name);
+        names
+            .filter(|name| name.starts_with("socket:"))
+            .collect::<Vec<_>>()
+    };
+    let before = sockets();
+    let mut client = daemon.connect();
+    ping(&mut client);
+    let mut new = sockets();
+    new.retain(|name| !before.contains(name));
+    assert_eq!(new.len(), 1, "{new:?}");
+    (client, new.remove(0))
+}
+
+#[track_caller]
+fn ping(client: &mut Client) {
+    assert_eq!(client.call("ping", 7).expect("a result"), 7);
+}
+
+#[track_caller]
+fn expect_no_client(daemon: &Running) {
+    let status = daemon.wait_until("all have left", |status| status.clients == 0);
+    assert_eq!((status.lost_total, status.deaths_total), (0, 0));
+}
+
+/// Returns the configuration of an app.
+fn app(config: &str) -> Option<String> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        skip("python3", "there is no python3");
+        return None;
+    }
+    let app = root().join("tests/it/system_faults/app.py");
+    Some(format!(
+        "{config}\n[app]\ncommand = [\"python3\", {app:?}]\n"
+    ))
 }
 
 #[test]
 fn clients_are_read_and_written_when_there_is_memory() {
+    let daemon = start(ONE);
+    let (mut client, socket) = connect(&daemon);
     for call in ["recvfrom", "sendto"] {
         for error in ["ENOMEM", "ENOBUFS"] {
-            let Some(traced) = Traced::without_memory(call, error, 3, ONE) else {
-                return;
-            };
-            traced.serve_one("ping");
-            traced.assert_has_waited(&format!("{call}, {error}"));
-            assert_all_are_served(&traced);
+            let refusals = Refusals::begin(worker_of(&daemon), Some(&socket), call, error);
+            let Some(refusals) = refusals else { return };
+            ping(&mut client);
+            refusals.expect_end(&format!("{call}, {error}"));
         }
     }
+    drop(client);
+    expect_no_client(&daemon);
 }
 
 /// ENOSPC: the limit of `/proc/sys/fs/epoll/max_user_watches`.
 #[test]
 fn clients_are_watched_when_there_is_memory() {
+    let daemon = start(ONE);
     for error in ["ENOMEM", "ENOSPC"] {
-        let daemon = Setup::new(FDPASSD, ONE).start().expect("the daemon serves");
-        let worker = daemon.status().workers[0].pid.expect("a pid");
-        let inject = format!("epoll_ctl:error={error}:when=1..{REFUSALS}");
-        let Some(traced) = strace::Traced::attach(worker, "epoll_ctl", &inject) else {
+        let Some(refusals) = Refusals::begin(worker_of(&daemon), None, "epoll_ctl", error) else {
             return;
         };
         let mut client = daemon.connect();
-        let connected = Instant::now();
-        for step in 0..20 {
-            assert_eq!(client.call("ping", step).expect("a result"), step);
+        for _ in 0..2 {
+            ping(&mut client);
         }
-        let took = connected.elapsed().as_secs_f64();
-        assert!(took > REFUSALS_TIME, "{error}: {took} s");
-        let refused = traced.text().matches("EPOLL_CTL_ADD").count();
-        assert_eq!(refused, REFUSALS + 1, "{error}");
-        assert_eq!(daemon.status().lost_total, 0, "{error}");
+        refusals.expect_end(error);
+        drop(client);
+        expect_no_client(&daemon);
     }
 }
 
 #[test]
 fn messages_arrive_when_there_is_memory_for_them() {
-    for call in ["recvmsg", "sendmsg"] {
-        for error in ["ENOMEM", "ENOBUFS"] {
-            let Some(traced) = Traced::without_memory(call, error, 4, ONE) else {
+    let daemon = start(ONE);
+    let (master, worker) = (daemon.pid(), worker_of(&daemon));
+    for error in ["ENOMEM", "ENOBUFS"] {
+        // The lease of a client, at either end of the channel.
+        for (pid, call) in [(master, "sendmsg"), (worker, "recvmsg")] {
+            let Some(refusals) = Refusals::begin(pid, None, call, error) else {
                 return;
             };
-            traced.serve_many();
-            traced.assert_has_waited(&format!("{call}, {error}"));
-            assert_all_are_served(&traced);
+            ping(&mut daemon.connect());
+            refusals.expect_end(&format!("{call}, {error}"));
+            expect_no_client(&daemon);
+        }
+        // The report that it has left.
+        for (pid, call) in [(worker, "sendmsg"), (master, "recvmsg")] {
+            let mut client = daemon.connect();
+            ping(&mut client);
+            let Some(refusals) = Refusals::begin(pid, None, call, error) else {
+                return;
+            };
+            drop(client);
+            refusals.expect_end(&format!("{call}, {error}"));
+            expect_no_client(&daemon);
         }
     }
 }
 
 #[test]
 fn leases_are_sent_when_fewer_descriptors_are_in_flight() {
-    let Some(traced) = Traced::without_memory("sendmsg", "ETOOMANYREFS", 4, ONE) else {
+    let daemon = start(ONE);
+    let Some(refusals) = Refusals::begin(daemon.pid(), None, "sendmsg", "ETOOMANYREFS") else {
         return;
     };
-    traced.serve_many();
-    traced.assert_has_waited("ETOOMANYREFS");
-    assert_all_are_served(&traced);
+    ping(&mut daemon.connect());
+    refusals.expect_end("ETOOMANYREFS");
+    expect_no_client(&daemon);
 }
 
 #[test]
 fn requests_reach_an_app_when_there_is_memory_for_them() {
     // Unix clients are written to by another call, so the app alone is refused.
+    let config = format!("listen = [\"unix:{{dir}}/rpc.sock\"]\n{ONE}");
+    let Some(config) = app(&config) else { return };
+    let daemon = start(&config);
+    let mut client = daemon.connect();
     for error in ["ENOMEM", "ENOBUFS"] {
-        let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
-        let Some(traced) = Traced::with_app("sendto", error, 2, config) else {
+        let Some(refusals) = Refusals::begin(worker_of(&daemon), None, "sendto", error) else {
             return;
         };
-        traced.serve_one("echo");
-        traced.assert_has_waited(&format!("sendto, {error}"));
+        assert_eq!(client.call("echo", error).expect("a result"), error);
+        refusals.expect_end(error);
     }
 }
 
 #[test]
 fn answers_of_an_app_are_read_when_there_is_memory() {
-    // The hello, a request or an answer is the first that is refused.
-    for (error, from) in [("ENOMEM", 2), ("ENOBUFS", 3), ("ENOMEM", 4), ("ENOBUFS", 5)] {
-        let Some(traced) = Traced::with_app("recvfrom", error, from, ONE) else {
+    let Some(config) = app(ONE) else { return };
+    let daemon = start(&config);
+    let mut client = daemon.connect();
+    for error in ["ENOMEM", "ENOBUFS"] {
+        let mut fifo = Fifo::new(daemon.directory());
+        client.request("echo_after", fifo.path());
+        daemon.wait_until("the app has the request", |status| {
+            status.workers[0].away == 1
+        });
+        // The client sends nothing, so the app alone is read.
+        let Some(refusals) = Refusals::begin(worker_of(&daemon), None, "recvfrom", error) else {
             return;
         };
-        traced.serve_one("echo");
-        traced.assert_has_waited(&format!("recvfrom, {error}, {from}"));
+        fifo.let_go();
+        assert_eq!(client.reply().value().expect("a result"), "done\n");
+        refusals.expect_end(error);
+    }
+}
+
+#[test]
+fn the_hello_of_an_app_is_read_when_there_is_memory() {
+    let Some(config) = app(ONE) else { return };
+    let daemon = start(&config);
+    for error in ["ENOMEM", "ENOBUFS"] {
+        let mut fifo = Fifo::new(daemon.directory());
+        let before = kernel::children(daemon.pid());
+        let waits = format!(
+            "{config}environment = {{ HELLO_AFTER = {:?} }}\n",
+            fifo.path()
+        );
+        thread::scope(|threads| {
+            let reload = threads.spawn(|| daemon.reload_with(&waits));
+            let worker = eventually("a worker has started its app", || {
+                let mut all = kernel::children(daemon.pid()).into_iter();
+                all.find(|pid| !before.contains(pid) && !kernel::children(*pid).is_empty())
+            });
+            let refusals = Refusals::begin(worker, None, "recvfrom", error);
+            fifo.let_go();
+            let reloaded = reload.join().expect("it does not panic");
+            reloaded.expect("the app has started");
+            if let Some(refusals) = refusals {
+                refusals.expect_end(error);
+            }
+        });
     }
 }
 
 #[test]
 fn last_answers_of_an_app_are_read_when_there_is_memory() {
+    let Some(config) = app(ONE) else { return };
     for from in 2..7 {
-        let Some(traced) = Traced::with_app("recvfrom", "ENOMEM", from, ONE) else {
+        let last = from + REFUSALS - 1;
+        let inject = format!("inject=recvfrom:error=ENOMEM:when={from}..{last}");
+        let Some(traced) = Traced::start(&["-e", "trace=recvfrom", "-e", &inject], &config) else {
             return;
         };
         let mut client = traced.daemon.connect();
