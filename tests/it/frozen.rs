@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::common::faulty::{self, Execution};
 use crate::common::http::{HttpClient, metrics_address};
 use crate::common::program::control_socket;
-use crate::common::{FDPASSD, at_rest, kernel, let_pass, ping_of, pong_of};
+use crate::common::{FDPASSD, at_rest, at_rest_with, kernel, let_pass, ping_of, pong_of};
 
 /// Longer than all that is waited for here: the control socket and the exporter give 5 s.
 const STILL: Duration = Duration::from_millis(5_500);
@@ -30,8 +30,8 @@ impl Frozen {
     /// Master, workers and exporter, when all of them sleep: a process that is stopped just when an event ends its wait cannot
     /// tell how long it has waited.
     #[track_caller]
-    fn all(daemon: &Running) -> Frozen {
-        at_rest(daemon, || ());
+    fn all(daemon: &Running, control_clients: usize) -> Frozen {
+        at_rest_with(daemon, control_clients, || ());
         let master = daemon.pid();
         Frozen::new([vec![master], kernel::children(master)].concat())
     }
@@ -88,7 +88,7 @@ fn time_in_a_frozen_cgroup_expires_no_timeout() {
     });
     let execution = Execution::start(&daemon);
 
-    let frozen = Frozen::all(&daemon);
+    let frozen = Frozen::all(&daemon, controls.len());
     let mut goes_on = |half: usize| {
         frames
             .iter_mut()
@@ -147,7 +147,7 @@ fn a_frozen_master_alone_expires_no_timeout_of_a_worker() {
     let mut asker = Client::connect(&control);
     let asked = asker.frame(r#"{"in":"version"}"#);
     asker.send(&asked[..9]);
-    at_rest(&daemon, || ());
+    at_rest_with(&daemon, 1, || ());
     let frozen = Frozen::new(vec![daemon.pid()]);
     let_pass(STILL);
     drop(frozen);

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use fdpassd::testing::{Running, ServiceManager, Setup, eventually};
 use serde_json::json;
 
-use crate::common::{FDPASSD, start};
+use crate::common::{FDPASSD, at_rest, at_rest_with, kernel, let_pass, start};
 
 #[test]
 fn a_killed_worker_is_replaced_and_its_client_stays() {
@@ -38,6 +39,25 @@ fn control_requests_may_have_params_and_be_read_later() {
         version.reply().value().expect("a result")["pid"],
         daemon.pid()
     );
+}
+
+/// The tests' own measure: the connection of the last control client is not counted.
+#[test]
+fn a_daemon_with_a_control_client_is_not_at_rest() {
+    let daemon = start("workers.count = 1");
+    daemon.wait_for_workers();
+    let descriptors = || kernel::descriptors(daemon.pid()).len();
+    let before = at_rest(&daemon, descriptors);
+    let mut held = daemon.ctl_request("version", ());
+    held.reply().value().expect("a result");
+    assert_eq!(at_rest_with(&daemon, 1, descriptors), before + 1);
+    thread::scope(|threads| {
+        let measured = threads.spawn(|| at_rest(&daemon, descriptors));
+        let_pass(Duration::from_millis(300));
+        assert!(!measured.is_finished());
+        drop(held);
+        assert_eq!(measured.join().expect("it does not panic"), before);
+    });
 }
 
 #[test]

@@ -59,15 +59,23 @@ pub fn stop(pid: u32) {
     });
 }
 
-/// Returns how often a process and each of its children has gone to sleep, if all of them sleep or are stopped.
-pub fn all_at_rest(pid: u32) -> Option<Vec<(u32, u64)>> {
-    let family = [vec![pid], children(pid)].concat();
-    let asleep = |pid: u32| {
-        let is_awake = !matches!(state(pid)?, 'S' | 'T');
+/// Returns how often each of these processes has gone to sleep, if all of them sleep or are stopped.
+///
+/// One that was preempted on its way to sleep is in that state already, but the kernel counts it only later. Its system call
+/// can be read only when it sleeps, so that is waited for.
+pub fn all_at_rest(processes: &[u32]) -> Option<Vec<u64>> {
+    let asleep = |pid: &u32| {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        let is_awake = call.starts_with("running") || !matches!(state(*pid)?, 'S' | 'T');
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        (!is_awake).then(|| (pid, field(&status, SLEEPS)))
+        (!is_awake).then(|| field(&status, SLEEPS))
     };
-    family.into_iter().map(asleep).collect()
+    processes.iter().map(asleep).collect()
+}
+
+/// A process and its children.
+pub fn family(pid: u32) -> Vec<u32> {
+    [vec![pid], children(pid)].concat()
 }
 
 /// The children of a process.

@@ -30,6 +30,8 @@ use std::time::Duration;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
 
+use self::program::{connections_to, control_socket};
+
 /// The shipped daemon.
 pub const FDPASSD: &str = env!("CARGO_BIN_EXE_fdpassd");
 
@@ -70,15 +72,29 @@ pub fn let_pass(time: Duration) {
     assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }
 
-/// Measures while master and children sleep: none has anything left to do, such as closing the last control connection.
+/// Measures while master and children sleep, and no control client is connected: none has anything left to do.
 ///
 /// What clients have sent over TCP may still be on its way, so a fact about that is waited for before.
 #[track_caller]
 pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
+    at_rest_with(daemon, 0, measure)
+}
+
+/// As [`at_rest`], while this number of control clients is connected. A connection that the test has closed is one until
+/// every program that another test starts is executed: before that, it has copies of all descriptors of the tests.
+#[track_caller]
+pub fn at_rest_with<T>(daemon: &Running, control_clients: usize, measure: impl Fn() -> T) -> T {
+    let control = control_socket(daemon);
     eventually("the daemon comes to rest", || {
-        let before = kernel::all_at_rest(daemon.pid())?;
+        if connections_to(&control) != control_clients {
+            return None;
+        }
+        // To look for the children takes long on a busy machine, so it is not done between the two looks at them.
+        let family = kernel::family(daemon.pid());
+        let before = kernel::all_at_rest(&family)?;
         let measured = measure();
-        (kernel::all_at_rest(daemon.pid())? == before).then_some(measured)
+        let is_at_rest = kernel::all_at_rest(&family)? == before;
+        (is_at_rest && kernel::family(daemon.pid()) == family).then_some(measured)
     })
 }
 

@@ -174,12 +174,18 @@ pub fn control_client(daemon: &Running) -> Client {
 /// listener's path.
 #[track_caller]
 pub fn wait_for_clients(path: &Path, count: usize) {
-    let name = format!(" {}", path.display());
     eventually(&format!("{count} clients are connected"), || {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("Linux has it");
-        let found = sockets.lines().filter(|line| line.ends_with(&name)).count();
-        (found == 1 + count).then_some(())
+        (connections_to(path) == count).then_some(())
     });
+}
+
+/// Returns how many clients are connected to a Unix socket, accepted or not.
+pub fn connections_to(path: &Path) -> usize {
+    let name = format!(" {}", path.display());
+    let sockets = fs::read_to_string("/proc/net/unix").expect("Linux has it");
+    let found = sockets.lines().filter(|line| line.ends_with(&name)).count();
+    // One is the listener.
+    found.saturating_sub(1)
 }
 
 /// Programs that another user is to run, where everybody reaches them. Only root can become another user.
