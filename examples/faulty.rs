@@ -248,6 +248,13 @@ fn with_damage(daemon: Daemon<State>) -> Daemon<State> {
             "close_others",
             |_, (how, count): (String, usize), _| close_others(&how, count).map_err(io_fault),
         ))
+        // The same, when the writer of a FIFO decides. The numbers stay valid: in a debug build, the drop of one that is
+        // not aborts the process.
+        .method(Method::new("close_others_after", |_, path: String, _| {
+            let read = read_line(&path);
+            read.and_then(|_| close_others("file", 12))
+                .map_err(io_fault)
+        }))
         // Forks, and returns twice.
         .method(Method::new("fork", |_, (): (), _| {
             // SAFETY: that the child returns while its parent answers others is the purpose of this method.

@@ -7,7 +7,7 @@ use fdpassd::testing::{Running, Setup, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 
-use crate::common::faulty::{self, example};
+use crate::common::faulty::{self, Execution, example};
 use crate::common::kernel::{children, is_over};
 
 /// Starts processes that would run for long, and writes their pids down: a child; one in a process group of its own, as
@@ -120,21 +120,28 @@ fn programs_of_a_method_end_with_a_killed_worker() {
     assert_eq!(daemon.status().lost_total, 0);
 }
 
+/// Has a method start a program that it does not wait for. Returns its pid.
+#[track_caller]
+fn leave_program(daemon: &Running) -> u32 {
+    let left = daemon.call("shell", "sleep 1000 & echo $! >&2");
+    assert_eq!(left.expect("a result"), 0);
+    eventually("the pid is written", || {
+        let lines = daemon.stderr();
+        lines.lines().find_map(|line| line.parse().ok())
+    })
+}
+
+#[track_caller]
+fn expect_end(pid: u32) {
+    eventually("what was left in the background has ended", || {
+        is_over(pid).then_some(())
+    });
+}
+
 #[test]
 fn programs_of_a_method_end_with_a_worker_that_exits() {
     let daemon = faulty::start("workers.count = 1");
-    assert_eq!(
-        daemon
-            .call("shell", "sleep 1000 & echo $! >&2")
-            .expect("a result"),
-        0
-    );
-    let pid = eventually("the pid is written", || {
-        daemon
-            .stderr()
-            .lines()
-            .find_map(|line| line.parse::<u32>().ok())
-    });
+    let pid = leave_program(&daemon);
     assert!(!is_over(pid));
     daemon
         .ctl_with(
@@ -142,31 +149,33 @@ fn programs_of_a_method_end_with_a_worker_that_exits() {
             serde_json::json!({ "worker": daemon.status().workers[0].id }),
         )
         .expect("it is recycled");
-    eventually("what was left in the background has ended", || {
-        is_over(pid).then_some(())
-    });
+    expect_end(pid);
 }
 
 #[test]
 fn programs_of_a_method_end_when_the_master_is_killed() {
     let daemon = faulty::start("workers.count = 1");
     daemon.wait_for_workers();
-    assert_eq!(
-        daemon
-            .call("shell", "sleep 1000 & echo $! >&2")
-            .expect("a result"),
-        0
-    );
-    let pid = eventually("the pid is written", || {
-        daemon
-            .stderr()
-            .lines()
-            .find_map(|line| line.parse::<u32>().ok())
-    });
+    let pid = leave_program(&daemon);
     daemon.signal("KILL");
-    eventually("what was left in the background has ended", || {
-        is_over(pid).then_some(())
+    expect_end(pid);
+}
+
+/// The master, which would kill them, is killed while a method runs that makes its worker break off.
+#[test]
+fn programs_end_with_a_worker_that_breaks_off_without_a_master() {
+    let daemon = faulty::start("workers.count = 1");
+    let pid = leave_program(&daemon);
+    let worker = daemon.worker_pids()[0];
+    let mut breaks_off = Execution::start_method(&daemon, daemon.connect(), "close_others_after");
+    daemon.signal("KILL");
+    eventually("the master has ended", || {
+        is_over(daemon.pid()).then_some(())
     });
+    assert!(!is_over(pid));
+    breaks_off.let_go();
+    expect_end(pid);
+    expect_end(worker);
 }
 
 #[test]
