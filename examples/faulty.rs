@@ -93,6 +93,12 @@ fn run() -> ExitCode {
         "no-name" => daemon.method(nothing("")).run(),
         "taken-name" => daemon.method(nothing("ping")).run(),
         "bad-reply-name" => daemon.method(nothing("x").reply_name("error")).run(),
+        "long-names" => {
+            let names = (0..1000).map(|number| format!("{number:x>64}"));
+            names
+                .fold(daemon, |daemon, name| daemon.method(nothing(&name)))
+                .run()
+        }
         "mute" if is_check() => {
             block(Duration::MAX);
             ExitCode::FAILURE

@@ -47,7 +47,8 @@ use super::names::{Generation, WorkerId};
 mod reports;
 
 pub use reports::{
-    AppEnd, AppGone, AppStarted, Failed, Health, MethodName, Ready, RuntimeInfo, Spent, SpentReason,
+    AppEnd, AppGone, AppStarted, Failed, Health, MethodName, Ready, RuntimeInfo, Spent,
+    SpentReason, check_methods,
 };
 
 /// The version of these messages. A worker of another version refuses to start.

@@ -13,7 +13,7 @@ use super::metrics::WorkerMetrics;
 use super::reply::{Call, Fault};
 #[cfg(feature = "tokio")]
 use crate::proto::app::MAX_CONCURRENCY;
-use crate::proto::channel::MethodName;
+use crate::proto::channel::{MethodName, check_methods};
 use crate::proto::names::{ClientId, Generation, WorkerId};
 use crate::proto::rpc::Code;
 
@@ -115,6 +115,7 @@ impl<S: 'static> Methods<S> {
             concurrency: DEFAULT_CONCURRENCY,
         };
         let names = methods.names();
+        check_methods(&names).map_err(|mistake| vec![mistake])?;
         let list = methods.all.iter_mut().find(|method| method.name == METHODS);
         list.expect("it was added").handler = Box::new(move |_, _, out| out.json(&names));
         Ok(methods)

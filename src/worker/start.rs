@@ -239,7 +239,6 @@ fn serve_methods(
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }
     let app = executor.as_ref().and_then(Executor::app);
-    let count = methods.len();
     let ready = ToMaster::Ready(Ready {
         version: VERSION,
         methods,
@@ -249,9 +248,10 @@ fn serve_methods(
     let mut datagram = Vec::new();
     ready.encode(&mut datagram);
     if datagram.len() > MAX_MESSAGE {
-        return Err(format!(
-            "the names of its {count} methods are too long together"
-        ));
+        return Err(
+            "its methods, with the name and the version of its app, are too long together"
+                .to_owned(),
+        );
     }
     // If the master is gone, the loop finds that.
     let _ = send(channel, &ready).map_err(|e| format!("cannot report to the master: {e}"))?;

@@ -186,6 +186,14 @@ fn errors_of_the_program_are_reported_at_the_start() {
             (Some(70), format!("faulty: {sentence}\n").as_str())
         );
     }
+    let refused = faulty::start_with("long-names", "").expect_err("it is an error");
+    let error = refused.stderr();
+    assert_eq!(refused.code(), Some(70), "{error}");
+    assert!(
+        error.starts_with("faulty: the list of its 10")
+            && error.ends_with(" bytes as JSON, more than 57344\n"),
+        "{error}"
+    );
     let refused = faulty::start_with("bad-daemon-name", "").expect_err("it is an error");
     assert_eq!(
         (refused.code(), refused.stderr()),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::proto::app::{AppMetric, Hello, MAX_CONCURRENCY, MAX_METHODS, MetricKind};
+use crate::proto::channel::{MethodName, check_methods};
 use crate::proto::own_metrics::{
     COUNTER_END, MAX_BOUNDS, MAX_HELP_LEN, MAX_NAME_LEN, MAX_OWN_METRICS, RESERVED_ENDS,
     are_bounds, is_help, is_metric_name,
@@ -46,6 +47,13 @@ pub(super) fn check(hello: &Hello) -> Result<(), String> {
             return Err(format!("hello has the method {name:?} twice"));
         }
     }
+    let own = ["ping", "methods"].map(|name| (name.to_owned(), true));
+    let of_app = methods.iter().map(|m| (m.name.clone(), m.idempotent));
+    let all = own.into_iter().chain(of_app);
+    let all: Vec<MethodName> = all
+        .map(|(name, idempotent)| MethodName { name, idempotent })
+        .collect();
+    check_methods(&all)?;
     check_metrics(metrics)
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::MAX_MESSAGE;
 use crate::proto::app::AppInfo;
 
 /// The worker can serve.
@@ -35,6 +36,25 @@ pub struct MethodName {
     pub name: String,
     /// Whether it may be run once more after a crash.
     pub idempotent: bool,
+}
+
+/// The longest list of a worker's methods, in bytes of JSON. [`Ready`] and the first datagram of a handoff have it, and
+/// other fields, in one message.
+const MAX_METHOD_LIST: usize = MAX_MESSAGE - 8 * 1024;
+
+/// Checks that a worker's messages can have these methods.
+///
+/// # Errors
+/// The reason why not, for the operator.
+pub fn check_methods(methods: &[MethodName]) -> Result<(), String> {
+    let length = serde_json::to_vec(methods).map_or(usize::MAX, |list| list.len());
+    if length <= MAX_METHOD_LIST {
+        return Ok(());
+    }
+    Err(format!(
+        "the list of its {} methods is too long: {length} bytes as JSON, more than {MAX_METHOD_LIST}",
+        methods.len()
+    ))
 }
 
 /// There will be no [`Ready`].
@@ -105,4 +125,61 @@ pub enum AppEnd {
     Unresponsive,
     /// The worker retires or stops, and the app ends with it.
     Finished,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ToMaster, VERSION};
+    use super::*;
+    use crate::proto::handoff::{HandoffMessage, ShmRecord};
+    use crate::proto::message::Message;
+    use crate::proto::names::{Generation, WorkerId};
+
+    fn methods(count: usize) -> Vec<MethodName> {
+        let method = |number| MethodName {
+            name: format!("{number:x>64}"),
+            idempotent: false,
+        };
+        (0..count).map(method).collect()
+    }
+
+    #[test]
+    fn the_longest_list_of_methods_fits_into_each_message() {
+        let fits = |count: &usize| check_methods(&methods(*count)).is_ok();
+        let most = (0..2000).take_while(fits).last().expect("a number");
+        assert!(most > 500, "{most}");
+        let methods = methods(most);
+        let ready = ToMaster::Ready(Ready {
+            version: VERSION,
+            methods: methods.clone(),
+            app: Some(AppInfo {
+                pid: u32::MAX,
+                name: Some("\u{1}".repeat(512)),
+                version: Some("\u{1}".repeat(512)),
+                concurrency: u32::MAX,
+            }),
+            runtime: Some(RuntimeInfo {
+                thread: u32::MAX,
+                concurrency: u32::MAX,
+            }),
+        });
+        let shm = HandoffMessage::Shm(Box::new(ShmRecord {
+            worker: WorkerId(u64::MAX),
+            seat: u32::MAX,
+            generation: Generation(u64::MAX),
+            slots: u32::MAX,
+            longest: u32::MAX,
+            methods,
+            is_counted: false,
+            layout: u32::MAX,
+        }));
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        ready.encode(&mut first);
+        shm.encode(&mut second);
+        let lengths = [first.len(), second.len()];
+        assert!(
+            lengths.iter().all(|length| *length <= MAX_MESSAGE),
+            "{lengths:?}"
+        );
+    }
 }

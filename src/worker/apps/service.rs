@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use crate::proto::app::{AppMethod, MAX_METHODS};
-use crate::proto::channel::MethodName;
+use crate::proto::channel::{MethodName, check_methods};
 use crate::proto::names::ClientId;
 use crate::proto::rpc::is_method_name;
 use crate::worker::methods::{Failure, FoundMethod, Order, Service};
@@ -65,12 +65,14 @@ impl<'s> AppService<'s> {
         {
             return Err(format!("it has two methods {:?}", pair[0].0.name));
         }
-        Ok(AppService {
+        let service = AppService {
             own_count: own.names().len(),
             list: own.find(LIST).map(|method| method.index),
             own,
             methods: added,
-        })
+        };
+        check_methods(&service.names())?;
+        Ok(service)
     }
 }
 
