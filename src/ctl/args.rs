@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::TypedValueParser;
 use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
@@ -183,12 +183,49 @@ pub(super) enum AppVerb {
 pub(super) struct AppCheckArguments {
     /// Only this check; may be given more than once
     #[arg(long, value_name = "CHECK", hide_possible_values = true)]
-    #[arg(value_parser = PossibleValuesParser::new(CHECK_NAMES))]
-    pub(super) only: Vec<String>,
+    pub(super) only: Vec<AppCheck>,
 
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub(super) command: Vec<String>,
+}
+
+/// The checks of an app, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum AppCheck {
+    Hello,
+    Descriptor,
+    Probe,
+    Unknown,
+    Closed,
+    Signals,
+    Log,
+    Params,
+    Null,
+    Integers,
+    HalfFrames,
+    ManyFrames,
+    LargeFrames,
+    TooLong,
+    Concurrency,
+    Overtaking,
+    Fault,
+    Crash,
+    Cancel,
+    Spawn,
+    Stop,
+    StopLong,
+    End,
+    EndBusy,
+    ByHand,
+}
+
+impl AppCheck {
+    /// Returns the name of the check.
+    pub(super) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -324,35 +361,6 @@ const LEVELS: [LogLevel; 5] = [
     LogLevel::Info,
     LogLevel::Debug,
     LogLevel::Trace,
-];
-
-/// The names of the checks of an app, in their order.
-pub(super) const CHECK_NAMES: [&str; 25] = [
-    "hello",
-    "descriptor",
-    "probe",
-    "unknown",
-    "closed",
-    "signals",
-    "log",
-    "params",
-    "null",
-    "integers",
-    "half-frames",
-    "many-frames",
-    "large-frames",
-    "too-long",
-    "concurrency",
-    "overtaking",
-    "fault",
-    "crash",
-    "cancel",
-    "spawn",
-    "stop",
-    "stop-long",
-    "end",
-    "end-busy",
-    "by-hand",
 ];
 
 /// The heading of the options that every verb has.

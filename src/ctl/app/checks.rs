@@ -1,4 +1,4 @@
-//! The checks, in their order, and those of a start.
+//! The code of the checks, and the checks of a start.
 
 use std::fs;
 use std::io::{Read, Seek};
@@ -8,46 +8,46 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::dialog::{AppDialog, CLIENT, DialogFailure};
-use super::{AppCheck, CheckFinding, Suite, ends, frames, requests};
+use super::{CheckFinding, Suite, ends, frames, requests};
+use crate::ctl::args::AppCheck;
 use crate::proto::app::{DESCRIPTOR, DESCRIPTOR_VARIABLE, MAX_FRAME_VARIABLE};
 use crate::proto::text::Counted;
 use crate::sys::memory::plain_file;
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::process::open_pidfd;
 
-macro_rules! checks {
-    ($($name:literal => $run:path,)*) => {
-        /// All checks, in their order.
-        pub(super) const CHECKS: &[AppCheck] = &[$(AppCheck { name: $name, run: $run },)*];
-    };
-}
+/// The code of a check.
+pub(super) type CheckCode = fn(&mut Suite<'_>) -> Result<CheckFinding, DialogFailure>;
 
-checks! {
-    "hello" => hello,
-    "descriptor" => descriptor,
-    "probe" => probe,
-    "unknown" => unknown,
-    "closed" => closed,
-    "signals" => ends::signals,
-    "log" => log,
-    "params" => requests::params,
-    "null" => requests::null,
-    "integers" => requests::integers,
-    "half-frames" => frames::half_frames,
-    "many-frames" => frames::many_frames,
-    "large-frames" => frames::large_frames,
-    "too-long" => frames::too_long,
-    "concurrency" => requests::concurrency,
-    "overtaking" => requests::overtaking,
-    "fault" => requests::fault,
-    "crash" => requests::crash,
-    "cancel" => requests::cancel,
-    "spawn" => requests::spawn,
-    "stop" => ends::stop,
-    "stop-long" => ends::stop_long,
-    "end" => ends::end,
-    "end-busy" => ends::end_busy,
-    "by-hand" => by_hand,
+/// Returns the code of a check.
+pub(super) fn code_of(check: AppCheck) -> CheckCode {
+    match check {
+        AppCheck::Hello => hello,
+        AppCheck::Descriptor => descriptor,
+        AppCheck::Probe => probe,
+        AppCheck::Unknown => unknown,
+        AppCheck::Closed => closed,
+        AppCheck::Signals => ends::signals,
+        AppCheck::Log => log,
+        AppCheck::Params => requests::params,
+        AppCheck::Null => requests::null,
+        AppCheck::Integers => requests::integers,
+        AppCheck::HalfFrames => frames::half_frames,
+        AppCheck::ManyFrames => frames::many_frames,
+        AppCheck::LargeFrames => frames::large_frames,
+        AppCheck::TooLong => frames::too_long,
+        AppCheck::Concurrency => requests::concurrency,
+        AppCheck::Overtaking => requests::overtaking,
+        AppCheck::Fault => requests::fault,
+        AppCheck::Crash => requests::crash,
+        AppCheck::Cancel => requests::cancel,
+        AppCheck::Spawn => requests::spawn,
+        AppCheck::Stop => ends::stop,
+        AppCheck::StopLong => ends::stop_long,
+        AppCheck::End => ends::end,
+        AppCheck::EndBusy => ends::end_busy,
+        AppCheck::ByHand => by_hand,
+    }
 }
 
 /// Hello comes first, in time, and is right. Another app starts later, so this one is kept only if it is right.
@@ -190,16 +190,5 @@ fn by_hand(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
             "started by hand, it ended with {status}; 64 and a sentence on standard error would help"
         )),
         _ => CheckFinding::noted("started by hand, it does not end"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_check_can_be_selected() {
-        let names: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
-        assert_eq!(names, crate::ctl::args::CHECK_NAMES);
     }
 }

@@ -11,11 +11,12 @@ mod requests;
 use std::io::Write;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
-use self::checks::CHECKS;
+use self::checks::code_of;
 use self::dialog::{AppDialog, DialogFailure};
-use super::args::AppCheckArguments;
+use super::args::{AppCheck, AppCheckArguments};
 use super::error::Error;
 use super::session::Session;
 use super::style::{BAD, FAINT, GOOD, NOTED};
@@ -29,10 +30,9 @@ pub(super) fn check(
 ) -> Result<(), Error> {
     let mut suite = Suite::new(&arguments.command, session.timeout);
     let mut results = Vec::new();
-    let is_wanted =
-        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|o| o == name);
-    for check in CHECKS.iter().filter(|check| is_wanted(check.name)) {
-        let result = suite.perform(check);
+    let is_wanted = |check: &&AppCheck| arguments.only.is_empty() || arguments.only.contains(check);
+    for check in AppCheck::value_variants().iter().filter(is_wanted) {
+        let result = suite.perform(*check);
         if !session.json {
             show(&result, session, out)?;
         }
@@ -99,7 +99,7 @@ struct CheckSummary<'a> {
 /// The result of one check.
 #[derive(Debug, Serialize)]
 struct CheckOutcome {
-    check: &'static str,
+    check: String,
     outcome: Outcome,
     text: String,
     /// The end of the app's log, if that may explain a failure.
@@ -141,12 +141,6 @@ impl CheckFinding {
     }
 }
 
-/// A check: its name, and what it does.
-struct AppCheck {
-    name: &'static str,
-    run: fn(&mut Suite<'_>) -> Result<CheckFinding, DialogFailure>,
-}
-
 /// The program, and a running app that checks share.
 struct Suite<'a> {
     command: &'a [String],
@@ -166,10 +160,10 @@ impl<'a> Suite<'a> {
         }
     }
 
-    fn perform(&mut self, check: &AppCheck) -> CheckOutcome {
+    fn perform(&mut self, check: AppCheck) -> CheckOutcome {
         let found = match self.is_dead {
             true => CheckFinding::skipped("the app does not start"),
-            false => (check.run)(self).and_then(|finding| self.settle().map(|()| finding)),
+            false => code_of(check)(self).and_then(|finding| self.settle().map(|()| finding)),
         };
         let (outcome, text, log) = match found {
             Ok(CheckFinding::Passed(text)) => (Outcome::Passed, text, Vec::new()),
@@ -182,7 +176,7 @@ impl<'a> Suite<'a> {
             }
         };
         CheckOutcome {
-            check: check.name,
+            check: check.name(),
             outcome,
             text,
             log,
