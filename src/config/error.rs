@@ -7,6 +7,7 @@ use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 
 use super::check::Conflict;
 use super::source::SourceText;
+use crate::proto::log::LogLevel;
 
 /// Why a configuration was rejected. Displayed for the operator:
 ///
@@ -117,7 +118,10 @@ impl Error {
             .filter(|_| message == "duplicate key")
         {
             Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
-            None => Error::at(origin, text, span, &message, advice(&message)),
+            None => {
+                let help = advice(&message).or_else(|| as_key(source, &span, &message));
+                Error::at(origin, text, span, &message, help)
+            }
         }
     }
 
@@ -141,7 +145,7 @@ impl Error {
             let origin = texts.first().map_or("the default", |source| &source.origin);
             return Error::from_file(origin, message);
         };
-        Error::at(&source.origin, &source.text, span, message, None)
+        Error::at(&source.origin, &source.text, span, message, advice(message))
     }
 
     /// Creates an error of a key in two files.
@@ -294,6 +298,28 @@ fn as_array(message: &str) -> Option<String> {
         "\"…\", \"…\"".to_owned()
     };
     Some(format!("an array is written in brackets: [{array}]"))
+}
+
+/// Writes a value in the place of a table with the key that it is probably for: `workers = 4` as `workers.count = 4`.
+fn as_key(source: &SourceText, span: &Range<usize>, message: &str) -> Option<String> {
+    if !message.starts_with("invalid type: ") || !message.ends_with(", expected a table") {
+        return None;
+    }
+    let (name, string) = source.top_key_at(span)?;
+    let text = source.text.get(span.clone())?;
+    let is_level = |word: &str| LogLevel::ALL.iter().any(|level| level.as_str() == word);
+    let key = match (name.as_str(), string.as_deref()) {
+        ("app", _) => "command",
+        ("control", Some(_)) => "socket",
+        ("log", Some(word)) if is_level(word) => "level",
+        ("log", Some(path)) if path.contains('/') => "file",
+        ("log", Some(_)) => "target",
+        ("metrics", Some(_)) => "listen",
+        ("workers", _) => "count",
+        _ => return None,
+    };
+    let is_short = text.len() <= 80 && !text.contains('\n');
+    is_short.then(|| format!("did you mean: {name}.{key} = {text}"))
 }
 
 /// Finds a known name like the unknown one in serde's message: "unknown key `x`, expected one of `y`, `z`".

@@ -25,6 +25,7 @@ mod metrics;
 mod names;
 mod notation;
 pub(crate) mod own;
+mod own_fields;
 mod read;
 mod source;
 #[cfg(test)]

@@ -13,14 +13,46 @@ use toml::{Spanned, Table, Value};
 use super::AppConfig;
 use super::check::Conflict;
 use super::error::Error;
+use super::own_fields::{FieldNames, fields_at};
 use super::source::SourceText;
 use crate::proto::app::EXCLUDED_BY_ASYNC;
 
 /// The longest table, in bytes of TOML: a worker receives it in its first message.
 const MAX_LEN: usize = 16 * 1024;
 
-/// Checks a table against a type. Returns the paths of keys that the type ignores.
-pub(crate) type TableCheck = fn(Spanned<DeValue<'_>>) -> Result<Vec<String>, toml::de::Error>;
+/// Checks a table against a type. Returns the first key that the type ignores.
+pub(crate) type TableCheck =
+    fn(Spanned<DeValue<'_>>) -> Result<Option<IgnoredKey>, toml::de::Error>;
+
+/// A key of the table that the program's type ignores.
+#[derive(Debug)]
+pub(crate) struct IgnoredKey {
+    /// The path of its table in the daemon's own table, and the key.
+    steps: Vec<String>,
+    /// The keys of that table, as far as the type lists them.
+    known: FieldNames,
+}
+
+impl IgnoredKey {
+    /// Returns the key with this path of [`serde_ignored`] in a `T`.
+    fn find<T: DeserializeOwned>(path: &str) -> IgnoredKey {
+        // An option has a step of its own.
+        let steps: Vec<&str> = path.split('.').filter(|step| *step != "?").collect();
+        let table = steps.split_last().map_or(&[][..], |(_, table)| table);
+        IgnoredKey {
+            known: fields_at::<T>(table),
+            steps: steps.into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    fn message(&self) -> String {
+        let key = self.steps.last().map_or("", String::as_str);
+        match self.known {
+            [] => format!("unknown key `{key}`"),
+            known => Error::reworded(&serde::de::Error::unknown_field(key, known)),
+        }
+    }
+}
 
 /// Checks a table against the type `T`.
 ///
@@ -28,7 +60,7 @@ pub(crate) type TableCheck = fn(Spanned<DeValue<'_>>) -> Result<Vec<String>, tom
 /// The first key that is missing or has a wrong value.
 pub(crate) fn check_as<T: DeserializeOwned>(
     table: Spanned<DeValue<'_>>,
-) -> Result<Vec<String>, toml::de::Error> {
+) -> Result<Option<IgnoredKey>, toml::de::Error> {
     let mut ignored = Vec::new();
     let note = |path: serde_ignored::Path<'_>| ignored.push(path.to_string());
     // A panic must not end a master that takes over clients.
@@ -36,7 +68,7 @@ pub(crate) fn check_as<T: DeserializeOwned>(
         serde_ignored::deserialize::<_, _, T>(ValueDeserializer::from(table), note).map(drop)
     }));
     match parsed {
-        Ok(parsed) => parsed.map(|()| ignored),
+        Ok(parsed) => parsed.map(|()| ignored.first().map(|path| IgnoredKey::find::<T>(path))),
         Err(_) => Err(serde::de::Error::custom(
             "the program panicked when it read this table",
         )),
@@ -155,14 +187,11 @@ impl<'a> Rule<'a> {
                 fail(format!("table {name}: {error}"), name.to_owned())
             })
         })?;
-        match ignored.first() {
+        match ignored {
             None => Ok(()),
-            Some(path) => {
-                // An option has a step of its own.
-                let steps: Vec<&str> = path.split('.').filter(|step| *step != "?").collect();
-                let key = steps.last().copied().unwrap_or_default();
-                let place = format!("{name}.{}", steps.join("."));
-                Err(fail(format!("unknown key `{key}`"), place))
+            Some(key) => {
+                let place = format!("{name}.{}", key.steps.join("."));
+                Err(fail(key.message(), place))
             }
         }
     }
@@ -326,6 +355,26 @@ mod tests {
             error.starts_with("1.toml:1:1: ") && error.contains("16384 bytes"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn unknown_keys_of_the_table_get_the_one_that_was_meant() {
+        for (text, help) in [
+            (
+                "[spelld]\nurl = \"\"\npol = 1",
+                Some("did you mean \"pool\"?"),
+            ),
+            (
+                "[spelld]\nurl = \"\"\npool = { size = 1, sice = 2 }",
+                Some("did you mean \"size\"?"),
+            ),
+            ("[spelld]\nurl = \"\"\nverbose = true", None),
+        ] {
+            let error = checked(&[text]).expect_err("it is no good");
+            assert_eq!(error.help(), help, "{error}");
+        }
+        let error = checked(&["spelld = { url = \"\", x = 1 }"]).expect_err("it is no good");
+        assert_eq!(error.message(), "unknown key `x`, expected `url` or `pool`");
     }
 
     #[test]

@@ -38,6 +38,15 @@ impl SourceText {
         span
     }
 
+    /// Finds the key of the first level whose value is at this place. Returns its name, and the value if that is a string.
+    pub(super) fn top_key_at(&self, value: &Range<usize>) -> Option<(String, Option<String>)> {
+        let (document, _) = DeTable::parse_recoverable(&self.text);
+        let mut all = document.get_ref().iter();
+        let (key, found) = all.find(|(_, found)| found.span() == *value)?;
+        let text = found.get_ref().as_str().map(str::to_owned);
+        Some((key.get_ref().to_string(), text))
+    }
+
     /// Finds the first place of a key whose second place is `again`: the parser reports only that one.
     pub(super) fn find_first(&self, again: Range<usize>) -> Option<Range<usize>> {
         let (document, _) = DeTable::parse_recoverable(&self.text);

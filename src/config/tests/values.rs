@@ -101,6 +101,30 @@ fn a_value_of_a_wrong_type_is_refused() {
 }
 
 #[test]
+fn a_value_in_place_of_a_table_shows_the_key_that_was_meant() {
+    for (text, meant) in [
+        ("workers = 4", Some("workers.count = 4")),
+        ("workers = \"auto\"", Some("workers.count = \"auto\"")),
+        ("log = \"debug\"", Some("log.level = \"debug\"")),
+        ("log = \"syslog\"", Some("log.target = \"syslog\"")),
+        ("log = \"/var/log/x\"", Some("log.file = \"/var/log/x\"")),
+        (
+            "metrics = \"127.0.0.1:9090\"",
+            Some("metrics.listen = \"127.0.0.1:9090\""),
+        ),
+        ("control = \"/run/x\"", Some("control.socket = \"/run/x\"")),
+        ("app = [\"./app\"]", Some("app.command = [\"./app\"]")),
+        ("app = [\n  \"./app\"]", None),
+        ("limits = 4", None),
+    ] {
+        let error = Config::parse(text, ORIGIN).expect_err(text);
+        assert!(error.message().ends_with(", expected a table"), "{error}");
+        let help = meant.map(|meant| format!("did you mean: {meant}"));
+        assert_eq!(error.help(), help.as_deref(), "{text}");
+    }
+}
+
+#[test]
 fn a_string_in_place_of_an_array_shows_how_to_write_it() {
     for (text, array) in [
         ("127.0.0.1:1", "[\"127.0.0.1:1\"]"),
