@@ -13,6 +13,7 @@ use crate::proto::control::{
 };
 use crate::proto::log::LogLevel;
 use crate::proto::text::Escaped;
+use crate::rpc_client;
 
 /// Performs `config show` or `config check`.
 pub(super) fn perform(
@@ -30,7 +31,13 @@ pub(super) fn perform(
             })
         }
         ConfigVerb::Check => {
-            let result = daemon.ask(Verb::Check)?;
+            let result = daemon.ask(Verb::Check).map_err(|error| match error {
+                rpc_client::Error::Refused {
+                    display: Some(display),
+                    ..
+                } => Error::BadConfiguration(display),
+                error => error.into(),
+            })?;
             session.print(out, &result, |out| {
                 write_checked(out, paint, &parse(&result)?).map_err(Error::Output)
             })

@@ -33,6 +33,8 @@ pub(super) enum Error {
     Ended { name: String, pid: u32 },
     /// A program is not right as an app. Holds how many checks it has failed.
     AppFailed(String),
+    /// The configuration that was checked has a mistake. Holds its excerpt.
+    BadConfiguration(String),
     /// Standard output failed.
     Output(io::Error),
 }
@@ -47,7 +49,9 @@ impl Error {
                 Closed | NoReply(_) | Timeout(_) => ExitStatus::NoReply,
                 Usage(_) => ExitStatus::Usage,
             },
-            Error::Output(_) | Error::AppFailed(_) => ExitStatus::Failed,
+            Error::Output(_) | Error::AppFailed(_) | Error::BadConfiguration(_) => {
+                ExitStatus::Failed
+            }
             Error::Ended { .. } => ExitStatus::NotRunning,
             Error::StillGoing { .. } => ExitStatus::StillGoing,
         }
@@ -55,10 +59,10 @@ impl Error {
 
     /// Returns the lines that follow the message: the excerpt of a configuration file.
     pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
-        let display = if let Error::Connection(Refused { display, .. }) = self {
-            display.as_deref()
-        } else {
-            None
+        let display = match self {
+            Error::Connection(Refused { display, .. }) => display.as_deref(),
+            Error::BadConfiguration(display) => Some(display.as_str()),
+            _ => None,
         };
         display.unwrap_or_default().lines()
     }
@@ -86,6 +90,7 @@ impl fmt::Display for Error {
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
             Error::AppFailed(checks) => write!(f, "the app fails {checks}"),
+            Error::BadConfiguration(_) => f.write_str("the configuration has a mistake:"),
             Error::Output(cause) => write!(f, "cannot write the result: {cause}"),
         }
     }

@@ -351,6 +351,15 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
             format!("fdpassctl: rejected, and nothing was changed:\n{shown}\n")
         );
     }
+    let ran = Daemon::that_replies([reply("error", &refusal)]).asked(&["config", "check"]);
+    let shown = display.replace('\x1b', "\\x1b");
+    assert_eq!(
+        (ran.exit, ran.err),
+        (
+            ExitStatus::Failed,
+            format!("fdpassctl: the configuration has a mistake:\n{shown}\n")
+        )
+    );
     // Errors of other programs may have a member of this name.
     for place in ["7", "{}", "[]", r#"{"display":7}"#] {
         let reply =

@@ -263,7 +263,7 @@ fn config_shows_origins_and_what_a_reload_would_change() {
         assert_eq!((said.code, said.out.as_str()), (Some(1), ""));
         let shown = said
             .err
-            .starts_with("fdpassctl: rejected, and nothing was changed:\n")
+            .starts_with("fdpassctl: the configuration has a mistake:\n")
             && said.err.contains('^');
         assert!(
             shown && said.err.contains("unknown key `cuont`"),
