@@ -6,10 +6,12 @@ mod access;
 mod error;
 
 use std::borrow::Cow;
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +23,9 @@ pub use self::error::{Error, no_reply};
 use crate::proto::control::{self, RefusalCode, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
-use crate::sys::socket::{connect_tcp, connect_unix};
+use crate::proto::rpc::Code;
+use crate::sys::fd;
+use crate::sys::socket::{connect_tcp, connect_unix, is_of_another_type};
 
 /// The end of the waiting for a reply.
 #[derive(Clone, Copy, Debug)]
@@ -334,6 +338,10 @@ fn result_of(verb: Verb, reply: Result<RpcReply, Error>) -> Result<Box<RawValue>
         Err(Error::Refused { code, message, .. }) if code == RefusalCode::Forbidden.as_str() => {
             Err(Error::Forbidden(message))
         }
+        // The control socket refuses what is no verb by another code.
+        Err(Error::Refused { code, .. }) if code == Code::UnknownMethod.as_str() => Err(
+            Error::NoReply("this is the socket of a listener, not a control socket".to_owned()),
+        ),
         Err(error) => Err(error),
     }
 }
@@ -351,7 +359,11 @@ fn connect(address: &Address, deadline: Deadline) -> Result<UnixStream, Error> {
         Address::Tcp(to) => connect_tcp(to, left),
         Address::Unix(path) => connect_unix(path, left),
     });
-    connected.map_err(|cause| match (cause.kind(), address) {
+    let explained = connected.map_err(|cause| match address {
+        Address::Unix(path) => explain(path, cause),
+        Address::Tcp(_) => cause,
+    });
+    explained.map_err(|cause| match (cause.kind(), address) {
         (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
             Error::NothingListens(address.clone())
         }
@@ -364,6 +376,22 @@ fn connect(address: &Address, deadline: Deadline) -> Result<UnixStream, Error> {
             cause,
         },
     })
+}
+
+/// Replaces the error of connect(2) for a path where no daemon can listen. Other files are refused like a socket whose
+/// daemon has ended.
+fn explain(path: &Path, cause: io::Error) -> io::Error {
+    if is_of_another_type(&cause) {
+        return io::Error::other("it is a socket of another type");
+    }
+    match fs::metadata(path) {
+        Ok(found)
+            if cause.kind() == ErrorKind::ConnectionRefused && !found.file_type().is_socket() =>
+        {
+            io::Error::other(format!("it is {}, not a socket", fd::kind(&found)))
+        }
+        _ => cause,
+    }
 }
 
 /// A socket's own timeout is EAGAIN (socket(7)).

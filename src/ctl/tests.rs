@@ -1,8 +1,9 @@
 //! fdpassctl against daemons and listeners of a test.
 
+use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -198,6 +199,23 @@ fn without_a_daemon_every_place_is_named() {
         ran.err,
         format!("fdpassctl: fdpassd is not running (no socket at {path})\n")
     );
+}
+
+#[test]
+fn a_place_that_is_no_control_socket_is_described() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| place.path().join(name).display().to_string();
+    fs::write(path("file"), "").expect("it is written");
+    let _datagrams = UnixDatagram::bind(path("datagrams")).expect("bind");
+    for (name, what) in [
+        ("file", "it is a regular file, not a socket"),
+        ("", "it is a directory, not a socket"),
+        ("datagrams", "it is a socket of another type"),
+    ] {
+        let ran = ctl(&["status", "-s", &path(name)], &[]);
+        let expected = format!("fdpassctl: cannot connect to unix:{}: {what}\n", path(name));
+        assert_eq!((ran.exit, ran.err), (ExitStatus::Failed, expected));
+    }
 }
 
 #[test]

@@ -10,6 +10,15 @@ use crate::common::program::{FDPASSCTL, control_socket, run};
 use crate::common::{faulty, start};
 
 #[test]
+fn the_socket_of_a_listener_is_no_control_socket() {
+    let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1");
+    let listener = daemon.directory().join("rpc.sock").display().to_string();
+    let said = run(FDPASSCTL, &["status", "-s", &listener]);
+    let sentence = "fdpassctl: this is the socket of a listener, not a control socket\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(4), sentence));
+}
+
+#[test]
 fn every_way_to_fail_has_its_exit_code_and_its_sentence() {
     let daemon = faulty::start("workers.count = 1");
     let directory = tempfile::tempdir().expect("a directory");
