@@ -3,15 +3,17 @@
 //! They become a text like that of a file, so that mistakes are shown in the same way, and a reload, a restart or an
 //! upgrade has the same settings.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use toml::{Table, Value};
 
 use crate::config::AppConfig;
 use crate::dev::{self, Watched};
 
-/// Serves an app. No file is read, and all other settings have their defaults
+/// The options of both commands.
 #[derive(Debug, Args)]
 struct AppOptions {
     /// Listens on this address instead of 127.0.0.1:8080; may be given several times
@@ -23,6 +25,16 @@ struct AppOptions {
     /// The program of the app and its arguments
     #[arg(value_name = "COMMAND", required = true, last = true)]
     command: Vec<String>,
+}
+
+/// Serves an app. No file is read, and all other settings have their defaults
+#[derive(Debug, Args)]
+struct ServeOptions {
+    #[command(flatten)]
+    app: AppOptions,
+    /// Starts this number of workers, each with an app, instead of one per CPU
+    #[arg(long, value_name = "N")]
+    workers: Option<i64>,
 }
 
 /// Serves an app with one worker, and reloads it when one of its files changes
@@ -40,6 +52,7 @@ struct DevOptions {
 #[derive(Debug)]
 pub(super) struct AppArguments {
     options: AppOptions,
+    workers: Option<i64>,
     /// The patterns of `dev`.
     watch: Option<Vec<String>>,
 }
@@ -49,27 +62,57 @@ pub(super) fn add_commands(command: Command) -> Command {
     let usage = |name: &str, more: &str| {
         format!("fdpassd {name} [--listen ADDRESS]... [--concurrency N] {more}-- COMMAND...")
     };
-    let app = AppOptions::augment_args(Command::new("app"));
+    let app = ServeOptions::augment_args(Command::new("app"));
     let dev = DevOptions::augment_args(Command::new("dev"));
     command
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
-        .subcommand(app.override_usage(usage("app", "")))
+        .subcommand(app.override_usage(usage("app", "[--workers N] ")))
         .subcommand(dev.override_usage(usage("dev", "[--watch PATTERN]... ")))
+}
+
+/// Adds, to the error of a command line whose program does not follow `--`, how it is written.
+pub(super) fn suggest_separator(name: &str, arguments: &[OsString], error: &mut clap::Error) {
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let (Some("app" | "dev"), Some(ContextValue::String(wrong))) = (
+        words.get(1).map(|word| &**word),
+        error.get(ContextKind::InvalidArg),
+    ) else {
+        return;
+    };
+    let first = words.iter().position(|word| word == wrong).unwrap_or(0);
+    if wrong.starts_with('-') || first < 2 {
+        return;
+    }
+    let (options, command) = words[1..].split_at(first - 1);
+    let line = [&[name.into()], options, &["--".into()], command]
+        .concat()
+        .join(" ");
+    let tip = format!("the program of the app follows \"--\": {line}");
+    let tips = ContextValue::StyledStrs(vec![tip.into()]);
+    error.insert(ContextKind::Suggested, tips);
 }
 
 impl AppArguments {
     /// Returns the arguments if one of the commands was given.
     pub(super) fn from_matches(found: &ArgMatches) -> Result<Option<AppArguments>, clap::Error> {
         Ok(match found.subcommand() {
-            Some(("app", found)) => Some(AppArguments {
-                options: AppOptions::from_arg_matches(found)?,
-                watch: None,
-            }),
+            Some(("app", found)) => {
+                let ServeOptions { app, workers } = ServeOptions::from_arg_matches(found)?;
+                Some(AppArguments {
+                    options: app,
+                    workers,
+                    watch: None,
+                })
+            }
             Some(("dev", found)) => {
                 let DevOptions { app, watch } = DevOptions::from_arg_matches(found)?;
                 Some(AppArguments {
                     options: app,
+                    workers: Some(1),
                     watch: Some(watch),
                 })
             }
@@ -108,12 +151,12 @@ impl AppArguments {
         if !listen.is_empty() {
             settings.insert("listen".to_owned(), strings(listen));
         }
-        if let Some(watch) = &self.watch {
-            if !watch.is_empty() {
-                app.insert("watch".to_owned(), strings(watch));
-            }
-            let one = Table::from_iter([("count".to_owned(), 1.into())]);
-            settings.insert("workers".to_owned(), one.into());
+        if let Some(watch) = self.watch.as_ref().filter(|watch| !watch.is_empty()) {
+            app.insert("watch".to_owned(), strings(watch));
+        }
+        if let Some(count) = self.workers {
+            let workers = Table::from_iter([("count".to_owned(), count.into())]);
+            settings.insert("workers".to_owned(), workers.into());
         }
         settings.insert("app".to_owned(), app.into());
         Ok(settings.to_string())

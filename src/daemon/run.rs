@@ -90,14 +90,15 @@ fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) ->
     if name == SHIPPED {
         command = app::add_commands(command);
     }
-    let parsed = command.try_get_matches_from(arguments).and_then(|found| {
+    let parsed = command.try_get_matches_from(&arguments).and_then(|found| {
         let options = Options::from_arg_matches(&found)?;
         Ok((options, AppArguments::from_matches(&found)?))
     });
     match parsed {
         Ok((_, Some(app))) => run_app(&app, name, version),
         Ok((options, None)) => run_options(&options, name, version),
-        Err(error) => {
+        Err(mut error) => {
+            app::suggest_separator(name, &arguments, &mut error);
             // Help goes to standard output and is no error. If it is closed, nothing is lost.
             let _ = error.print();
             if error.use_stderr() {

@@ -130,6 +130,21 @@ fn an_app_is_served_without_a_file_and_reloaded() {
 }
 
 #[test]
+fn an_app_has_the_number_of_workers_that_is_given() {
+    let Some(place) = Place::new() else { return };
+    let arguments = ["app", "--listen", "127.0.0.1:0", "--workers", "3", "--"];
+    let mut command = place.command(FDPASSD, &arguments);
+    let mut daemon = Program::start(command.args(["python3", "app.py"]));
+    let mut client = Place::connect(&mut daemon);
+    assert_eq!(client.call("times", 21), Ok(json!(42)));
+    let said = place.ctl(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&said.out).expect("the status");
+    assert_eq!(status["workers"].as_array().map(Vec::len), Some(3));
+    place.succeed("stop");
+    assert_eq!(daemon.finish().code, Some(0));
+}
+
+#[test]
 fn a_change_of_a_file_reloads_the_app_of_dev() {
     let Some(place) = Place::new() else { return };
     let (daemon, mut client) = place.start("dev");
@@ -249,7 +264,19 @@ fn a_command_that_cannot_be_run_is_shown_with_its_place() {
             78,
             "listen = [\"nowhere\"]",
         ),
+        (&["app", "--workers", "0", "--", "sh"], 78, "count = 0"),
         (&["app"], 64, "Usage: fdpassd app"),
+        (
+            &["app", "--workers", "2", "python3", "app.py", "-v"],
+            64,
+            "tip: the program of the app follows \"--\": fdpassd app --workers 2 -- python3 app.py -v",
+        ),
+        (
+            &["dev", "python3", "app.py"],
+            64,
+            "tip: the program of the app follows \"--\": fdpassd dev -- python3 app.py",
+        ),
+        (&["dev", "--wacth", "*.py", "--", "sh"], 64, "'--watch'"),
         (
             &["dev", "--", "sh", "-c", "exit"],
             64,
