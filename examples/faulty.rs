@@ -3,11 +3,12 @@
 //! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state, or `garbage` in the channel,
 //! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such
 //! as `two-methods` of one name; `no-methods`, for an app; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
-//! no other state may have at the same time. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
+//! no other state may have at the same time. With `thread-in-main` or `hang-in-main`, `main` of a zygote does that. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
 //! `second-thread` the daemon does not run in the first thread.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
@@ -64,6 +65,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    if env::args().nth(1).is_some_and(|role| role == "zygote") {
+        match fault_now().as_str() {
+            "thread-in-main" => drop(thread::spawn(|| block(Duration::MAX))),
+            "hang-in-main" => block(Duration::MAX),
+            _ => {}
+        }
+    }
     let fault = env::var("FAULTY").unwrap_or_default();
     let name = match fault.as_str() {
         "bad-daemon-name" => "Faulty Daemon",
@@ -178,6 +186,10 @@ fn with_results(daemon: Daemon<State>) -> Daemon<State> {
         }))
         .method(Method::new("nan", |_, (): (), _| {
             Ok([f64::NAN, f64::INFINITY, 1.0])
+        }))
+        // From the keys of this thread's hash tables.
+        .method(Method::new("random", |_, (): (), _| {
+            Ok(RandomState::new().hash_one(()).to_string())
         }))
         .method(Method::new("anything", |_, any: Value, _| Ok(any)))
         .method(Method::new(
@@ -382,15 +394,20 @@ fn whoami(state: &mut State, call: &Call) -> Value {
     })
 }
 
+/// Returns the fault of processes that begin now.
+fn fault_now() -> String {
+    let fault = env::var("FAULTY").unwrap_or_default();
+    fault.strip_prefix("file:").map_or(fault.clone(), |path| {
+        fs::read_to_string(path).unwrap_or_default()
+    })
+}
+
 fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
     if worker.config.fails {
         return Err("the table has this reason".to_owned());
     }
     static MADE: AtomicBool = AtomicBool::new(false);
-    let fault = env::var("FAULTY").unwrap_or_default();
-    let fault = fault.strip_prefix("file:").map_or(fault.clone(), |path| {
-        fs::read_to_string(path).unwrap_or_default()
-    });
+    let fault = fault_now();
     let (fault, seat) = fault
         .split_once(':')
         .map_or((fault.as_str(), None), |(fault, seat)| (fault, Some(seat)));

@@ -199,6 +199,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
             "count",
             "dispatch",
             "rebalance",
+            "start",
             "start-timeout",
             "max-requests",
             "max-lifetime",

@@ -53,7 +53,7 @@ use self::own::{OwnTable, Rule};
 use self::read::Pipes;
 use self::source::SourceText;
 pub use self::values::size;
-pub use self::workers::{Count, Dispatch, RebalanceMode, WorkerConfig};
+pub use self::workers::{Count, Dispatch, RebalanceMode, StartMode, WorkerConfig};
 use crate::proto::log::Log;
 
 /// The longest configuration file, in bytes.

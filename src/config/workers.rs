@@ -22,6 +22,9 @@ pub struct WorkerConfig {
     /// When busy clients move to other workers; by default automatically.
     #[serde(deserialize_with = "word")]
     pub rebalance: RebalanceMode,
+    /// How a worker process is made; by default by executing the program.
+    #[serde(deserialize_with = "word")]
+    pub start: StartMode,
     /// The time to become ready; 10 s by default.
     #[serde(with = "Timeout")]
     pub start_timeout: Duration,
@@ -39,6 +42,7 @@ impl Default for WorkerConfig {
             count: Count::Auto,
             dispatch: Dispatch::LeastLoaded,
             rebalance: RebalanceMode::Auto,
+            start: StartMode::Exec,
             start_timeout: Duration::from_secs(10),
             max_requests: None,
             max_lifetime: None,
@@ -84,4 +88,25 @@ pub enum RebalanceMode {
     Auto,
     /// Only at an operator's request.
     Manual,
+}
+
+/// How a worker process is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartMode {
+    /// The master executes the program for each worker.
+    Exec,
+    /// A zygote, which is executed once for each generation, forks each worker.
+    Fork,
+}
+
+impl StartMode {
+    /// Returns the name in the file and in the status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StartMode::Exec => "exec",
+            StartMode::Fork => "fork",
+        }
+    }
 }

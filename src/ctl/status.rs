@@ -118,8 +118,18 @@ fn write_notice(
     writeln!(to, "{word}{:padding$}{}", "", Escaped(text))
 }
 
+/// Writes how workers are made, if not as usual.
+fn write_start(to: &mut impl Write, status: &Status) -> io::Result<()> {
+    match (status.start.as_str(), status.zygote) {
+        ("" | "exec", _) => Ok(()),
+        (start, Some(pid)) => writeln!(to, "start     {}, zygote {pid}", Escaped(start)),
+        (start, None) => writeln!(to, "start     {}, no zygote", Escaped(start)),
+    }
+}
+
 fn write_totals(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     writeln!(to, "dispatch  {}", Escaped(&status.dispatch))?;
+    write_start(to, status)?;
     let origin = match status.count_origin {
         Origin::Config => "",
         Origin::Runtime => " (runtime)",
@@ -523,6 +533,7 @@ predecessor of worker 17";
                 clients: 0,
             },
         ];
+        (status.start, status.zygote) = ("fork".to_owned(), Some(4712));
         let shown = table(&status);
         let expected = "\
 fdpassd 0.1.0, pid 4711, up 3 days 4 hours, generation 3
@@ -531,6 +542,7 @@ METHODS   quarantined: resize, crop; lifted by the verb \"release\"
 config    /etc/fdpassd.toml
 reload    rejected 2026-11-24T00:16:02Z: the byte 0xff at offset 7 is not UTF-8
 dispatch  least-loaded
+start     fork, zygote 4712
 workers   4 (runtime); deaths 8, stalls 2, clients given up 1
 clients   1,234 of 65,536; accepted 98,765, refused 3, moved 128, lost 1
 requests  12,444,443; errors 42, run again 5

@@ -14,7 +14,7 @@ use super::app::{self, AppArguments};
 use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
 use crate::master::{self, Announce, MasterOrigin, MasterSetup};
 use crate::proto::names::Address;
-use crate::worker::{self, Methods};
+use crate::worker::{self, Methods, WorkerRole};
 use crate::{dev, exporter, logging};
 
 /// sysexits.h
@@ -67,7 +67,11 @@ pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Method
     // Roles in which this program runs itself; operators do not type them.
     let role = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
     match (role(1), role(2)) {
-        (Some("worker"), _) => run_worker(name, methods),
+        (Some("worker"), _) => run_worker(name, methods, worker::take_channel()),
+        (Some(master::ZYGOTE), _) => {
+            let role = worker::run_zygote();
+            run_worker(name, methods, role)
+        }
         (Some("metrics"), _) => run_exporter(name),
         (Some("check-handover"), Some(length)) => checked(name, master::check_handover(length)),
         (Some("read-configuration"), Some(length)) => {
@@ -305,8 +309,16 @@ fn abort_on_panic() {
     }));
 }
 
-fn run_worker<S: 'static>(name: &str, methods: Methods<S>) -> ExitCode {
-    let ended = worker::run(methods);
+/// Runs a worker, in the process that begins as one. A zygote has nothing left to do.
+fn run_worker<S: 'static>(
+    name: &str,
+    methods: Methods<S>,
+    role: Result<WorkerRole, worker::Error>,
+) -> ExitCode {
+    let ended = role.and_then(|role| match role {
+        WorkerRole::Worker(channel, origin) => worker::run(methods, channel, origin),
+        WorkerRole::Zygote => Ok(()),
+    });
     log::logger().flush();
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,15 +1,19 @@
 //! The child processes: executes the pool's decisions, receives the messages of workers, collects the children that
 //! have ended, and gives each to the room that it belongs to.
 
+mod zygotes;
+
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, StartMode};
 use crate::master::workers::actions::Outfit;
 use crate::master::workers::messages::Attended;
+use crate::master::workers::zygote::{Birth, Newborn};
 use crate::master::{Error, Master, memory};
 use crate::pool::{Action, Why};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
+use crate::proto::log::LogLevel;
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::process::{self, Exit};
 
@@ -35,8 +39,9 @@ impl Master {
                     } => self.start_worker(seat, id, generation, now),
                     Action::Kill { id, why } => {
                         let start_timeout = self.start_timeout(id);
+                        let telemetry = &mut self.telemetry;
                         self.workers
-                            .kill_late(id, why, start_timeout, &mut self.telemetry);
+                            .kill_late(id, why, start_timeout, telemetry, now);
                     }
                     Action::Drain { id, why, .. } => self.workers.retire(
                         id,
@@ -91,11 +96,28 @@ impl Master {
 
     /// Starts a worker by the configuration of its generation.
     fn start_worker(&mut self, seat: usize, id: WorkerId, generation: Generation, now: Instant) {
+        let is_forked = self.config_of(generation).workers.start == StartMode::Fork
+            && !self.workers.zygotes.is_abandoned(generation);
+        if is_forked {
+            let birth = Birth::new(id, seat, generation);
+            let start = self.zygote_settings(generation);
+            let failed = self.workers.request_birth(birth, start, &self.poller, now);
+            return self.report_failed_births(failed, now);
+        }
+        self.begin_worker((seat, id, generation), None, now);
+    }
+
+    /// Starts a worker in a process that was forked for it, or in one that executes the program.
+    fn begin_worker(
+        &mut self,
+        (seat, id, generation): (usize, WorkerId, Generation),
+        newborn: Option<Newborn>,
+        now: Instant,
+    ) {
         let next = self.reloads.current.as_ref();
         let layout = next.map_or(self.clients.layout, |reload| reload.layout);
         let next = next.filter(|reload| reload.generation == generation);
         let config = next.map_or(&self.settings.config, |reload| reload.config());
-        let level = self.settings.log_level.filter(|_| next.is_none());
         let memory = next.map_or(self.settings.memory, |reload| reload.memory);
         let count = self.workers.pool.target().count;
         if !config.app.command.is_empty() {
@@ -106,23 +128,36 @@ impl Master {
             name: &self.name,
             generation,
             config,
-            level: level.unwrap_or(config.log.level),
+            level: self.log_level_of(generation),
             buffers: memory::buffers(&config.limits, memory, count),
             layout,
             app_cgroups: self.clients.cgroups_of_apps.path(),
             queues: store.flat_map(|store| store.queues.descriptors()).collect(),
         };
+        let (telemetry, poller) = (&mut self.telemetry, &self.poller);
         self.workers
-            .start(seat, id, outfit, &mut self.telemetry, &self.poller, now);
+            .start((seat, id), newborn, outfit, telemetry, poller, now);
+    }
+
+    /// Returns the level of the log of new workers of a generation.
+    fn log_level_of(&self, generation: Generation) -> LogLevel {
+        let is_in_force = self.settings.generation == generation;
+        let changed = self.settings.log_level.filter(|_| is_in_force);
+        changed.unwrap_or(self.config_of(generation).log.level)
+    }
+
+    /// Returns the configuration of a generation that starts workers.
+    fn config_of(&self, generation: Generation) -> &Config {
+        let next = self.reloads.current.as_ref();
+        let next = next.filter(|reload| reload.generation == generation);
+        next.map_or(&self.settings.config, |reload| reload.config())
     }
 
     /// Returns the time in which a worker must be ready, by the configuration of its generation.
     fn start_timeout(&self, id: WorkerId) -> Duration {
-        let generation = self.workers.all.get(&id).map(|worker| worker.generation);
-        let next = self.reloads.current.as_ref();
-        let next = next.filter(|reload| Some(reload.generation) == generation);
-        let config: &Config = next.map_or(&self.settings.config, |reload| reload.config());
-        config.workers.start_timeout
+        let member = self.workers.pool.member(id);
+        let generation = member.map_or(self.settings.generation, |member| member.generation);
+        self.config_of(generation).workers.start_timeout
     }
 
     /// Announces that the daemon serves, if the worker that has become ready is the first one.
@@ -149,6 +184,10 @@ impl Master {
 
     /// Collects all children that have ended.
     pub(super) fn reap(&mut self, now: Instant) {
+        // One of them may be a worker whose pid has just been reported.
+        for generation in self.workers.zygotes.asked() {
+            self.attend_zygote(generation, now);
+        }
         loop {
             match process::ended() {
                 Ok(Some((pid, exit))) => {
@@ -169,6 +208,9 @@ impl Master {
             && exporter.take_death(pid, exit, now)
         {
             return;
+        }
+        if let Some(generation) = self.workers.zygote_with_pid(pid) {
+            return self.end_zygote((pid, generation), exit, now);
         }
         let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
         let dead =

@@ -71,6 +71,7 @@ pub use self::handover::upgrade::{check_handover, name_process};
 pub use self::listeners::activation::Handed;
 pub use self::reload::reading::read_configuration;
 pub use self::service_manager::{report_failure, wait_before_failing};
+pub(crate) use self::workers::zygote::ZYGOTE;
 
 /// Announces the addresses at which the daemon serves.
 pub type Announce = Box<dyn Fn(&[String])>;
@@ -177,6 +178,7 @@ impl Master {
             // Starting a worker takes a while.
             self.keep_waiting(now);
             self.reconcile(now)?;
+            self.keep_zygotes();
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
@@ -202,6 +204,7 @@ impl Master {
             match Token::from_number(event.token) {
                 Some(Token::Signals) => self.handle_signals(now),
                 Some(Token::Worker(id)) => self.attend(id, event.writable, now),
+                Some(Token::Zygote(generation)) => self.attend_zygote(generation, now),
                 Some(Token::Control) => {
                     self.control.accept(&self.poller, now);
                     if event.has_ended {

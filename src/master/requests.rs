@@ -213,6 +213,7 @@ impl Master {
     pub(super) fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
         let opened = logging::reopen();
         self.workers.send_all(&ToWorker::Reopen, &self.poller);
+        self.workers.zygotes.reopen_log();
         if let Some(exporter) = &mut self.exporter {
             exporter.reopen_log(now);
         }

@@ -1,6 +1,6 @@
 //! The tokens that identify the sources of events in the poller.
 
-use crate::proto::names::WorkerId;
+use crate::proto::names::{Generation, WorkerId};
 
 /// Where an event comes from. In the order in which an iteration of the loop handles them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(super) enum Token {
     Metrics,
     /// Something that the service manager has closed.
     Store,
+    /// The zygote of a generation.
+    Zygote(Generation),
 }
 
 /// The number that a poller keeps: the kind in the upper eight bits, so that it sorts like the kinds.
@@ -27,6 +29,7 @@ impl From<Token> for u64 {
             Token::Listener(number) => (4, number.into()),
             Token::Metrics => (5, 0),
             Token::Store => (6, 0),
+            Token::Zygote(generation) => (7, generation.0),
         };
         kind << 56 | index
     }
@@ -43,6 +46,7 @@ impl Token {
             4 => Some(Token::Listener(index as u32)),
             5 => Some(Token::Metrics),
             6 => Some(Token::Store),
+            7 => Some(Token::Zygote(Generation(index))),
             _ => None,
         }
     }

@@ -6,10 +6,11 @@
 //! | [`control`] | fdpassctl and master | the same frames, always little-endian |
 //! | `app` | a worker and its app | frames of JSON over a stream socket, little-endian |
 //! | `channel` | master and worker | datagrams over one `SOCK_SEQPACKET` pair, with descriptors |
+//! | `zygote` | the master and the process that forks workers | the same |
 //! | `exporter` | the master and the exporter | the same |
 //! | `handoff` | a master or worker that exits, and the next master | datagrams that wait in such a pair |
 //!
-//! Each protocol is one module that both ends import; its module doc is the specification. The last three are internal:
+//! Each protocol is one module that both ends import; its module doc is the specification. The last four are internal:
 //! both ends are always fdpassd.
 
 /// Defines an enum of which each variant has one name on the wire.
@@ -52,3 +53,4 @@ pub mod own_metrics;
 pub mod paths;
 pub mod rpc;
 pub mod text;
+pub(crate) mod zygote;

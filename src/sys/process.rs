@@ -7,6 +7,8 @@ mod identity;
 mod lookup;
 mod oom_score;
 mod proc_files;
+mod sibling;
+mod title;
 
 use std::ffi::CString;
 use std::io;
@@ -15,9 +17,11 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
-pub use app::{AppProcess, AppProgram, AppStdio, kill_app, open_pidfd, spawn_app, wire};
+pub use app::{
+    AppProcess, AppProgram, AppStdio, kill_app, open_pidfd, spawn_app, wire,
+};
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
-pub use exit::{Exit, collect, end_of, ended, wait_for_child};
+pub use exit::{Exit, collect, end_of, ended, is_collected, wait_for_child};
 pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;
 pub use oom_score::{protect_from_oom, raise_oom_score};
@@ -26,6 +30,8 @@ pub use proc_files::{
     Child, FileId, Scheduling, children, kill_writers, resident_memory, scheduling,
     thread_scheduling,
 };
+pub use sibling::{Forked, SiblingForker, flush_streams};
+pub use title::ProcessTitle;
 
 /// Kills a child that has not been collected yet, so that the pid can only be its own.
 ///
@@ -67,7 +73,8 @@ pub fn adopt_orphans() -> io::Result<()> {
     Ok(prctl::set_child_subreaper(true)?)
 }
 
-/// Makes the kernel end this process when its parent ends (PR_SET_PDEATHSIG of prctl(2)).
+/// Makes the kernel end this process when the thread of its parent ends that created it (PR_SET_PDEATHSIG of prctl(2)).
+/// Its children do not inherit this.
 pub fn end_with_parent() {
     // It fails for a bad signal only.
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);

@@ -27,6 +27,7 @@ mod start;
 mod tests;
 mod turn;
 mod turns;
+mod zygote;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -61,7 +62,8 @@ pub(crate) use methods::{Constructor, Methods, Service};
 pub use metrics::{Counter, Histogram, MetricError, WorkerMetrics};
 pub use reply::{Call, Fault, Reply};
 pub(crate) use running::RunningService;
-pub(crate) use start::{Error, run};
+pub(crate) use start::{Error, WorkerRole, run, take_channel};
+pub(crate) use zygote::run as run_zygote;
 
 /// The poller's token of the channel; a client's is its slot and the number of its lease.
 const CHANNEL: u64 = u64::MAX;

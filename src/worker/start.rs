@@ -30,7 +30,7 @@ use crate::sys::{fd, fork, process, signal};
 
 /// How much likelier the kernel kills a worker than its master when memory runs out: the worker is replaced and its
 /// clients stay. It exceeds the share of the limit that a master's own memory takes.
-const OOM_SCORE: i32 = 500;
+pub(super) const OOM_SCORE: i32 = 500;
 
 /// Why a worker ended without a request to stop.
 #[derive(Debug)]
@@ -41,16 +41,53 @@ pub(crate) enum Error {
     Failed,
 }
 
-/// Runs a worker to its end: its standard input is the channel to its master.
-pub(crate) fn run<S: 'static>(methods: Methods<S>) -> Result<(), Error> {
-    let no_master =
-        |e: io::Error| Error::NoMaster(format!("workers are started by their master: {e}"));
-    let mut channel = Channel::new(fd::take_stdin().map_err(no_master)?);
-    let (start, descriptors) = receive_start(&channel).map_err(no_master)?;
+/// How the process of a worker was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProcessOrigin {
+    /// The process executed the program.
+    Executed,
+    /// A zygote forked it.
+    Forked,
+}
+
+/// The role of a process that was executed as a worker or as a zygote.
+pub(crate) enum WorkerRole {
+    /// A worker, with its end of its channel.
+    Worker(OwnedFd, ProcessOrigin),
+    /// A zygote that the master does not need any more.
+    Zygote,
+}
+
+/// Returns the role of a worker that was executed. Its channel is standard input.
+///
+/// # Errors
+/// Those of [`fd::take_stdin`], in words.
+pub(crate) fn take_channel() -> Result<WorkerRole, Error> {
+    let channel = fd::take_stdin().map_err(no_master)?;
+    Ok(WorkerRole::Worker(channel, ProcessOrigin::Executed))
+}
+
+fn no_master(error: io::Error) -> Error {
+    Error::NoMaster(format!("workers are started by their master: {error}"))
+}
+
+/// Runs a worker to its end. `channel` is its end of the channel to its master.
+pub(crate) fn run<S: 'static>(
+    methods: Methods<S>,
+    channel: OwnedFd,
+    origin: ProcessOrigin,
+) -> Result<(), Error> {
+    let mut channel = Channel::new(channel);
+    let (start, descriptors) = match receive_start(&channel) {
+        Ok(received) => received,
+        // The master did not want it any more, or has ended.
+        Err(_) if origin == ProcessOrigin::Forked => return Err(Error::Failed),
+        Err(e) => return Err(no_master(e)),
+    };
     // So that processes started by methods can be identified and end with this process. It fails for a worker that was
     // started by hand, which has no methods to run.
     let _ = process::begin_session();
-    let served = serve(&mut channel, start, descriptors, methods).map_err(|reason| {
+    let served = serve(&mut channel, (start, origin), descriptors, methods).map_err(|reason| {
         let reason = shortened(reason);
         let failed = ToMaster::Failed(Failed { reason });
         matches!(send(&mut channel, &failed), Ok(Sent::Closed))
@@ -103,16 +140,16 @@ fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Re
 }
 
 /// The time between two attempts to send or receive a message.
-const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Prepares the worker, reports that it is ready, and serves. Returns whether it ended because its master is gone.
 fn serve<S: 'static>(
     channel: &mut Channel<ToMaster, ToWorker>,
-    mut start: Start,
+    (mut start, origin): (Start, ProcessOrigin),
     mut descriptors: Vec<OwnedFd>,
     mut methods: Methods<S>,
 ) -> Result<bool, String> {
-    prepare_process(&start)?;
+    prepare_process(&start, origin)?;
     let layout = Layout::new(start.slots, start.longest);
     // The other descriptors are handoff queues.
     let (shm, handoff_shm, metrics) = map(File::from(descriptors.remove(0)), layout)?;
@@ -269,18 +306,24 @@ fn serve_methods(
     worker.serve(service).map_err(|e| e.to_string())
 }
 
-/// Sets the name, signals, limits and log of this process.
-fn prepare_process(start: &Start) -> Result<(), String> {
-    process::set_name(&start.name);
+/// Sets the name, signals, limits and log of this process. A forked worker has those of its zygote.
+fn prepare_process(start: &Start, origin: ProcessOrigin) -> Result<(), String> {
     death::arm()?;
-    if let Err(e) = process::raise_oom_score(OOM_SCORE) {
-        log::debug!("cannot raise the OOM score of this process: {e}");
-    }
     fork::remember();
     remember_panics();
-    signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
-    // The worker serves as many clients as its master may have; a lower limit shows when they arrive.
-    let _ = fd::raise_limit();
+    match origin {
+        // Those that the zygote has received are not this worker's.
+        ProcessOrigin::Forked => drop(signal::take_ignored()),
+        ProcessOrigin::Executed => {
+            process::set_name(&start.name);
+            if let Err(e) = process::raise_oom_score(OOM_SCORE) {
+                log::debug!("cannot raise the OOM score of this process: {e}");
+            }
+            signal::ignore_group_signals().map_err(|e| format!("cannot catch signals: {e}"))?;
+            // The worker serves as many clients as its master may have; a lower limit shows when they arrive.
+            let _ = fd::raise_limit();
+        }
+    }
     // The master has opened the log, or continues without it.
     let _ = logging::start_anyhow(&start.name, &start.settings.log);
     Ok(())

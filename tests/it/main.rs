@@ -83,3 +83,4 @@ mod testing;
 mod upgrade;
 mod upgrade_faults;
 mod waiting;
+mod zygote;

@@ -136,12 +136,15 @@ fn interrupted_calls_are_made_again() {
     let calls = "epoll_wait,accept4,recvmsg,sendmsg,recvfrom,waitid";
     let inject = format!("inject={calls}:error=EINTR:when=2+3");
     let trace = format!("trace={calls}");
-    let Some(traced) = Traced::start(&["-e", &trace, "-e", &inject], BOTH) else {
-        return;
-    };
-    assert_all_are_served(&traced);
-    traced.daemon.kill_worker(0);
-    assert_all_are_served(&traced);
+    for start in ["exec", "fork"] {
+        let config = format!("{BOTH}\nworkers.start = \"{start}\"\n");
+        let Some(traced) = Traced::start(&["-e", &trace, "-e", &inject], &config) else {
+            return;
+        };
+        assert_all_are_served(&traced);
+        traced.daemon.kill_worker(0);
+        assert_all_are_served(&traced);
+    }
 }
 
 #[test]

@@ -118,6 +118,7 @@ fn all_values_are_read() {
         count = 256
         dispatch = "round-robin"
         rebalance = "manual"
+        start = "fork"
         start-timeout = "1m 30s"
         max-requests = 1
         max-lifetime = "1day"
@@ -176,6 +177,7 @@ fn all_values_are_read() {
         count: Count::Exactly(number(256)),
         dispatch: Dispatch::RoundRobin,
         rebalance: RebalanceMode::Manual,
+        start: StartMode::Fork,
         start_timeout: Duration::from_secs(90),
         max_requests: Some(number(1)),
         max_lifetime: Some(Duration::from_secs(86_400)),

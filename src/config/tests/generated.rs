@@ -125,6 +125,11 @@ fn workers() -> impl Strategy<Value = WorkerConfig> {
             } else {
                 RebalanceMode::Auto
             },
+            start: if in_turn {
+                StartMode::Fork
+            } else {
+                StartMode::Exec
+            },
             start_timeout,
             max_requests: NonZeroU32::new(replaced.0),
             max_lifetime: replaced.1,

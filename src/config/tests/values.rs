@@ -47,6 +47,11 @@ fn an_unknown_word_is_refused_with_a_suggestion() {
             "least-loaded",
         ),
         (
+            "[workers]\nstart = «\"frok\"",
+            "`frok`, expected `exec` or `fork`",
+            "fork",
+        ),
+        (
             "[log]\nformat = «\"jsno\"",
             "`jsno`, expected `text` or `json`",
             "json",

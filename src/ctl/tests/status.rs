@@ -76,6 +76,8 @@ pub(in crate::ctl) fn status() -> Status {
         generation: Generation(3),
         config_file: Some("/etc/fdpassd.toml".into()),
         dispatch: "least-loaded".to_owned(),
+        start: "exec".to_owned(),
+        zygote: None,
         stopping: false,
         drained: false,
         paused: None,

@@ -84,6 +84,8 @@ impl Snapshot<'_> {
             generation: self.settings.generation,
             config_file: self.settings.shown_file(),
             dispatch: self.settings.config.workers.dispatch.as_str().to_owned(),
+            start: self.settings.config.workers.start.as_str().to_owned(),
+            zygote: self.workers.zygotes.pid(self.settings.generation),
             stopping: self.lifecycle.is_ending(),
             drained: self.listeners.is_drained,
             paused: self

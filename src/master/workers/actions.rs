@@ -12,6 +12,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Doom, NOT_NOW, Worker};
+use crate::master::workers::zygote::Newborn;
 use crate::pool::{Late, Why};
 use crate::proto::channel::{Settings, Start, Stop, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
@@ -38,11 +39,11 @@ pub(crate) struct Outfit<'m> {
 }
 
 impl Workers {
-    /// Starts a worker.
+    /// Starts a worker: in a process that was forked for it, or in one that executes the program.
     pub(crate) fn start(
         &mut self,
-        seat: usize,
-        id: WorkerId,
+        (seat, id): (usize, WorkerId),
+        newborn: Option<Newborn>,
         outfit: Outfit<'_>,
         telemetry: &mut Telemetry,
         poller: &Poller,
@@ -63,12 +64,16 @@ impl Workers {
             app_cgroups: outfit.app_cgroups.map(Path::to_owned),
             own_table: outfit.config.own_table(),
         };
-        let spawned = Worker::spawn(&self.executable, start, outfit.queues, outfit.layout, now)
-            .and_then(|worker| {
-                let token = Token::Worker(id).into();
-                poller.add(&worker.channel, token, Interest::Read)?;
-                Ok(worker)
-            });
+        let (queues, layout) = (outfit.queues, outfit.layout);
+        let spawned = match newborn {
+            Some(newborn) => Worker::begin(newborn, start, queues, layout, now),
+            None => Worker::spawn(&self.executable, start, queues, layout, now),
+        };
+        let spawned = spawned.and_then(|worker| {
+            let token = Token::Worker(id).into();
+            poller.add(&worker.channel, token, Interest::Read)?;
+            Ok(worker)
+        });
         match spawned {
             Ok(worker) => {
                 let name = worker.name();
@@ -83,7 +88,8 @@ impl Workers {
         }
     }
 
-    fn report_failed_start(
+    /// Lets the pool decide what follows a worker that could not be started, and reports it.
+    pub(crate) fn report_failed_start(
         &mut self,
         seat: usize,
         id: WorkerId,
@@ -125,9 +131,10 @@ impl Workers {
         why: Late,
         start_timeout: Duration,
         telemetry: &mut Telemetry,
+        now: Instant,
     ) {
         let Some(worker) = self.all.get_mut(&id) else {
-            return;
+            return self.withdraw_birth(id, why, start_timeout, telemetry, now);
         };
         let (doom, kind, what) = match why {
             Late::NotReady => {

@@ -14,6 +14,7 @@ use crate::master::workers::rebalance::AskedBalance;
 use crate::master::workers::spread::Spreading;
 use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
+use crate::master::workers::zygote::Zygotes;
 use crate::pool::rebalance::Rebalancer;
 use crate::pool::{Member, MemberState, Pool};
 use crate::proto::channel::ToWorker;
@@ -23,6 +24,7 @@ use crate::sys::process::Executable;
 
 pub(crate) mod actions;
 pub(crate) mod app;
+pub(crate) mod births;
 pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
@@ -36,6 +38,7 @@ pub(crate) mod spread;
 pub(crate) mod trust;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
+pub(crate) mod zygote;
 
 /// A seat among the workers, which persists when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -70,6 +73,7 @@ pub(crate) struct Workers {
     ended_sessions: Vec<u32>,
     /// The program that workers execute.
     pub(crate) executable: Executable,
+    pub(crate) zygotes: Zygotes,
     scratch: Scratch,
 }
 
@@ -90,6 +94,7 @@ impl Workers {
             oom_kills: OomKills::new(now),
             ended_sessions: Vec::new(),
             executable,
+            zygotes: Zygotes::default(),
             scratch: Scratch::default(),
         }
     }

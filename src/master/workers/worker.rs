@@ -11,6 +11,7 @@ use crate::master::workers::app::WorkerApp;
 use crate::master::workers::heartbeat::AppWatch;
 use crate::master::workers::link::{Intake, Link};
 use crate::master::workers::trust::Believed;
+use crate::master::workers::zygote::Newborn;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
@@ -171,34 +172,40 @@ impl Worker {
         layout: Layout,
         now: Instant,
     ) -> io::Result<Worker> {
-        let shm = MasterShm::new(layout)?;
         let (mut channel, theirs) = Channel::pair()?;
-        let (id, seat, generation) = (start.worker, start.seat as usize, start.generation);
+        let (id, name) = (start.worker, start.name.clone());
         let arguments = ["worker".to_owned(), id.to_string()];
-        let name = start.name.clone();
+        let seat = (start.seat as usize, start.generation);
         // This is sent first, so that a running worker finds it there.
-        let descriptors: Vec<BorrowedFd<'_>> =
-            std::iter::once(shm.file().as_fd()).chain(queues).collect();
-        match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
-            Sent::Queued => {}
-            // The new queue is empty, so the limit of descriptors in flight is reached.
-            Sent::Full | Sent::Shortage | Sent::Closed => {
-                return Err(io::Error::new(
-                    NOT_NOW,
-                    "too many descriptors are under way",
-                ));
-            }
-        }
+        let shm = send_start(&mut channel, start, queues, layout)?;
         let pid = executable.spawn(&name, &arguments, theirs)?;
-        let leases = Leases::new(layout.slots());
-        Ok(Worker::adopt(
-            (id, pid, seat, generation),
-            channel,
-            shm,
-            leases,
-            Vec::new(),
-            now,
-        ))
+        Ok(Worker::new((id, pid, seat.0, seat.1), channel, shm, now))
+    }
+
+    /// Sends a process that a zygote has forked its settings.
+    ///
+    /// # Errors
+    /// As [`Worker::spawn`]. The process exits then, because its channel closes.
+    pub(crate) fn begin(
+        Newborn { pid, mut channel }: Newborn,
+        start: Start,
+        queues: Vec<BorrowedFd<'_>>,
+        layout: Layout,
+        now: Instant,
+    ) -> io::Result<Worker> {
+        let identity = (start.worker, pid, start.seat as usize, start.generation);
+        let shm = send_start(&mut channel, start, queues, layout)?;
+        Ok(Worker::new(identity, channel, shm, now))
+    }
+
+    fn new(
+        identity: (WorkerId, u32, usize, Generation),
+        channel: Channel<ToWorker, ToMaster>,
+        shm: MasterShm,
+        now: Instant,
+    ) -> Worker {
+        let leases = Leases::new(shm.layout().slots());
+        Worker::adopt(identity, channel, shm, leases, Vec::new(), now)
     }
 
     /// Creates the record of a running worker: one just started, or one from before this process became this program.
@@ -293,5 +300,26 @@ impl Worker {
     pub(crate) fn want_capacity(&self) -> bool {
         let picked_up = self.shm.header().want_capacity();
         self.accepts(self.leases.given().saturating_sub(picked_up), WINDOW)
+    }
+}
+
+/// Creates the shared memory of a worker and sends it with the settings.
+fn send_start(
+    channel: &mut Channel<ToWorker, ToMaster>,
+    start: Start,
+    queues: Vec<BorrowedFd<'_>>,
+    layout: Layout,
+) -> io::Result<MasterShm> {
+    let shm = MasterShm::new(layout)?;
+    let descriptors: Vec<BorrowedFd<'_>> =
+        std::iter::once(shm.file().as_fd()).chain(queues).collect();
+    match channel.send(&ToWorker::Start(Box::new(start)), &descriptors)? {
+        // The other end is closed if the process has ended already. Its death is collected.
+        Sent::Queued | Sent::Closed => Ok(shm),
+        // The new queue is empty, so the limit of descriptors in flight is reached.
+        Sent::Full | Sent::Shortage => Err(io::Error::new(
+            NOT_NOW,
+            "too many descriptors are under way",
+        )),
     }
 }

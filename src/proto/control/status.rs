@@ -29,6 +29,12 @@ pub struct Status {
     pub config_file: Option<PathBuf>,
     /// `least-loaded` or `round-robin`.
     pub dispatch: String,
+    /// `exec` or `fork`: how worker processes are made.
+    #[serde(default)]
+    pub start: String,
+    /// The process that forks the workers of the configuration in force, if there is one.
+    #[serde(default)]
+    pub zygote: Option<u32>,
     /// Whether the daemon is stopping.
     pub stopping: bool,
     /// Whether an operator has stopped the accepting of new clients.

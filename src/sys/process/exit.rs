@@ -70,6 +70,13 @@ pub fn ended() -> io::Result<Option<(u32, Exit)>> {
     }
 }
 
+/// Returns whether this process has collected a child, so that its pid may be that of another process.
+#[must_use]
+pub fn is_collected(pidfd: impl AsFd) -> bool {
+    let number = pidfd.as_fd().as_raw_fd().unsigned_abs();
+    matches!(find_ended(libc::P_PIDFD, number), Err(Errno::ECHILD))
+}
+
 /// Returns how a child has ended, and leaves it uncollected; `None` while it runs.
 ///
 /// # Errors

@@ -51,6 +51,11 @@ pub fn children() -> Vec<Child> {
         .collect()
 }
 
+/// Returns the number of threads of this process, including those that are about to end, by /proc/self/task.
+pub(super) fn threads() -> usize {
+    fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
 /// Returns whether a process has this pid and has not ended. False if it is hidden, as one of another user may be.
 pub(in crate::sys) fn is_running(pid: u32) -> bool {
     stat(&pid.to_string()).is_some_and(|stat| !stat.trim_start().starts_with(['Z', 'X']))

@@ -63,6 +63,16 @@ fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
                 "did you mean \"least-loaded\"?",
             ],
         ),
+        (
+            "[workers]\nstart = \"frok\"\n",
+            "2:9",
+            [
+                "2 | start = \"frok\"",
+                "  |         ^^^^^^",
+                "unknown word `frok`",
+                "did you mean \"fork\"?",
+            ],
+        ),
     ] {
         let file = File::new(text);
         for option in ["-t", "-T"] {
@@ -124,7 +134,7 @@ fn a_path_without_a_text_file_is_refused() {
 fn the_effective_configuration_loads_to_the_same_configuration() {
     let everything = r#"
         listen = ["127.0.0.1:1", { address = "unix:/run/x/rpc.sock", mode = "0666", owner = "root", group = "root" }]
-        workers = { count = 3, dispatch = "round-robin", rebalance = "manual", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
+        workers = { count = 3, dispatch = "round-robin", rebalance = "manual", start = "fork", start-timeout = "1m 30s", max-requests = 1, max-lifetime = "1d" }
         control = { socket = "/run/x/control.sock", mode = "0600", admin-group = "root", read-group = "61200" }
         metrics = { listen = "127.0.0.1:2", hosts = ["node1.example.org"] }
         log = { target = "file", file = "/tmp/x.log", format = "json", level = "debug" }

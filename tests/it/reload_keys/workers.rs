@@ -47,6 +47,15 @@ pub(super) const WORKERS: &[Row] = &[
         shows: ["round-robin false", "least-loaded true"],
     },
     Row {
+        key: "start",
+        configs: ["", "workers.start = \"fork\""],
+        probe: |daemon, _, _| {
+            let status = daemon.wait_for_workers();
+            format!("{} {}", status.start, status.zygote.is_some())
+        },
+        shows: ["exec false", "fork true"],
+    },
+    Row {
         key: "start-timeout",
         configs: ["", "workers.start-timeout = \"2s\""],
         probe: |daemon, switch, is_second| {

@@ -1,0 +1,192 @@
+//! The zygote: executed once for each generation, it forks the workers of that generation, as siblings.
+//!
+//! It has one thread and does not serve: it waits for requests of the master. A forked worker is a copy of it, so what
+//! the workers must not have is dropped in the copy before anything else: the channel of the zygote, its poller, and the
+//! arguments that ps(1) shows. A zygote never has the channel of more than one worker open.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::start::{Error, OOM_SCORE, ProcessOrigin, RETRY_INTERVAL, WorkerRole};
+use super::{BATCH, CHANNEL};
+use crate::channel::{Channel, Incoming, Scratch};
+use crate::logging;
+use crate::proto::names::WorkerId;
+use crate::proto::zygote::{FromZygote, StartZygote, ToZygote, ZygoteFailure};
+use crate::sys::poll::{self, Interest, Poller};
+use crate::sys::process::{self, Forked, ProcessTitle, SiblingForker};
+use crate::sys::{fd, signal};
+
+/// How long threads that are ending may take to end.
+const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Runs a zygote to its end, and returns in each worker that it forks: its standard input is the channel to its master.
+pub(crate) fn run() -> Result<WorkerRole, Error> {
+    let no_master =
+        |e: io::Error| Error::NoMaster(format!("zygotes are started by their master: {e}"));
+    let mut zygote = ZygoteLoop {
+        channel: Channel::new(fd::take_stdin().map_err(no_master)?),
+        poller: Poller::new(BATCH).map_err(no_master)?,
+        scratch: Scratch::default(),
+    };
+    let watched = zygote.poller.add(&zygote.channel, CHANNEL, Interest::Read);
+    watched.map_err(no_master)?;
+    let start = match zygote.receive() {
+        Ok(Some((ToZygote::Start(start), _))) => start,
+        Ok(_) => {
+            let reason = io::Error::other("standard input is not a channel to one");
+            return Err(no_master(reason));
+        }
+        Err(e) => return Err(no_master(e)),
+    };
+    match prepare(&start) {
+        Ok(equipment) => zygote.serve(&start.name, equipment),
+        Err(failure) => {
+            let _ = zygote.send(&FromZygote::Failed(failure), &[]);
+            Err(Error::Failed)
+        }
+    }
+}
+
+/// The means of a zygote to fork a worker.
+struct Equipment {
+    forker: SiblingForker,
+    title: Option<ProcessTitle>,
+}
+
+/// Sets the signals, limits and log of this process, which its workers have as well.
+fn prepare(start: &StartZygote) -> Result<Equipment, ZygoteFailure> {
+    // Its channel ends with the master as well, but nothing is read from it before the zygote is ready.
+    process::end_with_parent();
+    let forker = SiblingForker::new(start.master).map_err(|e| ZygoteFailure {
+        reason: format!("cannot fork workers on this system: {e}"),
+        is_unsupported: true,
+    })?;
+    if !forker.has_parent() {
+        return Err(failure("has no master any more".to_owned()));
+    }
+    check_threads()?;
+    process::set_name(&start.name);
+    let mut title = ProcessTitle::find();
+    if let Some(title) = &mut title {
+        title.set(&[&start.name, "zygote", &start.generation.to_string()]);
+    }
+    signal::ignore_group_signals().map_err(|e| failure(format!("cannot catch signals: {e}")))?;
+    let _ = fd::raise_limit();
+    // The master has opened the log, or continues without it.
+    let _ = logging::start_anyhow(&start.name, &start.log);
+    if let Err(e) = process::raise_oom_score(OOM_SCORE) {
+        log::debug!("cannot raise the OOM score of this process: {e}");
+    }
+    Ok(Equipment { forker, title })
+}
+
+fn failure(reason: String) -> ZygoteFailure {
+    ZygoteFailure {
+        reason,
+        is_unsupported: false,
+    }
+}
+
+/// Checks that this process has no other thread: its workers would not have it.
+fn check_threads() -> Result<(), ZygoteFailure> {
+    let began = Instant::now();
+    loop {
+        match SiblingForker::threads() {
+            1 => return Ok(()),
+            threads if began.elapsed() >= THREADS_TIMEOUT => {
+                return Err(failure(format!(
+                    "has {threads} threads, and a forked worker would have only one of them: threads belong into the \
+                     state, or workers.start must be \"exec\""
+                )));
+            }
+            // A thread that was joined may be in the list for a moment.
+            _ => poll::pause(RETRY_INTERVAL),
+        }
+    }
+}
+
+struct ZygoteLoop {
+    channel: Channel<FromZygote, ToZygote>,
+    poller: Poller,
+    scratch: Scratch,
+}
+
+impl ZygoteLoop {
+    /// Waits for the next message. Returns `None` when the master has closed the channel.
+    fn receive(&mut self) -> io::Result<Option<(ToZygote, Vec<OwnedFd>)>> {
+        loop {
+            self.poller.wait(&mut Vec::new(), None)?;
+            match self.channel.receive(&mut self.scratch)? {
+                Incoming::Message(message, descriptors) => return Ok(Some((message, descriptors))),
+                Incoming::Nothing => {}
+                Incoming::Shortage => poll::pause(RETRY_INTERVAL),
+                Incoming::Closed => return Ok(None),
+                Incoming::Garbage(malformed) => return Err(io::Error::other(malformed)),
+            }
+        }
+    }
+
+    /// Sends a message to the master, which no client waits for.
+    fn send(&mut self, message: &FromZygote, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        while self.channel.send(message, descriptors)?.is_refused() {
+            poll::pause(RETRY_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Forks workers until the master needs no more. Returns in each of them.
+    fn serve(mut self, name: &str, mut equipment: Equipment) -> Result<WorkerRole, Error> {
+        let failed = |e: io::Error| {
+            log::error!("zygote: {e}");
+            Error::Failed
+        };
+        self.send(&FromZygote::Ready, &[]).map_err(failed)?;
+        loop {
+            let (worker, channel) = match self.receive().map_err(failed)? {
+                Some((ToZygote::Fork(worker), mut descriptors)) => (worker, descriptors.pop()),
+                Some((ToZygote::Reopen, _)) => {
+                    if let Err(e) = logging::reopen() {
+                        log::error!("cannot open the log file again: {e}");
+                    }
+                    continue;
+                }
+                Some((ToZygote::Start(_), _)) => return Err(Error::Failed),
+                None => return Ok(WorkerRole::Zygote),
+            };
+            let Some(channel) = channel else {
+                return Err(Error::Failed);
+            };
+            if !equipment.forker.has_parent() {
+                return Ok(WorkerRole::Zygote);
+            }
+            if self.fork(&equipment.forker, worker).map_err(failed)? {
+                drop(self);
+                if let Some(title) = &mut equipment.title {
+                    title.set(&[name, "worker", &worker.to_string()]);
+                }
+                return Ok(WorkerRole::Worker(channel, ProcessOrigin::Forked));
+            }
+        }
+    }
+
+    /// Forks a worker and reports it. Returns whether this process is the worker.
+    fn fork(&mut self, forker: &SiblingForker, worker: WorkerId) -> io::Result<bool> {
+        // Otherwise each worker would write it once more.
+        log::logger().flush();
+        let _ = io::stdout().flush();
+        process::flush_streams();
+        match forker.fork() {
+            Ok(Forked::Child) => return Ok(true),
+            Ok(Forked::Parent { pid, pidfd }) => {
+                self.send(&FromZygote::Forked { worker, pid }, &[pidfd.as_fd()])?;
+            }
+            Err(e) => {
+                let errno = e.raw_os_error().unwrap_or_default();
+                self.send(&FromZygote::Refused { worker, errno }, &[])?;
+            }
+        }
+        Ok(false)
+    }
+}
