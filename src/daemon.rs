@@ -1,6 +1,9 @@
 //! A daemon, defined by its name and methods.
 
 mod app;
+#[cfg(feature = "tokio")]
+mod asynchronous;
+mod preload;
 mod run;
 
 use std::fmt;
@@ -12,9 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::config::Config;
 use crate::config::own::{self, TableCheck};
 use crate::proto::names::{ClientId, is_daemon_name};
-use crate::worker::{self, Constructor, Hooks, Method, Methods, WorkerInfo};
-#[cfg(feature = "tokio")]
-use crate::worker::{AsyncCall, Fault};
+use crate::worker::{self, Constructor, Hooks, Method, Methods, Preloaded, WorkerInfo};
 
 /// The name of the daemon of this package, unlike those that are written with its library.
 const SHIPPED: &str = "fdpassd";
@@ -39,12 +40,13 @@ const SHIPPED: &str = "fdpassd";
 ///         .run()
 /// }
 /// ```
-pub struct Daemon<S = (), C = ()> {
+pub struct Daemon<S = (), C = (), P = ()> {
     name: String,
     version: &'static str,
     /// How the daemon's own table is checked; none if every key in it is unknown.
     check: Option<TableCheck>,
     parse: fn(&str) -> Result<C, String>,
+    shared: Preloaded<P>,
     constructor: Constructor<S>,
     methods: Vec<Method<S>>,
     hooks: Hooks<S>,
@@ -71,6 +73,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION"),
             check: None,
             parse: |_| Ok(()),
+            shared: Preloaded::nothing(),
             constructor: Box::new(|_, _| Ok(())),
             methods: Vec::new(),
             hooks: Hooks::default(),
@@ -126,6 +129,7 @@ impl Daemon {
             version: self.version,
             check: Some(own::check_as::<C>),
             parse: own::parse::<C>,
+            shared: self.shared,
             constructor: Box::new(|_, _| Ok(())),
             methods: self.methods,
             hooks: self.hooks,
@@ -135,7 +139,7 @@ impl Daemon {
     }
 }
 
-impl<C: 'static> Daemon<(), C> {
+impl<C: 'static, P: Send + Sync + 'static> Daemon<(), C, P> {
     /// Sets the constructor of the state, which each worker process calls before it is ready. If it fails, the reason
     /// is logged, and another worker is started after a while. After a method has panicked, the worker drops the state
     /// and calls the constructor again, unless the daemon has asynchronous methods.
@@ -144,17 +148,20 @@ impl<C: 'static> Daemon<(), C> {
     #[must_use]
     pub fn state<S: 'static, E: fmt::Display>(
         self,
-        make: impl Fn(&WorkerInfo<C>) -> Result<S, E> + 'static,
+        make: impl Fn(&WorkerInfo<C, P>) -> Result<S, E> + 'static,
     ) -> Daemon<S> {
-        let parse = self.parse;
+        let (parse, shared) = (self.parse, self.shared);
+        let preload = shared.preload();
         Daemon {
             name: self.name,
             version: self.version,
             check: self.check,
             parse: |_| Ok(()),
+            shared: Preloaded::preloaded_by(preload),
             constructor: Box::new(move |worker, table| {
                 let config = parse(table).map_err(|why| format!("table {}: {why}", worker.name))?;
-                make(&worker.with_config(config)).map_err(|e| e.to_string())
+                let preloaded = shared.get(table)?;
+                make(&worker.with(config, preloaded)).map_err(|e| e.to_string())
             }),
             methods: self
                 .methods
@@ -168,17 +175,17 @@ impl<C: 'static> Daemon<(), C> {
     }
 }
 
-impl<S: 'static, C: 'static> Daemon<S, C> {
+impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
     /// Sets the version that `-V` and the status show, such as `env!("CARGO_PKG_VERSION")`; the default is fdpassd's own.
     #[must_use]
-    pub fn version(mut self, version: &'static str) -> Daemon<S, C> {
+    pub fn version(mut self, version: &'static str) -> Daemon<S, C, P> {
         self.version = version;
         self
     }
 
     /// Adds a method. The order in which methods are added has no meaning.
     #[must_use]
-    pub fn method(mut self, method: Method<S>) -> Daemon<S, C> {
+    pub fn method(mut self, method: Method<S>) -> Daemon<S, C, P> {
         self.methods.push(method);
         self
     }
@@ -211,7 +218,7 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
     /// }
     /// ```
     #[must_use]
-    pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S, C> {
+    pub fn on_close(mut self, call: impl Fn(&mut S, ClientId) + 'static) -> Daemon<S, C, P> {
         self.hooks.on_close = Some(Box::new(call));
         self
     }
@@ -246,7 +253,7 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
         mut self,
         interval: Duration,
         check: impl Fn(&mut S) -> Result<(), E> + 'static,
-    ) -> Daemon<S, C> {
+    ) -> Daemon<S, C, P> {
         let check = move |state: &mut S| check(state).map_err(|e| e.to_string());
         self.hooks.health = Some((interval, Box::new(check)));
         self
@@ -271,6 +278,8 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
             ));
         }
         let methods = Methods::new(self.methods, self.constructor, self.hooks);
+        let preload = self.shared.preload();
+        let methods = methods.map(|methods| methods.with_preload(preload));
         #[cfg(feature = "tokio")]
         let methods = methods.and_then(|mut methods| {
             let set = self.concurrency.map(|most| methods.set_concurrency(most));
@@ -315,78 +324,6 @@ impl<S: 'static, C: 'static> Daemon<S, C> {
         }
     }
 }
-
-#[cfg(feature = "tokio")]
-impl<S: Clone + Send + 'static, C: 'static> Daemon<S, C> {
-    /// Adds a method that waits, such as for a database: [`Method::new_async`] is the same as a value, which can also be
-    /// [idempotent](Method::idempotent). Needs the feature `tokio`.
-    ///
-    /// The method returns a future. A worker executes up to [`Daemon::concurrency`] of them at a time, in a thread of its
-    /// own with a current-thread runtime of tokio. Other methods run in the thread of the worker's loop. A future need
-    /// not be [`Send`]. It must not block its thread: all requests of the worker wait then, and after `stall-timeout` its
-    /// other clients are moved. [`tokio::task::spawn_blocking`] is for what blocks.
-    ///
-    /// Each request gets a clone of the state. A type behind an [`Arc`](std::sync::Arc) is shared by all requests of the
-    /// worker, also with methods that are not asynchronous. The state's constructor can wait for a future by
-    /// [`tokio::runtime::Handle::block_on`], as in the example.
-    ///
-    /// * At most one request of a client executes at a time, so its replies have the order of its requests.
-    /// * The future is dropped when its client leaves, and after `request-timeout`, when its caller gets `timeout`. A
-    ///   task of its own ([`tokio::spawn`]) is for work that must not be interrupted.
-    /// * A panic, also one in the clone of the state, is answered with `crashed`. The worker keeps the state, because other futures use it, and serves until
-    ///   its successor is ready.
-    /// * If the worker dies, each request that was executing runs once more if its method is idempotent. The callers of
-    ///   the others get `crashed`.
-    /// * All signals are blocked in the runtime's thread. Programs that it starts inherit that, unless they reset it.
-    ///
-    /// A daemon has either asynchronous methods or an app.
-    ///
-    /// ```no_run
-    /// use std::sync::Arc;
-    ///
-    /// use fdpassd::{AsyncCall, Daemon, Fault};
-    /// # struct Shop;
-    /// # impl Shop {
-    /// #     async fn open() -> Result<Shop, std::io::Error> { Ok(Shop) }
-    /// #     async fn price(&self, item: &str) -> Option<f64> { None }
-    /// # }
-    ///
-    /// async fn price(shop: Arc<Shop>, item: String, _: AsyncCall) -> Result<f64, Fault> {
-    ///     let price = shop.price(&item).await;
-    ///     price.ok_or_else(|| Fault::new("no_such_item", "there is no item of that name"))
-    /// }
-    ///
-    /// fn main() -> std::process::ExitCode {
-    ///     Daemon::new("shopd")
-    ///         .state(|_worker| tokio::runtime::Handle::current().block_on(Shop::open()).map(Arc::new))
-    ///         .async_method("price", price)
-    ///         .concurrency(256)
-    ///         .run()
-    /// }
-    /// ```
-    #[must_use]
-    pub fn async_method<P, R, F>(
-        self,
-        name: impl Into<String>,
-        call: impl Fn(S, P, AsyncCall) -> F + Send + Sync + 'static,
-    ) -> Daemon<S, C>
-    where
-        P: DeserializeOwned + 'static,
-        R: serde::Serialize + 'static,
-        F: Future<Output = Result<R, Fault>> + 'static,
-    {
-        self.method(Method::new_async(name, call))
-    }
-
-    /// Sets the most requests of asynchronous methods that one worker executes at a time: 1 to 4096; the default is 64.
-    /// Further ones wait in the order in which they came, and may be moved to another worker.
-    #[must_use]
-    pub fn concurrency(mut self, most: u32) -> Daemon<S, C> {
-        self.concurrency = Some(most);
-        self
-    }
-}
-
 /// Runs `fdpassd`, from the arguments to the exit code for `main`: a [`Daemon`] with the methods `ping`, `pi` and
 /// `methods`.
 ///

@@ -69,7 +69,7 @@ pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Method
     match (role(1), role(2)) {
         (Some("worker"), _) => run_worker(name, methods, worker::take_channel()),
         (Some(master::ZYGOTE), _) => {
-            let role = worker::run_zygote();
+            let role = worker::run_zygote(&methods);
             run_worker(name, methods, role)
         }
         (Some("metrics"), _) => run_exporter(name),

@@ -1,6 +1,7 @@
 //! Methods without a daemon, in the process of the test.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,7 +35,9 @@ impl InProcess {
     ///
     /// # Errors
     /// The reason why the state cannot be made, or the errors of the program, such as an invalid name.
-    pub fn start<S: 'static, C: 'static>(daemon: Daemon<S, C>) -> Result<InProcess, String> {
+    pub fn start<S: 'static, C: 'static, P: Send + Sync + 'static>(
+        daemon: Daemon<S, C, P>,
+    ) -> Result<InProcess, String> {
         InProcess::start_with(daemon, "")
     }
 
@@ -63,8 +66,8 @@ impl InProcess {
     ///
     /// # Errors
     /// Those of [`InProcess::start`], and that the table cannot be read.
-    pub fn start_with<S: 'static, C: 'static>(
-        daemon: Daemon<S, C>,
+    pub fn start_with<S: 'static, C: 'static, P: Send + Sync + 'static>(
+        daemon: Daemon<S, C, P>,
         table: &str,
     ) -> Result<InProcess, String> {
         let parts = daemon.into_parts();
@@ -75,6 +78,7 @@ impl InProcess {
             seat: 0,
             generation: Generation(1),
             config: (),
+            preloaded: Arc::default(),
             metrics: WorkerMetrics::new(None),
         };
         let service = RunningService::start(methods, info, table.to_owned())?;

@@ -1,5 +1,6 @@
 //! The methods of a daemon, and the state they share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
@@ -10,6 +11,7 @@ use super::futures::{AsyncCall, MethodJob};
 use super::hooks::Hooks;
 use super::method::Method;
 use super::metrics::WorkerMetrics;
+use super::preload::Preload;
 use super::reply::{Call, Fault};
 #[cfg(feature = "tokio")]
 use crate::proto::app::MAX_CONCURRENCY;
@@ -24,7 +26,7 @@ const METHODS: &str = "methods";
 /// The worker process that constructs a state. `C` is the type of the daemon's own table in the configuration, see
 /// [`Daemon::config`](crate::Daemon::config).
 #[derive(Clone, Debug)]
-pub struct WorkerInfo<C = ()> {
+pub struct WorkerInfo<C = (), P = ()> {
     /// The daemon's name.
     pub name: String,
     /// The worker's id; never reused.
@@ -35,19 +37,22 @@ pub struct WorkerInfo<C = ()> {
     pub generation: Generation,
     /// The daemon's own table in that configuration.
     pub config: C,
+    /// The value that [`Daemon::preload`](crate::Daemon::preload) has loaded; `()` without it.
+    pub preloaded: Arc<P>,
     /// Counters and histograms of the daemon's own.
     pub metrics: WorkerMetrics,
 }
 
 impl WorkerInfo {
-    /// Returns the same with a table.
-    pub(crate) fn with_config<C>(&self, config: C) -> WorkerInfo<C> {
+    /// Returns the same with a table, and with what was loaded before.
+    pub(crate) fn with<C, P>(&self, config: C, preloaded: Arc<P>) -> WorkerInfo<C, P> {
         WorkerInfo {
             name: self.name.clone(),
             worker: self.worker,
             seat: self.seat,
             generation: self.generation,
             config,
+            preloaded,
             metrics: self.metrics.clone(),
         }
     }
@@ -65,6 +70,8 @@ pub(crate) struct Methods<S> {
     pub(super) all: Vec<Method<S>>,
     pub(super) constructor: Constructor<S>,
     pub(super) hooks: Hooks<S>,
+    /// Loads what the workers of a generation share, if there is something.
+    pub(super) preload: Option<Preload>,
     /// The program is fdpassd itself.
     pub(super) is_shipped: bool,
     /// The most requests of asynchronous methods that one worker executes at a time.
@@ -110,6 +117,7 @@ impl<S: 'static> Methods<S> {
             all,
             constructor,
             hooks,
+            preload: None,
             is_shipped: false,
             #[cfg(feature = "tokio")]
             concurrency: DEFAULT_CONCURRENCY,
@@ -119,6 +127,12 @@ impl<S: 'static> Methods<S> {
         let list = methods.all.iter_mut().find(|method| method.name == METHODS);
         list.expect("it was added").handler = Box::new(move |_, _, out| out.json(&names));
         Ok(methods)
+    }
+
+    /// Adds the function that loads what the workers of a generation share.
+    pub(crate) fn with_preload(mut self, preload: Option<Preload>) -> Methods<S> {
+        self.preload = preload;
+        self
     }
 
     /// Records that the program is fdpassd itself, which runs no other code.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::apps::{App, AppService, StartingApp};
@@ -160,6 +161,7 @@ fn serve<S: 'static>(
         seat: start.seat,
         generation: start.generation,
         config: (),
+        preloaded: Arc::default(),
         metrics: metrics.clone(),
     };
     if start.app.is_some() && methods.is_shipped {

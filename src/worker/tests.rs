@@ -72,6 +72,7 @@ fn service() -> RunningService<()> {
         seat: 0,
         generation: Generation(1),
         config: (),
+        preloaded: std::sync::Arc::default(),
         metrics: WorkerMetrics::new(None),
     };
     RunningService::start(methods, info, String::new()).expect("the state can be made")

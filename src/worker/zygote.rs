@@ -6,8 +6,13 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use super::methods::Methods;
+use super::panics::{last_panic, remember_panics};
+use super::preload::Preload;
 use super::start::{Error, OOM_SCORE, ProcessOrigin, RETRY_INTERVAL, WorkerRole};
 use super::{BATCH, CHANNEL};
 use crate::channel::{Channel, Incoming, Scratch};
@@ -22,7 +27,7 @@ use crate::sys::{fd, signal};
 const THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs a zygote to its end, and returns in each worker that it forks: its standard input is the channel to its master.
-pub(crate) fn run() -> Result<WorkerRole, Error> {
+pub(crate) fn run<S: 'static>(methods: &Methods<S>) -> Result<WorkerRole, Error> {
     let no_master =
         |e: io::Error| Error::NoMaster(format!("zygotes are started by their master: {e}"));
     let mut zygote = ZygoteLoop {
@@ -40,7 +45,12 @@ pub(crate) fn run() -> Result<WorkerRole, Error> {
         }
         Err(e) => return Err(no_master(e)),
     };
-    match prepare(&start) {
+    let prepared = prepare(&start).and_then(|equipment| {
+        load(methods.preload.as_ref(), &start.own_table)?;
+        check_threads()?;
+        Ok(equipment)
+    });
+    match prepared {
         Ok(equipment) => zygote.serve(&start.name, equipment),
         Err(failure) => {
             let _ = zygote.send(&FromZygote::Failed(failure), &[]);
@@ -80,6 +90,33 @@ fn prepare(start: &StartZygote) -> Result<Equipment, ZygoteFailure> {
         log::debug!("cannot raise the OOM score of this process: {e}");
     }
     Ok(Equipment { forker, title })
+}
+
+/// The memory for the stack of a thread that loads, as the first thread has by default.
+const STACK: usize = 8 << 20;
+
+/// Loads what the workers share, in a thread of its own, whose thread-local values the workers do not inherit.
+fn load(preload: Option<&Preload>, table: &str) -> Result<(), ZygoteFailure> {
+    let Some(preload) = preload else {
+        return Ok(());
+    };
+    let load = || {
+        remember_panics();
+        panic::catch_unwind(AssertUnwindSafe(|| preload(table)))
+            .unwrap_or_else(|_| Err(last_panic()))
+    };
+    let loaded = thread::scope(|scope| {
+        let named = thread::Builder::new().name("preload".to_owned());
+        let thread = named.stack_size(STACK).spawn_scoped(scope, load)?;
+        Ok(thread.join())
+    });
+    let reason = match loaded {
+        Ok(Ok(Ok(()))) => return Ok(()),
+        Ok(Ok(Err(why))) => why,
+        Ok(Err(_)) => "it panicked".to_owned(),
+        Err(e) => io::Error::to_string(&e),
+    };
+    Err(failure(format!("could not preload: {reason}")))
 }
 
 fn failure(reason: String) -> ZygoteFailure {

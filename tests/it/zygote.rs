@@ -2,6 +2,7 @@
 
 mod births;
 mod lives;
+mod preload;
 mod processes;
 
 use std::fs;
