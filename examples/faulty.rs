@@ -23,6 +23,7 @@ use std::{env, fs, hint, io, thread};
 
 use fdpassd::{Call, ClientId, Counter, Daemon, Fault, Histogram, Method, WorkerInfo};
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
@@ -133,6 +134,12 @@ fn with_ends(daemon: Daemon<State>) -> Daemon<State> {
         ))
         .method(Method::new("abort", |_, (): (), _| -> Result<(), Fault> {
             process::abort()
+        }))
+        // By a signal from another thread to the thread of the loop, for which the C library must know its number.
+        .method(Method::new("abort_by_thread", |_, (): (), _| {
+            let first = pthread_self();
+            let sent = thread::spawn(move || pthread_kill(first, Signal::SIGABRT).is_ok());
+            Ok(sent.join().unwrap_or(false))
         }))
         // Ends the process at each attempt up to this one.
         .method(

@@ -42,7 +42,7 @@ impl Default for WorkerConfig {
             count: Count::Auto,
             dispatch: Dispatch::LeastLoaded,
             rebalance: RebalanceMode::Auto,
-            start: StartMode::Exec,
+            start: StartMode::by_default(),
             start_timeout: Duration::from_secs(10),
             max_requests: None,
             max_lifetime: None,
@@ -101,6 +101,17 @@ pub enum StartMode {
 }
 
 impl StartMode {
+    /// Returns the mode of a file without the key. In builds with debug assertions, tests of all kinds run with forked
+    /// workers if the variable `FDPASSD_START` is `fork`.
+    fn by_default() -> StartMode {
+        let is_forked = cfg!(debug_assertions)
+            && std::env::var_os("FDPASSD_START").is_some_and(|mode| mode == "fork");
+        match is_forked {
+            true => StartMode::Fork,
+            false => StartMode::Exec,
+        }
+    }
+
     /// Returns the name in the file and in the status.
     #[must_use]
     pub fn as_str(self) -> &'static str {

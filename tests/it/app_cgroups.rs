@@ -56,7 +56,9 @@ impl Delegated {
     /// Returns the processes in the cgroups of apps.
     fn apps_and_strays(&self) -> Vec<u32> {
         let mut processes = self.cgroup.processes();
-        let own = [self.daemon.worker_pids(), vec![self.daemon.pid()]].concat();
+        let zygote = self.daemon.status().zygote;
+        let of_daemon = zygote.into_iter().chain([self.daemon.pid()]).collect();
+        let own = [self.daemon.worker_pids(), of_daemon].concat();
         processes.retain(|pid| !own.contains(pid));
         processes
     }

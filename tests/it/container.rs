@@ -165,7 +165,8 @@ fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
 #[test]
 fn sigterm_stops_it_from_inside_and_outside_despite_orphans() {
     for inside in [false, true] {
-        let Some(mut container) = Container::start("workers.count = 2") else {
+        let Some(mut container) = Container::start("workers = { count = 2, start = \"exec\" }")
+        else {
             return;
         };
         let (_input, _) = container.orphans(2);

@@ -294,7 +294,9 @@ fn ctl_at(control: &Path, arguments: &[&str]) -> Said {
 #[test]
 fn a_death_amid_an_unaccounted_write_closes_the_client() {
     for point in ["before-write", "after-write"] {
-        let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
+        // A program that runs the daemon in a second thread cannot be forked.
+        let config =
+            "listen = [\"unix:{dir}/rpc.sock\"]\nworkers = { count = 1, start = \"exec\" }";
         let setup = Setup::new(faulty::example("faulty"), config)
             .variable("FDPASSD_DIE_AT", format!("{point}:2"));
         let daemon = setup

@@ -1,6 +1,7 @@
 //! Workers that a zygote forks: they are like those that are executed, whatever becomes of the zygote.
 
 mod births;
+mod by_hand;
 mod lives;
 mod preload;
 mod processes;
@@ -13,6 +14,9 @@ use crate::common::kernel;
 
 /// Workers that are forked.
 const FORK: &str = "workers = { count = 2, start = \"fork\" }\n";
+
+/// Number of the parent in proc_pid_stat(5).
+const PARENT: usize = 4;
 
 /// Starts the shipped daemon with two forked workers.
 #[track_caller]
@@ -52,6 +56,6 @@ fn zygotes(daemon: &Running) -> Vec<u32> {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split('\0').nth(1) == Some("zygote") && !kernel::is_over(*pid)
     };
-    let children = kernel::children(daemon.pid()).into_iter();
+    let children = kernel::all_children(daemon.pid()).into_iter();
     children.filter(is_zygote).collect()
 }

@@ -78,8 +78,18 @@ pub fn family(pid: u32) -> Vec<u32> {
     [vec![pid], children(pid)].concat()
 }
 
-/// The children of a process.
+/// Returns the children of a process except zygotes, which forked workers need besides.
 pub fn children(pid: u32) -> Vec<u32> {
+    let mut children = all_children(pid);
+    children.retain(|child| {
+        let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        line.split('\0').nth(1) != Some("zygote")
+    });
+    children
+}
+
+/// Returns the children of a process.
+pub fn all_children(pid: u32) -> Vec<u32> {
     let all = fs::read_dir("/proc").expect("/proc can be read").flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_child = |child: &u32| {

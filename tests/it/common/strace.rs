@@ -2,21 +2,24 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use super::needs::skip;
 
-/// A process that is traced, without its children, until this is dropped.
+/// A process that is traced until this is dropped.
 pub struct Traced {
     strace: Child,
     trace: tempfile::NamedTempFile,
+    /// strace(1) reports each child there, and would end if this was closed.
+    _messages: BufReader<ChildStderr>,
 }
 
 impl Traced {
-    /// Traces these calls of the process, with `inject` as in strace(1). Skips the test where that is impossible.
+    /// Traces these calls of the process and not of its children, with `inject` as in strace(1). Skips the test where
+    /// that is impossible.
     #[track_caller]
     pub fn attach(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
-        Traced::attach_at(pid, None, calls, inject)
+        Traced::attach_with(&[], pid, calls, inject)
     }
 
     /// As [`Traced::attach`], for the calls of one descriptor alone if this is its name in /proc/PID/fd.
@@ -27,16 +30,26 @@ impl Traced {
         calls: &str,
         inject: &str,
     ) -> Option<Traced> {
+        let options = descriptor.map_or_else(Vec::new, |name| vec!["-P", name]);
+        Traced::attach_with(&options, pid, calls, inject)
+    }
+
+    /// As [`Traced::attach`], and traces children that the process starts from then on.
+    #[track_caller]
+    pub fn attach_with_children(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
+        Traced::attach_with(&["-f"], pid, calls, inject)
+    }
+
+    #[track_caller]
+    fn attach_with(options: &[&str], pid: u32, calls: &str, inject: &str) -> Option<Traced> {
         let trace = tempfile::NamedTempFile::new().expect("a file");
         let mut command = Command::new("strace");
         command
+            .args(options)
             .arg("-o")
             .arg(trace.path())
             .args(["-e", &format!("trace={calls}"), "-e"])
             .arg(format!("inject={inject}"));
-        if let Some(name) = descriptor {
-            command.args(["-P", name]);
-        }
         command
             .args(["-p", &pid.to_string()])
             .stdin(Stdio::null())
@@ -51,15 +64,18 @@ impl Traced {
         };
         let mut said = String::new();
         // It prints that once it sees every call.
-        BufReader::new(strace.stderr.take().expect("it is piped"))
-            .read_line(&mut said)
-            .expect("it says text");
+        let mut messages = BufReader::new(strace.stderr.take().expect("it is piped"));
+        messages.read_line(&mut said).expect("it says text");
         if !said.contains(" attached") {
             let _ = strace.wait();
             skip("strace", &format!("strace(1) cannot trace: {said}"));
             return None;
         }
-        Some(Traced { strace, trace })
+        Some(Traced {
+            strace,
+            trace,
+            _messages: messages,
+        })
     }
 
     /// Returns the trace so far.

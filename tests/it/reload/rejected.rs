@@ -291,13 +291,14 @@ fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
 
 #[test]
 fn a_reload_changes_nothing_before_its_workers_are_ready() {
-    let old = format!("{BOTH_FAMILIES}workers.count = 1");
+    // The children that are killed below must be executed workers.
+    let old = format!("{BOTH_FAMILIES}workers = {{ count = 1, start = \"exec\" }}");
     let (daemon, switch) = faulty::start_with_switch(&old);
     let pid = daemon.wait_for_workers().workers[0].pid;
     let socket = daemon.directory().join("rpc.sock");
     switch.set("hang");
     daemon.write_config(
-        "listen = [\"127.0.0.1:0\", { address = \"unix:{dir}/rpc.sock\", mode = \"0666\" }]\nworkers.count = 1",
+        "listen = [\"127.0.0.1:0\", { address = \"unix:{dir}/rpc.sock\", mode = \"0666\" }]\nworkers = { count = 1, start = \"exec\" }",
     );
     let waiting = Program::start(&mut ctl_command(&daemon, &["reload", "--quiet"]));
     daemon.wait_until("its worker is being started", |status| status.reloading);

@@ -108,7 +108,7 @@ fn a_birth_that_is_not_wanted_any_more_is_withdrawn() {
     // The processes that it forked for them have ended, and it serves on.
     assert_forks(&daemon);
     eventually("no other process is left", || {
-        (kernel::children(daemon.pid()).len() == 3).then_some(())
+        (kernel::children(daemon.pid()).len() == 2).then_some(())
     });
     let status = daemon.status();
     assert_eq!(

@@ -5,6 +5,7 @@ use fdpassd::testing::{Running, eventually};
 use super::processes::assert_forks;
 use super::{FORK, arguments, start, zygote, zygotes};
 use crate::common::faulty::{self, example};
+use crate::common::strace::Traced;
 use crate::common::upgrade::{Programs, upgrade};
 use crate::common::{FDPASSD, kernel, ping_all};
 
@@ -46,6 +47,26 @@ fn workers_are_executed_when_a_second_zygote_fails() {
     daemon.reload().expect("it is good");
     let third = zygote(&daemon, None);
     assert_eq!(arguments(third), ["fdpassd", "zygote", "2"]);
+}
+
+#[test]
+fn workers_are_executed_where_a_zygote_cannot_fork() {
+    let daemon = crate::common::start("workers.count = 2");
+    daemon.wait_for_workers();
+    // The third prctl(2) of a zygote is PR_GET_TID_ADDRESS; a worker makes fewer calls.
+    let inject = "prctl:error=EINVAL:when=3";
+    let Some(_traced) = Traced::attach_with_children(daemon.pid(), "prctl", inject) else {
+        return;
+    };
+    daemon.reload_with(FORK).expect("workers can be executed");
+    let why = "cannot fork workers on this system: PR_GET_TID_ADDRESS of prctl(2): EINVAL";
+    daemon.wait_for_log(why);
+    let status = daemon.wait_for_workers();
+    assert_eq!((status.start.as_str(), status.zygote), ("fork", None));
+    assert_eq!(status.failed_starts_total, 0);
+    assert_forks(&daemon);
+    let report = "the workers of generation 2 are executed, not forked, until the next reload";
+    assert_eq!(daemon.stderr().matches(report).count(), 1);
 }
 
 #[test]

@@ -7,15 +7,14 @@ use fdpassd::testing::Running;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
 
-use super::{FORK, arguments, start, stat, zygote};
+use super::{FORK, PARENT, arguments, start, stat, zygote};
 use crate::common::faulty::{self, whoami};
 use crate::common::{kernel, ping_all};
 
 const EXEC: &str = "workers = { count = 2, start = \"exec\" }\n";
 
-/// Number of the exit signal and of the parent, the process group and the session in proc_pid_stat(5).
+/// Numbers of the exit signal, the process group and the session in proc_pid_stat(5).
 const EXIT_SIGNAL: usize = 38;
-const PARENT: usize = 4;
 const GROUP: usize = 5;
 const SESSION: usize = 6;
 
@@ -103,7 +102,8 @@ fn circumstances(pid: u32) -> Circumstances {
 #[test]
 fn a_forked_worker_has_what_an_executed_one_has() {
     let [executed, forked] = [EXEC, FORK].map(|config| {
-        let daemon = crate::common::start(config);
+        let log = "log = { target = \"file\", file = \"{dir}/log\" }\n";
+        let daemon = crate::common::start(&format!("{config}{log}"));
         daemon.wait_for_workers();
         let mut clients: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
         ping_all(&mut clients);
@@ -121,8 +121,9 @@ fn a_forked_worker_has_the_thread_id_that_its_c_library_uses() {
     let daemon = faulty::start(FORK);
     daemon.wait_for_workers();
     let pids = daemon.worker_pids();
-    // abort(3) sends the signal to the thread that the C library believes to be the current one.
-    let fault = daemon.call("abort", ()).expect_err("its worker dies");
+    // pthread_kill(3) uses the number that the C library has stored.
+    let fault = daemon.call("abort_by_thread", ());
+    let fault = fault.expect_err("its worker dies");
     assert_eq!(fault.code(), "crashed");
     daemon.wait_for_log("killed by signal 6 (SIGABRT)");
     daemon.wait_until("there is another one", |status| {
