@@ -3,9 +3,10 @@
 //! Each channel is one `SOCK_SEQPACKET` pair. EOF at the worker means that its master is gone. EOF at the master means
 //! nothing, because a worker may have closed its end and still be in a call: only waitid(2) reports a death.
 
-use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::{io, mem};
 
 use crate::proto::channel::MAX_MESSAGE;
 use crate::proto::message::{Malformed, Message};
@@ -106,8 +107,14 @@ impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
 }
 
 /// Space for the longest message; one serves all channels of a process.
+///
+/// The space of one that is dropped is that of the next one. A forked worker thus uses that of its zygote, of which only
+/// the pages with a message are copied; new space would be cleared in whole.
 #[derive(Debug)]
 pub struct Scratch(Box<[u8]>);
+
+/// The space of a scratch that was dropped.
+static SPARE: Mutex<Option<Box<[u8]>>> = Mutex::new(None);
 
 impl Scratch {
     /// Returns the whole space.
@@ -118,7 +125,16 @@ impl Scratch {
 
 impl Default for Scratch {
     fn default() -> Scratch {
-        Scratch(vec![0; MAX_MESSAGE].into_boxed_slice())
+        let spare = SPARE.lock().ok().and_then(|mut spare| spare.take());
+        Scratch(spare.unwrap_or_else(|| vec![0; MAX_MESSAGE].into_boxed_slice()))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Ok(mut spare) = SPARE.lock() {
+            *spare = Some(mem::take(&mut self.0));
+        }
     }
 }
 

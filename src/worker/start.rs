@@ -15,7 +15,7 @@ use super::methods::{Methods, Service, WorkerInfo};
 use super::metrics::WorkerMetrics;
 use super::panics::remember_panics;
 use super::running::RunningService;
-use super::{CHANNEL, WorkerLoop, builtin, death, handoff};
+use super::{WorkerLoop, builtin, death, handoff};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
@@ -26,7 +26,7 @@ use crate::proto::message::Message;
 use crate::proto::text::shortened;
 use crate::shm::own_metrics::OwnMetricWords;
 use crate::shm::{Layout, WorkerShm};
-use crate::sys::poll::{Interest, Poller};
+use crate::sys::poll::{self, Interest};
 use crate::sys::{fd, fork, process, signal};
 
 /// How much likelier the kernel kills a worker than its master when memory runs out: the worker is replaced and its
@@ -117,11 +117,9 @@ fn receive_start(channel: &Channel<ToMaster, ToWorker>) -> io::Result<(Start, Ve
                 return Err(io::Error::other(sentence));
             }
             Incoming::Nothing => {
-                let mut poller = Poller::new(1)?;
-                poller.add(channel, CHANNEL, Interest::Read)?;
-                poller.wait(&mut Vec::new(), None)?;
+                poll::wait_for(channel, Interest::Read, START_INTERVAL)?;
             }
-            Incoming::Shortage => crate::sys::poll::pause(RETRY_INTERVAL),
+            Incoming::Shortage => poll::pause(RETRY_INTERVAL),
             Incoming::Message(..) | Incoming::Garbage(_) | Incoming::Closed => {
                 return Err(io::Error::other("standard input is not a channel to one"));
             }
@@ -136,9 +134,12 @@ fn send(channel: &mut Channel<ToMaster, ToWorker>, message: &ToMaster) -> io::Re
         if !sent.is_refused() {
             return Ok(sent);
         }
-        crate::sys::poll::pause(RETRY_INTERVAL);
+        poll::pause(RETRY_INTERVAL);
     }
 }
+
+/// The time after which the channel is read although the poll did not return.
+const START_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The time between two attempts to send or receive a message.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);

@@ -31,6 +31,10 @@ impl Master {
                     self.report_failed_births([(birth, error)], now);
                 }
             }
+            // The poller reports a message that comes unasked.
+            if !self.workers.zygotes.is_asked(generation) {
+                break;
+            }
         }
         let failed = self.workers.request_waiting(generation);
         self.report_failed_births(failed, now);

@@ -6,6 +6,8 @@
 //! A process whose parent is killed in this way is inherited later, when its parent ends. Processes with a session of
 //! their own live on.
 
+use std::collections::HashSet;
+
 use crate::master::workers::Workers;
 use crate::sys::process::{self, Child};
 
@@ -23,7 +25,11 @@ impl Workers {
         if self.ended_sessions.is_empty() {
             return;
         }
-        let children = process::children();
+        // Workers have sessions of their own, and zygotes are in the master's.
+        let known: HashSet<u32> = (self.all.values().map(|worker| worker.pid))
+            .chain(self.zygotes.pids())
+            .collect();
+        let children = process::children_except(|pid| known.contains(&pid));
         let of_session = |session: u32| {
             children
                 .iter()

@@ -231,6 +231,11 @@ impl Zygotes {
         self.of(generation).map(|zygote| zygote.pid)
     }
 
+    /// Returns the pids of all zygotes.
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.all.iter().map(|zygote| zygote.pid)
+    }
+
     pub(super) fn of(&self, generation: Generation) -> Option<&Zygote> {
         let mut zygotes = self.all.iter();
         zygotes.find(|zygote| zygote.generation == generation)
@@ -245,6 +250,11 @@ impl Zygotes {
     pub(crate) fn asked(&self) -> Vec<Generation> {
         let asked = self.all.iter().filter(|zygote| zygote.has_requested());
         asked.map(|zygote| zygote.generation).collect()
+    }
+
+    /// Returns whether the zygote of a generation has requests that it has not answered.
+    pub(crate) fn is_asked(&self, generation: Generation) -> bool {
+        self.of(generation).is_some_and(Zygote::has_requested)
     }
 
     /// Has the zygotes open the log file again.

@@ -1,5 +1,7 @@
 //! Facts about processes from /proc (proc(5)).
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -22,22 +24,22 @@ pub struct Child {
     pub session: u32,
 }
 
-/// Returns all children of this process, including those that have ended and are not collected, by
-/// /proc/PID/task/TID/children and /proc/PID/stat. None where the kernel does not list them (CONFIG_PROC_CHILDREN).
+/// Returns the children of this process except those that are known, including those that have ended and are not
+/// collected, by /proc/PID/task/TID/children and /proc/PID/stat. None where the kernel does not list them
+/// (CONFIG_PROC_CHILDREN).
 #[must_use]
-pub fn children() -> Vec<Child> {
+pub fn children_except(is_known: impl Fn(u32) -> bool) -> Vec<Child> {
     let lists: Vec<String> = fs::read_dir("/proc/self/task")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
         .collect();
-    let child = |pid: &str| {
-        let stat = stat(pid)?;
+    let child = |pid: u32| {
+        let stat = stat(&pid.to_string())?;
         // state, parent, group, session
         let mut fields = stat.split_whitespace().skip(2).map(str::parse);
         let (group, session) = (fields.next()?.ok()?, fields.next()?.ok()?);
-        let pid = pid.parse().ok()?;
         Some(Child {
             pid,
             group,
@@ -47,6 +49,8 @@ pub fn children() -> Vec<Child> {
     lists
         .iter()
         .flat_map(|list| list.split_whitespace())
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| !is_known(*pid))
         .filter_map(child)
         .collect()
 }
@@ -63,8 +67,14 @@ pub(in crate::sys) fn is_running(pid: u32) -> bool {
 
 /// Returns the fields of /proc/PID/stat after the name, which may contain anything. `pid` may also be `PID/task/TID`.
 pub(super) fn stat(pid: &str) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(stat.rsplit_once(')')?.1.to_owned())
+    // The kernel returns the whole line at once.
+    let mut line = [0; 1024];
+    let length = File::open(format!("/proc/{pid}/stat"))
+        .and_then(|mut file| file.read(&mut line))
+        .ok()?;
+    let name_end = line[..length].iter().rposition(|byte| *byte == b')')?;
+    let fields = str::from_utf8(&line[name_end + 1..length]).ok()?;
+    Some(fields.to_owned())
 }
 
 /// The identity of an open file, the same for every process that has it open. Both ends of a pipe are one file.
@@ -173,7 +183,9 @@ mod tests {
             group: child.id(),
             session: session.unsigned_abs(),
         };
+        let children = || children_except(|_| false);
         assert!(children().contains(&wanted), "{wanted:?}: {:?}", children());
+        assert!(!children_except(|pid| pid == wanted.pid).contains(&wanted));
         child.kill().expect("it is ours");
         assert!(children().contains(&wanted), "it is not collected yet");
         child.wait().expect("it is ours");
