@@ -2,23 +2,21 @@
 //! there. The listener stays when that process dies or is replaced: requests wait in its queue.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::listeners::exporter_listener::ExporterListener;
-use super::listeners::outage::{ENDED, FILE_GONE, Outage};
+use super::listeners::outage::{FILE_GONE, Outage, Served};
 use super::telemetry::events::EventLog;
 use super::{Error, Token};
 use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName};
 use crate::pool::backoff::Jitter;
-use crate::proto::control::{About, Kind};
 use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
 use crate::proto::names::Address;
 use crate::sys::clock;
-use crate::sys::listening::is_listening;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable, Exit};
 
@@ -29,8 +27,7 @@ const PROBATION: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Exporter {
     listener: ExporterListener,
-    /// Set while the listener is not bound, because another process has ended it or it could not be bound. Then it is
-    /// not in the poller.
+    /// Set while the listener is not bound or not in the poller.
     outage: Option<Outage>,
     /// The first message to the process.
     start: StartExporter,
@@ -143,28 +140,6 @@ impl Exporter {
         &self.listener.address
     }
 
-    /// Handles a listener that another process has ended.
-    pub(super) fn check_listener(&mut self, poller: &Poller, events: &mut EventLog, now: Instant) {
-        if self.outage.is_some() || is_listening(&self.listener) {
-            return;
-        }
-        self.unwatch(poller);
-        self.outage = Some(Outage::new(now, ENDED));
-        let address = self.address();
-        let sentence = format_args!("metrics on {address}: {ENDED}; binding a new one");
-        events.note(Kind::ListenerEnded, About::default(), sentence);
-    }
-
-    /// Has the poller report the end of the listener, if it is bound.
-    pub(super) fn watch(&self, poller: &Poller) {
-        if self.outage.is_some() {
-            return;
-        }
-        if let Err(e) = poller.add(&self.listener, Token::Metrics.into(), Interest::End) {
-            log::error!("cannot watch the listener for metrics: {e}");
-        }
-    }
-
     /// Removes the listener from the poller. The exporter's process may have the socket for longer, so that the poller
     /// would keep it.
     fn unwatch(&self, poller: &Poller) {
@@ -179,27 +154,12 @@ impl Exporter {
         events: &mut EventLog,
         now: Instant,
     ) {
-        if self.bind_ended(poller, now) {
-            let address = self.address();
-            let sentence = format_args!("metrics are served on {address} again");
-            events.note(Kind::ListenerOpened, About::default(), sentence);
+        let bind_again = |exporter: &mut Exporter| exporter.listener.bind_again();
+        if self.end_outage(bind_again, Interest::End, (events, poller), now) {
+            // The next process gets the new listener.
+            self.replace(now);
         }
         self.start_if_due(executable, now);
-    }
-
-    /// Binds an ended listener again if that is due; then a new process gets it.
-    fn bind_ended(&mut self, poller: &Poller, now: Instant) -> bool {
-        let Some(outage) = self.outage.as_mut().filter(|outage| outage.is_due(now)) else {
-            return false;
-        };
-        if let Err(e) = self.listener.bind_again() {
-            outage.failed(&e, now);
-            return false;
-        }
-        self.outage = None;
-        self.watch(poller);
-        self.replace(now);
-        true
     }
 
     /// Ends the process, and has the next one started.
@@ -307,6 +267,30 @@ impl Exporter {
     }
 }
 
+impl Served for Exporter {
+    fn token(&self) -> Token {
+        Token::Metrics
+    }
+
+    fn name(&self) -> String {
+        format!("metrics listener {}", self.address())
+    }
+
+    fn outage_mut(&mut self) -> &mut Option<Outage> {
+        &mut self.outage
+    }
+
+    fn is_reachable(&self) -> bool {
+        !self.listener.is_file_gone()
+    }
+}
+
+impl AsFd for Exporter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.end();
@@ -321,8 +305,8 @@ pub(super) fn open_again(
     now: Instant,
 ) -> Option<Exporter> {
     match Exporter::open(address, start, true, now) {
-        Ok(exporter) => {
-            exporter.watch(poller);
+        Ok(mut exporter) => {
+            exporter.watch(Interest::End, poller, now);
             Some(exporter)
         }
         Err(e) => {
@@ -367,8 +351,8 @@ impl PlannedExporter {
             exporter.unwatch(poller);
         }
         if let PlannedExporter::New(listener) = self {
-            let new = Exporter::new(*listener, start, now);
-            new.watch(poller);
+            let mut new = Exporter::new(*listener, start, now);
+            new.watch(Interest::End, poller, now);
             *exporter = Some(new);
         }
     }

@@ -53,7 +53,7 @@ use crate::master::control::request::ControlReply;
 use crate::master::handover::HandoverState;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
-use crate::master::listeners::outage::Outage;
+use crate::master::listeners::outage::{Outage, Served};
 use crate::master::reload::Reloads;
 use crate::master::service_manager::{Details, ManagerLink};
 use crate::master::settings::SettingsInForce;
@@ -243,10 +243,10 @@ impl Master {
         let config = &self.settings.config;
         let events = &mut self.telemetry.events;
         self.control
-            .bind_ended(&config.control, events, &self.poller, now);
+            .keep_open(&config.control, events, &self.poller, now);
         let keepalive = self.settings.config.limits.tcp_keepalive;
         self.listeners
-            .bind_ended(keepalive, &mut self.telemetry, &self.poller, now);
+            .end_outages(keepalive, &mut self.telemetry, &self.poller, now);
         self.update_stored_listeners(now);
         self.retry_store(now);
         self.workers.end_watch(&self.clients);
@@ -355,7 +355,7 @@ impl Master {
 
     fn check_exporter(&mut self, now: Instant) {
         if let Some(exporter) = &mut self.exporter {
-            exporter.check_listener(&self.poller, &mut self.telemetry.events, now);
+            exporter.check_ended(&mut self.telemetry.events, &self.poller, now);
         }
     }
 

@@ -1,6 +1,5 @@
 //! Creates a master.
 
-use std::io;
 use std::time::Instant;
 
 use super::capacity::{client_limits, control_clients, target, worker_count};
@@ -25,6 +24,7 @@ use crate::master::handover::origin::MasterOrigin;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::control_listener::ControlListener;
+use crate::master::listeners::outage::Served;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;
@@ -57,14 +57,15 @@ impl Master {
             Executable::current().map_err(Error::system("open the running program"))?;
         let signals = catch_signals()?;
         let poller = Poller::new(BATCH).map_err(Error::system("make a poller"))?;
-        let listeners = open_listeners(&mut setup, &mut origin, now)?;
+        let mut listeners = open_listeners(&mut setup, &mut origin, now)?;
         // The configuration is in force from here on: that of the file, or the last one.
         let count = worker_count(setup.loaded.config.workers.count);
         let limits = client_limits(&setup.loaded.config, count, descriptors)?;
         limits.warn_if_lowered();
         let memory = Memory::read(0);
         memory::warn_if_short(&setup.loaded.config.limits, memory, count);
-        let control = open_control_server(&setup, &listeners.all, &mut origin, descriptors, now)?;
+        let mut control =
+            open_control_server(&setup, &listeners.all, &mut origin, descriptors, now)?;
         let follows_a_master = !origin.is_fresh();
         let exporter = open_exporter(
             &setup,
@@ -73,8 +74,8 @@ impl Master {
             follows_a_master,
             now,
         )?;
-        watch_all(&poller, &signals, &control, &listeners.all)
-            .map_err(Error::system("watch a descriptor"))?;
+        let all = &mut listeners.all;
+        watch_all(&poller, &signals, &mut control, all, follows_a_master, now)?;
         // An upgrade has blocked them until the handlers exist again.
         process::unblock_signals();
         let mut settings = SettingsInForce::new(
@@ -265,26 +266,36 @@ fn open_exporter(
         })
 }
 
-/// Adds all descriptors to the poller. The gate opens when a worker is ready.
+/// Adds all descriptors to the poller. The gate opens when a worker is ready. If this master follows another
+/// one, a socket that cannot be watched is an outage, and is tried again.
+///
+/// # Errors
+/// Those of [`Poller::add`]; if this master follows another one, only those of the signals.
 fn watch_all(
     poller: &Poller,
     signals: &Signals,
-    control: &ControlServer,
-    listeners: &[Listener],
-) -> io::Result<()> {
-    poller.add(signals, Token::Signals.into(), Interest::Read)?;
-    if control.outage.is_none() {
-        poller.add(&control.listener, Token::Control.into(), Interest::Clients)?;
+    control: &mut ControlServer,
+    listeners: &mut [Listener],
+    follows_a_master: bool,
+    now: Instant,
+) -> Result<(), Error> {
+    let added = poller.add(signals, Token::Signals.into(), Interest::Read);
+    added.map_err(Error::system("watch for signals"))?;
+    if follows_a_master {
+        control.watch(Interest::Clients, poller, now);
+        for listener in listeners {
+            listener.watch(Interest::End, poller, now);
+        }
+        return Ok(());
     }
-    for listener in listeners
+    if control.outage.is_none() {
+        control.add_to(poller, Interest::Clients)?;
+    }
+    let bound = listeners
         .iter()
-        .filter(|listener| listener.outage.is_none())
-    {
-        poller.add(
-            listener,
-            Token::Listener(listener.number).into(),
-            Interest::End,
-        )?;
+        .filter(|listener| listener.outage.is_none());
+    for listener in bound {
+        listener.add_to(poller, Interest::End)?;
     }
     Ok(())
 }

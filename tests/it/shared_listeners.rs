@@ -103,9 +103,9 @@ fn a_listener_that_another_holder_ended_is_bound_again() {
         }
         assert_eq!(listener(&daemon, address).outage, None);
         assert!(events(&daemon).contains(&format!(
-            "listener {address}: another process that holds the socket has ended"
+            "listener {address}: another process has shut the socket down"
         )));
-        assert!(events(&daemon).contains(&format!("listening on {address} again")));
+        assert!(events(&daemon).contains(&format!("listener {address} is open again")));
     }
     assert_idle(&daemon);
 }

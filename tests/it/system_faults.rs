@@ -1,6 +1,7 @@
 //! Failing system calls, by strace(1) `-e inject`: no client is lost, no reply is wrong, and nothing spins.
 
 mod shortage;
+mod watches;
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Restores the state of an earlier master, or of this process before an upgrade.
 
+use std::mem;
 use std::time::Instant;
-use std::{io, mem};
 
 use crate::logging;
 use crate::master::clients::place::LeftShm;
@@ -11,6 +11,7 @@ use crate::master::handover::state_file::SavedState;
 use crate::master::handover::store::{self, HandoffStore};
 use crate::master::handover::unpack::Unpacked;
 use crate::master::listeners::listener::Listener;
+use crate::master::listeners::outage::Served;
 use crate::master::telemetry::counters::{Counts, Loss, Reason};
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::trust;
@@ -28,7 +29,7 @@ impl Master {
     /// clients. `limit` is the limit of descriptors.
     ///
     /// # Errors
-    /// When the handoff queues of a first master cannot be made, or a worker cannot be watched.
+    /// When the handoff queues of a first master cannot be made.
     pub(crate) fn restore(
         &mut self,
         origin: MasterOrigin,
@@ -69,12 +70,11 @@ impl Master {
             self.restore_state(saved_state);
             self.restore_clients(unpacked, now);
         }
-        if let Some(exporter) = &self.exporter {
-            exporter.watch(&self.poller);
+        if let Some(exporter) = &mut self.exporter {
+            exporter.watch(Interest::End, &self.poller, now);
         }
         if let Some(carried_over) = carried_over {
-            self.adopt_carried_over(carried_over, now)
-                .map_err(Error::system("watch a descriptor"))?;
+            self.adopt_carried_over(carried_over, now);
         }
         self.clients
             .recount_addresses(&self.settings.config.limits, self.workers.leased());
@@ -190,17 +190,21 @@ impl Master {
     }
 
     /// Continues with the workers and the control clients that this process had before an upgrade.
-    fn adopt_carried_over(&mut self, carried_over: CarriedOver, now: Instant) -> io::Result<()> {
+    fn adopt_carried_over(&mut self, carried_over: CarriedOver, now: Instant) {
         self.handover.is_same_program = carried_over.is_same;
         self.handover.executable_path = carried_over.executable;
         self.clients.next_id = carried_over.next_client;
         self.telemetry.counts.refused = carried_over.refused;
         // The addresses were announced before.
         self.manager.announce = None;
-        for (worker, is_held) in carried_over.workers {
+        for (mut worker, is_held) in carried_over.workers {
             let (token, id) = (Token::Worker(worker.id), worker.id);
-            self.poller
-                .add(&worker.channel, token.into(), Interest::Read)?;
+            let added = self
+                .poller
+                .add(&worker.channel, token.into(), Interest::Read);
+            if let Err(e) = added {
+                worker.kill_for_error(&format_args!("its channel cannot be watched: {e}"));
+            }
             if !carried_over.are_foreign {
                 self.workers
                     .pool
@@ -218,7 +222,6 @@ impl Master {
         control.adopt(carried_over.control_clients, &self.poller, now);
         self.workers.watch_from(&self.settings.config, now);
         self.report_upgrade();
-        Ok(())
     }
 
     fn report_upgrade(&mut self) {

@@ -8,11 +8,9 @@ use std::io;
 use std::iter::{once, repeat};
 use std::time::Instant;
 
-use crate::master::Token;
 use crate::master::clients::Clients;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::listeners::Listeners;
-use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::pool::dispatch::Candidate;
@@ -114,12 +112,6 @@ impl Listeners {
         let Client { id, peer, .. } = &client;
         log::debug!("client {id} ({peer}) accepted on {}", listener.address);
         Some(client)
-    }
-
-    /// Adds a new listener to the poller, armed or not as the gate requires.
-    pub(crate) fn watch(&self, listener: &Listener, poller: &Poller) -> io::Result<()> {
-        let token = Token::Listener(listener.number).into();
-        poller.add(listener, token, self.gate.interest())
     }
 
     /// Closes a listener.

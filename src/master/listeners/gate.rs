@@ -85,7 +85,7 @@ impl Gate {
     }
 
     /// Returns the events of a listener that the poller reports.
-    pub(super) fn interest(&self) -> Interest {
+    pub(crate) fn interest(&self) -> Interest {
         if self.pause.is_some() {
             Interest::End
         } else {

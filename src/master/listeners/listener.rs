@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Listen, Source};
+use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::Handed;
-use crate::master::listeners::outage::{FILE_GONE, Outage};
+use crate::master::listeners::outage::{FILE_GONE, Outage, Served};
 use crate::master::listeners::plan::{SocketSource, Wanted};
 use crate::master::listeners::socket_file::{
     FileIdentity, SocketFile, access_of, bind, cannot_bind,
@@ -37,8 +38,8 @@ pub(crate) struct Listener {
     file: Option<SocketFile>,
     /// The entry for which the listener was last opened or adopted.
     entry: Listen,
-    /// Set while the listener is not bound: another process has ended it, or its address does not exist yet. Then it is
-    /// not in the poller.
+    /// Set while the listener is not in the poller: another process has ended it, its address does not exist yet, or it
+    /// cannot be watched.
     pub(crate) outage: Option<Outage>,
     /// The listener was never bound.
     is_missing: bool,
@@ -255,11 +256,7 @@ impl Listener {
 
     /// Returns whether the file was removed, or replaced by another one.
     pub(crate) fn is_file_gone(&self) -> bool {
-        self.outage.is_none()
-            && self
-                .file
-                .as_ref()
-                .is_some_and(|file| file.metadata().is_none())
+        self.outage.is_none() && !self.is_reachable()
     }
 
     /// Leaves the file where it is, for the next master.
@@ -280,12 +277,7 @@ impl Listener {
     /// # Errors
     /// Those of `adopt`.
     pub(crate) fn check_access(&self, wanted: &Listen) -> Result<(), Error> {
-        if let (false, None, Some(file), Some(access)) = (
-            self.is_file_gone(),
-            &self.outage,
-            &self.file,
-            &wanted.access,
-        ) {
+        if let (true, Some(file), Some(access)) = (self.is_open(), &self.file, &wanted.access) {
             file.check_access(access)
                 .map_err(|e| cannot_change(wanted, &e))?;
         }
@@ -302,13 +294,8 @@ impl Listener {
         keepalive: Option<Duration>,
     ) -> Result<(), Error> {
         let fail = |e: io::Error| cannot_change(wanted, &e);
-        // A listener whose file is gone, or that is down, gets its access when it is bound again.
-        if let (false, None, Some(file), Some(access)) = (
-            self.is_file_gone(),
-            &self.outage,
-            &mut self.file,
-            &wanted.access,
-        ) {
+        // A listener whose file is gone, or that has ended, gets its access when it is bound again.
+        if let (true, Some(file), Some(access)) = (self.is_open(), &mut self.file, &wanted.access) {
             file.set_access(access).map_err(fail)?;
         }
         if let Address::Tcp(_) = self.address {
@@ -386,6 +373,25 @@ impl Listener {
 
 fn cannot_change(wanted: &Listen, error: &io::Error) -> Error {
     Error::unavailable(&format!("change the listener {}", wanted.source), error)
+}
+
+impl Served for Listener {
+    fn token(&self) -> Token {
+        Token::Listener(self.number)
+    }
+
+    fn name(&self) -> String {
+        format!("listener {}", self.address)
+    }
+
+    fn outage_mut(&mut self) -> &mut Option<Outage> {
+        &mut self.outage
+    }
+
+    fn is_reachable(&self) -> bool {
+        let file = self.file.as_ref();
+        file.is_none_or(|file| file.metadata().is_some())
+    }
 }
 
 impl AsFd for Listener {

@@ -22,6 +22,7 @@ use self::prepared::{PlannedListener, PreparedReload};
 use self::reading::{Checks, ReloadReading};
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{client_limits, target, worker_count};
+use crate::master::listeners::outage::Served;
 use crate::master::telemetry::events::Asker;
 use crate::master::{Master, exporter};
 use crate::proto::control::{About, Checked, Kind, Refusal, Reloaded};
@@ -117,7 +118,7 @@ impl Master {
             &self.poller,
             now,
         );
-        self.exchange_listeners(prepared.listeners, &config);
+        self.exchange_listeners(prepared.listeners, &config, now);
         self.change_limits(&config);
         (self.clients.max, self.clients.layout) = (prepared.max_clients, prepared.layout);
         if self.settings.is_scaled_in(generation) {
@@ -206,7 +207,7 @@ impl Master {
 
     /// Changes the listeners that stay, watches the new ones, and has the others close when their queues are empty. The
     /// first listeners are in the order of the configuration.
-    fn exchange_listeners(&mut self, planned: Vec<PlannedListener>, config: &Config) {
+    fn exchange_listeners(&mut self, planned: Vec<PlannedListener>, config: &Config, now: Instant) {
         let mut before = std::mem::take(&mut self.listeners.all);
         // There were sockets of all names when it was prepared, and there still are.
         let wanted = self
@@ -227,13 +228,10 @@ impl Master {
                     listener.set_source(&wanted.source);
                     listener
                 }
-                PlannedListener::New(listener) => {
-                    let address = &listener.address;
-                    log_error(
-                        &format!("watch {address}"),
-                        self.listeners.watch(&listener, &self.poller),
-                    );
-                    let sentence = format_args!("listening on {address}");
+                PlannedListener::New(mut listener) => {
+                    let interest = self.listeners.gate.interest();
+                    listener.watch(interest, &self.poller, now);
+                    let sentence = format_args!("listening on {}", listener.address);
                     self.telemetry
                         .events
                         .note(Kind::ListenerOpened, About::default(), sentence);

@@ -20,7 +20,7 @@ use crate::proto::log::{Log, LogLevel};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::text::Counted;
 use crate::shm::Layout;
-use crate::sys::poll::{Interest, Poller};
+use crate::sys::poll::{Interest, Poller, is_shortage};
 
 /// The equipment of a new worker.
 pub(crate) struct Outfit<'m> {
@@ -71,8 +71,10 @@ impl Workers {
         };
         let spawned = spawned.and_then(|worker| {
             let token = Token::Worker(id).into();
-            poller.add(&worker.channel, token, Interest::Read)?;
-            Ok(worker)
+            match poller.add(&worker.channel, token, Interest::Read) {
+                Err(e) if is_shortage(&e) => Err(io::Error::new(NOT_NOW, e)),
+                added => added.map(|()| worker),
+            }
         });
         match spawned {
             Ok(worker) => {
