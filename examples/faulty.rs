@@ -1,6 +1,7 @@
 //! A daemon with every fault that a method, a state or its programmer can have. It is for the tests only.
 //!
 //! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state, or `garbage` in the channel,
+//! or `long-failure` or `long-health`, a report there with a long text,
 //! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such
 //! as `two-methods` of one name; `no-methods`, for an app; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
 //! no other state may have at the same time. With `thread-in-main` or `hang-in-main`, `main` of a zygote does that. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
@@ -425,6 +426,11 @@ fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
             "exit" => process::exit(9),
             "hang" => spin(Duration::MAX),
             "garbage" => drop(channel().map(|to| send(to, b"xxx", MsgFlags::MSG_NOSIGNAL))),
+            "long-failure" => {
+                report(2, &json!({ "reason": "why ".repeat(15_000) }))?;
+                process::exit(9);
+            }
+            "long-health" => report(7, &json!({ "unhealthy": "why ".repeat(15_000) }))?,
             "writer" => drop(thread::spawn(write_for_ever)),
             "fail-again" if MADE.swap(true, Ordering::Relaxed) => {
                 return Err("the model is gone".to_owned());
@@ -444,6 +450,15 @@ fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
         kept: BTreeMap::new(),
         _lock: lock.map_err(|e| format!("another state has the lock: {e}"))?,
     })
+}
+
+/// Sends the master a report of this kind.
+fn report(kind: u8, body: &Value) -> Result<(), String> {
+    let datagram = [&[kind], body.to_string().as_bytes()].concat();
+    let sent = channel().map(|to| send(to, &datagram, MsgFlags::MSG_NOSIGNAL));
+    sent.map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())
+        .map(drop)
 }
 
 /// Takes a name that only one socket of this network namespace may have.

@@ -1,7 +1,10 @@
 //! Checks of values against each other.
 
 use super::values::size;
-use super::{AppConfig, Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MetricsConfig, Source};
+use super::{
+    AppConfig, Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MAX_SAVED_LEN, MetricsConfig,
+    Source,
+};
 use crate::proto::frame::OrderRule;
 use crate::proto::log::{Log, LogFormat, LogTarget};
 use crate::proto::names::Address;
@@ -22,7 +25,8 @@ pub(super) fn check(config: &Config) -> Result<(), Conflict> {
     check_control(config)?;
     check_metrics(config)?;
     check_app(&config.app)?;
-    check_log(&config.log)
+    check_log(&config.log)?;
+    check_length(config)
 }
 
 /// Checks that `next` has the same value for what only a restart can change.
@@ -38,6 +42,37 @@ pub(super) fn check_next(current: &Config, next: &Config) -> Result<(), Conflict
         "control.socket cannot be changed by a reload; it stays {place} until the daemon is restarted"
     );
     conflict(message, ["control.socket"])
+}
+
+/// Checks that the state for the next master has space for the configuration.
+fn check_length(config: &Config) -> Result<(), Conflict> {
+    let text = serde_json::to_string(&config.to_toml());
+    let length = text.map_or(0, |text| text.len());
+    if length <= MAX_SAVED_LEN {
+        return Ok(());
+    }
+    let message = format!(
+        "the configuration is too long: its values have {length} bytes, at most {} are possible",
+        size(MAX_SAVED_LEN as u64)
+    );
+    conflict(message, [longest_key(config)])
+}
+
+/// Returns the key with the longest value.
+fn longest_key(config: &Config) -> String {
+    let mut keys: Vec<(usize, String)> = Vec::new();
+    for (name, value) in toml::Table::try_from(config).unwrap_or_default() {
+        let mut add = |key: String, value: &toml::Value| keys.push((value.to_string().len(), key));
+        match &value {
+            toml::Value::Table(table) => table
+                .iter()
+                .for_each(|(key, value)| add(format!("{name}.{key}"), value)),
+            _ => add(name, &value),
+        }
+    }
+    keys.into_iter()
+        .max()
+        .map_or_else(String::new, |(_, key)| key)
 }
 
 fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {

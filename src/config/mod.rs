@@ -59,6 +59,9 @@ use crate::proto::log::Log;
 /// The longest configuration file, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;
 
+/// The longest configuration, as JSON of [`Config::to_toml`] in the state file, in bytes.
+pub const MAX_SAVED_LEN: usize = 512 * 1024;
+
 /// The most entries of `listen`.
 pub const MAX_LISTENERS: usize = 64;
 

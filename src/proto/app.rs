@@ -34,6 +34,7 @@ pub use self::from_app::fuzz;
 pub use self::from_app::{AppError, FromApp, Samples};
 
 use super::names::{ClientId, Peer};
+use super::text::read_shortened_option;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
@@ -111,8 +112,10 @@ pub struct AppInfo {
     /// The app's pid.
     pub pid: u32,
     /// The app's name, if it has one.
+    #[serde(default, deserialize_with = "read_shortened_option")]
     pub name: Option<String>,
     /// The app's version, if it has one.
+    #[serde(default, deserialize_with = "read_shortened_option")]
     pub version: Option<String>,
     /// The most requests at a time.
     pub concurrency: u32,

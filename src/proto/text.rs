@@ -6,6 +6,8 @@
 
 use std::fmt::{self, Display, Write};
 
+use serde::{Deserialize, Deserializer};
+
 /// Shows a value with all characters escaped that would act instead of being shown: `\n`, `\x1b`, `\u{202e}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<T>(pub T);
@@ -56,18 +58,31 @@ pub fn plural_ending<N: PartialEq + From<u8>>(count: &N) -> &'static str {
     if *count == N::from(1) { "" } else { "s" }
 }
 
-/// The longest text in a report of a worker, in bytes. A message has 64 KiB, and JSON has up to six bytes for one.
-const MAX_TEXT: usize = 4096;
+/// The longest text in a report of a worker, in bytes: reasons, and the name and version of an app. A message has 64
+/// KiB, and JSON has up to six bytes for one.
+pub const MAX_REASON_LEN: usize = 4096;
 
 /// Returns a text as it fits into a report of a worker.
 pub fn shortened(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        let mut ends = (0..=MAX_TEXT).rev();
+    if text.len() > MAX_REASON_LEN {
+        let mut ends = (0..=MAX_REASON_LEN).rev();
         let end = ends.find(|end| text.is_char_boundary(*end));
         text.truncate(end.unwrap_or(0));
         text.push('…');
     }
     text
+}
+
+/// Reads a text of a report, shortened.
+pub(super) fn read_shortened<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    String::deserialize(from).map(shortened)
+}
+
+/// Reads an optional text of a report, shortened.
+pub(super) fn read_shortened_option<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<String>, D::Error> {
+    Option::deserialize(from).map(|text: Option<String>| text.map(shortened))
 }
 
 /// Writes text, escaped.

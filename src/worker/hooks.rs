@@ -7,6 +7,7 @@ use super::WorkerLoop;
 use super::methods::Service;
 use crate::proto::channel::Health;
 use crate::proto::names::ClientId;
+use crate::proto::text::shortened;
 use crate::sys::clock;
 
 pub(super) type OnClose<S> = Box<dyn Fn(&mut S, ClientId)>;
@@ -14,9 +15,6 @@ pub(super) type HealthCheck<S> = Box<dyn Fn(&mut S) -> Result<(), String>>;
 
 /// The shortest time between two health checks.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The longest reason of an unhealthy worker, in characters.
-const MAX_REASON: usize = 1000;
 
 /// The functions of a daemon that no request calls.
 pub(crate) struct Hooks<S> {
@@ -147,7 +145,7 @@ impl WorkerLoop<'_> {
 
     /// Notes what the master must know: why the worker is unhealthy, or that it is healthy again.
     pub(super) fn report_health(&mut self, unhealthy: Option<String>) {
-        let unhealthy = unhealthy.map(|why| why.chars().take(MAX_REASON).collect());
+        let unhealthy = unhealthy.map(shortened);
         self.master.health = Some(Health { unhealthy });
     }
 

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Identities, Keys};
+use crate::config::{Identities, Keys, MAX_SAVED_LEN};
 use crate::master::clients::figures::ClientFigures;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
@@ -75,6 +75,8 @@ const WORDS: usize = 6;
 /// Bytes of a half. A few KiB are usual; 256 seats and as many methods with long names need a fifth of it.
 const HALF_LEN: u64 = 1 << 20;
 
+const _: () = assert!(2 * MAX_SAVED_LEN as u64 <= HALF_LEN);
+
 const FILE_LEN: u64 = PAGE + 2 * HALF_LEN;
 
 /// Names in the store of the service manager. Those of version 0.1.0 stay.
@@ -121,6 +123,16 @@ pub(crate) struct SavedState {
 }
 
 impl SavedState {
+    /// Returns the state without the last deaths of the workers, which only the status shows: if each of many seats has a
+    /// long one, the state is too long.
+    fn without_deaths(&self) -> SavedState {
+        let mut shorter = self.clone();
+        for seat in &mut shorter.seats {
+            seat.last_death = None;
+        }
+        shorter
+    }
+
     /// Reads the state of any version. A member that cannot be read is ignored.
     fn from_json(text: &[u8]) -> Result<SavedState, String> {
         let mut members: Map<String, Value> =
@@ -190,7 +202,10 @@ impl StateFile {
     /// # Errors
     /// Those of pwrite(2); `FileTooLarge` if it is longer than a half. The previous state stays valid then.
     pub(crate) fn write(&self, saved_state: &SavedState) -> io::Result<()> {
-        let text = serde_json::to_vec(saved_state)?;
+        let mut text = serde_json::to_vec(saved_state)?;
+        if text.len() as u64 > HALF_LEN {
+            text = serde_json::to_vec(&saved_state.without_deaths())?;
+        }
         if text.len() as u64 > HALF_LEN {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -222,6 +237,7 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::text::MAX_REASON_LEN;
 
     #[test]
     fn the_last_written_state_is_read_and_invalid_ones_rejected() {
@@ -244,6 +260,19 @@ mod tests {
             );
             assert_eq!(figures, (events * 10, events, Some(events + 1)));
         }
+        let seat = || SeatTotals {
+            spawned: 3,
+            last_death: Some("\n".repeat(MAX_REASON_LEN)),
+            ..SeatTotals::default()
+        };
+        let with_deaths = SavedState {
+            seats: (0..256).map(|_| seat()).collect(),
+            ..written(4)
+        };
+        state_file.write(&with_deaths).expect("the rest has space");
+        let seats = state_file.read().expect("it is whole").seats;
+        assert_eq!((seats.len(), seats[0].spawned), (256, 3));
+        assert_eq!(seats[0].last_death, None);
         let too_long = SavedState {
             config: "x".repeat(HALF_LEN as usize),
             ..written(9)

@@ -1,9 +1,11 @@
-//! The bodies of the messages to the master that are JSON.
+//! The bodies of the messages to the master that are JSON. A text that is too long is shortened when it is read: the
+//! master keeps it, in the state for the next one as well.
 
 use serde::{Deserialize, Serialize};
 
 use super::MAX_MESSAGE;
 use crate::proto::app::AppInfo;
+use crate::proto::text::{read_shortened, read_shortened_option};
 
 /// The worker can serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,7 @@ pub fn check_methods(methods: &[MethodName]) -> Result<(), String> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
     /// Why, for the operator.
+    #[serde(deserialize_with = "read_shortened")]
     pub reason: String,
 }
 
@@ -68,6 +71,7 @@ pub struct Failed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Why the worker is not healthy; none if it is.
+    #[serde(default, deserialize_with = "read_shortened_option")]
     pub unhealthy: Option<String>,
 }
 
@@ -101,9 +105,10 @@ pub struct AppGone {
     /// How the app ended.
     pub end: AppEnd,
     /// The part that ended: "app", or "runtime" for that of asynchronous methods.
-    #[serde(default = "app")]
+    #[serde(default = "app", deserialize_with = "read_shortened")]
     pub subject: String,
     /// Why, for the operator: a sentence without its subject.
+    #[serde(deserialize_with = "read_shortened")]
     pub reason: String,
 }
 

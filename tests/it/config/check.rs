@@ -99,6 +99,27 @@ fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
 }
 
 #[test]
+fn a_configuration_too_long_for_the_state_file_is_refused() {
+    let with = |length: usize| {
+        let pattern = "x".repeat(length);
+        let said = File::new(&format!(
+            "[app]\ncommand = [\"true\"]\nwatch = [\"{pattern}\"]\n"
+        ));
+        said.test()
+    };
+    assert_eq!(with(500 * 1024).code, Some(0));
+    let said = with(520 * 1024);
+    assert_eq!(said.code, Some(78));
+    for words in [
+        "the configuration is too long: its values have ",
+        " bytes, at most 512KiB are possible",
+        ":3:1\n",
+    ] {
+        assert!(said.err.contains(words), "{words}: {:.200}", said.err);
+    }
+}
+
+#[test]
 fn a_path_without_a_text_file_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let missing = directory.path().join("missing.toml");

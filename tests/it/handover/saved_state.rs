@@ -6,7 +6,10 @@ use std::os::unix::net::UnixDatagram;
 
 use fdpassd::proto::control::Status;
 use fdpassd::testing::{Client, ServiceManager, eventually};
+use serde_json::json;
 
+use crate::common::faulty::example;
+use crate::common::restart::{self as common_restart, How};
 use crate::common::{metrics, ping_all};
 
 use super::{BOTH, Halfway, STATE_FILE, clients_of, end, end_by, restart, start};
@@ -72,6 +75,34 @@ fn clients_and_listeners_outlive_an_unreadable_state_file() {
             "{why}"
         );
     }
+}
+
+#[test]
+fn long_reasons_of_many_workers_leave_space_for_the_state() {
+    const WORKERS: usize = 24;
+    let manager = ServiceManager::new();
+    let fault = tempfile::NamedTempFile::new().expect("a file");
+    let program = example("faulty");
+    let daemon = manager
+        .setup(&program, "workers.count = 1")
+        .variable("FAULTY", format!("file:{}", fault.path().display()))
+        .start()
+        .expect("it serves");
+    let mut clients = clients_of(&daemon, 3);
+    std::fs::write(fault.path(), "long-failure").expect("it is ours");
+    // The reply would come when all are ready.
+    let _scaling = daemon.ctl_request("scale", json!({ "count": WORKERS }));
+    daemon.wait_until("each has failed", |status| {
+        let failed = status.workers.iter().filter(|worker| {
+            let death = worker.last_death.as_deref();
+            death.is_some_and(|death| death.contains("why why "))
+        });
+        failed.count() == WORKERS - 1
+    });
+    let daemon = common_restart::restart(&manager, daemon, How::Kill, &program);
+    let status = daemon.status();
+    assert_eq!((status.workers.len(), status.lost_total), (WORKERS, 0));
+    ping_all(&mut clients);
 }
 
 #[test]
