@@ -363,8 +363,9 @@ fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
 }
 
 /// The file of `FAULTY_HEALTH` has the reason why a worker is unhealthy, in all seats or, as in `1:the reason`, in one;
-/// or a frame for [`replace_last_socket`].
+/// or a frame for [`replace_last_socket`]; with `unplug` the worker closes its channel and hangs.
 fn health(path: &Path, state: &State) -> Result<(), String> {
+    static EXAMINED: AtomicBool = AtomicBool::new(false);
     let reason = fs::read_to_string(path).unwrap_or_default();
     if reason.starts_with('{') {
         let _ = fs::remove_file(path);
@@ -376,6 +377,14 @@ fn health(path: &Path, state: &State) -> Result<(), String> {
         "" => Ok(()),
         _ if !is_meant => Ok(()),
         "panic" => panic!("it cannot be examined"),
+        // The first call is before the worker is ready.
+        "unplug" if !EXAMINED.swap(true, Ordering::Relaxed) => Ok(()),
+        "unplug" => {
+            let closed = channel().and_then(|channel| Ok(close(channel)?));
+            closed.map_err(|e| e.to_string())?;
+            block(Duration::MAX);
+            Ok(())
+        }
         reason => Err(reason.to_owned()),
     }
 }

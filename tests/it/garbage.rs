@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::{Client, Running, eventually};
 use serde_json::json;
 
 use crate::common::faulty::{self, Server, whoami};
@@ -230,6 +230,36 @@ fn starts_of_a_worker_that_breaks_the_protocol_back_off() {
         "{deaths:?}"
     );
     assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn starts_of_a_worker_that_closes_its_channel_back_off() {
+    let (daemon, switch) = faulty::start_with_health("workers.count = 1");
+    switch.set("unplug");
+    daemon.wait_for_log("killed by signal 9 (SIGKILL): it closed its channel; ");
+    // One that served for longer than a second is replaced at once.
+    eventually("a successor waits", || {
+        let log = daemon.stderr();
+        let mut deaths = log
+            .lines()
+            .filter(|line| line.contains("it closed its channel; "));
+        deaths
+            .any(|death| death.contains("its successor starts in "))
+            .then_some(())
+    });
+    switch.set("");
+    assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn a_long_text_of_a_worker_is_shortened() {
+    let daemon = faulty::start_with("long-health:1", "workers.count = 2").expect("it serves");
+    let status = daemon.wait_until("it is unhealthy", |status| {
+        status.workers[1].unhealthy.is_some()
+    });
+    let reason = status.workers[1].unhealthy.as_deref().expect("a reason");
+    assert!(reason.starts_with("why why why ") && reason.ends_with('…'));
+    assert_eq!(reason.len(), 4096 + '…'.len_utf8());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::poll::Poller;
+use crate::sys::process;
 
 /// Result of reading from a worker's channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +58,14 @@ impl Workers {
                 return self.handle(id, message, context, clients, telemetry, now);
             }
             Ok(Incoming::Nothing | Incoming::Shortage) => {}
-            // This is not the worker's death, which its collection reports. But no message can arrive any more. A
-            // worker that is about to end does so with the status that it chose.
+            // This is not the worker's death, which its collection reports. A worker that is about to end does so with
+            // the status that it chose. From another one no message can arrive any more.
             Ok(Incoming::Closed) => {
                 let _ = poller.remove(&worker.channel);
-                worker.kill();
+                match process::is_ending(worker.pid) {
+                    true => worker.kill(),
+                    false => worker.kill_for_error(&"it closed its channel"),
+                }
             }
             Ok(Incoming::Garbage(malformed)) => worker.kill_for_error(&malformed),
             Err(e) => worker.kill_for_error(&format_args!("cannot receive: {e}")),

@@ -65,6 +65,16 @@ pub(in crate::sys) fn is_running(pid: u32) -> bool {
     stat(&pid.to_string()).is_some_and(|stat| !stat.trim_start().starts_with(['Z', 'X']))
 }
 
+/// Returns whether a process is ending or has ended (PF_EXITING among its flags in /proc/PID/stat): the kernel marks it
+/// before it closes its files. True if it is gone or hidden.
+#[must_use]
+pub fn is_ending(pid: u32) -> bool {
+    const PF_EXITING: u32 = 4;
+    let flags = |stat: String| stat.split_whitespace().nth(6)?.parse::<u32>().ok();
+    let flags = stat(&pid.to_string()).and_then(flags);
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
 /// Returns the fields of /proc/PID/stat after the name, which may contain anything. `pid` may also be `PID/task/TID`.
 pub(super) fn stat(pid: &str) -> Option<String> {
     // The kernel returns the whole line at once.
