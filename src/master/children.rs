@@ -192,6 +192,8 @@ impl Master {
             match process::ended() {
                 Ok(Some((pid, exit))) => {
                     self.end_child(pid, exit, now);
+                    // It may have been an app, or in the cgroup of one.
+                    self.clients.note_end_of_child(now);
                     if let Err(e) = process::collect(pid) {
                         return log::error!("cannot collect process {pid}: {e}");
                     }

@@ -113,7 +113,7 @@ fn callers_of_an_app_that_cannot_be_killed_get_timeout() {
     assert!(began.elapsed() < BOUND + slack, "{:?}", began.elapsed());
     assert!(is_waiting(app), "it was not ended by anything");
     daemon.wait_for_log(&format!(
-        "app {app} was killed and has not ended after 5s: 1 request answered with timeout"
+        "app {app} was killed and has not ended after 5 s; 1 request gets timeout"
     ));
     assert_eq!(caller.call("echo", 1), Ok(json!(1)));
     let status = daemon.wait_for_workers();

@@ -20,7 +20,7 @@ use crate::proto::text::Counted;
 use crate::sys::cgroup::AppCgroup;
 use crate::sys::process::{ProcessHandle, ProcessIdentity};
 
-/// The first wait and the longest wait. The end of a child wakes the master earlier, by SIGCHLD.
+/// The first wait and the longest wait between two checks. The end of a child, by SIGCHLD, is another reason to check.
 const FIRST_WAIT: Duration = Duration::from_millis(2);
 const MAX_WAIT: Duration = Duration::from_millis(100);
 
@@ -56,18 +56,25 @@ impl EndingApp {
         }
     }
 
-    /// Returns the message that the app has not ended in time.
-    fn overdue(&self) -> String {
-        let pid = self.pid;
-        match self.process {
-            None => format!(
-                "a process in the cgroup of app {pid} was killed and has not ended after {LIMIT:?}"
-            ),
-            Some(_) => format!(
-                "app {pid} was killed and has not ended after {LIMIT:?}: {} answered with timeout",
-                Counted(self.clients.len(), "request")
-            ),
+    /// Returns the log line for an app that has not ended in time.
+    fn late_line(&self) -> String {
+        let subject = match self.process {
+            None => "a process in the cgroup of app",
+            Some(_) => "app",
+        };
+        let (pid, limit) = (self.pid, LIMIT.as_secs());
+        let line = format!("{subject} {pid} was killed and has not ended after {limit} s");
+        match self.clients.len() {
+            0 => line,
+            1 => format!("{line}; 1 request gets timeout"),
+            count => format!("{line}; {count} requests get timeout"),
         }
+    }
+
+    /// Schedules the next check, which is not the first one.
+    fn postpone(&mut self, now: Instant) {
+        self.wait = self.wait.saturating_mul(2).min(MAX_WAIT);
+        self.due = self.until.min(now + self.wait);
     }
 
     /// Returns whether the app has ended, with everything in its cgroup, which is removed then.
@@ -170,19 +177,31 @@ impl Clients {
         self.ending_apps.iter().map(|ending| ending.due).min()
     }
 
-    /// Queues the clients of apps that have ended, or have not ended in time.
+    /// Has all apps checked at once, because a child of the master has ended.
+    pub(crate) fn note_end_of_child(&mut self, now: Instant) {
+        for ending in &mut self.ending_apps {
+            (ending.due, ending.wait) = (now, FIRST_WAIT);
+        }
+    }
+
+    /// Queues the clients of apps that have ended, or have not ended in time. A check costs system calls, so an app is
+    /// checked only if that is due.
     pub(crate) fn check_ending_apps(&mut self, telemetry: &mut Telemetry, now: Instant) {
+        if self.ending_apps_deadline().is_none_or(|due| due > now) {
+            return;
+        }
         for mut ending in std::mem::take(&mut self.ending_apps) {
+            if ending.due > now {
+                self.ending_apps.push(ending);
+                continue;
+            }
             if !ending.has_ended() {
                 if ending.until > now {
-                    if ending.due <= now {
-                        ending.wait = ending.wait.saturating_mul(2).min(MAX_WAIT);
-                        ending.due = ending.until.min(now + ending.wait);
-                    }
+                    ending.postpone(now);
                     self.ending_apps.push(ending);
                     continue;
                 }
-                log::error!("{}", ending.overdue());
+                log::error!("{}", ending.late_line());
                 give_up(&mut ending.clients);
             }
             self.requeue(ending.clients.into_iter().map(Ok), ending.reason, telemetry);
@@ -192,7 +211,7 @@ impl Clients {
     /// Queues the clients of all apps: the master exits, and the next one could not wait for them.
     pub(crate) fn give_up_ending_apps(&mut self, telemetry: &mut Telemetry, now: Instant) {
         for ending in &mut self.ending_apps {
-            ending.until = now;
+            (ending.until, ending.due) = (now, now);
         }
         self.check_ending_apps(telemetry, now);
     }
@@ -291,6 +310,7 @@ mod tests {
         );
         while clients.unleased.len() < 2 {
             assert!(now.elapsed() < Duration::from_secs(10), "it was killed");
+            clients.note_end_of_child(now);
             clients.check_ending_apps(&mut telemetry, now);
         }
         let status = child.wait().expect("it is ours");
@@ -319,6 +339,7 @@ mod tests {
         let left = vec![(unleased(1), interrupted()), (unleased(2), None)];
         clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
         child.wait().expect("it is ours");
+        clients.note_end_of_child(now);
         clients.check_ending_apps(&mut telemetry, now);
         assert_eq!(
             clients.unleased.len(),
@@ -326,6 +347,9 @@ mod tests {
             "its app has ended, another has not"
         );
         populate(0);
+        clients.check_ending_apps(&mut telemetry, now);
+        assert_eq!(clients.unleased.len(), 1, "the next check is not due");
+        let now = now + MAX_WAIT;
         clients.check_ending_apps(&mut telemetry, now);
         assert_eq!((clients.unleased.len(), clients.ending_apps.len()), (2, 0));
         assert!(!clients.unleased[1].flags.timed_out, "it may run again");
