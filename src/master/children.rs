@@ -6,6 +6,7 @@ mod zygotes;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, StartMode};
+use crate::master::handover::waiting::Leasing;
 use crate::master::workers::actions::Outfit;
 use crate::master::workers::messages::Attended;
 use crate::master::workers::zygote::{Birth, Newborn};
@@ -235,6 +236,9 @@ impl Master {
         let is_out_of_memory =
             self.workers
                 .settle_death(dead, exit, clients, telemetry, &self.poller, now);
+        // Before anything else: only this process has the clients, and the counters of the worker.
+        self.keep_waiting(Leasing::Ahead, now);
+        self.write_changed_state();
         if is_out_of_memory {
             self.listeners.pause_for_memory(now);
         }

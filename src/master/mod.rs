@@ -51,6 +51,7 @@ use crate::master::control::ControlServer;
 use crate::master::control::pending::{PendingKind, PendingReply};
 use crate::master::control::request::ControlReply;
 use crate::master::handover::HandoverState;
+use crate::master::handover::waiting::Leasing;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::outage::{Outage, Served};
@@ -176,14 +177,14 @@ impl Master {
             self.clients.check_handshakes(&mut self.telemetry, now);
             self.clients.check_ending_apps(&mut self.telemetry, now);
             // Starting a worker takes a while.
-            self.keep_waiting(now);
+            self.keep_waiting(Leasing::Ahead, now);
             self.reconcile(now)?;
             self.keep_zygotes();
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
             self.serve_listeners(&readable, &ended, now);
-            self.keep_waiting(now);
+            self.keep_waiting(Leasing::Done, now);
             self.pack_given_up();
             self.report_to_manager(now);
             self.complete_requests(now);

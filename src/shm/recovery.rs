@@ -34,7 +34,21 @@ impl ClientBytes {
     /// Returns whether some bytes are still in the file of a dead worker: they can be moved once.
     #[must_use]
     pub fn are_left(&self) -> bool {
-        self.unread.is_left() || self.unsent.is_left()
+        self.left_len() > 0
+    }
+
+    /// Returns the number of bytes that are still in the file of a dead worker.
+    #[must_use]
+    pub fn left_len(&self) -> usize {
+        let stretches = [&self.unread, &self.unsent].into_iter();
+        let left = stretches.filter(|stretch| stretch.is_left());
+        left.map(Stretch::len).sum()
+    }
+
+    /// Has bytes in the file of a dead worker stay there until they are dropped.
+    pub fn keep(&mut self) {
+        self.unread.keep();
+        self.unsent.keep();
     }
 }
 

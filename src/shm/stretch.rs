@@ -29,6 +29,8 @@ struct LeftBytes {
     file: Arc<File>,
     begin: u64,
     end: u64,
+    /// The bytes stay there when they are copied.
+    is_kept: bool,
 }
 
 impl Stretch {
@@ -39,7 +41,15 @@ impl Stretch {
             file: Arc::clone(file),
             begin,
             end: begin + length,
+            is_kept: false,
         }))
+    }
+
+    /// Has bytes that a dead worker left stay in its file until they are dropped.
+    pub(super) fn keep(&mut self) {
+        if let StretchBytes::Left(left) = &mut self.0 {
+            left.is_kept = true;
+        }
     }
 
     /// Returns the number of bytes.
@@ -80,7 +90,7 @@ impl Stretch {
     }
 
     /// Copies the bytes to a file, from offset `to` on. May be called once, as it frees the memory of bytes that a dead
-    /// worker left.
+    /// worker left, unless they are kept.
     ///
     /// # Errors
     /// Those of pread(2) and pwrite(2).
@@ -100,7 +110,9 @@ impl Stretch {
             let part = &mut buffer[..(end - at) as usize];
             left.file.read_exact_at(part, at)?;
             file.write_all_at(part, to + (at - left.begin))?;
-            free_pages(&left.file, at, end);
+            if !left.is_kept {
+                free_pages(&left.file, at, end);
+            }
             at = end;
         }
         Ok(())

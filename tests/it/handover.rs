@@ -1,6 +1,7 @@
 //! A restart when what it finds is not what was left: a store that lost something, a state file that cannot be read, fewer
 //! descriptors, fewer slots.
 
+mod killed_master;
 mod saved_state;
 mod version_0_1_0;
 

@@ -200,6 +200,18 @@ impl Clients {
         count
     }
 
+    /// Queues clients whose leases could not be sent. They did not reach a worker, so this is no move.
+    pub(crate) fn put_back(&mut self, withdrawn: Vec<Recovered>, telemetry: &mut Telemetry) {
+        for recovered in withdrawn {
+            match recovered {
+                Ok(unleased) => self.unleased.push_back(unleased),
+                Err((error, client)) => {
+                    self.lose(Loss::from_error(&error), &error, client, telemetry);
+                }
+            }
+        }
+    }
+
     /// Recovers the clients of a dead worker. `written` is what its thread has written; `is_timed_out` is whether it was
     /// killed for its request.
     pub(crate) fn recover_left(

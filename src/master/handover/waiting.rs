@@ -7,7 +7,8 @@
 //! none waits any more         the queues are emptied
 //! ```
 //!
-//! While a worker is ready, clients usually wait for less than [`MOMENT`], and nothing is packed.
+//! Only the master has the clients of a dead worker, so they are packed at once. Clients that a live worker gave back are
+//! usually leased in the same iteration of the loop; those that are not are packed at its end.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -27,9 +28,6 @@ use crate::proto::text::Counted;
 use crate::shm::{Layout, MasterShm};
 use crate::sys::clock;
 
-/// How long clients wait before they are packed, while a worker is ready.
-const MOMENT: Duration = Duration::from_millis(10);
-
 /// The wait after an attempt for which the queues had no space.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -48,6 +46,14 @@ pub(crate) fn is_for_waiting(worker: WorkerId) -> bool {
     worker.0 > u64::MAX / 2
 }
 
+/// Whether this iteration of the loop has leased what it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leasing {
+    /// Most clients will have a worker soon.
+    Ahead,
+    Done,
+}
+
 /// The waiting clients in the handoff queues.
 #[derive(Debug, Default)]
 pub(crate) struct PackedWaiting {
@@ -55,7 +61,7 @@ pub(crate) struct PackedWaiting {
     places: Rc<Cell<usize>>,
     /// All records that were sent since the queues were empty.
     sent: usize,
-    /// When the clients that are in no queue must be packed.
+    /// When the queues are tried again.
     due: Option<Instant>,
     /// The queues had no space.
     is_full: bool,
@@ -234,7 +240,7 @@ fn can_be_packed(unleased: &Unleased) -> bool {
 impl Master {
     /// Packs the clients that were taken over, and removes the datagrams in which they were.
     pub(crate) fn pack_again(&mut self, datagrams: &[usize], now: Instant) {
-        self.keep_waiting(now);
+        self.keep_waiting(Leasing::Done, now);
         let Some(store) = &mut self.handover.store else {
             return;
         };
@@ -244,19 +250,20 @@ impl Master {
         // The removed datagrams may have filled the queues.
         store.waiting.due = None;
         store.waiting.is_full = false;
-        self.keep_waiting(now);
+        self.keep_waiting(Leasing::Done, now);
     }
 
-    /// Packs the clients that wait for a worker, after [`MOMENT`] or, if the wait is long, at once. Empties the queues
-    /// when no client waits.
-    pub(crate) fn keep_waiting(&mut self, now: Instant) {
+    /// Packs the clients that wait for a worker: before leases are made, only if the wait is long or only the master has
+    /// them. Empties the queues when no client waits.
+    pub(crate) fn keep_waiting(&mut self, leasing: Leasing, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;
         };
         let (waiting, queues) = (&mut store.waiting, &mut store.queues);
         // During a restart, clients of workers are in the queues as well.
         let may_empty = !self.lifecycle.is_restarting();
-        if may_empty && self.clients.without_worker().next().is_none() {
+        let is_kept = waiting.places.get() > 0;
+        if may_empty && !is_kept && self.clients.without_worker().next().is_none() {
             return waiting.empty(queues, now);
         }
         let descriptors = self.descriptors;
@@ -276,11 +283,14 @@ impl Master {
             waiting.due = None;
             return;
         }
-        // A wait for a worker that becomes ready, or for the end of an app, is long.
-        let is_long = self.workers.ready().next().is_none() || self.clients.awaits_app();
-        let moment = if waiting.is_full { RETRY } else { MOMENT };
-        let due = *waiting.due.get_or_insert(now + moment);
-        if due > now && (waiting.is_full || !is_long) {
+        // A wait for a worker that becomes ready, or for the end of an app, is long. Packing clients of a dead worker copies
+        // nothing.
+        let is_urgent = |unleased: &Unleased| unleased.place.is_some() && can_be_packed(unleased);
+        let must_pack = leasing == Leasing::Done
+            || self.workers.ready().next().is_none()
+            || self.clients.awaits_app()
+            || self.clients.without_worker().any(is_urgent);
+        if !must_pack || (waiting.is_full && waiting.due.is_some_and(|due| due > now)) {
             return;
         }
         waiting.due = None;

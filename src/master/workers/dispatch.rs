@@ -84,6 +84,9 @@ impl Workers {
             .get_mut(&candidate.worker)
             .expect("only existing workers have capacity");
         let leased = worker.leases.give(unleased, &worker.shm);
+        if worker.leases.must_be_sent() {
+            clients.put_back(worker.send_leases(), telemetry);
+        }
         // The share of time is kept: reading it needs the clock, and it does not change that fast.
         *candidate = Candidate {
             busy: candidate.busy,
@@ -101,23 +104,9 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) {
-        let mut withdrawn = Vec::new();
         for worker in self.all.values_mut() {
-            match worker.flush() {
-                Ok(unsent) => withdrawn.extend(unsent),
-                // The worker did not get these leases, whatever the cause. Its end will be reported like every other.
-                Err(e) => worker.kill_for_error(&format_args!("cannot send leases: {e}")),
-            }
+            clients.put_back(worker.send_leases(), telemetry);
             worker.watch_channel(poller);
-        }
-        // These clients did not reach a worker, so this is no move.
-        for recovered in withdrawn {
-            match recovered {
-                Ok(unleased) => clients.unleased.push_back(unleased),
-                Err((error, client)) => {
-                    clients.lose(Loss::from_error(&error), &error, client, telemetry);
-                }
-            }
         }
     }
 

@@ -171,18 +171,23 @@ impl Worker {
 
     /// Sends the waiting leases in as few messages as possible. Returns the clients that were withdrawn because the
     /// channel is full.
-    pub(crate) fn flush(&mut self) -> io::Result<Vec<Recovered>> {
-        let result = self.send_leases();
-        self.leases.close_left_places();
-        result
+    pub(super) fn send_leases(&mut self) -> Vec<Recovered> {
+        self.try_send_leases().unwrap_or_else(|e| {
+            // The worker did not get these leases, whatever the cause. Its end will be reported like every other.
+            self.kill_for_error(&format_args!("cannot send leases: {e}"));
+            Vec::new()
+        })
     }
 
-    fn send_leases(&mut self) -> io::Result<Vec<Recovered>> {
+    fn try_send_leases(&mut self) -> io::Result<Vec<Recovered>> {
         while let Some(batch) = self.leases.next_batch() {
             let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
                 self.leases.records(&batch).unzip();
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
-                Sent::Queued => self.link.accept(),
+                Sent::Queued => {
+                    self.leases.close_left_places(&batch);
+                    self.link.accept();
+                }
                 refused @ (Sent::Full | Sent::Shortage) => {
                     let back = self.leases.withdraw(batch, &self.shm);
                     // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up does. If

@@ -33,8 +33,12 @@ struct Havoc<'a> {
     done: BTreeMap<String, u64>,
     /// Processes that were killed.
     killed: u64,
+    /// Processes killed after the last master that was. Some may not have ended yet.
+    victims: Vec<u32>,
     /// The most requests that were away at one worker.
     most_away: u64,
+    /// The most clients without a worker when a master was killed.
+    most_waiting: u64,
     /// Clients of the control socket that wait for a reply.
     waiting: Vec<Client>,
     held: Vec<u64>,
@@ -79,6 +83,7 @@ impl Havoc<'_> {
 
     fn kill(&mut self, pids: &[u32]) {
         self.killed += pids.len() as u64;
+        self.victims.extend(pids);
         pids.iter().copied().for_each(kill_9);
     }
 
@@ -172,19 +177,31 @@ impl Havoc<'_> {
         let how = self.random.pick(&How::ALL);
         let _door = self.shoppers.close_door();
         if how == How::Kill {
-            // A client without a worker is lost with its master.
-            daemon.wait_until("each client has a worker", |status| {
-                // The master may not have noticed yet that a process is dead which was just killed.
-                let pids = status.workers.iter().flat_map(|worker| {
+            daemon.wait_until("the store is confirmed", |status| {
+                status.restart_keeps_clients
+            });
+            match self.random.below(4) {
+                0 => self.kill_one(&daemon, "worker"),
+                1 => self.kill_one(&daemon, "worker and app"),
+                2 => self.kill_all(&daemon, "all"),
+                _ => {}
+            }
+            // Only the master has the clients of a dead worker until it has packed them. It need not have leased them, and
+            // their apps need not have ended.
+            let victims = std::mem::take(&mut self.victims);
+            daemon.wait_until("each death is known", |status| {
+                let mut pids = status.workers.iter().flat_map(|worker| {
                     let app = worker.app.as_ref().map(|app| app.pid);
                     [worker.pid, app].into_iter().flatten()
                 });
-                if !status.leaving.is_empty() || pids.into_iter().any(kernel::is_over) {
-                    return false;
-                }
-                let workers = status.workers.iter().map(|worker| worker.clients);
-                status.restart_keeps_clients && workers.sum::<u64>() == status.clients
+                let is_dead = |pid| victims.contains(&pid) || kernel::is_over(pid);
+                status.leaving.is_empty() && !pids.any(is_dead)
             });
+            let status = daemon.status();
+            let workers = status.workers.iter().map(|worker| worker.clients);
+            self.most_waiting = self
+                .most_waiting
+                .max(status.clients.saturating_sub(workers.sum()));
             self.killed += 1;
         }
         self.note(&format!("{how:?} the master"));
@@ -228,7 +245,9 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
         shoppers: &shoppers,
         done: BTreeMap::new(),
         killed: 0,
+        victims: Vec::new(),
         most_away: 0,
+        most_waiting: 0,
         waiting: Vec::new(),
         held: Vec::new(),
     };
@@ -240,6 +259,7 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
     havoc.settle(&daemon);
     let _ = daemon.ctl_with("scale", json!({"count": 2}));
     let (done, killed, most_away) = (havoc.done, havoc.killed, havoc.most_away);
+    let most_waiting = havoc.most_waiting;
     let connections = shoppers.connections();
     let (replies, errors) = shoppers.finish(&journal(&daemon));
     let status = daemon.wait_until("all clients have left", |status| {
@@ -247,7 +267,8 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
     });
     println!(
         "{done:?}\n{killed} processes killed; {replies} requests on {connections} connections, {errors} crashed or \
-         abandoned; {} run again, {} deaths, {} moves, {most_away} away at once",
+         abandoned; {} run again, {} deaths, {} moves, {most_away} away at once, \
+         {most_waiting} without a worker at the kill of a master",
         status.reruns_total, status.deaths_total, status.moved_total
     );
     daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
