@@ -19,10 +19,10 @@ pub struct ControlConfig {
     /// The permissions; `None`, the default, is that of [`ControlConfig::mode`].
     #[serde(with = "Given::<Mode>")]
     pub mode: Option<Mode>,
-    /// The group that may change things, besides root and the daemon's user; `None` by default.
+    /// The group that may change the daemon, besides root and the daemon's user; `None` by default.
     #[serde(with = "Given::<Group>")]
     pub admin_group: Option<Group>,
-    /// The group that may inspect, besides those that may change things. With `None`, the default, every process that
+    /// The group that may inspect, besides those that may change it. With `None`, the default, every process that
     /// can connect may inspect if there is no `admin_group` either.
     #[serde(with = "Given::<Group>")]
     pub read_group: Option<Group>,

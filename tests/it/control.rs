@@ -264,10 +264,10 @@ fn only_root_and_the_daemons_user_may_stop_it() {
     assert_eq!((said.code, said.out.as_str()), (Some(77), ""));
     assert_eq!(
         said.err,
-        "fdpassctl: forbidden: changing things needs root\n"
+        "fdpassctl: forbidden: only root may change this daemon\n"
     );
     daemon.wait_for_log("stop by uid 65534 (pid ");
-    daemon.wait_for_log("): refused: changing things needs root\n");
+    daemon.wait_for_log("): refused: only root may change this daemon\n");
     assert!(!daemon.status().stopping);
     for verb in ["status", "version"] {
         assert_eq!(

@@ -259,9 +259,7 @@ fn refused_requests_of_a_reader_are_reported_by_a_limit() {
     let said = Program::start(command.args(["-c", &script])).finish();
     let most = 16 + begin.elapsed().as_secs() + 2;
     assert_eq!(
-        said.err
-            .matches("forbidden: changing things needs root")
-            .count(),
+        said.err.matches("forbidden: only root may change").count(),
         42,
         "{}",
         said.err
@@ -286,7 +284,10 @@ fn refused_requests_of_a_reader_are_reported_by_a_limit() {
         "{events}"
     );
     assert_eq!(
-        daemon.stderr().matches("refused: changing things").count() as u64,
+        daemon
+            .stderr()
+            .matches("refused: only root may change")
+            .count() as u64,
         reported
     );
 }

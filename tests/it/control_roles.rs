@@ -116,7 +116,7 @@ fn each_role_may_do_what_the_table_lists() {
         STRANGER,
     ];
     for (control, may) in [
-        // Users that may change things, users that may read, and users that may neither.
+        // Users that may change the daemon, users that may read, and users that may neither.
         ("", "AA---R-"),
         ("mode = \"0666\"", "AARRRRR"),
         ("admin-group = \"61201\"", "AAAA---"),
@@ -153,8 +153,9 @@ fn a_refusal_names_the_required_role() {
     let Some(daemon) = Daemon::start(BOTH) else {
         return;
     };
-    let changing = "changing things needs root, uid 61200 or the group 61201";
-    let looking = "looking needs root, uid 61200, the group 61201 or the group 61202";
+    let changing = "only root, uid 61200 or the group 61201 may change this daemon";
+    let looking =
+        "only root, uid 61200, the group 61201 or the group 61202 may inspect this daemon";
     for (who, verb, sentence) in [
         (READER, "stop", changing),
         (STRANGER, "stop", looking),
@@ -169,7 +170,7 @@ fn a_refusal_names_the_required_role() {
     }
     daemon.wait_for_log(&[
         "uid 61304 (pid ",
-        ") rejected at the control socket: looking needs root",
+        ") rejected at the control socket: only root",
     ]);
 
     // fdpassctl explains a refusal of the kernel.
@@ -232,7 +233,7 @@ fn changes_and_refusals_are_logged_with_the_requester() {
             "{verb:?}"
         );
         let by = format!(
-            " {} by uid {} (pid {}): refused: changing things",
+            " {} by uid {} (pid {}): refused: only root",
             verb.as_str(),
             READER.0,
             reader.pid()
@@ -313,7 +314,7 @@ fn a_reload_changes_the_role_of_an_open_connection() {
     daemon.reload("admin-group = \"61203\"");
     let reply = hand.ask(look).expect("it is told");
     assert!(
-        reply.contains("looking needs root, uid 61200 or the group 61203"),
+        reply.contains("only root, uid 61200 or the group 61203 may inspect this daemon"),
         "{reply}"
     );
     assert_eq!(hand.ask(look), None, "and the connection is closed");
@@ -348,7 +349,7 @@ fn a_wait_for_events_ends_when_its_role_is_lost() {
         );
         after = events.last;
     };
-    assert!(refusal.contains("looking needs root"), "{refusal}");
+    assert!(refusal.contains("only root"), "{refusal}");
     assert_eq!(reload.finish().code, Some(0));
 }
 

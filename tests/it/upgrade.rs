@@ -263,7 +263,7 @@ fn an_unfit_program_is_refused_with_the_reason() {
             "is not a regular file",
         ),
         (PathBuf::from("/dev/null"), "is not a regular file"),
-        (PathBuf::from("/bin/true"), "without a result"),
+        (PathBuf::from("/bin/true"), "and gave no result"),
         (PathBuf::from("/bin/false"), "exited with status 1"),
     ] {
         assert_refused(upgrade(&daemon, Some(&program)), "refused", words);

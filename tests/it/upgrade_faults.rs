@@ -46,7 +46,7 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
         assert_refused(
             upgrade(&daemon, Some(&faulty)),
             "refused",
-            &format!("it cannot be run: {words}"),
+            &format!("it cannot be executed: {words}"),
         );
         assert!(
             traced.text().contains("(INJECTED)"),

@@ -1,6 +1,6 @@
 //! Access to the control socket: each request is decided by the role of its peer at that time.
 //!
-//! | named in `[control]` | may change things | may also look | can connect, unless `mode` is set |
+//! | named in `[control]` | may change the daemon | may only inspect it | can connect, unless `mode` is set |
 //! |---|---|---|---|
 //! | neither group | root, the daemon's user | all that can connect | its user and group (0660) |
 //! | `admin-group` | these two and its members | no others | all users (0666) |
@@ -22,9 +22,9 @@ use crate::sys::user::{Group, Unmapped, User};
 pub(crate) enum Role {
     /// The peer has no permission.
     Forbidden,
-    /// The peer may look.
+    /// The peer may inspect the daemon.
     Reader,
-    /// The peer may change things.
+    /// The peer may change the daemon.
     Admin,
 }
 
@@ -135,14 +135,13 @@ impl Roles {
         if self.of(peer) >= role {
             return Ok(());
         }
-        let what = if role == Role::Admin {
-            "changing things"
-        } else {
-            "looking"
+        let action = match role {
+            Role::Admin => "change",
+            Role::Reader | Role::Forbidden => "inspect",
         };
         Err(Refusal::new(
             RefusalCode::Forbidden,
-            format!("{what} needs {}", self.names_with(role)),
+            format!("only {} may {action} this daemon", self.names_with(role)),
         ))
     }
 
@@ -161,7 +160,7 @@ impl Roles {
         };
         Err(Refusal::new(
             RefusalCode::Forbidden,
-            format!("choosing the program needs root{owner}"),
+            format!("only root{owner} may choose the program"),
         ))
     }
 
@@ -279,13 +278,13 @@ mod tests {
             changing,
             Refusal::new(
                 RefusalCode::Forbidden,
-                "changing things needs root, fdpassd or the group ops"
+                "only root, fdpassd or the group ops may change this daemon"
             )
         );
         let looking = refusal(&both, Role::Reader).message;
         assert_eq!(
             looking,
-            "looking needs root, fdpassd, the group ops or the group monitoring"
+            "only root, fdpassd, the group ops or the group monitoring may inspect this daemon"
         );
 
         let said = |user: User, admins: bool, readers: bool, role| {
@@ -297,8 +296,8 @@ mod tests {
                 role,
             )
             .message
-            .split_once(" needs ")
-            .map(|(_, who)| who.to_owned())
+            .strip_prefix("only ")
+            .and_then(|rest| Some(rest.split_once(" may ")?.0.to_owned()))
         };
         let root = || User {
             name: "root".to_owned(),
@@ -326,7 +325,7 @@ mod tests {
         };
         assert_eq!(
             refusal(&one, Role::Reader).message,
-            "looking needs root, fdpassd or the group ops"
+            "only root, fdpassd or the group ops may inspect this daemon"
         );
     }
 
@@ -350,7 +349,7 @@ mod tests {
         let stranger = peer(DAEMON, &[]);
         assert_eq!(
             roles.check_owner(&stranger).expect_err("anybody").message,
-            "choosing the program needs root"
+            "only root may choose the program"
         );
     }
 

@@ -21,7 +21,7 @@ use crate::proto::control::{REQUEST_TIMEOUT, Refusal, RefusalCode};
 use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 
-/// Number of control connections that are reserved for clients that may change things.
+/// Number of control connections that are reserved for clients that may change the daemon.
 pub(crate) const RESERVED_FOR_ADMINS: usize = 8;
 
 /// Most control clients of one user that may only look.

@@ -142,7 +142,7 @@ impl Master {
                 (upgrade.until, upgrade.is_same) = (now + UPGRADE_TIMEOUT, verdict == FIT_AND_SAME);
             }
             Some(verdict) if !is_fit(&verdict) => self.abandon_upgrade(&verdict),
-            _ => self.abandon_upgrade(&format!("its check {exit} without a result")),
+            _ => self.abandon_upgrade(&format!("its check {exit} and gave no result")),
         }
     }
 
@@ -165,7 +165,7 @@ impl Master {
         match self.snapshot(now) {
             Some(snapshot) => self.execute_upgrade(snapshot, now),
             None if is_late => {
-                self.abandon_upgrade("workers are being replaced, or clients have none")
+                self.abandon_upgrade("workers are being replaced, or clients have no worker")
             }
             None => {}
         }
@@ -199,7 +199,7 @@ impl Master {
         if let (Some(start), Some(address)) = (exporter, &self.settings.config.metrics.listen) {
             self.exporter = exporter::open_again(address, start, &self.poller, now);
         }
-        self.abandon_upgrade(&format!("it cannot be run: {why}"));
+        self.abandon_upgrade(&format!("it cannot be executed: {why}"));
     }
 
     fn abandon_upgrade(&mut self, why: &str) {

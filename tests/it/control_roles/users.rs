@@ -106,7 +106,7 @@ fn an_unmapped_user_may_change_nothing() {
     let daemon = daemon.expect("it serves");
     daemon.wait_for_log("is also that of all users from outside of its user namespace");
     let said = ctl(&daemon, &["undrain"]);
-    let sentence = "fdpassctl: forbidden: changing things needs root\n";
+    let sentence = "fdpassctl: forbidden: only root may change this daemon\n";
     assert_eq!((said.code, said.err.as_str()), (Some(77), sentence));
     assert_eq!(ctl(&daemon, &["status"]).code, Some(0));
 }
