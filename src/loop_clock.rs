@@ -89,7 +89,7 @@ impl LoopClock {
                 self.add(now, gap);
             }
         }
-        (self.asked, self.timeout) = (now, timeout.map(ns));
+        (self.asked, self.timeout) = (now, timeout.map(clock::nanoseconds));
     }
 
     /// Notes that the wait is over; `is_interrupted` means an interruption by no signal that was caught. Returns
@@ -146,10 +146,6 @@ impl LoopClock {
             next.length += oldest.length;
         }
     }
-}
-
-fn ns(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -181,6 +181,15 @@ pub struct Settings {
     pub log: Log,
 }
 
+impl Settings {
+    /// Returns how many requests a worker that has answered `served` ones may still answer, if there is a limit.
+    #[must_use]
+    pub fn requests_left(&self, served: u64) -> Option<u64> {
+        let most = self.max_requests?;
+        Some(most.saturating_sub(served))
+    }
+}
+
 /// Finish what has arrived, close every client, exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {

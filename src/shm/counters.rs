@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::header::{self, BUCKETS, COUNTED_METHODS, Header, upper};
 use super::{MasterShm, Slot};
 use crate::proto::channel::MethodName;
+use crate::sys::clock;
 
 /// Bits of a note: `replied`, the number of the counter, and the last bits of both counts, enough to distinguish one
 /// count from the next.
@@ -228,7 +229,7 @@ impl Counters {
     /// Closes the counters of a worker that is gone. Its replies that were committed and not sent took, as far as can
     /// be known, as long as the turn that made them had lasted.
     pub fn close(&mut self, turn: Duration) {
-        let ns = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
+        let ns = clock::nanoseconds(turn);
         let unsent = self
             .requests()
             .saturating_sub(sum(self.durations.iter().copied()));

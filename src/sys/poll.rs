@@ -106,15 +106,6 @@ impl Poller {
         Ok(self.epoll.modify(fd, &mut event)?)
     }
 
-    /// Watches a descriptor for its hang-up only, which cannot be switched off.
-    ///
-    /// # Errors
-    /// Those of epoll_ctl(2).
-    pub fn disarm(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        let mut event = EpollEvent::new(EpollFlags::empty(), token);
-        Ok(self.epoll.modify(fd, &mut event)?)
-    }
-
     /// Stops watching a descriptor.
     ///
     /// # Errors

@@ -14,12 +14,12 @@ pub(super) use executor::{Executor, ExecutorKind};
 pub(super) use pulse::Pulse;
 pub(super) use requests::{AwayRequest, Requests, Waiting};
 
+use super::WorkerLoop;
 use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{AwayAnswer, Purpose};
-use super::{WorkerLoop, deadlines};
 use crate::proto::app::CancelReason;
 use crate::proto::channel::{AppEnd, AppGone, SpentReason};
 use crate::proto::text::shortened;
@@ -90,7 +90,7 @@ impl WorkerLoop<'_> {
 
     /// Returns the next client whose request may be handed over.
     fn next_waiting(&mut self) -> Option<u32> {
-        let left = self.requests_left();
+        let left = self.settings.requests_left(self.served);
         let executor = self.executor.as_mut()?;
         if !executor.takes_requests() {
             return None;
@@ -110,11 +110,6 @@ impl WorkerLoop<'_> {
         }
     }
 
-    fn requests_left(&self) -> Option<u64> {
-        let most = self.settings.max_requests?;
-        Some(most.saturating_sub(self.served))
-    }
-
     /// Writes what is queued for the executor, and updates its signs of life. Called once an iteration of the loop.
     pub(super) fn flush_executor(&mut self, service: &mut dyn Service) -> io::Result<()> {
         let Some(executor) = &mut self.executor else {
@@ -126,7 +121,7 @@ impl WorkerLoop<'_> {
             executor.flush(&self.poller, self.time.now)?;
             death::pass(Point::AfterAppWrite);
         }
-        let stall = nanoseconds(self.settings.stall_timeout);
+        let stall = clock::nanoseconds(self.settings.stall_timeout);
         let Executor {
             pulse, requests, ..
         } = &mut **executor;
@@ -185,8 +180,8 @@ impl WorkerLoop<'_> {
 
     /// Returns when [`WorkerLoop::check_executor`] is due: ns of CLOCK_MONOTONIC.
     pub(super) fn executor_deadline(&mut self) -> Option<u64> {
-        let stall = nanoseconds(self.settings.stall_timeout);
-        let timeout = self.settings.request_timeout.map(nanoseconds);
+        let stall = clock::nanoseconds(self.settings.stall_timeout);
+        let timeout = self.settings.request_timeout.map(clock::nanoseconds);
         let executor = self.executor.as_mut()?;
         let waits = [executor.retry_at(), executor.memory_check_at()];
         let retry = waits.into_iter().flatten().min();
@@ -216,8 +211,8 @@ impl WorkerLoop<'_> {
     /// Checks the timeouts of the requests that are away, at `by`: ns of CLOCK_MONOTONIC. Everything that the executor
     /// had sent by then must have been processed.
     pub(super) fn check_executor(&mut self, by: u64, service: &mut dyn Service) {
-        let stall = nanoseconds(self.settings.stall_timeout);
-        let timeout = self.settings.request_timeout.map(nanoseconds);
+        let stall = clock::nanoseconds(self.settings.stall_timeout);
+        let timeout = self.settings.request_timeout.map(clock::nanoseconds);
         let Some(executor) = self.executor.as_mut() else {
             return;
         };
@@ -351,10 +346,6 @@ fn is_waiting(connections: &Table<Connection>, next: Waiting) -> bool {
 /// An answer has the id of no request that is away.
 #[derive(Debug)]
 pub(super) struct NotAway;
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(deadlines::NEVER)
-}
 
 /// The interval at which a wait for answers checks whether the app still runs.
 const WAIT_STEP: Duration = Duration::from_millis(20);

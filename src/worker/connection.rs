@@ -11,10 +11,10 @@ use crate::proto::frame::OrderRule;
 use crate::proto::lease::Lease;
 use crate::proto::names::{ClientId, Peer};
 use crate::shm::{LeaseState, Slot};
-use crate::sys::byte_counts;
 use crate::sys::passed::Passed;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Moved};
+use crate::sys::{byte_counts, clock};
 
 /// How many bytes a client may send after its last reply before it is closed: a reset could destroy that reply before
 /// it is read.
@@ -197,8 +197,7 @@ impl Connection {
 
     /// Lets the client wait for memory, longer each time: `now` is in ns of CLOCK_MONOTONIC.
     pub(super) fn begin_shortage(&mut self, now: u64) {
-        self.shortage
-            .begin(|wait| now.saturating_add(wait.as_nanos() as u64));
+        self.shortage.begin(|wait| clock::after(now, wait));
     }
 
     /// Returns the deadline of the wait: ns of CLOCK_MONOTONIC. Time in which this process could not run does not
@@ -214,9 +213,7 @@ impl Connection {
             WaitingFor::End => (slot.since(), Some(LINGER_TIMEOUT)),
             WaitingFor::Turn | WaitingFor::Permit | WaitingFor::Answer => (0, None),
         };
-        let ns = limit.map_or(NEVER, |limit| {
-            u64::try_from(limit.as_nanos()).unwrap_or(NEVER)
-        });
+        let ns = limit.map_or(NEVER, clock::nanoseconds);
         begin
             .saturating_add(ns)
             .saturating_add(clock.gaps_since(begin))

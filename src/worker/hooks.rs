@@ -118,8 +118,7 @@ impl HealthSchedule {
     }
 
     fn schedule(&mut self, now: u64) {
-        let ns = self.interval.map_or(0, |interval| interval.as_nanos());
-        self.next = now.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX));
+        self.next = clock::after(now, self.interval.unwrap_or_default());
     }
 }
 

@@ -8,6 +8,7 @@ use super::CHANNEL;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::loop_clock::Shortage;
 use crate::proto::channel::{AppGone, Health, MAX_SLOTS, Spent, SpentReason, ToMaster, ToWorker};
+use crate::sys::clock;
 use crate::sys::poll::{self, Interest, Poller};
 
 /// The time between two attempts to send the end of an app, and the most attempts.
@@ -76,7 +77,7 @@ impl<'c> MasterLink<'c> {
     ) -> io::Result<Incoming<ToWorker>> {
         let incoming = self.channel.receive(scratch)?;
         if matches!(incoming, Incoming::Shortage) {
-            self.receiving.begin(|wait| after(now, wait));
+            self.receiving.begin(|wait| clock::after(now, wait));
             poller.modify(&*self.channel, CHANNEL, Interest::Paused)?;
         } else {
             self.receiving.end();
@@ -176,7 +177,7 @@ impl<'c> MasterLink<'c> {
             self.has_capacity = sent.is_refused();
         }
         match sent {
-            Sent::Shortage => self.sending.begin(|wait| after(now, wait)),
+            Sent::Shortage => self.sending.begin(|wait| clock::after(now, wait)),
             _ => self.sending.end(),
         }
         let is_full = sent == Sent::Full;
@@ -201,8 +202,4 @@ fn send_slots(
         slots.drain(..count);
     }
     Ok(sent)
-}
-
-fn after(now: u64, wait: Duration) -> u64 {
-    now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -101,16 +101,9 @@ impl Tools<'_> {
         epoch + Duration::from_nanos(ns.saturating_sub(epoch_ns))
     }
 
-    /// Returns how many requests this process may still answer, if there is a limit.
-    fn requests_left(&self) -> Option<u64> {
-        let most = self.settings.max_requests?;
-        Some(most.saturating_sub(self.served))
-    }
-
     /// Returns whether this process has reached its limit of requests.
     pub(super) fn has_reached_limit(&self) -> bool {
-        let most = self.settings.max_requests;
-        most.is_some_and(|most| self.served >= most)
+        self.settings.requests_left(self.served) == Some(0)
     }
 }
 

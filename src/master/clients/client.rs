@@ -94,10 +94,7 @@ impl Unleased {
     /// Excuses the time in which no worker served the client: its timed period begins that much later.
     pub(crate) fn excuse(&mut self, gap: Duration) {
         let now = clock::monotonic();
-        let later = |time: u64| {
-            time.saturating_add(u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX))
-                .min(now)
-        };
+        let later = |time: u64| clock::after(time, gap).min(now);
         self.times = (later(self.times.0), later(self.times.1));
     }
 }

@@ -1,6 +1,6 @@
 //! Changes by the operator at run time: the number of workers, single workers, and whether clients are accepted.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::logging;
 use crate::master::Master;
@@ -93,9 +93,10 @@ impl Master {
             return Err(self.no_ready_worker(id));
         }
         let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-        let moved =
-            self.workers
-                .revoke_and_notify(id, Reason::Hold, clients, telemetry, &self.poller);
+        let why = (Reason::Hold, Duration::ZERO);
+        let moved = self
+            .workers
+            .revoke_and_notify(id, why, clients, telemetry, &self.poller);
         let about = About {
             worker: Some(id),
             clients: Some(moved as u64),

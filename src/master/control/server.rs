@@ -338,10 +338,8 @@ impl ControlClients {
             return;
         }
         let token = Token::ControlClient(number).into();
-        let _ = match client.interest() {
-            Some(interest) => poller.modify(&client.socket, token, interest),
-            None => poller.disarm(&client.socket, token),
-        };
+        let interest = client.interest().unwrap_or(Interest::HangUp);
+        let _ = poller.modify(&client.socket, token, interest);
     }
 
     /// Returns the clients that stay while this process becomes another program: those that asked for the upgrade, and

@@ -191,7 +191,7 @@ impl Workers {
         poller: &Poller,
     ) {
         telemetry.counts.retirements.add(why, 1);
-        let moved = self.revoke_all(id, Reason::Drain, clients, telemetry);
+        let moved = self.revoke_all(id, (Reason::Drain, Duration::ZERO), clients, telemetry);
         let Some(worker) = self.all.get(&id) else {
             return;
         };
@@ -208,19 +208,21 @@ impl Workers {
         self.send(id, ToWorker::Retire, poller);
     }
 
-    /// Revokes the leases of all clients of a worker that are in no turn. Returns their number; the worker must be
-    /// notified afterwards.
+    /// Revokes the leases of all clients of a worker that are in no turn. The time `excused` does not count against them.
+    /// Returns their number; the worker must be notified afterwards.
     pub(super) fn revoke_all(
         &mut self,
         id: WorkerId,
-        reason: Reason,
+        (reason, excused): (Reason, Duration),
         clients: &mut Clients,
         telemetry: &mut Telemetry,
     ) -> usize {
         let Some(worker) = self.all.get_mut(&id) else {
             return 0;
         };
-        let revoked = worker.leases.revoke_all(&worker.shm);
+        let mut revoked = worker.leases.revoke_all(&worker.shm);
+        let clients_of = revoked.iter_mut().flatten();
+        clients_of.for_each(|unleased| unleased.excuse(excused));
         clients.requeue(revoked, reason, telemetry)
     }
 
@@ -228,12 +230,12 @@ impl Workers {
     pub(crate) fn revoke_and_notify(
         &mut self,
         id: WorkerId,
-        reason: Reason,
+        why: (Reason, Duration),
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) -> usize {
-        let moved = self.revoke_all(id, reason, clients, telemetry);
+        let moved = self.revoke_all(id, why, clients, telemetry);
         if moved > 0 {
             self.send(id, ToWorker::LeasesRevoked, poller);
         }

@@ -1,6 +1,6 @@
 //! The messages of workers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::channel::Incoming;
 use crate::master::clients::Clients;
@@ -153,9 +153,13 @@ impl Workers {
                 let is_serving = self.ready().any(|worker| worker.id == id);
                 let has_others = self.ready().any(|worker| worker.unhealthy.is_none());
                 let moved = match is_serving && has_others {
-                    true => {
-                        self.revoke_and_notify(id, Reason::Unhealthy, clients, telemetry, poller)
-                    }
+                    true => self.revoke_and_notify(
+                        id,
+                        (Reason::Unhealthy, Duration::ZERO),
+                        clients,
+                        telemetry,
+                        poller,
+                    ),
                     false => 0,
                 };
                 let about = About {

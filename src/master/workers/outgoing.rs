@@ -65,7 +65,7 @@ impl Workers {
             return false;
         }
         for id in self.ids() {
-            self.revoke_all(id, Reason::Restart, clients, telemetry);
+            self.revoke_all(id, (Reason::Restart, Duration::ZERO), clients, telemetry);
             let Some(worker) = self
                 .all
                 .get_mut(&id)

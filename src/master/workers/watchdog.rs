@@ -22,7 +22,6 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::pool::{Member, MemberState, rebalance};
-use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
@@ -102,7 +101,8 @@ impl Workers {
                 let next = match self.check_worker(id, config, clock, telemetry, now) {
                     Finding::Held => {
                         // It may have been in a turn at the last attempt.
-                        self.revoke_and_notify(id, Reason::Hold, clients, telemetry, poller);
+                        let why = (Reason::Hold, Duration::ZERO);
+                        self.revoke_and_notify(id, why, clients, telemetry, poller);
                         // No message reports the end of a turn, or of an answer of the app.
                         let worker = self.all.get(&id);
                         worker
@@ -231,19 +231,13 @@ impl Workers {
                 (waited, what)
             }
         };
-        let mut revoked = worker.leases.revoke_all(&worker.shm);
-        revoked
-            .iter_mut()
-            .flatten()
-            .for_each(|unleased| unleased.excuse(silent));
-        let moved = clients.requeue(revoked, Reason::Stall, telemetry);
+        let about = worker.about();
+        let why = (Reason::Stall, silent);
+        let moved = self.revoke_and_notify(id, why, clients, telemetry, poller);
         let about = About {
             clients: Some(moved as u64),
-            ..worker.about()
+            ..about
         };
-        if moved > 0 {
-            self.send(id, ToWorker::LeasesRevoked, poller);
-        }
         let sentence = format_args!(
             "{what}; {} moved to other workers until it responds",
             Counted(moved, "client")

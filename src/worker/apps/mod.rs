@@ -32,6 +32,7 @@ use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::names::ClientId;
 use crate::proto::text::Escaped;
 use crate::sys::cgroup::{AppCgroup, AppCgroupGuard};
+use crate::sys::clock;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::process::{self, AppProcess, Exit};
 
@@ -128,7 +129,7 @@ impl App {
         }
         let end = self.wire.flush()?;
         match end {
-            WriteEnd::Shortage => self.wire.writing.begin(|wait| after(now, wait)),
+            WriteEnd::Shortage => self.wire.writing.begin(|wait| clock::after(now, wait)),
             _ => self.wire.writing.end(),
         }
         let wanted = match end {
@@ -152,7 +153,7 @@ impl App {
             // An event of the same iteration may have had memory although the one before had none.
             return self.watch_again(poller);
         }
-        self.wire.reading.begin(|wait| after(now, wait));
+        self.wire.reading.begin(|wait| clock::after(now, wait));
         self.watch_wire(poller, Interest::Paused)
     }
 
@@ -368,10 +369,6 @@ impl App {
         self.output = streams;
         self.with_last_line(String::new());
     }
-}
-
-fn after(now: u64, wait: Duration) -> u64 {
-    now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn app_gone(end: AppEnd, reason: String) -> AppGone {

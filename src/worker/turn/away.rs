@@ -67,7 +67,7 @@ impl Turn<'_, '_> {
             lease_number,
             is_alone: self.flags.crash_count > 0,
         };
-        let left = self.tools.requests_left();
+        let left = self.tools.settings.requests_left(self.tools.served);
         let deadline = self.tools.deadline();
         let Some(executor) = self.tools.executor.as_deref_mut() else {
             return WaitingFor::Turn;
