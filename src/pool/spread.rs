@@ -1,8 +1,8 @@
 //! Chooses the clients that move after a start. Pure functions of how many clients the workers have.
 //!
-//! While no worker is ready, clients wait. The first one that is ready gets all of them, because a client that waits for
-//! another worker would wait for longer. The other workers become ready some milliseconds later, or much later if their
-//! app loads for long; then each gets its share.
+//! While no worker is ready, clients wait. The first one that is ready gets all of them, because a client that waits
+//! for another worker would wait for longer. The other workers become ready some milliseconds later, or much later if
+//! their app loads for long; then each gets its share.
 
 use crate::proto::names::WorkerId;
 

@@ -15,11 +15,11 @@ use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::poll::Poller;
 
-/// The time between two attempts to move clients that are in a turn.
+/// The time between two attempts to move clients that are in a turn, or to a worker that picks up others.
 const TICK: Duration = Duration::from_millis(5);
 
 /// The time without a move after which the clients stay where they are.
-const STUCK_TIMEOUT: Duration = Duration::from_secs(1);
+const STUCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Set from the time at which the first worker is ready until all are and have their shares.
 #[derive(Debug)]
@@ -38,7 +38,8 @@ impl Spreading {
 }
 
 impl Workers {
-    /// Notes that a worker has become ready. If it is the first one and clients wait, the others get their shares later.
+    /// Notes that a worker has become ready. If it is the first one and clients wait, the others get their shares
+    /// later.
     pub(super) fn expect_shares(&mut self, clients: &Clients, now: Instant) {
         if let Some(spreading) = &mut self.spreading {
             (spreading.next, spreading.until) = (Some(now), now + STUCK_TIMEOUT);
@@ -103,8 +104,8 @@ impl Workers {
             .collect()
     }
 
-    /// Revokes the leases of as many clients that are in no turn, and has them leased to the other worker. Returns their
-    /// number.
+    /// Revokes the leases of as many clients that are in no turn, and has them leased to the other worker, if that has
+    /// picked up its last ones. Returns their number.
     fn move_share(
         &mut self,
         share: Share,
@@ -112,6 +113,11 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) -> usize {
+        // Without capacity the clients would return to the worker that they left.
+        let target = self.all.get(&share.to);
+        if !target.is_some_and(|worker| worker.has_capacity()) {
+            return 0;
+        }
         let Some(worker) = self.all.get_mut(&share.from) else {
             return 0;
         };
