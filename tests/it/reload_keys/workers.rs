@@ -48,7 +48,7 @@ pub(super) const WORKERS: &[Row] = &[
     },
     Row {
         key: "start",
-        configs: ["", "workers.start = \"fork\""],
+        configs: ["workers.start = \"exec\"", "workers.start = \"fork\""],
         probe: |daemon, _, _| {
             let status = daemon.wait_for_workers();
             format!("{} {}", status.start, status.zygote.is_some())
