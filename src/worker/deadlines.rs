@@ -13,11 +13,15 @@ use crate::proto::rpc::Code;
 /// No deadline.
 pub(super) const NEVER: u64 = u64::MAX;
 
+/// Stale entries that may always remain.
+const FEW: usize = 64;
+
 /// Deadlines in ns of CLOCK_MONOTONIC, each with its slot.
 ///
 /// A client's activity moves no timer. Each client has at most one valid entry; when it is due, the loop computes the
 /// real deadline and adds an entry for that. So a request costs nothing here, and a client whose frames arrive in
-/// pieces costs one entry for each timeout, not for each frame.
+/// pieces costs one entry for each timeout, not for each frame. The entries of clients that have left are removed when
+/// they are more than those of clients that are there: otherwise each would remain until it is due.
 #[derive(Debug, Default)]
 pub(super) struct Timers(BinaryHeap<Reverse<(u64, u32)>>);
 
@@ -48,10 +52,33 @@ impl Timers {
     /// Removes all entries, so that the loop does not wake up for clients that are gone.
     pub(super) fn clear(&mut self) {
         self.0.clear();
+        self.0.shrink_to(FEW);
+    }
+
+    /// Returns whether most entries are stale, when this number of clients is there. Each has at most one valid entry.
+    fn is_mostly_stale(&self, clients: usize) -> bool {
+        self.0.len() > clients.saturating_mul(2).saturating_add(FEW)
+    }
+
+    /// Removes the stale entries and returns their memory. `armed` returns the deadline for which a slot is armed.
+    fn remove_stale(&mut self, armed: impl Fn(u32) -> Option<u64>) {
+        self.0
+            .retain(|Reverse((deadline, slot))| armed(*slot) == Some(*deadline));
+        self.0
+            .shrink_to(self.0.len().saturating_mul(2).saturating_add(FEW));
     }
 }
 
 impl WorkerLoop<'_> {
+    /// Removes the timers of clients that have left, when there are many of them.
+    pub(super) fn forget_timers(&mut self) {
+        if self.timers.is_mostly_stale(self.leased) {
+            let connections = &self.connections;
+            self.timers
+                .remove_stale(|slot| connections.get(slot).map(|connection| connection.armed));
+        }
+    }
+
     /// Times out the clients whose deadlines were over at `by`: ns of CLOCK_MONOTONIC. All bytes that had arrived by
     /// then must have been processed.
     pub(super) fn check_deadlines(&mut self, by: u64, service: &mut dyn Service) {
@@ -117,5 +144,38 @@ mod tests {
         for due in [Some((50, 1)), Some((60, 2)), Some((70, 2)), None] {
             assert_eq!(timers.due(100), due);
         }
+    }
+
+    #[test]
+    fn entries_of_clients_that_left_are_removed_with_their_memory() {
+        const CLIENTS: usize = 100;
+        let mut timers = Timers::default();
+        let mut armed = [NEVER; CLIENTS];
+        // Slot 1 gets a client after the other; the other slots keep theirs.
+        for deadline in 0..100_000 {
+            let slot = if deadline < CLIENTS as u64 {
+                deadline as usize
+            } else {
+                1
+            };
+            armed[slot] = NEVER;
+            timers.arm(slot as u32, &mut armed[slot], 1_000_000 + deadline);
+            if timers.is_mostly_stale(CLIENTS) {
+                timers.remove_stale(|slot| armed.get(slot as usize).copied());
+                assert_eq!(timers.0.len(), CLIENTS, "each has its entry");
+            }
+        }
+        assert!(timers.0.capacity() <= 4 * CLIENTS + 2 * FEW);
+        let due: Vec<u32> = std::iter::from_fn(|| timers.due(u64::MAX))
+            .filter(|(deadline, slot)| armed[*slot as usize] == *deadline)
+            .map(|(_, slot)| slot)
+            .collect();
+        let order: Vec<u32> = (0..CLIENTS as u32)
+            .filter(|slot| *slot != 1)
+            .chain([1])
+            .collect();
+        assert_eq!(due, order);
+        timers.clear();
+        assert!(timers.0.capacity() <= FEW);
     }
 }

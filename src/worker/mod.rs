@@ -248,6 +248,7 @@ impl<'c> WorkerLoop<'c> {
             if self.executor.is_some() {
                 self.flush_executor(service)?;
             }
+            self.forget_timers();
             self.master.retry(&self.poller, self.time.now)?;
             self.check_health(service);
             if self.send_reports()? {

@@ -9,7 +9,7 @@ use fdpassd::testing::{Client, Running, ServiceManager, Setup, eventually};
 use crate::app_deaths;
 use crate::common::cgroup::MemoryCgroup;
 use crate::common::needs::{skip, skip_part};
-use crate::common::{FDPASSD, ping_of, pong_of};
+use crate::common::{FDPASSD, kernel, ping_of, pong_of, start};
 
 const MIB: u64 = 1 << 20;
 
@@ -152,6 +152,37 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
     // Now all of them fit.
     let mut clients = with_half_frames(&daemon);
     assert_eq!(finish(&mut clients), CLIENTS);
+}
+
+/// Most bytes that a worker may keep of short connections: those of the allocator, which vary.
+const LEFT_BYTES: u64 = 96 << 10;
+
+#[test]
+fn short_connections_leave_no_timers_in_a_worker() {
+    const SHORT: usize = 15_000;
+    // Timers of an hour, none of which ends during the test.
+    let config =
+        "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1\nlimits.idle-timeout = \"1h\"";
+    let daemon = start(config);
+    let worker = daemon.worker_pids()[0];
+    let mut stays: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();
+    stays
+        .iter_mut()
+        .for_each(|client| assert_eq!(client.call("ping", 1).expect("a result"), 1));
+    let pass = |clients: usize| {
+        for i in 0..clients {
+            assert_eq!(daemon.connect().call("ping", i).expect("a result"), i);
+        }
+    };
+    pass(2_000);
+    let before = kernel::memory(worker);
+    pass(SHORT);
+    let left = kernel::memory(worker).saturating_sub(before);
+    assert!(
+        left <= LEFT_BYTES,
+        "{SHORT} clients that left cost {left} bytes"
+    );
+    daemon.wait_until("the others have left", |status| status.clients == 8);
 }
 
 fn oom_score(pid: impl std::fmt::Display) -> i32 {
