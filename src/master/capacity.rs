@@ -10,8 +10,11 @@ use crate::shm::Layout;
 /// ones, the poller, signals, the program, the log, the watch of the store, and those that are open for a moment only.
 pub(super) const OWN_DESCRIPTORS: u64 = 20;
 
-/// A worker's channel, shared memory and I/O account, and those of its successor during a replacement.
-const WORKER_DESCRIPTORS: u64 = 6;
+/// The channel, the shared memory and the I/O account of a worker's successor during a replacement.
+pub(super) const SUCCESSOR_DESCRIPTORS: u64 = 3;
+
+/// The same of a worker, and those of its successor.
+const WORKER_DESCRIPTORS: u64 = 3 + SUCCESSOR_DESCRIPTORS;
 
 /// The exporter's listener and its channel, and the listener of a reload.
 const EXPORTER_DESCRIPTORS: u64 = 3;

@@ -24,7 +24,7 @@ pub use listener::{
     unbound_tcp,
 };
 pub use message::{
-    MAX_PASSED, Received, Sent, message_pair, peek_from_start, peek_message, receive_message,
+    MAX_PASSED, Received, Sent, message_pair, peek_bytes, peek_from, peek_message, receive_message,
     send_message, set_send_buffer,
 };
 pub use peer::{Credentials, credentials, groups, peer};

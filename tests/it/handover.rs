@@ -110,7 +110,7 @@ fn with_fewer_descriptors_the_most_recently_active_are_kept() {
             .expect("the next master serves");
         let status = daemon.wait_for_workers();
         assert!(
-            status.clients >= 300 && status.clients + status.lost_total == 900,
+            status.clients == status.max_clients && status.clients + status.lost_total == 900,
             "{how}: {status:?}"
         );
         daemon.wait_for_log(&format!("{0} lost: descriptors {0}", status.lost_total));
@@ -127,10 +127,39 @@ fn with_fewer_descriptors_the_most_recently_active_are_kept() {
             }
         }
         assert_eq!(told, status.lost_total, "{how}");
+        clients.truncate(99);
         daemon
             .connect()
             .call("ping", 1)
             .expect("there is room for new ones");
+    }
+}
+
+/// Checks the default number of workers as well, because each needs descriptors.
+#[test]
+fn a_full_daemon_keeps_every_client_at_the_same_limit() {
+    for (limit, config) in [(64, BOTH), (100, BOTH), (400, BOTH), (1024, "")] {
+        for how in ["TERM", "KILL"] {
+            let manager = ServiceManager::new();
+            let setup = limited(&manager, limit, config);
+            let daemon = setup.start().expect("it serves");
+            let status = daemon.wait_until("the store is confirmed", |status| {
+                status.restart_keeps_clients
+            });
+            let max = status.max_clients;
+            let mut clients = clients_of(&daemon, max as usize);
+            let daemon = end_by(daemon, how);
+            let next = limited(&manager, limit, "").start_after(daemon);
+            let next = next.expect("the next master serves");
+            next.wait_for_log("none lost");
+            ping_all(&mut clients);
+            let status = next.status();
+            assert_eq!(
+                (status.max_clients, status.clients, status.lost_total),
+                (max, max, 0),
+                "{limit} {how}"
+            );
+        }
     }
 }
 

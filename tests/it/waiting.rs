@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use fdpassd::testing::{Client, Running, ServiceManager, Setup, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,7 +39,11 @@ pub fn place() -> Option<(TempDir, String)> {
 
 /// Starts a daemon whose store is complete, with connected clients that have one reply each.
 fn start(manager: &ServiceManager, config: &str) -> (Running, Vec<Client>) {
-    let daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+    serve(manager.setup(FDPASSD, config))
+}
+
+fn serve(setup: Setup) -> (Running, Vec<Client>) {
+    let daemon = setup.start().expect("it serves");
     daemon.wait_until("the store is confirmed", |status| {
         status.restart_keeps_clients
     });
@@ -173,6 +177,45 @@ fn waiting_clients_outlive_many_killed_masters() {
     }
     let next = manager.setup(FDPASSD, &config).start();
     expect_served(&next.expect("it serves"), place.path(), &mut clients);
+}
+
+/// More clients wait than half the limit of descriptors, so the queues have no space to pack them twice.
+#[test]
+fn many_waiting_clients_outlive_killed_masters() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let limited = |config: &str| {
+        let setup = manager.setup("sh", config).argument("-c");
+        let script = format!("ulimit -n {}; exec \"$0\" \"$@\"", CLIENTS + 110);
+        setup.argument(script).argument(FDPASSD)
+    };
+    let (mut daemon, mut clients) = serve(limited(&config));
+    let kills = 3;
+    fs::write(place.path().join("kill"), kills.to_string()).expect("it is ours");
+    let workers = daemon.worker_pids();
+    daemon.signal("KILL");
+    daemon.wait();
+    let are_over = || workers.iter().all(|pid| kernel::is_over(*pid));
+    eventually("the worker has packed its clients", || {
+        are_over().then_some(())
+    });
+    for _ in 0..kills {
+        let killed = limited(&config).start().expect_err("it is killed");
+        let log = killed.to_string();
+        assert!(!log.contains("would be lost"), "{log}");
+    }
+    let daemon = limited(&config).start().expect("it serves");
+    for (client, number) in clients.iter_mut().zip(CLIENTS..) {
+        assert_eq!(
+            client.call("order", json!({ "n": number })),
+            Ok(json!(number))
+        );
+    }
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+    assert_eq!(status.requests_total, 2 * CLIENTS);
 }
 
 /// The workers pack their clients themselves when the first master is killed: their counters are in no totals then.

@@ -41,6 +41,17 @@ impl LeftShm {
         record.is_counted = true;
         LeftShm { record, shm }
     }
+
+    /// Closes a slot, unless it has another lease by now: a record of it that is still in a queue means nothing then.
+    pub(crate) fn close(&self, slot: u32, lease_number: u32) {
+        if let Some(slot) = self.shm.slot(slot)
+            && slot
+                .lease()
+                .is_none_or(|lease| lease.number == lease_number)
+        {
+            slot.release(lease_number, LeaseState::Closed);
+        }
+    }
 }
 
 /// The place of a client. Dropping it closes it.
@@ -106,11 +117,8 @@ impl ClientPlace {
 
 impl Drop for ClientPlace {
     fn drop(&mut self) {
-        if self.is_packed() {
-            self.set_unpacked();
-            if let Some(slot) = self.left.shm.slot(self.slot) {
-                slot.release(self.lease_number, LeaseState::Closed);
-            }
-        }
+        // Even a place that was not packed by this master may be in a datagram of an earlier one.
+        self.set_unpacked();
+        self.left.close(self.slot, self.lease_number);
     }
 }

@@ -10,7 +10,9 @@ use std::os::fd::OwnedFd;
 
 use crate::channel::Channel;
 use crate::config::{Config, Loaded};
-use crate::master::capacity::{OWN_DESCRIPTORS, client_limits, worker_count};
+use crate::master::capacity::{
+    OWN_DESCRIPTORS, SUCCESSOR_DESCRIPTORS, client_limits, worker_count,
+};
 use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::place::LeftShm;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
@@ -18,11 +20,11 @@ use crate::master::handover::state_file::{
     LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
 };
 use crate::master::handover::store::{self, Stored};
-use crate::master::handover::unpack::{ReceivedHandoff, Unpacked};
+use crate::master::handover::unpack::{ReceivedHandoff, UnpackSpace, Unpacked};
 use crate::master::handover::waiting::is_for_waiting;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
-use crate::proto::channel::{MAX_HANDOFF_QUEUES, MAX_LEASES};
+use crate::proto::channel::MAX_HANDOFF_QUEUES;
 use crate::proto::handoff::HandoffMessage;
 use crate::proto::names::{Address, WorkerId};
 use crate::sys::fd;
@@ -43,7 +45,7 @@ pub(crate) fn available_descriptors(limit: u64, handed: usize, queues: usize) ->
     limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
 }
 
-/// Returns how many clients and shared memories can be unpacked under this configuration.
+/// Returns how many clients and how much shared memory can be unpacked under this configuration.
 ///
 /// # Errors
 /// When there are no descriptors for any.
@@ -52,16 +54,18 @@ fn space_for_clients(
     limit: u64,
     handed: usize,
     queues: usize,
-) -> Result<usize, Error> {
+) -> Result<UnpackSpace, Error> {
     let descriptors = available_descriptors(limit, handed, queues);
-    let possible = client_limits(config, worker_count(config.workers.count), descriptors)?.possible;
-    // A whole datagram of clients is opened before some of them are closed.
-    let open = fd::open().unwrap_or(limit - descriptors) + OWN_DESCRIPTORS;
-    let room = limit
-        .saturating_sub(open + MAX_LEASES as u64)
-        .min(possible)
-        .max(1);
-    Ok(usize::try_from(room).unwrap_or(usize::MAX))
+    let workers = worker_count(config.workers.count);
+    let possible = client_limits(config, workers, descriptors)?.possible;
+    let others = limit - descriptors + OWN_DESCRIPTORS + config.listen.len() as u64;
+    let free = limit.saturating_sub(fd::open().unwrap_or(others));
+    Ok(UnpackSpace {
+        clients: usize::try_from(possible).unwrap_or(usize::MAX),
+        // No worker is replaced before the clients have new ones.
+        shms: SUCCESSOR_DESCRIPTORS as usize * workers,
+        open: usize::try_from(free).unwrap_or(usize::MAX),
+    })
 }
 
 /// Everything that an earlier master has left.
@@ -129,8 +133,8 @@ impl Inherited {
         let (queues, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
         let new = new.into_iter().flat_map(queue_names);
         new.for_each(|name| found.stored.spoil(&name));
-        let capacity = space(queues.ends().len())?;
-        let mut handoff = ReceivedHandoff::unpack(queues, &single, capacity);
+        let space = space(queues.ends().len())?;
+        let mut handoff = ReceivedHandoff::unpack(queues, &single, &space);
         // If no shared memory was found, the queues were full and no client was packed: the state file shows how many.
         if missing > 0 || handoff.unpacked().shms().next().is_none() {
             let figures = state_file.as_ref().map(StateFile::figures);

@@ -130,11 +130,7 @@ impl HandoffQueues {
         clients: Vec<(ClientRecord, BorrowedFd<'_>)>,
         max_refusals: u32,
     ) -> usize {
-        let mut is_sent = self.send(
-            &HandoffMessage::Shm(Box::new(record.clone())),
-            &[shm.file().as_fd()],
-            max_refusals,
-        );
+        let mut is_sent = self.pack_shm(record, shm, max_refusals);
         let (records, sockets): (Vec<ClientRecord>, Vec<BorrowedFd<'_>>) =
             clients.into_iter().unzip();
         let most = ClientRecord::max_in_datagram(&records);
@@ -149,6 +145,20 @@ impl HandoffQueues {
             without_space += if is_sent { 0 } else { records.len() };
         }
         without_space
+    }
+
+    /// Packs shared memory alone: of two of its records the later one counts. Returns whether there was space.
+    pub(crate) fn pack_shm(
+        &mut self,
+        record: &ShmRecord,
+        shm: &MasterShm,
+        max_refusals: u32,
+    ) -> bool {
+        self.send(
+            &HandoffMessage::Shm(Box::new(record.clone())),
+            &[shm.file().as_fd()],
+            max_refusals,
+        )
     }
 
     /// Removes the contents of all queues. Returns whether they are empty: the kernel may have no memory for that now.
@@ -169,6 +179,13 @@ impl HandoffQueues {
     /// Returns the number of datagrams in each queue that this master has sent.
     pub(crate) fn sent(&self) -> Vec<usize> {
         self.0.iter().map(|ends| ends.sent).collect()
+    }
+
+    /// Notes that many datagrams of an earlier master in each queue as sent by this one.
+    pub(crate) fn adopt(&mut self, datagrams: &[usize]) {
+        for (ends, count) in self.0.iter_mut().zip(datagrams) {
+            ends.sent += count;
+        }
     }
 
     /// Removes that many datagrams of this master from the front of each queue.

@@ -1,6 +1,7 @@
 //! Restores the state of an earlier master, or of this process before an upgrade.
 
 use std::mem;
+use std::rc::Rc;
 use std::time::Instant;
 
 use crate::logging;
@@ -10,6 +11,7 @@ use crate::master::handover::resume::CarriedOver;
 use crate::master::handover::state_file::SavedState;
 use crate::master::handover::store::{self, HandoffStore};
 use crate::master::handover::unpack::Unpacked;
+use crate::master::handover::waiting::EarlierDatagrams;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::Served;
 use crate::master::telemetry::counters::{Counts, Loss, Reason};
@@ -45,13 +47,14 @@ impl Master {
         };
         let mut unpacked = Unpacked::default();
         let mut saved_state = None;
-        let mut datagrams = Vec::new();
+        let mut earlier = EarlierDatagrams::default();
         if let Some(inherited) = inherited {
             saved_state = Some(inherited.saved_state);
             if let Some((state_file, handoff)) = inherited.kept {
                 let queues;
                 (queues, unpacked) = handoff.take_over();
-                datagrams = mem::take(&mut unpacked.datagrams);
+                earlier.counts = mem::take(&mut unpacked.datagrams);
+                earlier.descriptors = unpacked.descriptors;
                 self.handover.store = Some(HandoffStore::from_parts(
                     queues,
                     state_file,
@@ -68,7 +71,7 @@ impl Master {
         self.listeners.all.iter_mut().for_each(Listener::own);
         if let Some(saved_state) = saved_state {
             self.restore_state(saved_state);
-            self.restore_clients(unpacked, now);
+            self.restore_clients(unpacked, &mut earlier, now);
         }
         if let Some(exporter) = &mut self.exporter {
             exporter.watch(Interest::End, &self.poller, now);
@@ -80,10 +83,10 @@ impl Master {
             .recount_addresses(&self.settings.config.limits, self.workers.leased());
         self.store_all(now);
         // The totals must include the counters of the shared memory that is packed again.
-        if !datagrams.is_empty() {
+        if !earlier.counts.is_empty() {
             self.write_state();
         }
-        self.pack_again(&datagrams, now);
+        self.keep_packed(&earlier, now);
         Ok(())
     }
 
@@ -117,8 +120,8 @@ impl Master {
         }
     }
 
-    /// Adds the counters of orphaned shared memory that are in no totals yet.
-    fn count_orphans(&mut self, unpacked: &mut Unpacked) {
+    /// Adds the counters of orphaned shared memory that are in no totals yet. Returns this shared memory.
+    fn count_orphans(&mut self, unpacked: &mut Unpacked) -> Vec<Rc<LeftShm>> {
         for left in unpacked.shms().filter(|left| !left.record.is_counted) {
             let LeftShm { record, shm } = left;
             match trust::counters_of(shm, record.methods.len()) {
@@ -138,12 +141,17 @@ impl Master {
                 }
             }
         }
-        unpacked.set_counted();
+        unpacked.set_counted()
     }
 
-    /// Takes over the clients that were left, and reports them.
-    fn restore_clients(&mut self, mut unpacked: Unpacked, now: Instant) {
-        self.count_orphans(&mut unpacked);
+    /// Takes over the clients that were left, and reports them. Completes what is known about their datagrams.
+    fn restore_clients(
+        &mut self,
+        mut unpacked: Unpacked,
+        earlier: &mut EarlierDatagrams,
+        now: Instant,
+    ) {
+        earlier.counted = self.count_orphans(&mut unpacked);
         let is_restart = unpacked.shms().next().is_some();
         let before = self.telemetry.counts.losses.clone();
         let mut moved = 0;
@@ -163,6 +171,7 @@ impl Master {
                 now,
             );
         }
+        earlier.has_stray = unpacked.has_stray;
         self.telemetry.counts.losses.add_all(&unpacked.lost);
         unpacked.forget_not_packed();
         let ids = self.clients.without_worker();

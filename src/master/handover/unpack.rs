@@ -1,8 +1,9 @@
 //! Unpacks the handoff queues of an earlier master: the shared memory of workers that are gone, and their clients.
 //!
-//! Each client needs a descriptor. If the limit allows fewer, the clients that were active most recently are kept, and
-//! the others are closed with an error reply. The datagrams stay in the queues until their clients are packed again for
-//! the master after this one, so a start that fails, or is killed, loses no client.
+//! The datagrams stay in the queues, so a start that fails, or is killed, loses no client. They are removed when no
+//! client waits any more.
+
+mod crowd;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,24 +18,20 @@ use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::clients::place::LeftShm;
-use crate::master::clients::reject::reject;
 use crate::master::handover::queues::HandoffQueues;
+pub(crate) use crate::master::handover::unpack::crowd::UnpackSpace;
 use crate::master::handover::waiting::is_for_waiting;
 use crate::master::telemetry::by_kind::By;
 use crate::master::telemetry::counters::Loss;
+use crate::proto::channel::MAX_LEASES;
 use crate::proto::handoff::HandoffMessage;
 use crate::proto::lease::ClientRecord;
 use crate::proto::message::Message;
 use crate::proto::names::{ClientId, Peer, WorkerId};
-use crate::proto::rpc;
 use crate::shm::{Layout, LeaseState, MasterShm};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
-
-/// The reply to a client that is closed because too many descriptors are open.
-const CROWDED: &str =
-    "the daemon was restarted with a lower limit of descriptors than it has clients";
 
 /// How often a datagram is retried while the kernel has no memory: about 5 s in all.
 const MAX_REFUSALS: u32 = 56;
@@ -47,12 +44,16 @@ pub(crate) struct Unpacked {
     clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that could not be kept.
     pub(crate) lost: By<Loss>,
-    /// Clients among those chosen by [`Unpacked::crowd_out`] that had already disconnected.
+    /// Clients among those chosen to be closed that had already disconnected.
     ended: u64,
     /// The reasons why datagrams could not be used.
     pub(crate) faults: Vec<String>,
     /// The number of datagrams that are still in each queue.
     pub(crate) datagrams: Vec<usize>,
+    /// The number of descriptors in these datagrams.
+    pub(crate) descriptors: usize,
+    /// Whether a client is in the datagrams that this master does not have, so that they must not stay in the queues.
+    pub(crate) has_stray: bool,
 }
 
 /// A client as its record describes it.
@@ -114,19 +115,20 @@ pub(crate) struct ReceivedHandoff {
 }
 
 impl ReceivedHandoff {
-    /// Unpacks these queues and those that have only their second end (`single`). Keeps at most `capacity` clients and
-    /// shared memories.
+    /// Unpacks these queues and those that have only their second end (`single`), as far as there is space.
     pub(crate) fn unpack(
         queues: HandoffQueues,
         single: &[Channel<HandoffMessage, HandoffMessage>],
-        capacity: usize,
+        space: &UnpackSpace,
     ) -> ReceivedHandoff {
-        let mut unpacked = Unpacked::default();
-        let mut scratch = Scratch::default();
+        let (mut unpacked, mut scratch) = (Unpacked::default(), Scratch::default());
         for out in queues.ends().iter().map(|ends| &ends.out).chain(single) {
-            let datagrams = unpacked.unpack(out, &mut scratch, capacity);
+            let datagrams = unpacked.unpack(out, &mut scratch, space);
             unpacked.datagrams.push(datagrams);
         }
+        // Datagrams of queues without a first end are lost with them.
+        unpacked.has_stray |= !single.is_empty();
+        unpacked.close_surplus(space);
         ReceivedHandoff { queues, unpacked }
     }
 
@@ -170,49 +172,74 @@ impl Unpacked {
         &mut self,
         out: &Channel<HandoffMessage, HandoffMessage>,
         scratch: &mut Scratch,
-        capacity: usize,
+        space: &UnpackSpace,
     ) -> usize {
-        let (mut datagrams, mut shortage) = (0, Shortage::<Instant>::default());
-        if let Err(e) = socket::peek_from_start(out) {
-            self.faults
-                .push(format!("cannot unpack a handoff queue: {e}"));
-            return datagrams;
-        }
+        let (mut datagrams, mut bytes, mut shortage) = (0, 0, Shortage::<Instant>::default());
         loop {
-            match socket::peek_message(out, scratch.bytes()) {
+            match self.make_room(out, bytes, scratch, space) {
                 Ok(Received::Message {
                     length,
                     descriptors,
                     cut,
                 }) => {
                     datagrams += 1;
+                    bytes += length;
                     self.add(&scratch.bytes()[..length], descriptors, cut);
-                    self.crowd_out(capacity);
                 }
                 // This master serves no client yet.
                 Ok(Received::Shortage) if shortage.refusals() < MAX_REFUSALS => {
                     crate::sys::poll::pause(shortage.next());
                 }
                 Ok(Received::Shortage) => {
-                    self.faults
-                        .push("cannot unpack a handoff queue: out of memory".to_owned());
+                    self.note_fault("cannot unpack a handoff queue: out of memory".to_owned());
                     return datagrams;
                 }
                 Ok(Received::Nothing | Received::Closed) => return datagrams,
                 Err(e) => {
-                    self.faults
-                        .push(format!("cannot unpack a handoff queue: {e}"));
+                    self.note_fault(format!("cannot unpack a handoff queue: {e}"));
                     return datagrams;
                 }
             }
         }
     }
 
+    /// Peeks at the datagram behind that many bytes, after closing clients if its descriptors could not be opened.
+    fn make_room(
+        &mut self,
+        out: &Channel<HandoffMessage, HandoffMessage>,
+        bytes: usize,
+        scratch: &mut Scratch,
+        space: &UnpackSpace,
+    ) -> io::Result<Received> {
+        socket::peek_from(out, bytes)?;
+        match socket::peek_bytes(out, scratch.bytes())? {
+            Received::Message { length, .. } => {
+                let message = HandoffMessage::decode(&scratch.bytes()[..length]);
+                let next = message.map_or(MAX_LEASES, |message| message.descriptors());
+                self.crowd_out(space.before(self.shms.len(), next));
+                socket::peek_from(out, bytes)?;
+                socket::peek_message(out, scratch.bytes())
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Notes why datagrams could not be used.
+    fn note_fault(&mut self, fault: String) {
+        self.has_stray = true;
+        self.faults.push(fault);
+    }
+
     /// Adds a datagram. `cut` is whether the limit of descriptors kept some of its descriptors from being opened.
     fn add(&mut self, datagram: &[u8], mut descriptors: Vec<OwnedFd>, cut: bool) {
         let arrived = descriptors.len();
+        self.has_stray |= cut;
         match HandoffMessage::decode(datagram) {
-            Ok(HandoffMessage::Shm(record)) => {
+            Ok(HandoffMessage::Shm(mut record)) => {
+                self.descriptors += 1;
+                // The queues are not in the order of time.
+                let other = self.shms.get(&record.worker);
+                record.is_counted |= other.is_some_and(|left| left.record.is_counted);
                 let layout = Layout::from_record(&record).ok_or_else(|| {
                     io::Error::other(format!("its layout {} is unknown", record.layout))
                 });
@@ -225,7 +252,7 @@ impl Unpacked {
                         let (worker, record) = (record.worker, *record);
                         self.shms.insert(worker, Rc::new(LeftShm { record, shm }));
                     }
-                    Err(e) => self.faults.push(format!(
+                    Err(e) => self.note_fault(format!(
                         "the shared memory of worker {} cannot be used: {e}",
                         record.worker
                     )),
@@ -237,28 +264,45 @@ impl Unpacked {
                     if cut { Loss::Descriptors } else { Loss::Store },
                     missing as u64,
                 );
+                self.descriptors += records.len();
+                self.has_stray |= missing > 0;
                 for (record, socket) in records.into_iter().zip(descriptors) {
-                    // A client may have been packed twice.
-                    let is_later = self.clients.get(&record.client).is_none_or(|other| {
-                        self.rank(other.worker, &other.record) < self.rank(worker, &record)
+                    self.add_client(UnpackedClient {
+                        worker,
+                        record,
+                        socket,
                     });
-                    if is_later {
-                        self.clients.insert(
-                            record.client,
-                            UnpackedClient {
-                                worker,
-                                record,
-                                socket,
-                            },
-                        );
-                    }
                 }
             }
             Err(malformed) => {
-                self.faults.push(format!("in a handoff queue: {malformed}"));
+                self.note_fault(format!("in a handoff queue: {malformed}"));
                 self.lost.add(Loss::Store, arrived as u64);
             }
         }
+    }
+
+    /// Adds a client, or the later of two records if it was packed twice. Closes the slot of the other one, which no
+    /// later master must take for the client's.
+    fn add_client(&mut self, client: UnpackedClient) {
+        let id = client.record.client;
+        let Some(other) = self.clients.remove(&id) else {
+            self.clients.insert(id, client);
+            return;
+        };
+        let rank = |client: &UnpackedClient| self.rank(client.worker, &client.record);
+        let (earlier, later) = if rank(&other) < rank(&client) {
+            (other, client)
+        } else {
+            (client, other)
+        };
+        let slot_of = |client: &UnpackedClient| (client.worker, client.record.slot);
+        if slot_of(&earlier) != slot_of(&later) {
+            match self.shms.get(&earlier.worker) {
+                Some(left) => left.close(earlier.record.slot, earlier.record.lease_number),
+                None => self.has_stray = true,
+            }
+        }
+        self.clients.insert(id, later);
     }
 
     /// Returns the rank of a record among those of its client; the highest one is valid. A closed slot is not valid,
@@ -270,52 +314,6 @@ impl Unpacked {
         let lease = slot.and_then(|slot| slot.lease());
         let is_closed = lease.is_some_and(|lease| lease.state == LeaseState::Closed);
         (!is_closed, record.moves, !is_for_waiting(worker))
-    }
-
-    /// Closes the clients that were active least recently, so that at most `capacity` descriptors stay open, including
-    /// those of shared memory.
-    fn crowd_out(&mut self, capacity: usize) {
-        let surplus = (self.clients.len() + self.shms.len())
-            .saturating_sub(capacity)
-            .min(self.clients.len());
-        if surplus == 0 {
-            return;
-        }
-        let mut by_activity: Vec<(u64, ClientId)> = self
-            .clients
-            .iter()
-            .map(|(id, client)| (self.active(client), *id))
-            .collect();
-        by_activity.select_nth_unstable(surplus - 1);
-        let out = by_activity[..surplus]
-            .iter()
-            .filter_map(|(_, id)| self.clients.remove(id))
-            .collect();
-        let (recoveries, stray) = self.sort_out(out);
-        let before = self.lost.total();
-        self.lost.add(Loss::Store, stray);
-        for DeadWorkerClients {
-            recovered, lost, ..
-        } in recoveries
-        {
-            self.lost
-                .add(Loss::Descriptors, (recovered.len() + lost.len()) as u64);
-            for (unleased, _) in recovered {
-                reject(&unleased, rpc::Code::Overloaded, CROWDED);
-            }
-            lost.iter()
-                .for_each(|(_, client)| socket::end(&client.socket));
-        }
-        self.ended += (surplus as u64).saturating_sub(self.lost.total() - before);
-    }
-
-    /// Returns when a client last sent or received a byte, in ns of CLOCK_MONOTONIC, or 0 if its slot is missing.
-    fn active(&self, client: &UnpackedClient) -> u64 {
-        let slot = self
-            .shms
-            .get(&client.worker)
-            .and_then(|left| left.shm.slot(client.record.slot));
-        slot.map_or(0, |slot| slot.last_active())
     }
 
     /// Recovers these clients. Closes those whose shared memory is missing, and returns their number. Ignores clients
@@ -342,18 +340,23 @@ impl Unpacked {
     pub(crate) fn recover_all(&mut self) -> Vec<DeadWorkerClients> {
         let clients = mem::take(&mut self.clients).into_values().collect();
         let (recoveries, stray) = self.sort_out(clients);
+        self.has_stray |= stray > 0 || recoveries.iter().any(|all| !all.lost.is_empty());
         self.lost.add(Loss::Store, stray + self.not_packed());
         recoveries
     }
 
     /// Marks all shared memory as counted, so that a later master does not add its counters to the totals again. Must
-    /// be called before any client has its place there, because the record is part of each place.
-    pub(crate) fn set_counted(&mut self) {
+    /// be called before any client has its place there, because the record is part of each place. Returns those that
+    /// were not, whose records in the queues are outdated.
+    pub(crate) fn set_counted(&mut self) -> Vec<Rc<LeftShm>> {
+        let mut counted = Vec::new();
         for left in self.shms.values_mut() {
-            if let Some(left) = Rc::get_mut(left) {
-                left.record.is_counted = true;
+            if let Some(changed) = Rc::get_mut(left).filter(|left| !left.record.is_counted) {
+                changed.record.is_counted = true;
+                counted.push(Rc::clone(left));
             }
         }
+        counted
     }
 
     /// Forgets the clients that workers could not pack, which are counted as lost, so that a later master does not

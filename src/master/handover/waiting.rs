@@ -69,6 +69,19 @@ pub(crate) struct PackedWaiting {
     last_number: u64,
 }
 
+/// The datagrams of an earlier master, which are still in the queues.
+#[derive(Debug, Default)]
+pub(crate) struct EarlierDatagrams {
+    /// The number of datagrams in each queue.
+    pub(crate) counts: Vec<usize>,
+    /// The number of descriptors in the datagrams.
+    pub(crate) descriptors: usize,
+    /// Whether a client is in them that this master does not have.
+    pub(crate) has_stray: bool,
+    /// Shared memory that this master has counted; the record of it in them is outdated.
+    pub(crate) counted: Vec<Rc<LeftShm>>,
+}
+
 impl PackedWaiting {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.due
@@ -78,6 +91,12 @@ impl PackedWaiting {
     pub(crate) fn next_number(&mut self) -> WorkerId {
         self.last_number = clock::monotonic().max(self.last_number + 1);
         WorkerId(u64::MAX - self.last_number)
+    }
+
+    /// Notes the places of clients that are in datagrams of an earlier master, which have this many descriptors.
+    fn adopt<'c>(&mut self, places: impl Iterator<Item = &'c mut ClientPlace>, descriptors: usize) {
+        places.for_each(|place| place.set_packed(&self.places));
+        self.sent += descriptors;
     }
 
     /// Removes everything from the queues, because no client in them waits any more. If the kernel has no memory to
@@ -238,8 +257,26 @@ fn can_be_packed(unleased: &Unleased) -> bool {
 }
 
 impl Master {
+    /// Leaves the clients that were taken over in the datagrams of the earlier master. If these must not stay, packs the
+    /// clients again, and then removes them.
+    pub(crate) fn keep_packed(&mut self, earlier: &EarlierDatagrams, now: Instant) {
+        let is_usable = !earlier.has_stray && earlier.descriptors as u64 <= self.descriptors;
+        let Some(store) = self.handover.store.as_mut().filter(|_| is_usable) else {
+            return self.pack_again(&earlier.counts, now);
+        };
+        store.queues.adopt(&earlier.counts);
+        // Without space for it, another kill would count its requests twice, which is less than to lose its clients.
+        let counted = earlier.counted.iter();
+        let is_packed = |left: &&Rc<LeftShm>| store.queues.pack_shm(&left.record, &left.shm, 0);
+        let counted = counted.filter(is_packed).count();
+        let places = self.clients.without_worker_mut();
+        let places = places.filter_map(|unleased| unleased.place.as_mut());
+        store.waiting.adopt(places, earlier.descriptors + counted);
+        self.keep_waiting(Leasing::Done, now);
+    }
+
     /// Packs the clients that were taken over, and removes the datagrams in which they were.
-    pub(crate) fn pack_again(&mut self, datagrams: &[usize], now: Instant) {
+    fn pack_again(&mut self, datagrams: &[usize], now: Instant) {
         self.keep_waiting(Leasing::Done, now);
         let Some(store) = &mut self.handover.store else {
             return;
@@ -303,9 +340,11 @@ impl Master {
         if !has_space {
             waiting.due = Some(now + RETRY);
             if !waiting.is_full {
+                let unpacked = self.clients.without_worker();
+                let unpacked = unpacked.filter(|unleased| !unleased.is_packed()).count();
                 log::warn!(
                     "the handoff queues have no space: {} would be lost if the master were killed now",
-                    Counted(self.clients.without_worker().count(), "waiting client")
+                    Counted(unpacked, "waiting client")
                 );
             }
         }
@@ -320,7 +359,7 @@ mod tests {
     use super::*;
     use crate::master::clients::client::Client;
     use crate::master::handover::state_file::SavedState;
-    use crate::master::handover::unpack::ReceivedHandoff;
+    use crate::master::handover::unpack::{ReceivedHandoff, UnpackSpace};
     use crate::proto::names::{ClientId, Peer};
 
     /// Returns a client with half a frame, and the other end of its connection.
@@ -358,7 +397,7 @@ mod tests {
                 client.place = None;
                 assert_eq!(waiting.places.get(), 0);
             }
-            let handoff = ReceivedHandoff::unpack(queues, &[], 100);
+            let handoff = ReceivedHandoff::unpack(queues, &[], &UnpackSpace::for_clients(100));
             let (mut state, next) = (SavedState::default(), SavedState::default().next_worker);
             state.raise_numbers(handoff.unpacked());
             assert_eq!(state.next_worker, next, "it is the number of no worker");
@@ -395,7 +434,7 @@ mod tests {
         assert!(waiting.renew([&mut client].into_iter(), &mut queues, 100));
         assert_eq!((waiting.places.get(), waiting.sent), (1, 2));
         assert_eq!(queues.sent().iter().sum::<usize>(), 2);
-        let handoff = ReceivedHandoff::unpack(queues, &[], 100);
+        let handoff = ReceivedHandoff::unpack(queues, &[], &UnpackSpace::for_clients(100));
         let (_, mut unpacked) = handoff.take_over();
         assert_eq!(unpacked.shms().count(), 1);
         let recovered = unpacked.recover_all().remove(0).recovered;
@@ -416,7 +455,7 @@ mod tests {
         assert!(!waiting.pack(clients, &mut queues, 2), "no space");
         assert!(can_be_packed(&second), "later");
         waiting.empty(&mut queues, Instant::now());
-        let handoff = ReceivedHandoff::unpack(queues, &[], 100);
+        let handoff = ReceivedHandoff::unpack(queues, &[], &UnpackSpace::for_clients(100));
         assert_eq!(handoff.unpacked().shms().count(), 0);
         assert!(!handoff.unpacked().has_clients());
     }

@@ -136,12 +136,13 @@ pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Rece
     receive(channel, buffer, 0)
 }
 
-/// Has [`peek_message`] begin with the first message.
+/// Has the next peek begin behind that many bytes: the lengths of the messages before it.
 ///
 /// # Errors
-/// Those of setsockopt(2).
-pub fn peek_from_start(channel: impl AsFd) -> io::Result<()> {
-    Ok(setsockopt(&channel, PeekOffset, &0)?)
+/// Those of setsockopt(2); `InvalidInput` for more bytes than a `c_int` can count.
+pub fn peek_from(channel: impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(setsockopt(&channel, PeekOffset, &bytes)?)
 }
 
 /// Receives a message that stays in the queue: the one behind the last that was received like this.
@@ -152,8 +153,26 @@ pub fn peek_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Receive
     receive(channel, buffer, libc::MSG_PEEK)
 }
 
+/// As [`peek_message`], but opens none of the message's descriptors, so `cut` means nothing.
+///
+/// # Errors
+/// Those of recvmsg(2).
+pub fn peek_bytes(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_with(channel, buffer, libc::MSG_PEEK, &mut [])
+}
+
 fn receive(channel: impl AsFd, buffer: &mut [u8], more: libc::c_int) -> io::Result<Received> {
     let mut control = ControlBuffer([0; ControlBuffer::SIZE]);
+    receive_with(channel, buffer, more, &mut control.0)
+}
+
+/// Receives a message with as many of its descriptors as `control` has space for; it is aligned as a cmsghdr, or empty.
+fn receive_with(
+    channel: impl AsFd,
+    buffer: &mut [u8],
+    more: libc::c_int,
+    control: &mut [u8],
+) -> io::Result<Received> {
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -163,8 +182,8 @@ fn receive(channel: impl AsFd, buffer: &mut [u8], more: libc::c_int) -> io::Resu
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
         header.msg_iov = &raw mut part;
         header.msg_iovlen = 1;
-        header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = ControlBuffer::SIZE as _;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = control.len() as _;
         let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | more;
         // SAFETY: every pointer in `header` points to live memory of the given length.
         let length = unsafe { libc::recvmsg(channel.as_fd().as_raw_fd(), &raw mut header, flags) };

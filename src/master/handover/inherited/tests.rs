@@ -126,9 +126,13 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
             socket::send_message(&queues.ends()[0].into, &unhex(datagram), &ours).expect("sendmsg");
         assert_eq!(sent, socket::Sent::Queued);
     }
-    let mut unpacked = ReceivedHandoff::unpack(std::mem::take(&mut queues), &[], 100)
-        .take_over()
-        .1;
+    let mut unpacked = ReceivedHandoff::unpack(
+        std::mem::take(&mut queues),
+        &[],
+        &UnpackSpace::for_clients(100),
+    )
+    .take_over()
+    .1;
     assert!(
         unpacked.faults.is_empty() && unpacked.lost.total() == 0,
         "{unpacked:?}"
@@ -260,7 +264,7 @@ fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
             offsets,
         }
     };
-    for slot in 0..400 {
+    let preset = |slot: u32| {
         let idle = Cursors::idle(slot.into(), 9);
         let times = (1, u64::from(slot) + 1);
         shm.slot(slot).expect("a slot").preset(
@@ -271,7 +275,8 @@ fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
             times,
             5,
         );
-    }
+    };
+    (0..400).for_each(preset);
     let mut queues = HandoffQueues::new(1).expect("socketpair");
     let packed = (0..)
         .zip(&sockets)
@@ -291,11 +296,19 @@ fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
         )
     };
     for _ in 0..3 {
-        drop(ReceivedHandoff::unpack(copy(&queues), &[], 1000));
+        drop(ReceivedHandoff::unpack(
+            copy(&queues),
+            &[],
+            &UnpackSpace::for_clients(1000),
+        ));
         // As a master that is killed then.
-        std::mem::forget(ReceivedHandoff::unpack(copy(&queues), &[], 1000));
+        std::mem::forget(ReceivedHandoff::unpack(
+            copy(&queues),
+            &[],
+            &UnpackSpace::for_clients(1000),
+        ));
     }
-    let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], 1000)
+    let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], &UnpackSpace::for_clients(1000))
         .take_over()
         .1;
     let recovery = unpacked.recover_all().pop().expect("there is one");
@@ -328,26 +341,41 @@ fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
         );
     }
     queues.remove_first(&unpacked.datagrams, &mut Scratch::default());
-    let emptied = ReceivedHandoff::unpack(copy(&queues), &[], 1000);
+    let emptied = ReceivedHandoff::unpack(copy(&queues), &[], &UnpackSpace::for_clients(1000));
     assert_eq!(emptied.unpacked().shms().count(), 0);
+    let pack = |queues: &mut HandoffQueues| {
+        (0..400).for_each(preset);
+        let packed = (0..)
+            .zip(&sockets)
+            .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
+            .collect();
+        assert_eq!(queues.pack_all(&shm_record, &shm, packed), 0);
+    };
+    pack(&mut queues);
+    let unpack = |space: UnpackSpace| {
+        let handoff = ReceivedHandoff::unpack(copy(&queues), &[], &space);
+        let mut unpacked = handoff.take_over().1;
+        let recoveries = unpacked.recover_all().into_iter();
+        let recovered = recoveries.flat_map(|recovery| recovery.recovered);
+        let mut kept: Vec<u64> = recovered
+            .map(|(unleased, _)| unleased.client.id.0)
+            .collect();
+        kept.sort_unstable();
+        (kept, unpacked.lost[Loss::Descriptors])
+    };
+    let space = |clients, shms, open| UnpackSpace {
+        clients,
+        shms,
+        open,
+    };
     // With fewer descriptors, the shared memory among them, the latest stay.
-    let packed = (0..)
-        .zip(&sockets)
-        .map(|(slot, (_, ours))| (record(slot), ours.as_fd()))
-        .collect();
-    assert_eq!(queues.pack_all(&shm_record, &shm, packed), 0);
-    let mut unpacked = ReceivedHandoff::unpack(copy(&queues), &[], 101)
-        .take_over()
-        .1;
-    let mut kept: Vec<u64> = unpacked
-        .recover_all()
-        .into_iter()
-        .flat_map(|recovery| recovery.recovered)
-        .map(|(unleased, _)| unleased.client.id.0)
-        .collect();
-    kept.sort_unstable();
-    assert_eq!(
-        (kept, unpacked.lost[Loss::Descriptors]),
-        ((300..400).collect(), 300)
-    );
+    assert_eq!(unpack(space(101, 0, 1000)), ((300..400).collect(), 300));
+    (0..400).for_each(preset);
+    // All fit, but only just: no descriptor is kept free.
+    assert_eq!(unpack(space(400, 1, 401)), ((0..400).collect(), 0));
+    (0..400).for_each(preset);
+    assert_eq!(unpack(space(400, 1, 400)), ((1..400).collect(), 1));
+    // One datagram of 172 needs more than all: those that are kept are not closed for it.
+    (0..400).for_each(preset);
+    assert_eq!(unpack(space(60, 1, 100)), ((340..400).collect(), 340));
 }
