@@ -4,7 +4,7 @@ import { writeSync } from 'node:fs';
 import { Socket } from 'node:net';
 
 const BUFFER = 64 * 1024;
-// How long an exit waits for the worker to read the last answers.
+// How long an exit waits while the worker reads none of the last answers, in ms.
 const DRAIN_TIMEOUT = 2000;
 
 export class Channel {
@@ -161,22 +161,23 @@ export class Channel {
   /** Writes everything, and blocks for it. */
   drain() {
     this.beforeWrite();
-    const deadline = performance.now() + DRAIN_TIMEOUT;
     if (this.#writing !== null) {
       // There is no public way to learn how much of a write is outstanding.
       const left = this.#socket._handle?.writeQueueSize ?? 0;
-      this.#writeAll(this.#writing, this.#writing.length - left, this.#writing.length, deadline);
+      this.#writeAll(this.#writing, this.#writing.length - left, this.#writing.length);
       this.#writing = null;
     }
-    this.#writeAll(this.#out, 0, this.#used, deadline);
+    this.#writeAll(this.#out, 0, this.#used);
     this.#used = 0;
   }
 
-  #writeAll(buffer, from, to, deadline) {
+  #writeAll(buffer, from, to) {
+    let deadline = performance.now() + DRAIN_TIMEOUT;
     while (from < to && performance.now() < deadline) {
       const written = this.#write(buffer, from, to);
       from += written;
-      if (written === 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+      if (written > 0) deadline = performance.now() + DRAIN_TIMEOUT;
+      else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
     }
   }
 }

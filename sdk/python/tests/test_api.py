@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import shlex
 import subprocess
 import sys
 import unittest
@@ -143,7 +144,8 @@ class Api(unittest.TestCase):
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=TIMEOUT
         )
         self.assertEqual(done.returncode, 64)
-        self.assertEqual(done.stderr, f"start this app with: fdpassd app -- python3 -c '{code}'\n")
+        start = shlex.join(done.args)
+        self.assertEqual(done.stderr, f"start this app with: fdpassd app -- {start}\n")
 
     def test_the_examples_of_the_documentation_work(self) -> None:
         self.assertEqual(doctest.testmod(fdpassd).failed, 0)

@@ -196,7 +196,7 @@ class App:
         Run by hand, it prints how to start the program, and ends with exit status 64.
         """
         if inherited is None:
-            command = shlex.join(["python3", *sys.orig_argv[1:]])
+            command = shlex.join(sys.orig_argv)
             print(f"start this app with: fdpassd app -- {command}", file=sys.stderr)
             sys.exit(_EX_USAGE)
         line_by_line()
