@@ -219,8 +219,12 @@ impl RpcClient {
         let length = self.order.length(prefix);
         if length > self.limit {
             let limit = self.limit;
+            let hint = match length.swap_bytes() <= limit {
+                true => "; perhaps the listener has the other byte order",
+                false => "",
+            };
             return Err(Error::NoReply(format!(
-                "a reply of {length} bytes is announced, at most {limit} are taken"
+                "a reply of {length} bytes is announced, at most {limit} are taken{hint}"
             )));
         }
         let mut body = Vec::new();

@@ -150,7 +150,7 @@ impl Notation for Argument {
     type Value = Argument;
 
     fn expected() -> String {
-        "a string without NUL".to_owned()
+        "a string in quotes, without NUL".to_owned()
     }
 
     fn read(written: &WrittenValue<'_>) -> Result<Argument, Rejection> {

@@ -119,7 +119,9 @@ impl Error {
         {
             Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
             None => {
-                let help = advice(&message).or_else(|| as_key(source, &span, &message));
+                let help = advice(&message)
+                    .or_else(|| as_key(source, &span, &message))
+                    .or_else(|| in_quotes(text, span.start));
                 Error::at(origin, text, span, &message, help)
             }
         }
@@ -283,6 +285,20 @@ fn advice(message: &str) -> Option<String> {
     } else {
         as_array(message)
     }
+}
+
+/// Returns the help for a value without its quotes at this position, such as `user = nobody` or `max-frame = 1MiB`.
+fn in_quotes(text: &str, position: usize) -> Option<String> {
+    let begin = text[..position]
+        .rfind('\n')
+        .map_or(0, |newline| newline + 1);
+    let (_, value) = text[begin..].lines().next()?.split_once('=')?;
+    let value = value.split('#').next()?.trim();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "_./:-+%".contains(c);
+    let is_bare = !value.is_empty() && value.chars().all(is_word);
+    let is_valid = || format!("x = {value}").parse::<toml::Table>().is_ok();
+    (is_bare && !is_valid())
+        .then(|| format!("a text, a size or a duration is written in quotes: \"{value}\""))
 }
 
 /// Writes the string of serde's message as the array that was expected: its words, unless it has quotes of a shell.

@@ -88,8 +88,7 @@ pub(super) fn run<S: 'static>(name: &str, version: &'static str, methods: Method
 }
 
 fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) -> ExitCode {
-    let help =
-        format!("Reads this file, which must exist, instead of /etc/{name}.toml");
+    let help = format!("Reads this file, which must exist, instead of /etc/{name}.toml");
     let mut command = Options::command().mut_arg("config", |config| config.help(help));
     if name == SHIPPED {
         command = app::add_commands(command);

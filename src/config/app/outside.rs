@@ -121,6 +121,12 @@ fn check_program(app: &AppConfig) -> Result<(), Conflict> {
                 path.display(),
                 with_hint(&error, &path)
             ),
+            None if program.contains(' ') => {
+                let words: Vec<&str> = program.split(' ').collect();
+                format!(
+                    "there is no program {program:?}; each argument is a string of its own: {words:?}"
+                )
+            }
             None => format!(
                 "the program {program:?} is in no directory of PATH: {}",
                 search.display()

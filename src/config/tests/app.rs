@@ -77,11 +77,11 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
         ),
         (
             "command = [\"x\", «5]",
-            "invalid value: integer `5`, expected a string without NUL".to_owned(),
+            "invalid value: integer `5`, expected a string in quotes, without NUL".to_owned(),
         ),
         (
             "command = [«\"a\\u0000\"]",
-            "invalid value: string \"a\\0\", expected a string without NUL".to_owned(),
+            "invalid value: string \"a\\0\", expected a string in quotes, without NUL".to_owned(),
         ),
     ] {
         refused(&format!("[app]\n{line}"), &message);
@@ -101,7 +101,7 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
         ),
         (
             "environment = { A = «1 }",
-            "invalid value: integer `1`, expected a string without NUL".to_owned(),
+            "invalid value: integer `1`, expected a string in quotes, without NUL".to_owned(),
         ),
         (
             "environment = { «a-b = \"1\" }",
@@ -258,6 +258,10 @@ fn a_program_or_directory_that_is_missing_is_shown() {
     place.refused(
         "app.command = [«\"no-such-program\"]",
         &format!("the program \"no-such-program\" is in no directory of PATH: {path}"),
+    );
+    place.refused(
+        "app.command = [«\"python3 app.py\"]",
+        "there is no program \"python3 app.py\"; each argument is a string of its own: [\"python3\", \"app.py\"]",
     );
     place.refused(
         "[app]\ncommand = [«\"./missing\", \"x\"]",

@@ -82,6 +82,30 @@ fn an_unknown_word_is_refused_with_a_suggestion() {
 }
 
 #[test]
+fn a_value_without_quotes_is_refused_with_the_quotes() {
+    for (line, value) in [
+        ("app.user = nobody", "nobody"),
+        ("log.level = info", "info"),
+        ("limits.max-frame = 1MiB # at most", "1MiB"),
+        ("log.file = /var/log/fdpassd.log", "/var/log/fdpassd.log"),
+    ] {
+        let error = Config::parse(line, ORIGIN).expect_err("no quotes");
+        let help = format!("a text, a size or a duration is written in quotes: \"{value}\"");
+        assert_eq!(error.help(), Some(help.as_str()), "\n{error}");
+    }
+    // These have another mistake.
+    for line in [
+        "log.level = ",
+        "log.level = \"info",
+        "log.level = 'info",
+        "workers.count = 01",
+    ] {
+        let error = Config::parse(line, ORIGIN).expect_err("not TOML");
+        assert!(!error.to_string().contains("in quotes: "), "\n{error}");
+    }
+}
+
+#[test]
 fn a_value_of_a_wrong_type_is_refused() {
     refused(
         "workers = «[\"auto\"]",

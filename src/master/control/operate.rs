@@ -126,7 +126,12 @@ impl Master {
                     format_args!("{asker}: worker {id} is released"),
                 );
             }
-            Release::Worker(id) => return Err(refused(format!("worker {id} is not held"))),
+            Release::Worker(id) => {
+                return Err(match self.workers.pool.member(*id) {
+                    Some(_) => refused(format!("worker {id} is not held")),
+                    None => self.no_ready_worker(*id),
+                });
+            }
             Release::Method(name) if self.workers.strikes.release(name) => {
                 let sentence = format_args!("{asker}: method {name:?} is run again");
                 self.telemetry

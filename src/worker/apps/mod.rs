@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(super) use fault::fault_of;
 pub(super) use service::AppService;
@@ -268,7 +268,7 @@ impl App {
         process::resident_memory(self.process.pid).is_some_and(|bytes| bytes > most)
     }
 
-    /// Returns how the app has ended, with the last line that it has written; `None` if it runs. `when` follows the
+    /// Returns how the app has ended, with the line that explains it; `None` if it runs. `when` follows the
     /// exit in the reason.
     pub(super) fn end(&mut self, when: &str) -> Option<AppGone> {
         let exit = match process::end_of(&self.process.pidfd) {
@@ -288,20 +288,17 @@ impl App {
             Exit::Status(_) => "",
             Exit::Signal { .. } => "was ",
         };
-        let reason = self.with_last_line(format!("{was}{exit}{when}"));
+        let how = format!("{was}{exit}{when}");
+        let explained = self.with_last_line(how.clone());
+        // The app has written nothing about a signal from outside.
+        let reason = if exit.is_own_doing() { explained } else { how };
         Some(app_gone(end, reason))
     }
 
-    /// Adds the last line that the app has written to the reason of its end.
+    /// Adds the line that explains the app's end to the reason, if it has written one.
     fn with_last_line(&mut self, reason: String) -> String {
-        for stream in self.output.iter_mut().flatten() {
-            for _ in 0..MAX_LAST_READS {
-                if !stream.read(&mut self.last_lines) {
-                    break;
-                }
-            }
-        }
-        match self.last_lines.last() {
+        read_to_end(&mut self.output, &mut self.last_lines);
+        match self.last_lines.reason(Instant::now()) {
             Some(line) => format!("{reason}: {}", Escaped(line)),
             None => reason,
         }
@@ -349,13 +346,7 @@ impl App {
             let step = left.min(Duration::from_millis(20));
             let has_ended = poll::wait_for(&self.process.pidfd, Interest::Read, step);
             has_frames = has_frames && self.read_last_samples();
-            for stream in streams.iter_mut().flatten() {
-                for _ in 0..MAX_LAST_READS {
-                    if !stream.read(&mut self.last_lines) {
-                        break;
-                    }
-                }
-            }
+            read_to_end(&mut streams, &mut self.last_lines);
             match has_ended {
                 Ok(false) if !left.is_zero() => {}
                 Ok(false) => {
@@ -366,8 +357,19 @@ impl App {
                 _ => break,
             }
         }
+        read_to_end(&mut streams, &mut self.last_lines);
         self.output = streams;
-        self.with_last_line(String::new());
+    }
+}
+
+/// Logs what the app has written, up to a limit.
+fn read_to_end(streams: &mut Option<[OutputStream; 2]>, last: &mut LastLines) {
+    for stream in streams.iter_mut().flatten() {
+        for _ in 0..MAX_LAST_READS {
+            if !stream.read(last) {
+                break;
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -16,8 +17,11 @@ const MAX_LINE: usize = 4096;
 /// The most bytes read from one stream in one iteration of the loop.
 const MAX_READ: usize = 16 * 1024;
 
-/// The lines kept for the reason of the app's end.
-const LAST_LINES: usize = 8;
+/// The lines kept for the reason of the app's end: a trace of Node.js or Go is longer than its last screen.
+const LAST_LINES: usize = 32;
+
+/// How old a line may be to explain the app's end.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
 /// One output stream of an app.
 #[derive(Debug)]
@@ -30,21 +34,40 @@ pub(in crate::worker) struct OutputStream {
     has_ended: bool,
 }
 
-/// The last lines that an app has written.
+/// The last lines that an app has written, and when the worker read them.
 #[derive(Debug, Default)]
-pub(in crate::worker) struct LastLines(VecDeque<String>);
+pub(in crate::worker) struct LastLines(VecDeque<(Instant, String)>);
 
 impl LastLines {
     fn push(&mut self, line: &str) {
         if self.0.len() == LAST_LINES {
             self.0.pop_front();
         }
-        self.0.push_back(line.to_owned());
+        self.0.push_back((Instant::now(), line.to_owned()));
     }
 
-    /// Returns the last line.
-    pub(in crate::worker) fn last(&self) -> Option<&str> {
-        self.0.back().map(String::as_str)
+    /// Returns the line that explains the app's end, if it has written lines shortly before: the last `panic: ` or
+    /// `fatal error: ` of Go, whose trace follows; otherwise the last line that begins a sentence, as traces of Node.js
+    /// end with indented lines, braces and a version, those of Rust with a note, those of Python with the exception.
+    pub(in crate::worker) fn reason(&self, now: Instant) -> Option<&str> {
+        let is_recent = |read: &Instant| *read + MAX_AGE >= now;
+        let recent = || {
+            self.0
+                .iter()
+                .rev()
+                .filter(|(read, _)| is_recent(read))
+                .map(|(_, line)| line.as_str())
+        };
+        let is_of_go =
+            |line: &&str| line.starts_with("panic: ") || line.starts_with("fatal error: ");
+        let is_sentence = |line: &&str| {
+            let is_added = line.starts_with("Node.js v") || line.starts_with("note: ");
+            line.starts_with(char::is_alphanumeric) && !is_added
+        };
+        recent()
+            .find(is_of_go)
+            .or_else(|| recent().find(is_sentence))
+            .or_else(|| recent().next())
     }
 }
 
@@ -158,14 +181,50 @@ mod tests {
         let (mut app, mut last) = (File::from(end), LastLines::default());
         app.write_all(b"one\n\ntw").expect("write");
         assert!(!stream.read(&mut last));
-        assert_eq!(last.last(), Some("one"));
+        assert_eq!(last.0[0].1, "one");
         app.write_all(b"o\n").expect("write");
         app.write_all(&[b'x'; MAX_LINE + 3]).expect("write");
         assert!(!stream.read(&mut last));
-        assert_eq!(last.last().map(str::len), Some(MAX_LINE));
+        assert_eq!(last.0[2].1.len(), MAX_LINE);
         drop(app);
         assert!(!stream.read(&mut last) && stream.has_ended());
-        assert_eq!(last.last(), Some("xxx"));
-        assert_eq!(last.0[1], "two");
+        assert_eq!(last.0[3].1, "xxx");
+        assert_eq!(last.0[1].1, "two");
+    }
+
+    #[test]
+    fn the_reason_of_an_end_is_the_error_of_each_runtime() {
+        let reason = |text: &str| {
+            let mut last = LastLines::default();
+            text.lines()
+                .filter(|line| !line.is_empty())
+                .for_each(|line| last.push(line));
+            last.reason(Instant::now()).map(str::to_owned)
+        };
+        let python = "Traceback (most recent call last):\n  File \"app.py\", line 1, in <module>\n    import shop\n\
+                      ModuleNotFoundError: No module named 'shop'\n";
+        let node = "file:///srv/app.js:3\nconst x = ;\n          ^\n\nSyntaxError: Unexpected token ';'\n    \
+                    at compile (node:internal)\n\nNode.js v20.20.2\n";
+        let code = "node:internal:217\nError: Cannot find module\n    at run (node:internal) {\n  code: 'E'\n}\n\n\
+                    Node.js v20.20.2\n";
+        let go = "starting\npanic: no database\n\ngoroutine 1 [running]:\nmain.main()\n\t/srv/main.go:17 +0xaf\n";
+        for (text, expected) in [
+            (python, "ModuleNotFoundError: No module named 'shop'"),
+            (node, "SyntaxError: Unexpected token ';'"),
+            (code, "Error: Cannot find module"),
+            (go, "panic: no database"),
+            (
+                "thread 'main' panicked at a.rs:1:1:\nno database\nnote: run with\n",
+                "no database",
+            ),
+            ("no database\n", "no database"),
+            ("    ...\n", "    ..."),
+        ] {
+            assert_eq!(reason(text).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(reason(""), None);
+        let mut old = LastLines::default();
+        old.push("long ago");
+        assert_eq!(old.reason(Instant::now() + 2 * MAX_AGE), None);
     }
 }

@@ -242,6 +242,7 @@ impl App {
 fn with_hint(gone: &AppGone) -> String {
     let hint = match gone.end {
         AppEnd::Killed(signal) => hardening::hint(StartFailure::Signal(signal), is_service()),
+        AppEnd::Exited(0) => Some(NO_HELLO),
         _ => None,
     };
     match hint {
@@ -254,6 +255,9 @@ fn with_hint(gone: &AppGone) -> String {
 fn is_service() -> bool {
     std::env::var_os("INVOCATION_ID").is_some()
 }
+
+/// The likely cause of an app that ends well without a hello.
+const NO_HELLO: &str = "an app calls run() of its package, or sends a hello, see fdpassd-app(7)";
 
 const BEFORE_HELLO: &str = " before its hello";
 

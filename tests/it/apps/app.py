@@ -59,6 +59,9 @@ async def answer(writer, request):
     elif method == "exit":
         print("the reason of the exit", file=sys.stderr, flush=True)
         os._exit(params)
+    elif method == "print_and_die":
+        print("no reason", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
     elif method == "answer_and_exit":
         wire.setblocking(True)
         wire.sendall(frame({"id": id, "result": "last"}))
@@ -143,8 +146,8 @@ async def main():
         {"name": "idempotent_open", "idempotent": True},
     ]
     for name in (
-        "count circumstances sleep until_exists until_cancelled never block open exit answer_and_exit fault write "
-        "write_prefix write_bytes long longest half flood_line eat eat_later close block_and_close flood spawn metrics"
+        "count circumstances sleep until_exists until_cancelled never block open exit print_and_die answer_and_exit fault "
+        "write write_prefix write_bytes long longest half flood_line eat eat_later close block_and_close flood spawn metrics"
     ).split():
         methods.append({"name": name})
     metrics = [

@@ -128,6 +128,8 @@ fn an_exit_is_the_crash_of_its_request_alone() {
     let mut client = daemon.connect();
     assert_eq!(code(&mut client, "exit", json!(3)), "crashed");
     daemon.wait_for_log("its app exited with status 3: the reason of the exit");
+    assert_eq!(code(&mut client, "print_and_die", Value::Null), "crashed");
+    daemon.wait_for_log("its app was killed by signal 9 (SIGKILL); ");
     assert_eq!(client.call("echo", 1), Ok(json!(1)));
     client.request("answer_and_exit", Value::Null);
     assert_eq!(

@@ -24,7 +24,7 @@ fn an_unknown_worker_cannot_be_recycled_held_or_released() {
     for (arguments, reason) in [
         (["recycle", "4711"], "there is no worker 4711"),
         (["hold", "4711"], "there is no worker 4711"),
-        (["release", "4711"], "worker 4711 is not held"),
+        (["release", "4711"], "there is no worker 4711"),
         (["release", &id], &format!("worker {id} is not held")),
         (
             ["release", "no_such"],
