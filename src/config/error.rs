@@ -287,7 +287,7 @@ fn advice(message: &str) -> Option<String> {
     }
 }
 
-/// Returns the help for a value without its quotes at this position, such as `user = nobody` or `max-frame = 1MiB`.
+/// Returns the help for a value without its quotes at this position, such as `level = info` or `max-frame = 1MiB`.
 fn in_quotes(text: &str, position: usize) -> Option<String> {
     let begin = text[..position]
         .rfind('\n')
