@@ -22,7 +22,7 @@
 //!                  6 NearRequestLimit  -         the worker has answered nearly as many requests as it may
 //!                  7 Health         JSON         whether the worker is healthy again, or why it is not
 //!                  8 AppStarted     JSON         the pid of the worker's app, before Ready
-//!                  9 AppGone        JSON         why the worker and its app end; the worker exits after it
+//!                  9 AppGone        JSON         why the worker and its app end; `Stop` answers it, and the worker exits
 //!                 10 Spent          JSON         why the worker should be replaced
 //!
 //! lease record     see `proto/lease.rs`

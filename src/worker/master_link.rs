@@ -112,16 +112,36 @@ impl<'c> MasterLink<'c> {
     }
 
     /// Sends how the app has ended, before the worker ends because of it: the master attributes the death by that.
-    /// Waits for space, for at most a second. No client waits for this process then.
-    pub(super) fn send_app_gone(&mut self) {
+    /// Waits for space, for at most a second. No client waits for this process then. Returns whether it was sent.
+    pub(super) fn send_app_gone(&mut self) -> bool {
         let Some(gone) = self.app_gone.take() else {
-            return;
+            return false;
         };
         let message = ToMaster::AppGone(gone);
         for _ in 0..MAX_ATTEMPTS {
             match self.channel.send(&message, &[]) {
-                Ok(sent) if sent.is_refused() => crate::sys::poll::pause(RETRY_INTERVAL),
-                _ => return,
+                Ok(sent) if sent.is_refused() => poll::pause(RETRY_INTERVAL),
+                sent => return sent.is_ok_and(|sent| sent == Sent::Queued),
+            }
+        }
+        false
+    }
+
+    /// Waits for `Stop`, with which the master answers the end of the app, or for the end of the master. Between these
+    /// two, this process may be the only one that has the means to keep its clients.
+    pub(super) fn await_stop(&mut self) {
+        let mut scratch = Scratch::default();
+        loop {
+            match self.channel.receive(&mut scratch) {
+                Ok(Incoming::Message(ToWorker::Stop(_), _) | Incoming::Closed) | Err(_) => return,
+                Ok(Incoming::Message(..) | Incoming::Garbage(_)) => {}
+                Ok(Incoming::Shortage) => poll::pause(RETRY_INTERVAL),
+                Ok(Incoming::Nothing) => {
+                    let wait = Duration::from_secs(60);
+                    if poll::wait_for(&*self.channel, Interest::Read, wait).is_err() {
+                        return;
+                    }
+                }
             }
         }
     }

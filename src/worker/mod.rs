@@ -188,7 +188,9 @@ impl<'c> WorkerLoop<'c> {
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
         let served = self.serve_to_end(service);
-        self.master.send_app_gone();
+        if self.master.send_app_gone() && self.handoff.is_some() {
+            self.master.await_stop();
+        }
         let served = match self.ending.broken.take() {
             Some(reason) => Err(io::Error::other(reason)),
             None => served,

@@ -362,6 +362,34 @@ fn clients_outlive_an_app_and_its_master_killed_together() {
     drop(place);
 }
 
+#[test]
+fn clients_outlive_an_app_whose_end_their_killed_master_never_read() {
+    let Some((place, config)) = place() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let (mut daemon, mut clients) = start(&manager, &config);
+    let status = daemon.status();
+    let app = status.workers[0].app.as_ref().expect("an app").pid;
+    kernel::stop(daemon.pid());
+    kernel::send(app, Signal::SIGKILL);
+    eventually("the app is over", || kernel::is_over(app).then_some(()));
+    // The worker finds that by then, and would have ended. If it takes longer, this test shows less.
+    let_pass(Duration::from_millis(200));
+    daemon.signal("KILL");
+    daemon.wait();
+    let next = manager.setup(FDPASSD, &config).start_after(daemon);
+    let daemon = next.expect("the next master serves");
+    for (i, client) in clients.iter_mut().enumerate() {
+        let number = CLIENTS + i as u64;
+        let result = client.call("order", json!({ "n": number }));
+        assert_eq!(result, Ok(json!(number)));
+    }
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
+    drop(place);
+}
+
 /// A worker finds requests together with the end of its master: it packs its clients, and only the next master's app
 /// executes the requests.
 #[test]

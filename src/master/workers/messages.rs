@@ -11,7 +11,7 @@ use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Doom, Life, Worker};
 use crate::pool::Why;
-use crate::proto::channel::{Ready, SpentReason, ToMaster, VERSION};
+use crate::proto::channel::{Ready, SpentReason, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
@@ -110,6 +110,9 @@ impl Workers {
                 if let Some(worker) = self.all.get_mut(&id) {
                     worker.app.gone = Some(gone);
                 }
+                // The worker ends only now: until then it could have packed its clients.
+                let within = Duration::ZERO;
+                self.send(id, ToWorker::Stop(Stop { within }), poller);
             }
             // Waking the loop is enough.
             ToMaster::HasCapacity => {}
