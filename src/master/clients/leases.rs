@@ -307,6 +307,12 @@ impl Leases {
         ))
     }
 
+    /// Revokes the lease of a client that is in no turn and has no bytes here, so that the move copies none.
+    pub(crate) fn revoke_idle(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
+        let is_idle = self.state(slot, shm) == Some(LeaseState::Idle);
+        is_idle.then(|| self.revoke(slot, shm)).flatten()
+    }
+
     /// Revokes the leases of all clients that are in no turn.
     pub(crate) fn revoke_all(&mut self, shm: &MasterShm) -> Vec<Recovered> {
         (0..self.used)

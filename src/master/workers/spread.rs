@@ -105,7 +105,8 @@ impl Workers {
     }
 
     /// Revokes the leases of as many clients that are in no turn, and has them leased to the other worker, if that has
-    /// picked up its last ones. Returns their number.
+    /// picked up its last ones. Clients with bytes in shared memory stay: for a moment their bytes would exist twice, and
+    /// the workers may have died for lack of memory. Returns the number of moved clients.
     fn move_share(
         &mut self,
         share: Share,
@@ -124,7 +125,7 @@ impl Workers {
         let to = Some(share.to);
         let slots = worker.leases.slots().into_iter();
         let revoked: Vec<_> = slots
-            .filter_map(|slot| worker.leases.revoke(slot, &worker.shm))
+            .filter_map(|slot| worker.leases.revoke_idle(slot, &worker.shm))
             .take(share.count)
             .map(|recovered| recovered.map(|unleased| Unleased { to, ..unleased }))
             .collect();
