@@ -40,9 +40,8 @@ def send_body(body):
         if MISTAKE == "stdout":
             os.write(1, frame)
         elif MISTAKE == "no-drain":
-            fcntl.fcntl(3, fcntl.F_SETFL, os.O_NONBLOCK)
-            os.write(3, frame)
-            fcntl.fcntl(3, fcntl.F_SETFL, 0)
+            # As a write that does not block, to a socket that is full.
+            os.write(3, frame[:65536])
         else:
             wire.sendall(frame)
 

@@ -237,7 +237,7 @@ fn an_app_without_a_good_hello_fails_the_start() {
         ),
         (
             r#"w(b'{"hello":1,"methods":[' + b','.join(b'{"name":"m%060d"}' % n for n in range(900)) + b']}')"#,
-            "the names of its 9",
+            "the list of its 902 methods is too long",
         ),
     ];
     thread::scope(|scope| {
