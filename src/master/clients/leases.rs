@@ -2,20 +2,20 @@
 //!
 //! A slot is reused only after the worker has released it: a revoked lease occupies its slot until then.
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::{io, mem};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::left_places::LeftPlaces;
 use crate::master::clients::leases::preset::preset;
 use crate::master::clients::leases::recovery::recover_idle;
-use crate::master::clients::place::ClientPlace;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::ClientId;
-use crate::shm::{Claim, ClientBytes, LeaseState, MasterShm, Owner};
+use crate::shm::{Claim, LeaseState, MasterShm, Owner};
 use crate::table::Table;
 
+mod left_places;
 pub(crate) mod page;
 pub(crate) mod preset;
 pub(crate) mod recovery;
@@ -40,27 +40,8 @@ pub(crate) struct Leases {
     given: u64,
     /// Slots whose leases have not been sent yet.
     outbox: Vec<u32>,
-    /// The places that clients had before leases that have not been sent, by slot.
-    left_places: BTreeMap<u32, LeftPlace>,
-    /// Length of all bytes in these places, which exist twice.
-    kept_len: usize,
-    /// A client has no place any more, and its lease is not sent.
-    has_moved: bool,
+    left_places: LeftPlaces,
 }
-
-/// The place of a client until its lease is sent: if the master is killed before, the next one recovers the client there.
-/// Dropping it closes the place, and then frees the bytes there.
-#[derive(Debug)]
-struct LeftPlace {
-    place: ClientPlace,
-    /// The bytes, if a dead worker has left them.
-    bytes: Option<ClientBytes>,
-}
-
-/// The most bytes of clients that exist twice while the leases to a worker are not sent, and after how many the leases must
-/// be sent: a worker may have died for lack of memory.
-const MAX_KEPT_LEN: usize = 4 << 20;
-const KEPT_LEN: usize = 1 << 20;
 
 #[derive(Debug)]
 enum LeaseEntry {
@@ -101,9 +82,7 @@ impl Leases {
             lease_number: 0,
             given: 0,
             outbox: Vec::new(),
-            left_places: BTreeMap::new(),
-            kept_len: 0,
-            has_moved: false,
+            left_places: LeftPlaces::default(),
         }
     }
 
@@ -174,14 +153,7 @@ impl Leases {
             self.used - 1
         });
         let mut unleased = unleased;
-        let left_len = unleased.bytes.left_len();
-        if left_len > 0 && unleased.is_packed() && self.kept_len + left_len <= MAX_KEPT_LEN {
-            unleased.bytes.keep();
-        } else if left_len > 0 {
-            // Moving the bytes that a dead worker left destroys the place.
-            self.has_moved |= unleased.is_packed();
-            unleased.place = None;
-        }
+        let left_len = self.left_places.prepare(&mut unleased);
         let lease_number = self.lease_number.wrapping_add(1);
         if let Err(e) = preset(&unleased, slot, lease_number, shm) {
             self.free.push(slot);
@@ -195,11 +167,7 @@ impl Leases {
             bytes,
             ..
         } = unleased;
-        if let Some(place) = place {
-            self.kept_len += left_len;
-            let bytes = (left_len > 0).then_some(bytes);
-            self.left_places.insert(slot, LeftPlace { place, bytes });
-        }
+        self.left_places.keep(slot, place, bytes, left_len);
         self.entries.insert(
             slot,
             LeaseEntry::Leased(Leased {
@@ -216,20 +184,12 @@ impl Leases {
 
     /// Returns whether the leases must be sent before another client is leased.
     pub(crate) fn must_be_sent(&self) -> bool {
-        self.has_moved || self.kept_len >= KEPT_LEN
+        self.left_places.must_be_sent()
     }
 
     /// Closes the places that the clients of this batch had before. Must be called when their leases have been sent.
     pub(crate) fn close_left_places(&mut self, batch: &[u32]) {
-        for slot in batch {
-            self.take_left_place(*slot);
-        }
-    }
-
-    fn take_left_place(&mut self, slot: u32) -> Option<LeftPlace> {
-        let left = self.left_places.remove(&slot)?;
-        self.kept_len -= left.bytes.as_ref().map_or(0, ClientBytes::left_len);
-        Some(left)
+        self.left_places.close(batch);
     }
 
     /// Returns the lease number of the client in a slot; 0 without a client.
@@ -242,7 +202,7 @@ impl Leases {
 
     /// Returns the slots of the next message of leases.
     pub(crate) fn next_batch(&mut self) -> Option<Vec<u32>> {
-        self.has_moved = false;
+        self.left_places.begin_batch();
         let count = self.outbox.len().min(MAX_LEASES);
         (count > 0).then(|| self.outbox.drain(..count).collect())
     }
@@ -282,9 +242,8 @@ impl Leases {
             // Then the lease stays.
             if let Some(mut recovered) = self.revoke(slot, shm) {
                 self.vacate(slot, shm);
-                if let (Ok(unleased), Some(left)) = (&mut recovered, self.take_left_place(slot)) {
-                    unleased.bytes = left.bytes.unwrap_or(mem::take(&mut unleased.bytes));
-                    unleased.place = Some(left.place);
+                if let Ok(unleased) = &mut recovered {
+                    self.left_places.give_back(slot, unleased);
                 }
                 back.push(recovered);
             }
