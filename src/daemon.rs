@@ -1,5 +1,6 @@
 //! A daemon, defined by its name and methods.
 
+mod announce;
 mod app;
 #[cfg(feature = "tokio")]
 mod asynchronous;

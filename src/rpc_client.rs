@@ -3,29 +3,26 @@
 //! No call waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
 
 mod access;
+mod connect;
 mod error;
 
 use std::borrow::Cow;
-use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use self::access::describe_permission;
+use self::connect::connect;
 pub use self::error::{Error, no_reply};
 use crate::proto::control::{self, RefusalCode, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
 use crate::proto::rpc::Code;
-use crate::sys::fd;
-use crate::sys::socket::{connect_tcp, connect_unix, is_of_another_type};
 
 /// The end of the waiting for a reply.
 #[derive(Clone, Copy, Debug)]
@@ -356,46 +353,6 @@ struct RpcRequest<'a, P> {
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     params: Option<&'a P>,
-}
-
-fn connect(address: &Address, deadline: Deadline) -> Result<UnixStream, Error> {
-    let connected = deadline.left().and_then(|left| match address {
-        Address::Tcp(to) => connect_tcp(to, left),
-        Address::Unix(path) => connect_unix(path, left),
-    });
-    let explained = connected.map_err(|cause| match address {
-        Address::Unix(path) => explain(path, cause),
-        Address::Tcp(_) => cause,
-    });
-    explained.map_err(|cause| match (cause.kind(), address) {
-        (ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory, _) => {
-            Error::NothingListens(address.clone())
-        }
-        (ErrorKind::PermissionDenied, Address::Unix(path)) => {
-            Error::Forbidden(describe_permission(path))
-        }
-        (ErrorKind::TimedOut, _) => Error::Timeout(deadline.timeout),
-        _ => Error::Connect {
-            address: address.clone(),
-            cause,
-        },
-    })
-}
-
-/// Replaces the error of connect(2) for a path where no daemon can listen. Other files are refused like a socket whose
-/// daemon has ended.
-fn explain(path: &Path, cause: io::Error) -> io::Error {
-    if is_of_another_type(&cause) {
-        return io::Error::other("it is a socket of another type");
-    }
-    match fs::metadata(path) {
-        Ok(found)
-            if cause.kind() == ErrorKind::ConnectionRefused && !found.file_type().is_socket() =>
-        {
-            io::Error::other(format!("it is {}, not a socket", fd::kind(&found)))
-        }
-        _ => cause,
-    }
 }
 
 /// A socket's own timeout is EAGAIN (socket(7)).

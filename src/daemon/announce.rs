@@ -1,0 +1,54 @@
+//! The line that names the addresses of a daemon and a command that calls it.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use super::SHIPPED;
+use crate::logging;
+use crate::master::Announce;
+use crate::proto::names::Address;
+
+/// Prints the daemon's addresses and how to call it, in one line on standard output.
+pub(super) fn announcer(name: String, version: &'static str) -> Announce {
+    Box::new(move |addresses| {
+        let exe = std::env::current_exe().ok().filter(|_| name == SHIPPED);
+        let ctl = exe.map_or("fdpassctl".to_owned(), |exe| ctl_command(&exe));
+        let first = addresses.first().map_or("", String::as_str);
+        let to = match first.parse::<Address>() {
+            Ok(address) => address.reachable().to_string(),
+            Err(_) => first.to_owned(),
+        };
+        let listens = addresses.join(", ");
+        logging::announce(&format!(
+            "{name} {version} listens on {listens}; call it: {ctl} call ping '{{\"hello\":1}}' --to {to}\n"
+        ));
+    })
+}
+
+/// Returns the command that runs fdpassctl: by cargo, if `cargo run` has started this program; by its path, if a path
+/// has; or else by its name.
+fn ctl_command(program: &Path) -> String {
+    let profile = program.parent();
+    // Cargo keeps the parts of a program in this directory.
+    let is_cargos = profile.is_some_and(|profile| profile.join("deps").is_dir());
+    // Other directories may have no Cargo.toml.
+    let is_run_by_cargo = std::env::var_os("CARGO_MANIFEST_DIR").is_some();
+    match profile.and_then(Path::file_name).and_then(OsStr::to_str) {
+        Some("release") if is_cargos && is_run_by_cargo => "cargo run --release --bin fdpassctl --",
+        Some("debug") if is_cargos && is_run_by_cargo => "cargo run --bin fdpassctl --",
+        _ if is_cargos => return sibling_ctl().unwrap_or("fdpassctl".to_owned()),
+        _ => "fdpassctl",
+    }
+    .to_owned()
+}
+
+/// Returns the path of fdpassctl in the directory by which this program was started, if a shell can read it as one word.
+fn sibling_ctl() -> Option<String> {
+    let started = std::env::args_os().next()?;
+    let directory = Path::new(&started).parent()?;
+    let ctl = directory.join("fdpassctl");
+    let is_path = !directory.as_os_str().is_empty() && ctl.is_file();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+".contains(c);
+    let path = ctl.to_str().filter(|path| path.chars().all(is_plain))?;
+    is_path.then(|| path.to_owned())
+}
