@@ -66,16 +66,9 @@ impl Master {
         memory::warn_if_short(&setup.loaded.config.limits, memory, count);
         let mut control =
             open_control_server(&setup, &listeners.all, &mut origin, descriptors, now)?;
-        let follows_a_master = !origin.is_fresh();
-        let exporter = open_exporter(
-            &setup,
-            &listeners.all,
-            &control.listener,
-            follows_a_master,
-            now,
-        )?;
+        let exporter = open_exporter(&setup, &listeners.all, &control.listener, &origin, now)?;
         let all = &mut listeners.all;
-        watch_all(&poller, &signals, &mut control, all, follows_a_master, now)?;
+        watch_all(&poller, &signals, &mut control, all, &origin, now)?;
         // An upgrade has blocked them until the handlers exist again.
         process::unblock_signals();
         let mut settings = SettingsInForce::new(
@@ -251,7 +244,7 @@ fn open_exporter(
     setup: &MasterSetup,
     listeners: &[Listener],
     control: &ControlListener,
-    follows_a_master: bool,
+    origin: &MasterOrigin,
     now: Instant,
 ) -> Result<Option<Exporter>, Error> {
     let config = &setup.loaded.config;
@@ -259,7 +252,7 @@ fn open_exporter(
         return Ok(None);
     };
     let start = exporter::start(&setup.name, config, control.path());
-    Exporter::open(address, start, follows_a_master, now)
+    Exporter::open(address, start, !origin.is_fresh(), now)
         .map(Some)
         .map_err(|e| {
             OwnListeners::from_listeners(listeners, None, Some(control)).named_in(e, Some(address))
@@ -276,12 +269,12 @@ fn watch_all(
     signals: &Signals,
     control: &mut ControlServer,
     listeners: &mut [Listener],
-    follows_a_master: bool,
+    origin: &MasterOrigin,
     now: Instant,
 ) -> Result<(), Error> {
     let added = poller.add(signals, Token::Signals.into(), Interest::Read);
     added.map_err(Error::system("watch for signals"))?;
-    if follows_a_master {
+    if !origin.is_fresh() {
         control.watch(Interest::Clients, poller, now);
         for listener in listeners {
             listener.watch(Interest::End, poller, now);

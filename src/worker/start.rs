@@ -156,15 +156,7 @@ fn serve<S: 'static>(
     // The other descriptors are handoff queues.
     let (shm, handoff_shm, metrics) = map(File::from(descriptors.remove(0)), layout)?;
     let metrics = WorkerMetrics::new(Some(metrics));
-    let info = WorkerInfo {
-        name: std::mem::take(&mut start.name),
-        worker: start.worker,
-        seat: start.seat,
-        generation: start.generation,
-        config: (),
-        preloaded: Arc::default(),
-        metrics: metrics.clone(),
-    };
+    let info = worker_info(&mut start, metrics.clone());
     if start.app.is_some() && methods.is_shipped {
         // The demonstration is no part of a service of its own.
         methods.remove(builtin::DEMONSTRATION);
@@ -261,6 +253,18 @@ fn start_app(
 }
 
 /// Reports that the worker is ready, and serves. Returns whether it ended because its master is gone.
+fn worker_info(start: &mut Start, metrics: WorkerMetrics) -> WorkerInfo {
+    WorkerInfo {
+        name: std::mem::take(&mut start.name),
+        worker: start.worker,
+        seat: start.seat,
+        generation: start.generation,
+        config: (),
+        preloaded: Arc::default(),
+        metrics,
+    }
+}
+
 fn serve_methods(
     channel: &mut Channel<ToMaster, ToWorker>,
     start: Start,

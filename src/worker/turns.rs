@@ -105,12 +105,9 @@ impl WorkerLoop<'_> {
         let is_tcp = connection.is_tcp();
         (self.time.now, self.served) = (tools.now, tools.served);
         self.ending.is_retiring |= tools.has_reached_limit();
-        let near_limit_at = self.settings.near_limit_at;
-        if near_limit_at.is_some_and(|requests| self.served >= requests) {
-            // It is reported once.
-            self.settings.near_limit_at = None;
-            self.master.is_near_limit = true;
-        }
+        // It is reported once.
+        let near_limit_at = &mut self.settings.near_limit_at;
+        self.master.is_near_limit |= near_limit_at.take_if(|at| self.served >= *at).is_some();
         match ended {
             Ended::Waits(waits) => self.schedule(slot, waits),
             Ended::Over => self.close(slot),

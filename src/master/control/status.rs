@@ -65,6 +65,14 @@ impl Snapshot<'_> {
         }
     }
 
+    /// Returns why no client is accepted, while the daemon runs.
+    fn paused(&self) -> Option<String> {
+        let pause = self.listeners.gate.pause;
+        pause
+            .filter(|_| !self.lifecycle.is_ending())
+            .map(|pause| pause.to_string())
+    }
+
     /// Returns the complete status.
     pub(crate) fn status(&self, now: Instant) -> Status {
         let seats = (0..self.workers.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
@@ -88,12 +96,7 @@ impl Snapshot<'_> {
             zygote: self.workers.zygotes.pid(self.settings.generation),
             stopping: self.lifecycle.is_ending(),
             drained: self.listeners.is_drained,
-            paused: self
-                .listeners
-                .gate
-                .pause
-                .filter(|_| !self.lifecycle.is_ending())
-                .map(|pause| pause.to_string()),
+            paused: self.paused(),
             listeners: self.listeners.all.iter().map(listener_status).collect(),
             clients: self.clients.count(),
             max_clients: self.clients.max,

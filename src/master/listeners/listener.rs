@@ -364,9 +364,8 @@ impl Listener {
     /// report them.
     pub(crate) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
-            Address::Tcp(_) if self.outage.is_some() => None,
-            Address::Tcp(_) => socket::queue(&self.socket).ok(),
-            Address::Unix(_) => None,
+            Address::Tcp(_) if self.outage.is_none() => socket::queue(&self.socket).ok(),
+            Address::Tcp(_) | Address::Unix(_) => None,
         }
     }
 }
@@ -389,8 +388,7 @@ impl Served for Listener {
     }
 
     fn is_reachable(&self) -> bool {
-        let file = self.file.as_ref();
-        file.is_none_or(|file| file.metadata().is_some())
+        (self.file.as_ref()).is_none_or(|file| file.metadata().is_some())
     }
 }
 
