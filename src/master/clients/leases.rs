@@ -2,8 +2,8 @@
 //!
 //! A slot is reused only after the worker has released it: a revoked lease occupies its slot until then.
 
-use std::{io, mem};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::{io, mem};
 
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::left_places::LeftPlaces;

@@ -163,7 +163,8 @@ pub(crate) trait Served: AsFd {
             return false;
         }
         *self.outage_mut() = None;
-        let sentence = format_args!("{} is open again", self.name());
+        let name = self.name();
+        let sentence = format_args!("{name} is open again");
         events.note(Kind::ListenerOpened, About::default(), sentence);
         true
     }

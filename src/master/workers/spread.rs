@@ -146,10 +146,9 @@ impl Spreading {
             clients: Some(self.moved as u64),
             ..About::default()
         };
-        let sentence = format_args!(
-            "{} moved to workers that became ready after the first one",
-            Counted(self.moved, "client")
-        );
+        let moved = Counted(self.moved, "client");
+        let sentence =
+            format_args!("{moved} moved to workers that became ready after the first one");
         telemetry.events.note(Kind::Rebalanced, about, sentence);
     }
 }
