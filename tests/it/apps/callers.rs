@@ -188,7 +188,9 @@ fn a_late_answer_is_dropped() {
 /// Requests that are away are not rejected, but their bytes count, so that others are rejected.
 #[test]
 fn requests_that_are_away_outlast_full_buffers() {
-    let config = "workers.count = 1\nlimits.max-frame = \"1MiB\"\nlimits.buffers = \"4MiB\"";
+    // An app without a free permit that has answered nothing for stall-timeout gets no more clients.
+    let config = "workers.count = 1\nlimits.max-frame = \"1MiB\"\nlimits.buffers = \"4MiB\"\n\
+                  limits.stall-timeout = \"25s\"";
     let Some(daemon) = start_with(config, &[("CONCURRENCY", "3")]) else {
         return;
     };
