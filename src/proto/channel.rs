@@ -52,7 +52,7 @@ pub use reports::{
 };
 
 /// The version of these messages. A worker of another version refuses to start.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
 pub const MAX_LEASES: usize = 253;
@@ -99,7 +99,8 @@ pub enum ToMaster {
     Failed(Failed),
     /// Slots whose clients the worker ended.
     Closed(Vec<u32>),
-    /// Slots whose leases were found revoked or given up; the worker's copies of their sockets are closed.
+    /// Slots whose leases the worker, which retires, has given up; and slots whose leases were revoked, when the worker's
+    /// copies of their sockets are closed.
     Released(Vec<u32>),
     /// The worker picked up leases.
     HasCapacity,

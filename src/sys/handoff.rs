@@ -53,6 +53,19 @@ const MAX_DATAGRAM_LEN: usize = 16 * 1024;
 /// How long packing waits for the death of an app that was killed, in ms.
 const APP_END_TIMEOUT: libc::c_int = 1000;
 
+/// The time after which the handler tries again while it is held off.
+const HELD_OFF: Duration = Duration::from_millis(1);
+
+/// Holds the signal handler off. See [`EmergencyHandoff::hold_off`].
+#[derive(Debug)]
+pub struct HeldOff(&'static AtomicBool);
+
+impl Drop for HeldOff {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 /// Everything that is needed to pack.
 #[derive(Debug)]
 pub struct EmergencyHandoff {
@@ -77,6 +90,8 @@ pub struct EmergencyHandoff {
     used: AtomicU64,
     /// Packing has begun.
     has_begun: AtomicBool,
+    /// Leases have been received and are not registered yet, so that the signal handler would lose them.
+    is_held_off: AtomicBool,
     /// The pid of the worker's app and its descriptor + 1; 0 without an app.
     app: [AtomicU64; 2],
     app_cgroup: OnceLock<Arc<AppCgroup>>,
@@ -128,6 +143,7 @@ impl EmergencyHandoff {
             format,
             used: AtomicU64::new(0),
             has_begun: AtomicBool::new(false),
+            is_held_off: AtomicBool::new(false),
             app: [AtomicU64::new(0), AtomicU64::new(0)],
             app_cgroup: OnceLock::new(),
             #[cfg(feature = "tokio")]
@@ -182,6 +198,13 @@ impl EmergencyHandoff {
         }
     }
 
+    /// Lets the signal handler wait until the result is dropped, so that it finds each lease in the channel or registered.
+    /// The thread that serves must not wait for anything before that.
+    pub fn hold_off(&'static self) -> HeldOff {
+        self.is_held_off.store(true, Ordering::Release);
+        HeldOff(&self.is_held_off)
+    }
+
     /// Registers a client. `cookie` is that of its socket, if the kernel has one.
     pub fn register(&self, slot: u32, socket: &OwnedFd, cookie: Option<u64>, record: &Record) {
         let Some(entry) = self.entry(slot) else {
@@ -217,20 +240,7 @@ impl EmergencyHandoff {
         if !self.is_ours() || self.has_begun.load(Ordering::Acquire) {
             return;
         }
-        let grace = libc::timeval {
-            tv_sec: self.grace.as_secs() as libc::time_t,
-            tv_usec: self.grace.subsec_micros().max(1) as libc::suseconds_t,
-        };
-        let never = libc::timeval {
-            tv_sec: 0,
-            tv_usec: 0,
-        };
-        let timer = libc::itimerval {
-            it_interval: never,
-            it_value: grace,
-        };
-        // SAFETY: it reads one struct.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+        set_timer(self.grace);
     }
 
     fn has_lost_its_master(&self) -> bool {
@@ -258,6 +268,9 @@ impl EmergencyHandoff {
         }
         // An alarm that other code has set is ignored.
         if self.has_lost_its_master() {
+            if self.is_held_off.load(Ordering::Acquire) {
+                return set_timer(HELD_OFF);
+            }
             self.pack();
             // SAFETY: it runs nothing of this process any more, as a handler must not.
             unsafe { libc::_exit(0) };
@@ -282,14 +295,17 @@ impl EmergencyHandoff {
             gate.close();
         }
         self.note_final_writes();
+        // In a restart the master has packed everything, and a second time might be more than there is space for.
+        let is_packed = self.has(self.offsets.packed_at);
         self.note(self.offsets.packed_at, clock::monotonic());
         let mut queue = 0;
-        let is_off = self.send(&mut queue, &self.first, &[self.shm.as_raw_fd()]);
+        let is_off = is_packed || self.send(&mut queue, &self.first, &[self.shm.as_raw_fd()]);
         let short_len = self.format.short_len;
         let mut batches = [short_len, RECORD_LEN].map(|length| Batch::new(self.header, length));
         let mut send = |batch: &mut Batch| {
-            let is_packed = is_off && self.send(&mut queue, batch.payload(), batch.sockets());
-            outcome.add(batch.count, is_packed);
+            let is_sent =
+                is_off && (is_packed || self.send(&mut queue, batch.payload(), batch.sockets()));
+            outcome.add(batch.count, is_sent);
             batch.count = 0;
         };
         let mut pack = |socket: RawFd, record: Record| {
@@ -334,6 +350,12 @@ impl EmergencyHandoff {
         }
     }
 
+    /// Returns whether a word of the shared memory is set.
+    fn has(&self, index: usize) -> bool {
+        let word = self.words.get(index);
+        word.is_some_and(|word| word.load(Ordering::Acquire) != 0)
+    }
+
     /// Writes a word of the shared memory.
     fn note(&self, index: usize, value: u64) {
         if let Some(word) = self.words.get(index) {
@@ -376,6 +398,22 @@ impl EmergencyHandoff {
         }
         false
     }
+}
+
+/// Sets the alarm of this process.
+fn set_timer(after: Duration) {
+    let timer = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: libc::timeval {
+            tv_sec: after.as_secs() as libc::time_t,
+            tv_usec: after.subsec_micros().max(1) as libc::suseconds_t,
+        },
+    };
+    // SAFETY: it reads one struct.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
 }
 
 impl Packed {

@@ -14,6 +14,7 @@ use crate::proto::message::Message;
 use crate::proto::text::Counted;
 use crate::shm::Layout;
 use crate::sys::handoff::{EmergencyHandoff, HEADER_LEN, Packed, RecordFormat};
+use crate::sys::socket;
 
 /// Prepares the emergency handoff.
 pub(super) fn prepare(
@@ -45,14 +46,23 @@ pub(super) fn prepare(
     )
 }
 
-impl WorkerLoop<'_> {
-    /// Registers a client, to be packed if the master is gone.
-    pub(super) fn register(&self, lease: &Lease, socket: &OwnedFd, cookie: Option<u64>) {
-        if let Some(handoff) = self.handoff {
+/// Registers clients, to be packed if the master is gone. Returns the cookies of their sockets.
+pub(super) fn register_all(
+    handoff: Option<&EmergencyHandoff>,
+    leases: &[Lease],
+    sockets: &[OwnedFd],
+) -> Vec<Option<u64>> {
+    let register = |(lease, socket): (&Lease, &OwnedFd)| {
+        let cookie = socket::cookie(socket).ok().flatten();
+        if let Some(handoff) = handoff {
             handoff.register(lease.record.slot, socket, cookie, &lease.record.encode());
         }
-    }
+        cookie
+    };
+    leases.iter().zip(sockets).map(register).collect()
+}
 
+impl WorkerLoop<'_> {
     /// Packs the clients after the master is gone, and ends the loop.
     pub(super) fn hand_off_clients(&mut self, service: &mut dyn Service) -> io::Result<()> {
         if self.handoff.is_some() {

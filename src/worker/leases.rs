@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::connection::{Connection, WaitingFor};
 use super::death::{self, Point};
+use super::handoff::register_all;
 use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{FOREIGN, Purpose};
@@ -15,25 +16,28 @@ use crate::proto::channel::Stop;
 use crate::proto::lease::Lease;
 use crate::proto::rpc::Code;
 use crate::shm::LeaseState;
+use crate::sys::handoff::HeldOff;
 use crate::sys::socket;
 
 impl WorkerLoop<'_> {
-    /// Takes over clients. Their requests may have arrived already, so each gets a turn at once.
+    /// Takes over clients. Their requests may have arrived already, so each gets a turn at once. `held_off` is from before
+    /// they were received.
     pub(super) fn pick_up(
         &mut self,
         leases: &[Lease],
         sockets: Vec<OwnedFd>,
+        held_off: Option<HeldOff>,
         service: &mut dyn Service,
     ) -> io::Result<()> {
+        let cookies = register_all(self.handoff, leases, &sockets);
+        drop(held_off);
         self.master.has_capacity |= self.shm.header().pick_up(leases.len() as u64);
         self.check_numbers(&sockets)?;
-        for (lease, socket) in leases.iter().zip(sockets) {
+        for ((lease, socket), cookie) in leases.iter().zip(sockets).zip(cookies) {
             let index = lease.record.slot;
-            let cookie = socket::cookie(&socket).ok().flatten();
             let Some(slot) = self.shm.slot(index) else {
                 return Err(io::Error::other("a lease for a slot that does not exist"));
             };
-            self.register(lease, &socket, cookie);
             let connection = Connection::new(lease, socket, cookie, slot);
             let (_, large) = slot.cursors().parked();
             if connection.waits != WaitingFor::Request && large > 0 {
@@ -89,6 +93,10 @@ impl WorkerLoop<'_> {
         let Some(connection) = self.forget(index) else {
             return;
         };
+        if let Some(handoff) = self.handoff {
+            handoff.unregister(index);
+        }
+        self.numbers.take(number(&connection.socket));
         socket::end(&connection.socket);
         if self.parking.close(index) {
             self.shm.free_large(index);
@@ -101,7 +109,7 @@ impl WorkerLoop<'_> {
         self.left.close(connection.client);
     }
 
-    /// Forgets a client whose lease is over. Its slot, regions and connection belong to the master.
+    /// Forgets a client whose lease is over. Its slot and regions belong to the master.
     pub(super) fn release(&mut self, index: u32) {
         let Some(connection) = self.forget(index) else {
             return;
@@ -109,14 +117,11 @@ impl WorkerLoop<'_> {
         self.left.release(connection.client);
         self.parking.revoke(index);
         self.shm.header().set_parked(self.parking.total());
-        self.master.released.push(index);
+        self.keep_revoked(index, connection);
     }
 
     fn forget(&mut self, index: u32) -> Option<Connection> {
         let connection = self.connections.take(index)?;
-        if let Some(handoff) = self.handoff {
-            handoff.unregister(index);
-        }
         if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
             self.break_off(FOREIGN);
         }
@@ -126,7 +131,6 @@ impl WorkerLoop<'_> {
         if connection.waits == WaitingFor::Permit {
             self.leave_queue(index);
         }
-        self.numbers.take(number(&connection.socket));
         self.leased -= 1;
         if self.leased == 0 {
             self.timers.clear();

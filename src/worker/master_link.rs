@@ -1,14 +1,16 @@
 //! The worker's end of its channel: messages of the master, and reports to it.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::CHANNEL;
+use super::handoff::register_all;
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::loop_clock::Shortage;
 use crate::proto::channel::{AppGone, Health, MAX_SLOTS, Spent, SpentReason, ToMaster, ToWorker};
 use crate::sys::clock;
+use crate::sys::handoff::EmergencyHandoff;
 use crate::sys::poll::{self, Interest, Poller};
 
 /// The time between two attempts to send the end of an app, and the most attempts.
@@ -128,18 +130,30 @@ impl<'c> MasterLink<'c> {
     }
 
     /// Waits for `Stop`, with which the master answers the end of the app, or for the end of the master. Between these
-    /// two, this process may be the only one that has the means to keep its clients.
-    pub(super) fn await_stop(&mut self) {
+    /// two, this process may be the only one that has the means to keep its clients. Returns the sockets of those that
+    /// arrive until then, which are registered.
+    pub(super) fn await_stop(&mut self, handoff: &'static EmergencyHandoff) -> Vec<OwnedFd> {
+        let mut late = Vec::new();
         let mut scratch = Scratch::default();
         loop {
-            match self.channel.receive(&mut scratch) {
-                Ok(Incoming::Message(ToWorker::Stop(_), _) | Incoming::Closed) | Err(_) => return,
+            let held_off = handoff.hold_off();
+            let received = self.channel.receive(&mut scratch);
+            if let Ok(Incoming::Message(ToWorker::Lease(leases), sockets)) = received {
+                register_all(Some(handoff), &leases, &sockets);
+                late.extend(sockets);
+                continue;
+            }
+            drop(held_off);
+            match received {
+                Ok(Incoming::Message(ToWorker::Stop(_), _) | Incoming::Closed) | Err(_) => {
+                    return late;
+                }
                 Ok(Incoming::Message(..) | Incoming::Garbage(_)) => {}
                 Ok(Incoming::Shortage) => poll::pause(RETRY_INTERVAL),
                 Ok(Incoming::Nothing) => {
                     let wait = Duration::from_secs(60);
                     if poll::wait_for(&*self.channel, Interest::Read, wait).is_err() {
-                        return;
+                        return late;
                     }
                 }
             }

@@ -22,6 +22,7 @@ mod panics;
 mod parking;
 mod preload;
 mod reply;
+mod revoked;
 mod running;
 mod start;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use deadlines::Timers;
 use hooks::{HealthSchedule, LeftClients};
 use master_link::MasterLink;
 use parking::Parking;
+use revoked::RevokedClients;
 use turn::Purpose;
 
 use crate::channel::{Channel, Incoming, Scratch};
@@ -84,6 +86,7 @@ struct WorkerLoop<'c> {
     /// The descriptors known to be in use, by number.
     numbers: Table<()>,
     leased: usize,
+    revoked: RevokedClients,
     /// Slots whose clients have whole frames left: the poller will not report them.
     again: Vec<u32>,
     timers: Timers,
@@ -164,6 +167,7 @@ impl<'c> WorkerLoop<'c> {
             connections: Table::new(),
             numbers,
             leased: 0,
+            revoked: RevokedClients::default(),
             again: Vec::new(),
             timers: Timers::default(),
             time: Time {
@@ -188,9 +192,9 @@ impl<'c> WorkerLoop<'c> {
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
         let served = self.serve_to_end(service);
-        if self.master.send_app_gone() && self.handoff.is_some() {
-            self.master.await_stop();
-        }
+        let has_reported = self.master.send_app_gone();
+        let handoff = self.handoff.filter(|_| has_reported);
+        let late = handoff.map(|handoff| self.master.await_stop(handoff));
         let served = match self.ending.broken.take() {
             Some(reason) => Err(io::Error::other(reason)),
             None => served,
@@ -199,6 +203,7 @@ impl<'c> WorkerLoop<'c> {
         if served.is_err() && !self.ending.is_orphaned && self.master.is_gone() {
             self.pack_clients();
         }
+        drop(late);
         served?;
         if let Some(executor) = self.executor.as_mut().filter(|_| !self.ending.is_orphaned) {
             executor.finish(apps::END_TIMEOUT);
@@ -253,6 +258,7 @@ impl<'c> WorkerLoop<'c> {
             self.forget_timers();
             self.master.retry(&self.poller, self.time.now)?;
             self.check_health(service);
+            self.close_moved();
             if self.send_reports()? {
                 // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
                 self.hand_off_clients(service)?;
@@ -267,7 +273,8 @@ impl<'c> WorkerLoop<'c> {
 
     fn is_finished(&self) -> bool {
         let is_ending = self.ending.stop_by.is_some() || self.ending.is_retiring;
-        let is_done = is_ending && self.leased == 0 && !self.master.has_reports();
+        let has_clients = self.leased > 0 || !self.revoked.is_empty();
+        let is_done = is_ending && !has_clients && !self.master.has_reports();
         self.ending.is_orphaned || self.ending.broken.is_some() || is_done
     }
 
@@ -296,6 +303,7 @@ impl<'c> WorkerLoop<'c> {
             self.health.next(),
             executor,
             self.master.retry_at(),
+            self.revoked.next_look(),
         ];
         let deadline = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.time.now)))
@@ -303,9 +311,14 @@ impl<'c> WorkerLoop<'c> {
 
     /// Receives one message of the master. The next wait reports further messages.
     fn receive(&mut self, scratch: &mut Scratch, service: &mut dyn Service) -> io::Result<()> {
-        match self.master.receive(scratch, &self.poller, self.time.now)? {
+        let held_off = self.handoff.map(EmergencyHandoff::hold_off);
+        let incoming = self.master.receive(scratch, &self.poller, self.time.now)?;
+        let is_lease = matches!(incoming, Incoming::Message(ToWorker::Lease(_), _));
+        // Other messages may have methods run.
+        let held_off = held_off.filter(|_| is_lease);
+        match incoming {
             Incoming::Message(ToWorker::Lease(leases), sockets) => {
-                self.pick_up(&leases, sockets, service)?
+                self.pick_up(&leases, sockets, held_off, service)?;
             }
             Incoming::Message(ToWorker::Reopen, _) => reopen_log(),
             Incoming::Message(ToWorker::Stop(stop), _) => self.stop(stop, service),

@@ -37,6 +37,7 @@ mod exporter;
 mod fast_open;
 mod frozen;
 mod garbage;
+mod given_up;
 mod handover;
 mod hooks;
 mod inspect;

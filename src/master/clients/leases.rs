@@ -41,6 +41,10 @@ pub(crate) struct Leases {
     /// Slots whose leases have not been sent yet.
     outbox: Vec<u32>,
     left_places: LeftPlaces,
+    /// Slots, with their lease numbers, whose clients have left them in this iteration of the loop.
+    left: Vec<(u32, u32)>,
+    /// The clients are in a handoff queue, so that their slots must stay as they are.
+    are_packed: bool,
 }
 
 #[derive(Debug)]
@@ -83,6 +87,8 @@ impl Leases {
             given: 0,
             outbox: Vec::new(),
             left_places: LeftPlaces::default(),
+            left: Vec::new(),
+            are_packed: false,
         }
     }
 
@@ -256,7 +262,9 @@ impl Leases {
         let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
             return None;
         };
-        let found = shm.slot(slot)?.revoke(leased.lease_number)?;
+        let lease_number = leased.lease_number;
+        let found = shm.slot(slot)?.revoke(lease_number)?;
+        self.left.push((slot, lease_number));
         Some(recover_idle(
             slot,
             self.leave_behind(slot)?,
@@ -293,7 +301,8 @@ impl Leases {
         }
     }
 
-    /// Handles the worker's message that it has released this slot.
+    /// Handles the worker's message that it has released this slot: that it has given the client up, or that it uses the
+    /// slot no longer.
     pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
         if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
             self.vacate(slot, shm);
@@ -304,21 +313,31 @@ impl Leases {
             Some(LeaseState::RevokedParked) => Claim::Parked,
             _ => return Done::Nonsense,
         };
+        self.left.push((slot, self.lease_number_of(slot)));
         let Some(client) = self.leave_behind(slot) else {
             return Done::Nonsense;
         };
-        let recovered = recover_idle(slot, client, found, shm, Owner::Alive);
-        self.vacate(slot, shm);
-        Done::GivenUp(recovered)
+        Done::GivenUp(recover_idle(slot, client, found, shm, Owner::Alive))
     }
 
-    /// Returns the slots of clients that the worker has given up, and that the master has not taken back.
-    pub(crate) fn given_up(&self, shm: &MasterShm) -> Vec<u32> {
-        let is_given_up = |slot: &u32| {
-            let state = self.state(*slot, shm);
-            matches!(state, Some(LeaseState::Revoked | LeaseState::RevokedParked))
-        };
-        (0..self.used).filter(is_given_up).collect()
+    /// Closes the slots that clients have left: they are leased to other workers or packed by now. Until then the worker
+    /// keeps them, in case this process is killed.
+    pub(crate) fn close_left(&mut self, shm: &MasterShm) {
+        for (slot, lease_number) in self.left.drain(..) {
+            let Some(slot) = shm.slot(slot) else {
+                continue;
+            };
+            let lease = slot.lease().filter(|lease| lease.number == lease_number);
+            let state = lease.map(|lease| lease.state);
+            if let Some(LeaseState::Revoked | LeaseState::RevokedParked) = state {
+                slot.release(lease_number, LeaseState::Closed);
+            }
+        }
+    }
+
+    /// Notes that the clients are in a handoff queue. From then on no slot is freed.
+    pub(crate) fn set_packed(&mut self) {
+        self.are_packed = true;
     }
 
     /// Returns the state in the lease word of a slot, if the word is that of the client's lease.
@@ -342,6 +361,9 @@ impl Leases {
     }
 
     fn vacate(&mut self, slot: u32, shm: &MasterShm) {
+        if self.are_packed {
+            return;
+        }
         if self.entries.take(slot).is_some() {
             if let Some(shared_slot) = shm.slot(slot) {
                 shared_slot.clear();

@@ -2,9 +2,8 @@
 //!
 //! ```text
 //! always     the state file, both ends of each handoff queue and the listeners are with the service manager
-//! SIGTERM    workers get restart-grace for running requests, then they are killed; their shared memory goes into the
-//!            handoff queues as it is then, with all clients, and the master exits; clients that a worker has given up
-//!            before, or left when it exited, are packed at once, in case this master is killed first
+//! SIGTERM    all clients and the shared memory of their workers go into the handoff queues, in case this master is
+//!            killed; workers get restart-grace for running requests, then they are killed, and the master exits
 //! SIGKILL    workers notice that the master is gone, and pack their clients themselves
 //! ```
 //!
@@ -29,7 +28,7 @@ use crate::proto::handoff::ShmRecord;
 use crate::proto::text::Counted;
 use crate::shm::MasterShm;
 use crate::sys::byte_counts::Writes;
-use crate::sys::passed;
+use crate::sys::{clock, passed};
 
 /// How long the exit waits for the service manager to receive the descriptors.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +63,7 @@ impl Master {
         }
         let grace = self.settings.config.limits.restart_grace;
         self.lifecycle = Lifecycle::Restarting;
+        self.pack_leased();
         self.workers.pool.stop(now + grace);
         self.workers.hurry_outgoing(now);
         self.abandon_reload("the daemon is being restarted".to_owned());
@@ -193,23 +193,21 @@ impl Master {
         }
     }
 
-    /// Packs the clients that workers have given up while they still finish requests: if this master is killed before
-    /// the end of the restart, such a worker only packs the clients that it still has.
-    pub(crate) fn pack_given_up(&mut self) {
-        let is_restarting = self.lifecycle.is_restarting();
-        let Some(store) = self.handover.store.as_mut().filter(|_| is_restarting) else {
+    /// Packs the clients of all workers, before these give them up or exit: if this master is killed before the end of the
+    /// restart, the next one has them.
+    fn pack_leased(&mut self) {
+        let Some(store) = &mut self.handover.store else {
             return;
         };
-        for worker in self.workers.all.values() {
-            let id = worker.id;
-            let mut slots = worker.leases.given_up(&worker.shm);
-            slots.retain(|slot| !store.packed_early.contains_key(&(id, *slot)));
-            if slots.is_empty() {
-                continue;
-            }
-            let identity = (id, worker.seat as u32, worker.generation);
+        for worker in self.workers.all.values_mut() {
+            let identity = (worker.id, worker.seat as u32, worker.generation);
             let record = worker.shm.layout().record(identity, worker.methods.clone());
-            pack_early(store, &record, &worker.shm, &worker.leases, slots);
+            let (shm, leases) = (&worker.shm, &worker.leases);
+            let are_packed = pack_early(store, &record, shm, leases, leases.slots());
+            worker.leases.set_packed();
+            if are_packed {
+                shm.header().set_packed_at(clock::monotonic());
+            }
         }
     }
 
@@ -265,14 +263,14 @@ impl Master {
 }
 
 /// Packs these clients of a worker, except those tried before. Always packs the shared memory; of two records the later
-/// one counts. Clients for which there is no space are tried again at the end.
+/// one counts. Clients for which there is no space are tried again at the end. Returns whether there was space for all.
 fn pack_early(
     store: &mut HandoffStore,
     record: &ShmRecord,
     shm: &MasterShm,
     leases: &Leases,
     mut slots: Vec<u32>,
-) {
+) -> bool {
     let worker = record.worker;
     slots.retain(|slot| !store.packed_early.contains_key(&(worker, *slot)));
     let records = leases.records(&slots);
@@ -280,8 +278,10 @@ fn pack_early(
         .map(|(lease, socket)| (lease.record, socket))
         .collect();
     let count = records.len();
-    let packed = count - store.queues.pack_all(record, shm, records);
+    let without_space = store.queues.pack_all(record, shm, records);
+    let packed = count - without_space;
     for (index, slot) in slots.into_iter().enumerate() {
         store.packed_early.insert((worker, slot), index < packed);
     }
+    without_space == 0
 }

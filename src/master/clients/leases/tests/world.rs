@@ -231,6 +231,7 @@ impl World {
                 "it is in a turn"
             );
             self.take_in(recovered);
+            self.leases.close_left(&self.shm);
         }
     }
 
@@ -255,10 +256,14 @@ impl World {
                 Done::GivenUp(recovered) => {
                     assert!(!was_behind && !is_closed);
                     self.take_in(recovered);
+                    // The worker reports again when it uses the slot no longer.
+                    self.behind.insert(slot);
+                    self.said.push((slot, false));
                 }
                 Done::Nonsense => panic!("the worker has said so of slot {slot} with right"),
             }
         }
+        self.leases.close_left(&self.shm);
     }
 
     pub(super) fn die(&mut self) {
