@@ -135,12 +135,9 @@ impl Inherited {
         new.for_each(|name| found.stored.spoil(&name));
         let space = space(queues.ends().len())?;
         let mut handoff = ReceivedHandoff::unpack(queues, &single, &space);
-        // If no shared memory was found, the queues were full and no client was packed: the state file shows how many.
-        if missing > 0 || handoff.unpacked().shms().next().is_none() {
-            let figures = state_file.as_ref().map(StateFile::figures);
-            if let Some(clients) = figures.and_then(ClientFigures::clients) {
-                handoff.count_missing(clients);
-            }
+        let figures = state_file.as_ref().map(StateFile::figures);
+        if let Some(clients) = figures.and_then(ClientFigures::clients) {
+            handoff.count_missing(clients);
         }
         if missing > 0 {
             let all = saved_state.handoff_queues;
