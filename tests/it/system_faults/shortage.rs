@@ -1,5 +1,7 @@
 //! A kernel without memory for messages (ENOMEM, ENOBUFS): each process tries again after a while, and never at once.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -237,9 +239,19 @@ fn the_hello_of_an_app_is_read_when_there_is_memory() {
         );
         thread::scope(|threads| {
             let reload = threads.spawn(|| daemon.reload_with(&waits));
-            let worker = eventually("a worker has started its app", || {
+            // Earlier the refusals would be those of the worker's socket to the child that becomes the app.
+            let fifo_name = fifo.path().display().to_string();
+            let waits_there = |app: &u32| {
+                let descriptors = Path::new("/proc").join(app.to_string()).join("fd");
+                let all = fs::read_dir(descriptors).into_iter().flatten().flatten();
+                let mut names = all.filter_map(|link| fs::read_link(link.path()).ok());
+                names.any(|name| name.as_os_str() == fifo_name.as_str())
+            };
+            let worker = eventually("the app of another worker waits", || {
                 let mut all = kernel::children(daemon.pid()).into_iter();
-                all.find(|pid| !before.contains(pid) && !kernel::children(*pid).is_empty())
+                all.find(|pid| {
+                    !before.contains(pid) && kernel::children(*pid).iter().any(waits_there)
+                })
             });
             let refusals = Refusals::begin(worker, None, "recvfrom", error);
             fifo.let_go();
