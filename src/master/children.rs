@@ -6,7 +6,7 @@ mod zygotes;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, StartMode};
-use crate::master::handover::waiting::Leasing;
+use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::Outfit;
 use crate::master::workers::messages::Attended;
 use crate::master::workers::zygote::{Birth, Newborn};

@@ -51,7 +51,7 @@ use crate::master::control::ControlServer;
 use crate::master::control::pending::{PendingKind, PendingReply};
 use crate::master::control::request::ControlReply;
 use crate::master::handover::HandoverState;
-use crate::master::handover::waiting::Leasing;
+use crate::master::handover::unleased::Leasing;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::outage::{Outage, Served};
@@ -67,8 +67,8 @@ use crate::sys::poll::{PollEvent, Poller, Woken};
 
 pub use self::error::Error;
 pub use self::handover::origin::MasterOrigin;
-pub use self::handover::resume::resume;
 pub use self::handover::upgrade::{check_handover, name_process};
+pub use self::handover::upgrade_resume::resume;
 pub use self::listeners::activation::Handed;
 pub use self::reload::reading::read_configuration;
 pub use self::service_manager::{report_failure, wait_before_failing};

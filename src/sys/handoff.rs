@@ -29,7 +29,7 @@ use self::raw::{receive_raw, send_raw};
 use super::byte_counts::{OwnWrites, Writes};
 use super::cgroup::AppCgroup;
 #[cfg(feature = "tokio")]
-use super::gate::ExecutionGate;
+use super::latch::ExecutionGate;
 use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
 use super::{clock, fork};

@@ -8,10 +8,10 @@ pub mod cgroup;
 pub mod clock;
 pub mod fd;
 pub mod fork;
-#[cfg(feature = "tokio")]
-pub mod gate;
 pub mod handoff;
 pub mod inherited;
+#[cfg(feature = "tokio")]
+pub mod latch;
 pub mod limit;
 pub mod listening;
 pub mod memory;

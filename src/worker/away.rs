@@ -16,7 +16,7 @@ pub(super) use requests::{AwayRequest, Requests, Waiting};
 
 use super::WorkerLoop;
 use super::connection::{Connection, WaitingFor};
-use super::death::{self, Point};
+use super::kill_points::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{AwayAnswer, Purpose};
@@ -117,9 +117,9 @@ impl WorkerLoop<'_> {
         };
         executor.retry(&self.poller, self.time.now)?;
         if executor.has_unwritten() {
-            death::pass(Point::BeforeAppWrite);
+            kill_points::pass(Point::BeforeAppWrite);
             executor.flush(&self.poller, self.time.now)?;
-            death::pass(Point::AfterAppWrite);
+            kill_points::pass(Point::AfterAppWrite);
         }
         let stall = clock::nanoseconds(self.settings.stall_timeout);
         let Executor {

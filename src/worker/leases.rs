@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use super::connection::{Connection, WaitingFor};
-use super::death::{self, Point};
 use super::handoff::register_all;
+use super::kill_points::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
 use super::turn::{FOREIGN, Purpose};
@@ -104,7 +104,7 @@ impl WorkerLoop<'_> {
         self.shm.header().set_parked(self.parking.total());
         let slot = self.shm.slot(index).expect("the client has a slot");
         slot.release(connection.lease_number, LeaseState::Closed);
-        death::pass(Point::AfterClosed);
+        kill_points::pass(Point::AfterClosed);
         self.master.closed.push(index);
         self.left.close(connection.client);
     }
@@ -176,7 +176,7 @@ impl WorkerLoop<'_> {
             let slot = self.shm.slot(index).expect("the client has a slot");
             let _ = slot.revoke(connection.lease_number);
             self.release(index);
-            death::pass(Point::InRetirement);
+            kill_points::pass(Point::InRetirement);
         }
     }
 

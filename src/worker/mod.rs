@@ -8,11 +8,11 @@ mod away;
 mod builtin;
 mod connection;
 mod deadlines;
-mod death;
 #[cfg(feature = "tokio")]
 mod futures;
 mod handoff;
 mod hooks;
+mod kill_points;
 mod leases;
 mod master_link;
 mod method;

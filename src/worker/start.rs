@@ -15,7 +15,7 @@ use super::methods::{Methods, Service, WorkerInfo};
 use super::metrics::WorkerMetrics;
 use super::panics::remember_panics;
 use super::running::RunningService;
-use super::{WorkerLoop, builtin, death, handoff};
+use super::{WorkerLoop, builtin, handoff, kill_points};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
@@ -315,7 +315,7 @@ fn serve_methods(
 
 /// Sets the name, signals, limits and log of this process. A forked worker has those of its zygote.
 fn prepare_process(start: &Start, origin: ProcessOrigin) -> Result<(), String> {
-    death::arm()?;
+    kill_points::arm()?;
     fork::remember();
     remember_panics();
     match origin {

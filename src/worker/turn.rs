@@ -30,7 +30,7 @@ pub(super) use self::away::AwayAnswer;
 use self::away::Departure;
 use super::away::Executor;
 use super::connection::{Connection, WaitingFor};
-use super::death::{self, Point};
+use super::kill_points::{self, Point};
 use super::methods::Service;
 use super::reply::Fault;
 use crate::proto::channel::Settings;
@@ -162,7 +162,7 @@ pub(super) fn turn(
         return Ended::Lost;
     };
     tools.shm.header().begin_turn(index, tools.now);
-    death::pass(Point::AfterClaim);
+    kill_points::pass(Point::AfterClaim);
     let is_parked = found == Claim::Parked;
     let (cursors, mut flags) = (slot.cursors(), slot.flags());
     if !is_parked {
@@ -198,7 +198,7 @@ pub(super) fn turn(
     if is_active {
         slot.touch(tools.now);
     }
-    death::pass(Point::BeforeEnd);
+    kill_points::pass(Point::BeforeEnd);
     slot.release(connection.lease_number, state_while(waits));
     Ended::Waits(waits)
 }

@@ -1,4 +1,4 @@
-//! Workers that die just there, wherever that is: each point of `src/worker/death.rs`, with what becomes of the requests.
+//! Workers that die just there, wherever that is: each point of `src/worker/kill_points.rs`, with what becomes of the requests.
 
 use std::collections::HashMap;
 use std::fs;

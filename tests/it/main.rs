@@ -81,7 +81,7 @@ mod stall;
 mod store;
 mod system_faults;
 mod testing;
+mod unleased;
 mod upgrade;
 mod upgrade_faults;
-mod waiting;
 mod zygote;

@@ -1,7 +1,7 @@
 //! The place of a client without a worker: a slot of shared memory from which the next master can recover it.
 //!
 //! A client of a dead worker has its place in that worker's shared memory, which still has its bytes, its positions
-//! and its interrupted request. When such clients wait, `handover/waiting.rs` packs their places into a handoff queue:
+//! and its interrupted request. When such clients wait, `handover/unleased.rs` packs their places into a handoff queue:
 //! if this master is killed, the next one recovers them there. The place is closed when the client is leased or
 //! removed, so that no later master recovers an old state of the client.
 

@@ -20,8 +20,8 @@ use crate::master::handover::state_file::{
     LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
 };
 use crate::master::handover::store::{self, Stored};
+use crate::master::handover::unleased::is_for_waiting;
 use crate::master::handover::unpack::{ReceivedHandoff, UnpackSpace, Unpacked};
-use crate::master::handover::waiting::is_for_waiting;
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
 use crate::proto::channel::MAX_HANDOFF_QUEUES;

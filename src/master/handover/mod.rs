@@ -1,10 +1,11 @@
 //! Handover: the state that outlives this process.
 //!
 //! ```text
-//! before a restart   store (what the manager keeps), canary (whether it does), waiting (clients), restart (the exit)
+//! before a restart   store (what the manager keeps), canary (whether it does), unleased (clients without a worker)
+//! restart            restart_exit (the exit of the earlier master)
+//! upgrade            upgrade (check, execute), program (trust), upgrade_snapshot (written), upgrade_resume (read again)
+//! after either       inherited (sort what was left), unpack (the queues), origin (where from), restore (into `Master`)
 //! formats            state_file, upgrade_snapshot; the queues: queues, `proto/handoff.rs`
-//! upgrade            upgrade (check, execute), program (trust), upgrade_snapshot (written), resume (read again)
-//! take over          inherited (sort what was left), unpack (the queues), origin (where from), restore (into `Master`)
 //! ```
 
 use std::path::PathBuf;
@@ -19,15 +20,15 @@ pub(crate) mod inherited;
 pub(crate) mod origin;
 mod program;
 pub(crate) mod queues;
-pub(crate) mod restart;
+pub(crate) mod restart_exit;
 pub(crate) mod restore;
-pub(crate) mod resume;
 pub(crate) mod state_file;
 pub(crate) mod store;
+pub(crate) mod unleased;
 pub(crate) mod unpack;
 pub(crate) mod upgrade;
+pub(crate) mod upgrade_resume;
 pub(crate) mod upgrade_snapshot;
-pub(crate) mod waiting;
 
 /// The state for the next master, or for the next program of this process.
 #[derive(Debug)]

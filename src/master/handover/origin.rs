@@ -2,8 +2,8 @@
 
 use crate::config::{Config, Loaded};
 use crate::master::handover::inherited::Inherited;
-use crate::master::handover::resume::CarriedOver;
 use crate::master::handover::state_file::SavedState;
+use crate::master::handover::upgrade_resume::CarriedOver;
 use crate::master::listeners::listener::Listener;
 use crate::master::{Error, Handed};
 use crate::proto::names::{Generation, WorkerId};

@@ -13,7 +13,7 @@ use crate::master::handover::canary::{Canaries, no_canary};
 use crate::master::handover::inherited::queue_names;
 use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
 use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
-use crate::master::handover::waiting::PackedWaiting;
+use crate::master::handover::unleased::PackedWaiting;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Notifier;
 use crate::master::telemetry::counters::Counts;

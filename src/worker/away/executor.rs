@@ -11,7 +11,7 @@ use crate::proto::app::CancelReason;
 use crate::proto::channel::{RuntimeInfo, SpentReason};
 use crate::proto::names::ClientId;
 #[cfg(feature = "tokio")]
-use crate::sys::gate::ExecutionGate;
+use crate::sys::latch::ExecutionGate;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::worker::apps::App;
 #[cfg(feature = "tokio")]

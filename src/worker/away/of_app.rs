@@ -10,7 +10,7 @@ use crate::proto::text::Escaped;
 use crate::sys::poll::{self, Interest};
 use crate::worker::WorkerLoop;
 use crate::worker::apps::{self, App, IncomingFrames, ReadEnd, fault_of};
-use crate::worker::death::{self, Point};
+use crate::worker::kill_points::{self, Point};
 use crate::worker::methods::Service;
 use crate::worker::turn::Purpose;
 
@@ -46,7 +46,7 @@ impl WorkerLoop<'_> {
             return Ok(());
         };
         let mut incoming = app.wire.take_incoming();
-        death::pass(Point::AfterAppRead);
+        kill_points::pass(Point::AfterAppRead);
         let processed = self.process_frames(&mut incoming, service);
         let Some(app) = self.app() else {
             return Ok(());

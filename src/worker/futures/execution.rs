@@ -15,7 +15,7 @@ use super::{MethodFuture, MethodJob, MethodResult};
 use crate::logging::scope::Scope;
 use crate::proto::names::ClientId;
 use crate::sys::fork;
-use crate::sys::gate::ExecutionGate;
+use crate::sys::latch::ExecutionGate;
 use crate::worker::methods::Failure;
 use crate::worker::panics::{last_panic, remembering_panics};
 use crate::worker::reply::Fault;

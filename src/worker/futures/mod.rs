@@ -32,7 +32,7 @@ use self::thread::Started;
 use super::reply::Fault;
 use crate::proto::app::CancelReason;
 use crate::proto::names::ClientId;
-use crate::sys::gate::ExecutionGate;
+use crate::sys::latch::ExecutionGate;
 use crate::sys::poll::{self, Interest, Poller};
 
 /// The poller's token of the runtime: that of an app's wire, as a worker has only one of the two.

@@ -6,7 +6,7 @@ use super::Runtime;
 use super::queues::Report;
 use crate::worker::WorkerLoop;
 use crate::worker::away::ExecutorKind;
-use crate::worker::death::{self, Point};
+use crate::worker::kill_points::{self, Point};
 use crate::worker::methods::{Failure, Service};
 use crate::worker::reply::Fault;
 
@@ -28,7 +28,7 @@ impl WorkerLoop<'_> {
             Some(None) => return self.break_off("the runtime's thread has ended"),
             None => return,
         };
-        death::pass(Point::AfterAppRead);
+        kill_points::pass(Point::AfterAppRead);
         let now = self.time.now;
         if let Some(executor) = &mut self.executor {
             executor.pulse.active_at = now;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{MethodJob, MethodResult};
 use crate::proto::names::ClientId;
-use crate::sys::gate::ExecutionGate;
+use crate::sys::latch::ExecutionGate;
 use crate::sys::wakeup::Wakeup;
 
 /// A command to the thread.

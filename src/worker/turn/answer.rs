@@ -11,7 +11,7 @@ use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::shm::{Cursors, Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
-use crate::worker::death::{self, Point};
+use crate::worker::kill_points::{self, Point};
 use crate::worker::methods::{Failure, FoundMethod, Service};
 use crate::worker::reply::{Call, Fault, write_fault};
 
@@ -66,7 +66,7 @@ impl Turn<'_, '_> {
             }
             write_fault(out, order, &Fault::from(failure))
         });
-        death::pass(Point::AfterHandler);
+        kill_points::pass(Point::AfterHandler);
         let (answered, replied) = (answered + total as u32, (replied + length) as u32);
         commit((header, slot), (number, is_error), answered, replied);
         if !is_inline {
@@ -74,7 +74,7 @@ impl Turn<'_, '_> {
             header.end_method(self.tools.now);
         }
         self.count(answered, length);
-        death::pass(Point::AfterAnswered);
+        kill_points::pass(Point::AfterAnswered);
         FrameOutcome::Answered { is_inline }
     }
 
@@ -100,10 +100,10 @@ impl Turn<'_, '_> {
             ..self.cursors
         };
         let note = Note::new(header, slot, (0, true), replied);
-        death::pass(Point::BeforeCommit);
+        kill_points::pass(Point::BeforeCommit);
         // One store: this reply is the last one from the moment it is committed, and not before.
         slot.flip(&cursors, self.flags);
-        death::pass(Point::AfterCommit);
+        kill_points::pass(Point::AfterCommit);
         note.count(header, slot);
         self.count(skipped, length);
     }
@@ -186,13 +186,13 @@ impl Execution<'_> {
         out: &mut [u8],
         order: ByteOrder,
     ) -> Result<usize, Failure> {
-        death::pass(Point::BeforeHandler);
+        kill_points::pass(Point::BeforeHandler);
         self.is_inline = method.is_inline;
         self.slot.execute(self.number, self.answered);
         if !self.is_inline {
             self.header.begin_method(self.number, self.now);
         }
-        death::pass(Point::AfterExec);
+        kill_points::pass(Point::AfterExec);
         let params = match request.params {
             Some(params) => params,
             None => null_params(),
@@ -234,9 +234,9 @@ pub(super) fn commit(
     replied: u32,
 ) {
     let note = Note::new(header, slot, counted, replied);
-    death::pass(Point::BeforeCommit);
+    kill_points::pass(Point::BeforeCommit);
     slot.commit(answered, replied);
-    death::pass(Point::AfterCommit);
+    kill_points::pass(Point::AfterCommit);
     note.count(header, slot);
 }
 

@@ -28,9 +28,9 @@ use crate::shm::{Open, REPLY_SOFT, Region};
 use crate::sys::clock;
 use crate::worker::away::{AwayRequest, ExecutorKind, Waiting};
 use crate::worker::connection::WaitingFor;
-use crate::worker::death::{self, Point};
 #[cfg(feature = "tokio")]
 use crate::worker::futures::AsyncCall;
+use crate::worker::kill_points::{self, Point};
 use crate::worker::reply::{Call, Fault, Reply, write_fault};
 
 /// A request that leaves its worker, found in a turn.
@@ -85,9 +85,9 @@ impl Turn<'_, '_> {
     fn hand_over(&mut self, departure: &Departure, deadline: Option<Instant>, is_alone: bool) {
         let index = self.index;
         let number = departure.method as u32 + 1;
-        death::pass(Point::BeforeAway);
+        kill_points::pass(Point::BeforeAway);
         self.slot().execute(number, 0);
-        death::pass(Point::AfterAwayExec);
+        kill_points::pass(Point::AfterAwayExec);
         let frame = self.cursors.rx.1 as usize + PREFIX;
         let received = self.tools.shm.received(index, self.cursors.rx.0);
         let params = departure.params.as_ref();
@@ -208,12 +208,12 @@ impl Turn<'_, '_> {
         }
         let is_error = made.is_err();
         let length = made.unwrap_or_else(|fault| write_fault(out, order, &fault));
-        death::pass(Point::AfterHandler);
+        kill_points::pass(Point::AfterHandler);
         let (answered, replied) = (total as u32, length as u32);
         commit((header, slot), (method, is_error), answered, replied);
         self.tools.now = clock::monotonic();
         self.count(answered, length);
-        death::pass(Point::AfterAnswered);
+        kill_points::pass(Point::AfterAnswered);
     }
 
     /// Takes back a request that was not handed over after all: its client is parked again.

@@ -6,7 +6,7 @@ use crate::proto::rpc::Code;
 use crate::shm::{Region, SMALL_LEN};
 use crate::sys::socket;
 use crate::worker::connection::WaitingFor;
-use crate::worker::death::{self, Point};
+use crate::worker::kill_points::{self, Point};
 use crate::worker::reply::Fault;
 
 impl Turn<'_, '_> {
@@ -105,8 +105,8 @@ impl Turn<'_, '_> {
                 .park_replies(self.index, begin..begin + self.cursors.replied as usize);
             self.cursors.tx = (Region::Large, 0);
         }
-        death::pass(Point::AmidParking);
+        kill_points::pass(Point::AmidParking);
         self.flip();
-        death::pass(Point::AfterParking);
+        kill_points::pass(Point::AfterParking);
     }
 }

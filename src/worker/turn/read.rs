@@ -5,7 +5,7 @@ use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::Code;
 use crate::shm::{Cursors, RECEIVE_LEN, Region};
 use crate::sys::socket::Moved;
-use crate::worker::death::{self, Point};
+use crate::worker::kill_points::{self, Point};
 use crate::worker::reply::Fault;
 
 impl Turn<'_, '_> {
@@ -49,7 +49,7 @@ impl Turn<'_, '_> {
             have,
         };
         self.flip();
-        death::pass(Point::AfterBegin);
+        kill_points::pass(Point::AfterBegin);
         Some(())
     }
 
@@ -76,7 +76,7 @@ impl Turn<'_, '_> {
         };
         match self.connection.receive(room) {
             Ok(Moved::Bytes(n)) => {
-                death::pass(Point::AfterReceive);
+                kill_points::pass(Point::AfterReceive);
                 self.have += n;
                 self.moved = true;
                 self.connection.unarmed += n as u32;

@@ -9,7 +9,7 @@ use crate::sys::clock;
 use crate::sys::signal::HeldBack;
 use crate::sys::socket::{self, Moved};
 use crate::worker::connection::{Connection, WaitingFor};
-use crate::worker::death::{self, Point};
+use crate::worker::kill_points::{self, Point};
 
 impl Turn<'_, '_> {
     /// Sends the replies so far and activates cursors after them. Returns false if the client does not receive them.
@@ -184,17 +184,17 @@ fn write(
     transmit: impl FnOnce(&[u8]) -> io::Result<Moved>,
     complete: impl FnOnce(u64),
 ) -> io::Result<Moved> {
-    death::pass(Point::BeforeWrite);
-    let is_cut_short = death::strikes(Point::AmidWrite);
+    kill_points::pass(Point::BeforeWrite);
+    let is_cut_short = kill_points::strikes(Point::AmidWrite);
     let moved = transmit(if is_cut_short {
         &bytes[..bytes.len() / 2]
     } else {
         bytes
     });
     if is_cut_short {
-        death::die();
+        kill_points::die();
     }
-    death::pass(Point::AfterWrite);
+    kill_points::pass(Point::AfterWrite);
     complete(if let Ok(Moved::Bytes(took)) = moved {
         took as u64
     } else {

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::common::load::Load;
 use crate::common::program::ctl;
 use crate::common::{kernel, ping_all, start};
-use crate::waiting::place;
+use crate::unleased::place;
 
 use super::{BOTH, end};
 

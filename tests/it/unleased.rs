@@ -18,7 +18,7 @@ use crate::common::random::Random;
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, let_pass, ping_of, pong_of};
 
-const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/waiting/app.py");
+const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/unleased/app.py");
 const CLIENTS: u64 = 300;
 
 /// Returns a directory for the app and a configuration with it. `None` without Python.
@@ -285,7 +285,7 @@ fn masters_killed_while_they_start_lose_no_waiting_client() {
     };
     let manager = ServiceManager::new();
     let mut clients = kill_while_clients_wait(&manager, place.path(), &config);
-    let mut random = Random::new("WAITING_SEED");
+    let mut random = Random::new("UNLEASED_SEED");
     let program = place.path().join("program");
     for _ in 0..20 {
         // No worker becomes ready, so none has clients when it ends with the master.
