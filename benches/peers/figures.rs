@@ -9,6 +9,7 @@ use crate::common::spread::Spread;
 use crate::idle::PerClient;
 use crate::scenario::{Goal, Scenario};
 use crate::stall::Latency;
+use crate::unpinned::Unpinned;
 
 /// CPU times, memory and latencies.
 pub(crate) struct Figures {
@@ -18,6 +19,7 @@ pub(crate) struct Figures {
     memory: BTreeMap<Server, PerClient>,
     /// Latencies without the client whose calls block, and with it.
     stalls: BTreeMap<Server, Vec<[Latency; 2]>>,
+    unpinned: BTreeMap<Server, Vec<Unpinned>>,
 }
 
 impl Figures {
@@ -27,6 +29,7 @@ impl Figures {
             results: Results::default(),
             memory: BTreeMap::new(),
             stalls: BTreeMap::new(),
+            unpinned: BTreeMap::new(),
         }
     }
 
@@ -36,6 +39,17 @@ impl Figures {
 
     pub(crate) fn add_stall(&mut self, server: Server, latencies: [Latency; 2]) {
         self.stalls.entry(server).or_default().push(latencies);
+    }
+
+    pub(crate) fn add_unpinned(&mut self, server: Server, round: u32, measured: Unpinned) {
+        self.unpinned.entry(server).or_default().push(measured);
+        let micros = 1e6 / measured.per_second;
+        self.results.add(Scenario::Unpinned, server, round, micros);
+    }
+
+    /// Returns a value of what was measured on all CPUs, over all rounds.
+    pub(crate) fn unpinned(&self, server: Server, of: impl Fn(&Unpinned) -> f64) -> Option<Spread> {
+        Spread::of(self.unpinned.get(&server)?.iter().map(of).collect())
     }
 
     /// Returns a value of the latencies without the blocking client and with it, over all rounds.

@@ -12,12 +12,15 @@ mod echo;
 mod figures;
 mod idle;
 mod memory;
+mod models;
 mod print;
 mod scenario;
 mod smoke;
 mod stall;
 mod table;
+mod unpinned;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +37,14 @@ struct Arguments {
 
     #[command(flatten)]
     table: table::Options,
+
+    /// Compare the models of the textbooks with fdpassd's instead
+    #[arg(long)]
+    models: bool,
+
+    /// Draw the comparison of models into this file, as SVG
+    #[arg(long, value_name = "FILE", requires = "models")]
+    plot: Option<PathBuf>,
 
     /// Given by `cargo bench`; without it, as in `cargo test`, only a short test runs
     #[arg(long, hide = true, global = true)]
@@ -63,6 +74,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Part::Echo(options)) => echo::serve(*options),
         Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
         Some(Part::Compare(options)) => interrupt::watch().and_then(|()| compare::command(options)),
+        None if arguments.models => interrupt::watch()
+            .and_then(|()| models::command(&arguments.table.measure, arguments.plot.as_deref())),
         None if arguments.bench => {
             interrupt::watch().and_then(|()| table::command(&arguments.table))
         }

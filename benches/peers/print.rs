@@ -79,6 +79,16 @@ fn write_all(
         )?;
         write_grid(out, &stalls)?;
     }
+    let unpinned = unpinned(figures);
+    if unpinned.len() > 1 {
+        let (clients, depth) = (crate::unpinned::CONNECTIONS, crate::unpinned::DEPTH);
+        writeln!(
+            out,
+            "\n{clients} clients on all CPUs: requests a second, {depth} at a time on each; latency in an open loop at half of \
+             what is answered one at a time\n"
+        )?;
+        write_grid(out, &unpinned)?;
+    }
     writeln!(out, "\nGoals of fdpassd\n")?;
     write_grid(out, &goals(figures))?;
     write_failures(out, figures)
@@ -171,6 +181,35 @@ fn stalls(figures: &Figures) -> Vec<Vec<String>> {
                 .collect::<Option<Vec<_>>>()
                 .map(|cells| row(server.title(), cells)),
         );
+    }
+    rows
+}
+
+fn unpinned(figures: &Figures) -> Vec<Vec<String>> {
+    let heads = ["requests a second", "open loop", "p99", "p99.9"];
+    let mut rows = vec![row("server", heads.map(str::to_owned))];
+    for server in Server::ALL {
+        let thousands = |value: f64| format!("{:.0} k/s", value / 1e3);
+        let rate = figures.unpinned(server, |all| all.per_second);
+        let rate = rate.map(|rate| {
+            let [low, high] = rate.quartiles.map(|value| value / 1e3);
+            format!("{} ({low:.0}-{high:.0})", thousands(rate.median))
+        });
+        let micros = |spread: Option<Spread>| {
+            spread.map(|spread| {
+                let [low, high] = spread.quartiles;
+                format!("{:.0} us ({low:.0}-{high:.0})", spread.median)
+            })
+        };
+        let open = figures.unpinned(server, |all| all.rate);
+        let cells = [
+            rate,
+            open.map(|open| thousands(open.median)),
+            micros(figures.unpinned(server, |all| all.p99)),
+            micros(figures.unpinned(server, |all| all.p999)),
+        ];
+        let cells: Option<Vec<_>> = cells.into_iter().collect();
+        rows.extend(cells.map(|cells| row(server.title(), cells)));
     }
     rows
 }

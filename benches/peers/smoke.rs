@@ -9,7 +9,7 @@ use crate::common::launch;
 use crate::common::load::{Check, Load, Pace, Payload, Plan};
 use crate::common::server::Running;
 use crate::scenario::Scenario;
-use crate::{idle, memory};
+use crate::{idle, memory, models, unpinned};
 
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -36,9 +36,12 @@ pub(crate) fn test() -> Result<()> {
             wrong_replies_are_detected(&running)?;
         }
         idle::measure(&running, 50, MOMENT)?;
+        if server != Server::Echo {
+            unpinned::measure(&running, MOMENT, MOMENT)?;
+        }
         running.stop()?;
     }
-    Ok(())
+    models::test(&places.fdpassd)
 }
 
 fn open_loop(running: &Running) -> Result<()> {

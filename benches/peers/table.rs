@@ -12,7 +12,7 @@ use crate::common::server::Running;
 use crate::common::{cpu, interrupt, launch};
 use crate::figures::Figures;
 use crate::scenario::Scenario;
-use crate::{idle, memory, print, stall};
+use crate::{idle, memory, print, stall, unpinned};
 
 /// Descriptors that a server or this program needs in addition to those of the idle clients.
 const SPARE: u64 = 200;
@@ -30,7 +30,7 @@ const STALL_WINDOWS: u32 = 4;
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    measure: MeasureOptions,
+    pub(crate) measure: MeasureOptions,
 
     /// Directory with the sources of the peers [default: $PEERS, else ../shared/peers if there is one]
     #[arg(long, value_name = "DIR")]
@@ -90,6 +90,9 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let descriptors = memory::raise_descriptor_limit()?;
     if options.measure.wants(Scenario::Stall) {
         measure_stalls(options, &recipes, &mut figures)?;
+    }
+    if options.measure.wants(Scenario::Unpinned) {
+        measure_unpinned(options, &recipes, &mut figures)?;
     }
     let cpu = cpu::pin(options.measure.cpu)?;
     measure_times(options, &mut recipes, &mut figures)?;
@@ -205,6 +208,44 @@ fn measure_stalls(
                 Ok(_) if round == 0 => {}
                 Ok(latencies) => figures.add_stall(server.server, latencies),
                 Err(why) => figures.results.fail(Scenario::Stall, server.server, &why),
+            }
+        }
+    }
+    running
+        .into_iter()
+        .for_each(|server| stop(server, &mut figures.results));
+    Ok(())
+}
+
+/// Uses all CPUs, for servers that have two workers.
+fn measure_unpinned(
+    options: &Options,
+    recipes: &[(Server, Recipe)],
+    figures: &mut Figures,
+) -> Result<()> {
+    let suited = |server: Server| Scenario::Unpinned.suits(server) && server != Server::Echo;
+    let mut running = Vec::new();
+    for (server, recipe) in recipes.iter().filter(|(server, _)| suited(*server)) {
+        match Running::start(*server, recipe) {
+            Ok(started) => running.push(started),
+            Err(why) => figures.results.fail(Scenario::Unpinned, *server, &why),
+        }
+    }
+    let window = options.measure.window();
+    for round in 0..=options.measure.rounds() {
+        progress(&format!(
+            "all CPUs, round {round} of {}",
+            options.measure.rounds()
+        ))?;
+        for server in &running {
+            let measured = unpinned::measure(server, window / 4, window);
+            interrupt::check()?;
+            match measured {
+                Ok(_) if round == 0 => {}
+                Ok(measured) => figures.add_unpinned(server.server, round, measured),
+                Err(why) => figures
+                    .results
+                    .fail(Scenario::Unpinned, server.server, &why),
             }
         }
     }

@@ -1,0 +1,262 @@
+/*
+ * The servers of the textbooks, for `cargo bench --bench peers -- --models`: each answers the frames
+ * {"in":"ping","params":X} with {"out":"pong","result":X}, and {"in":"pid","params":X} with its process id.
+ *
+ * iterative  one process, one connection at a time
+ * fork       one process for each connection
+ * shared     several processes that wait for the same listener, as nginx's without reuseport
+ * reuseport  several processes, each with a listener of its own (SO_REUSEPORT)
+ *
+ * Usage: models MODEL PORT PROCESSES
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MAX_FRAME 4096
+#define PREFIX 4
+#define EVENTS 256
+
+static const char ping[] = "{\"in\":\"ping\",\"params\":";
+static const char pid[] = "{\"in\":\"pid\",\"params\":";
+static const char pong[] = "{\"out\":\"pong\",\"result\":";
+
+/* A connection, with the bytes of a frame that is not complete. */
+struct client {
+    int socket;
+    size_t length;
+    char bytes[PREFIX + MAX_FRAME];
+};
+
+static void fail(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static int listen_on(uint16_t port, int is_shared, int flags)
+{
+    int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+    struct sockaddr_in address = {
+        .sin_family = AF_INET,
+        .sin_port = htons(port),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    if (listener < 0)
+        fail("socket");
+    if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) ||
+        setsockopt(listener, SOL_SOCKET, SO_REUSEPORT, &is_shared, sizeof is_shared) ||
+        setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one))
+        fail("setsockopt");
+    if (bind(listener, (struct sockaddr *)&address, sizeof address))
+        fail("bind");
+    if (listen(listener, SOMAXCONN))
+        fail("listen");
+    return listener;
+}
+
+/* Writes the reply to a request. Returns its length, or 0 if the request is none of these. */
+static size_t answer(const char *body, size_t length, char *reply)
+{
+    char number[16];
+    const char *result;
+    size_t head = sizeof pong - 1, size;
+    uint32_t prefix;
+
+    if (length > sizeof ping && !memcmp(body, ping, sizeof ping - 1)) {
+        result = body + sizeof ping - 1;
+        size = length - sizeof ping; /* without the brace */
+    } else if (length > sizeof pid && !memcmp(body, pid, sizeof pid - 1)) {
+        result = number;
+        size = (size_t)snprintf(number, sizeof number, "%d", getpid());
+    } else {
+        return 0;
+    }
+    prefix = htole32((uint32_t)(head + size + 1));
+    memcpy(reply, &prefix, PREFIX);
+    memcpy(reply + PREFIX, pong, head);
+    memcpy(reply + PREFIX + head, result, size);
+    reply[PREFIX + head + size] = '}';
+    return PREFIX + head + size + 1;
+}
+
+/* Reads once, and answers the frames that are complete. Returns 0 if the connection is over. */
+static int serve_once(struct client *client)
+{
+    char reply[PREFIX + MAX_FRAME + sizeof pong];
+    size_t used = 0;
+    ssize_t got = read(client->socket, client->bytes + client->length, sizeof client->bytes - client->length);
+
+    if (got < 0)
+        return errno == EINTR || errno == EAGAIN;
+    if (got == 0)
+        return 0;
+    client->length += (size_t)got;
+    while (client->length - used >= PREFIX) {
+        uint32_t body;
+        size_t size;
+        memcpy(&body, client->bytes + used, PREFIX);
+        body = le32toh(body);
+        if (body > MAX_FRAME)
+            return 0;
+        if (client->length - used - PREFIX < body)
+            break;
+        size = answer(client->bytes + used + PREFIX, body, reply);
+        if (size == 0 || send(client->socket, reply, size, MSG_NOSIGNAL) != (ssize_t)size)
+            return 0;
+        used += PREFIX + body;
+    }
+    client->length -= used;
+    memmove(client->bytes, client->bytes + used, client->length);
+    return 1;
+}
+
+/* Serves one connection to its end. */
+static void serve_all(int socket)
+{
+    struct client client = {.socket = socket};
+
+    while (serve_once(&client))
+        ;
+    close(socket);
+}
+
+static int accept_one(int listener, int flags)
+{
+    int socket = accept4(listener, NULL, NULL, flags);
+
+    if (socket < 0 && errno != EINTR && errno != EAGAIN && errno != ECONNABORTED)
+        fail("accept4");
+    return socket;
+}
+
+static void run_iterative(int listener)
+{
+    for (;;) {
+        int socket = accept_one(listener, SOCK_CLOEXEC);
+        if (socket >= 0)
+            serve_all(socket);
+    }
+}
+
+static void collect(int signal)
+{
+    int error = errno;
+
+    (void)signal;
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
+    errno = error;
+}
+
+static void run_fork(int listener)
+{
+    struct sigaction action = {.sa_handler = collect, .sa_flags = SA_RESTART};
+
+    if (sigaction(SIGCHLD, &action, NULL))
+        fail("sigaction");
+    for (;;) {
+        int socket = accept_one(listener, SOCK_CLOEXEC);
+        if (socket < 0)
+            continue;
+        switch (fork()) {
+        case -1:
+            perror("fork");
+            break;
+        case 0:
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            close(listener);
+            serve_all(socket);
+            _exit(0);
+        }
+        close(socket);
+    }
+}
+
+/* Serves many connections by one epoll. With `is_shared`, other processes wait for the same listener. */
+static void run_events(int listener, int is_shared)
+{
+    struct epoll_event event = {.events = EPOLLIN}, events[EVENTS];
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+
+    if (epoll < 0)
+        fail("epoll_create1");
+    if (is_shared)
+        event.events |= EPOLLEXCLUSIVE;
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event))
+        fail("epoll_ctl");
+    for (;;) {
+        int i, ready = epoll_wait(epoll, events, EVENTS, -1);
+        for (i = 0; i < ready; i++) {
+            struct client *client = events[i].data.ptr;
+            if (client == NULL) {
+                int socket = accept_one(listener, SOCK_CLOEXEC | SOCK_NONBLOCK);
+                if (socket < 0)
+                    continue;
+                client = calloc(1, sizeof *client);
+                if (client == NULL)
+                    fail("calloc");
+                client->socket = socket;
+                event = (struct epoll_event){.events = EPOLLIN, .data.ptr = client};
+                if (epoll_ctl(epoll, EPOLL_CTL_ADD, socket, &event))
+                    fail("epoll_ctl");
+            } else if (!serve_once(client)) {
+                close(client->socket);
+                free(client);
+            }
+        }
+    }
+}
+
+static void run_prefork(uint16_t port, int processes, int has_own_listeners)
+{
+    int i, listener = has_own_listeners ? -1 : listen_on(port, 0, SOCK_NONBLOCK);
+
+    for (i = 0; i < processes; i++) {
+        switch (fork()) {
+        case -1:
+            fail("fork");
+            break;
+        case 0:
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            run_events(has_own_listeners ? listen_on(port, 1, SOCK_NONBLOCK) : listener, !has_own_listeners);
+        }
+    }
+    while (wait(NULL) > 0)
+        ;
+}
+
+int main(int argc, char **argv)
+{
+    uint16_t port;
+    int processes;
+
+    if (argc != 4) {
+        fprintf(stderr, "usage: %s MODEL PORT PROCESSES\n", argv[0]);
+        return 2;
+    }
+    port = (uint16_t)atoi(argv[2]);
+    processes = atoi(argv[3]);
+    if (!strcmp(argv[1], "iterative"))
+        run_iterative(listen_on(port, 0, 0));
+    else if (!strcmp(argv[1], "fork"))
+        run_fork(listen_on(port, 0, 0));
+    else if (!strcmp(argv[1], "shared"))
+        run_prefork(port, processes, 0);
+    else if (!strcmp(argv[1], "reuseport"))
+        run_prefork(port, processes, 1);
+    fprintf(stderr, "%s: unknown model\n", argv[1]);
+    return 2;
+}
