@@ -550,6 +550,10 @@ func TestAppThatCannotStartReportsWhy(t *testing.T) {
 	equal(t, *w.next("failed", failed).Failed, "the concurrency must be from 1 to 4096, not 0")
 	equal(t, w.exit(), 1)
 
+	w = startApp(t, "bare", options{env: []string{"FDPASSD_PRELOAD=1"}})
+	equal(t, *w.next("failed", failed).Failed, "Go cannot fork its runtime: remove app.preload")
+	equal(t, w.exit(), 1)
+
 	w = startApp(t, "many", options{env: []string{"FDPASSD_MAX_FRAME=1000"}})
 	equal(t, *w.next("failed", failed).Failed, "the list of methods is longer than a frame may be")
 	equal(t, w.exit(), 1)

@@ -2,6 +2,8 @@ package fdpassd
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/signal"
@@ -31,10 +33,20 @@ func init() {
 	}
 	os.Unsetenv("FDPASSD_APP")
 	os.Unsetenv("FDPASSD_MAX_FRAME")
+	if _, isZygote := os.LookupEnv("FDPASSD_PRELOAD"); isZygote {
+		refuse("Go cannot fork its runtime: remove app.preload")
+	}
 	// The worker decides when the app ends. The service manager sends signals to all processes at a restart; SIGPIPE
 	// comes when the log has no reader. A handler, because programs that the app starts would inherit SIG_IGN.
 	dropped := make(chan os.Signal, 1)
 	signal.Notify(dropped, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+}
+
+// Reports that the app cannot fork the apps of all workers, and exits.
+func refuse(why string) {
+	body, _ := json.Marshal(map[string]string{"failed": why})
+	syscall.Write(descriptor, append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...))
+	os.Exit(1)
 }
 
 func isSocket(fd int) bool {

@@ -51,6 +51,8 @@ pub struct AppConfig {
     /// The use of standard output and standard error; by default log lines.
     #[serde(deserialize_with = "word")]
     pub output: AppOutput,
+    /// Whether the program is started once for each generation, and forks the app of each worker.
+    pub preload: bool,
     /// The files that `fdpassd dev` watches, relative to the directory; by default those of the script's language.
     pub watch: Vec<Glob>,
     /// The context that was read outside of the configuration for this app.

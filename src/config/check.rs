@@ -3,7 +3,7 @@
 use super::values::size;
 use super::{
     AppConfig, Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MAX_SAVED_LEN, MetricsConfig,
-    Source,
+    Source, StartMode,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::log::{Log, LogFormat, LogTarget};
@@ -25,6 +25,7 @@ pub(super) fn check(config: &Config) -> Result<(), Conflict> {
     check_control(config)?;
     check_metrics(config)?;
     check_app(&config.app)?;
+    check_preload(config)?;
     check_log(&config.log)?;
     check_length(config)
 }
@@ -224,6 +225,7 @@ fn check_app(app: &AppConfig) -> Result<(), Conflict> {
         ("group", app.group != default.group),
         ("umask", app.umask != default.umask),
         ("output", app.output != default.output),
+        ("preload", app.preload),
         ("watch", app.watch != default.watch),
     ];
     match given.iter().find(|(_, is_given)| *is_given) {
@@ -233,6 +235,15 @@ fn check_app(app: &AppConfig) -> Result<(), Conflict> {
         ),
         None => Ok(()),
     }
+}
+
+/// The zygote of the apps is a child of that of the workers.
+fn check_preload(config: &Config) -> Result<(), Conflict> {
+    if !config.app.preload || config.workers.start == StartMode::Fork {
+        return Ok(());
+    }
+    let message = "`preload` needs workers.start = \"fork\": the zygote of the workers starts that of the apps";
+    conflict(message, ["app.preload"])
 }
 
 fn check_log(log: &Log) -> Result<(), Conflict> {

@@ -218,6 +218,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
             "group",
             "umask",
             "output",
+            "preload",
             "watch",
         ],
     ),

@@ -22,6 +22,7 @@
 //! Results are not parsed: the client gets the bytes of the app.
 
 mod from_app;
+mod preload;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(any(test, fuzzing))]
 pub use self::from_app::fuzz;
 pub use self::from_app::{AppError, FromApp, Samples};
+pub use self::preload::{FORK, FromAppZygote, RUN};
 
 use super::names::{ClientId, Peer};
 use super::text::read_shortened_option;
@@ -47,6 +49,9 @@ pub const DESCRIPTOR_VARIABLE: &str = "FDPASSD_APP";
 
 /// The environment variable with the length of the longest frame that the worker accepts, in bytes.
 pub const MAX_FRAME_VARIABLE: &str = "FDPASSD_MAX_FRAME";
+
+/// The environment variable of a program that loads what its copies share, and forks them. Its value is 1.
+pub const PRELOAD_VARIABLE: &str = "FDPASSD_PRELOAD";
 
 /// Bytes by which a frame with a result may exceed the longest reply: its other members.
 pub const ENVELOPE_LEN: usize = 1024;
@@ -80,6 +85,15 @@ pub struct AppSpec {
     pub umask: Option<u32>,
     /// The use of standard output and standard error.
     pub output: AppOutput,
+}
+
+/// The zygote of the apps of a generation, from the master to the zygote of its workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppZygoteSpec {
+    /// The app.
+    pub app: AppSpec,
+    /// The longest reply of a worker, in bytes.
+    pub max_reply: usize,
 }
 
 /// The user and groups of an app.

@@ -415,7 +415,10 @@ mod tests {
                     concurrency: 64,
                 }),
             }),
-            ToMaster::AppStarted(AppStarted { pid: 7 }),
+            ToMaster::AppStarted(AppStarted {
+                pid: 7,
+                zygote: Some(6),
+            }),
             ToMaster::AppGone(AppGone {
                 end: AppEnd::Killed(9),
                 subject: "app".to_owned(),

@@ -15,6 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::app::AppZygoteSpec;
 use super::log::Log;
 use super::message::{Fields, Malformed, Message, from_json, json};
 use super::names::{Generation, WorkerId};
@@ -23,7 +24,7 @@ use super::names::{Generation, WorkerId};
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToZygote {
     /// The zygote's identity and settings.
-    Start(StartZygote),
+    Start(Box<StartZygote>),
     /// Fork the worker of this id. Carries the worker's end of its channel.
     Fork(WorkerId),
     /// Open the log file again.
@@ -66,6 +67,8 @@ pub struct StartZygote {
     pub log: Log,
     /// The daemon's own table in the configuration, as text.
     pub own_table: String,
+    /// The app whose copies are forked as well, if they are.
+    pub app: Option<AppZygoteSpec>,
 }
 
 /// Why a zygote does not become ready.
@@ -81,7 +84,7 @@ impl Message for ToZygote {
     fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         match self {
-            ToZygote::Start(start) => json(1, start, out),
+            ToZygote::Start(start) => json(1, &**start, out),
             ToZygote::Fork(worker) => {
                 out.push(2);
                 out.extend(worker.0.to_le_bytes());
@@ -92,7 +95,7 @@ impl Message for ToZygote {
 
     fn decode(datagram: &[u8]) -> Result<ToZygote, Malformed> {
         match datagram.split_first().ok_or(Malformed("empty"))? {
-            (1, body) => Ok(ToZygote::Start(from_json(body)?)),
+            (1, body) => Ok(ToZygote::Start(Box::new(from_json(body)?))),
             (2, body) => {
                 let mut fields = Fields(body);
                 let worker = WorkerId(fields.u64()?);
@@ -200,9 +203,10 @@ mod tests {
             log,
             // The longest table, of characters that JSON escapes.
             own_table: "\"".repeat(16 << 10),
+            app: None,
         };
         for message in [
-            ToZygote::Start(start),
+            ToZygote::Start(Box::new(start)),
             ToZygote::Fork(WorkerId(u64::MAX)),
             ToZygote::Reopen,
         ] {

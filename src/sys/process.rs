@@ -17,7 +17,9 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
-pub use app::{AppProcess, AppProgram, AppStdio, kill_app, open_pidfd, spawn_app, wire};
+pub use app::{
+    AppProcess, AppProgram, AppStdio, ParentDeathSignal, kill_app, open_pidfd, spawn_app, wire,
+};
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
 pub use exit::{Exit, collect, end_of, ended, is_collected, wait_for_child};
 pub use identity::{ProcessHandle, ProcessIdentity};

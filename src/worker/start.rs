@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::apps::{App, AppService, StartingApp};
+use super::apps::{App, AppForker, AppService, StartingApp};
 use super::away::{Executor, ExecutorKind};
 #[cfg(feature = "tokio")]
 use super::futures::Runtime;
@@ -19,9 +19,7 @@ use super::{WorkerLoop, builtin, handoff, kill_points};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
 use crate::logging::{self, scope};
 use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
-use crate::proto::channel::{
-    AppStarted, Failed, MAX_MESSAGE, Ready, Start, ToMaster, ToWorker, VERSION,
-};
+use crate::proto::channel::{Failed, MAX_MESSAGE, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::message::Message;
 use crate::proto::text::shortened;
 use crate::shm::own_metrics::OwnMetricWords;
@@ -43,12 +41,12 @@ pub(crate) enum Error {
 }
 
 /// How the process of a worker was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum ProcessOrigin {
     /// The process executed the program.
     Executed,
-    /// A zygote forked it.
-    Forked,
+    /// A zygote forked it. Another zygote forks its app, if there is one.
+    Forked(Option<AppForker>),
 }
 
 /// The role of a process that was executed as a worker or as a zygote.
@@ -82,7 +80,7 @@ pub(crate) fn run<S: 'static>(
     let (start, descriptors) = match receive_start(&channel) {
         Ok(received) => received,
         // The master did not want it any more, or has ended.
-        Err(_) if origin == ProcessOrigin::Forked => return Err(Error::Failed),
+        Err(_) if matches!(origin, ProcessOrigin::Forked(_)) => return Err(Error::Failed),
         Err(e) => return Err(no_master(e)),
     };
     // So that processes started by methods can be identified and end with this process. It fails for a worker that was
@@ -151,7 +149,7 @@ fn serve<S: 'static>(
     mut descriptors: Vec<OwnedFd>,
     mut methods: Methods<S>,
 ) -> Result<bool, String> {
-    prepare_process(&start, origin)?;
+    prepare_process(&start, &origin)?;
     let layout = Layout::new(start.slots, start.longest);
     // The other descriptors are handoff queues.
     let (shm, handoff_shm, metrics) = map(File::from(descriptors.remove(0)), layout)?;
@@ -185,7 +183,11 @@ fn serve<S: 'static>(
         );
     };
     let cgroups = start.app_cgroups.as_deref();
-    let (app, hello) = start_app(channel, spec, cgroups, layout, &metrics)?;
+    let forker = match origin {
+        ProcessOrigin::Forked(forker) => forker,
+        ProcessOrigin::Executed => None,
+    };
+    let (app, hello) = start_app(channel, (spec, forker), cgroups, layout, &metrics)?;
     let concurrency = app.info().concurrency;
     let mut service = AppService::new(&mut own, hello.methods)
         .map_err(|reason| format!("its app cannot be used: {reason}"))?;
@@ -237,16 +239,15 @@ fn start_runtime<S: 'static>(
 /// Starts the app, reports its pid to the master, and waits for its hello.
 fn start_app(
     channel: &mut Channel<ToMaster, ToWorker>,
-    spec: &AppSpec,
+    (spec, forker): (&AppSpec, Option<AppForker>),
     cgroups: Option<&Path>,
     layout: Layout,
     metrics: &WorkerMetrics,
 ) -> Result<(App, Hello), String> {
-    let starting = StartingApp::spawn(spec, cgroups, layout.max_reply());
+    let starting = StartingApp::spawn(spec, cgroups, layout.max_reply(), forker, &*channel);
     let starting = starting.map_err(|reason| format!("its app {reason}"))?;
-    let pid = starting.pid();
     // If the master is gone, the wait for hello ends at once.
-    let _ = send(channel, &ToMaster::AppStarted(AppStarted { pid }))
+    let _ = send(channel, &ToMaster::AppStarted(starting.started()))
         .map_err(|e| format!("cannot report to the master: {e}"))?;
     let greeted = starting.await_hello(&*channel, metrics);
     greeted.map_err(|reason| format!("its app {reason}"))
@@ -314,13 +315,13 @@ fn serve_methods(
 }
 
 /// Sets the name, signals, limits and log of this process. A forked worker has those of its zygote.
-fn prepare_process(start: &Start, origin: ProcessOrigin) -> Result<(), String> {
+fn prepare_process(start: &Start, origin: &ProcessOrigin) -> Result<(), String> {
     kill_points::arm()?;
     fork::remember();
     remember_panics();
     match origin {
         // Those that the zygote has received are not this worker's.
-        ProcessOrigin::Forked => drop(signal::take_ignored()),
+        ProcessOrigin::Forked(_) => drop(signal::take_ignored()),
         ProcessOrigin::Executed => {
             process::set_name(&start.name);
             if let Err(e) = process::raise_oom_score(OOM_SCORE) {

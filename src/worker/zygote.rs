@@ -10,6 +10,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::apps::AppZygote;
 use super::methods::Methods;
 use super::panics::{last_panic, remember_panics};
 use super::preload::Preload;
@@ -19,7 +20,7 @@ use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
 use crate::proto::names::WorkerId;
 use crate::proto::zygote::{FromZygote, StartZygote, ToZygote, ZygoteFailure};
-use crate::sys::poll::{self, Interest, Poller};
+use crate::sys::poll::{self, Interest, PollEvent, Poller};
 use crate::sys::process::{self, Forked, ProcessTitle, SiblingForker};
 use crate::sys::{fd, signal};
 
@@ -34,6 +35,7 @@ pub(crate) fn run<S: 'static>(methods: &Methods<S>) -> Result<WorkerRole, Error>
         channel: Channel::new(fd::take_stdin().map_err(no_master)?),
         poller: Poller::new(BATCH).map_err(no_master)?,
         scratch: Scratch::default(),
+        app: None,
     };
     let watched = zygote.poller.add(&zygote.channel, CHANNEL, Interest::Read);
     watched.map_err(no_master)?;
@@ -48,6 +50,7 @@ pub(crate) fn run<S: 'static>(methods: &Methods<S>) -> Result<WorkerRole, Error>
     let prepared = prepare(&start).and_then(|equipment| {
         load(methods.preload.as_ref(), &start.own_table)?;
         check_threads()?;
+        zygote.start_app(&start)?;
         Ok(equipment)
     });
     match prepared {
@@ -148,13 +151,38 @@ struct ZygoteLoop {
     channel: Channel<FromZygote, ToZygote>,
     poller: Poller,
     scratch: Scratch,
+    /// The zygote of the workers' apps, if these are forked.
+    app: Option<AppZygote>,
 }
 
 impl ZygoteLoop {
+    /// Starts the zygote of the apps, if these are forked, and waits until it is ready.
+    fn start_app(&mut self, start: &StartZygote) -> Result<(), ZygoteFailure> {
+        let Some(spec) = &start.app else {
+            return Ok(());
+        };
+        let of_app = |reason| failure(format!("has no zygote of the app, which {reason}"));
+        let not_watched = |e| of_app(format!("cannot be watched: {e}"));
+        let app = self.app.insert(AppZygote::spawn(spec).map_err(of_app)?);
+        let mut poller = Poller::new(BATCH).map_err(not_watched)?;
+        app.watch(&poller).map_err(not_watched)?;
+        let mut ready = Vec::new();
+        loop {
+            poller.wait(&mut ready, None).map_err(not_watched)?;
+            for event in &ready {
+                if app.attend(event.token, &poller).map_err(of_app)? {
+                    return app.watch(&self.poller).map_err(not_watched);
+                }
+            }
+        }
+    }
+
     /// Waits for the next message. Returns `None` when the master has closed the channel.
     fn receive(&mut self) -> io::Result<Option<(ToZygote, Vec<OwnedFd>)>> {
+        let mut ready = Vec::new();
         loop {
-            self.poller.wait(&mut Vec::new(), None)?;
+            self.poller.wait(&mut ready, None)?;
+            self.attend_app(&ready)?;
             match self.channel.receive(&mut self.scratch)? {
                 Incoming::Message(message, descriptors) => return Ok(Some((message, descriptors))),
                 Incoming::Nothing => {}
@@ -163,6 +191,22 @@ impl ZygoteLoop {
                 Incoming::Garbage(malformed) => return Err(io::Error::other(malformed)),
             }
         }
+    }
+
+    /// Handles events of the zygote of the apps. Its end is reported: both are replaced then.
+    fn attend_app(&mut self, ready: &[PollEvent]) -> io::Result<()> {
+        for event in ready.iter().filter(|event| event.token != CHANNEL) {
+            let Some(app) = &mut self.app else {
+                continue;
+            };
+            if let Err(reason) = app.attend(event.token, &self.poller) {
+                let reason = format!("has lost the zygote of the app, which {reason}");
+                let lost = FromZygote::Failed(failure(reason.clone()));
+                self.send(&lost, &[])?;
+                return Err(io::Error::other(reason));
+            }
+        }
+        Ok(())
     }
 
     /// Sends a message to the master, which no client waits for.
@@ -199,11 +243,12 @@ impl ZygoteLoop {
                 return Ok(WorkerRole::Zygote);
             }
             if self.fork(&equipment.forker, worker).map_err(failed)? {
+                let forker = self.app.take().map(AppZygote::into_forker);
                 drop(self);
                 if let Some(title) = &mut equipment.title {
                     title.set(&[name, "worker", &worker.to_string()]);
                 }
-                return Ok(WorkerRole::Worker(channel, ProcessOrigin::Forked));
+                return Ok(WorkerRole::Worker(channel, ProcessOrigin::Forked(forker)));
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::common::{FDPASSD, start};
 use crate::reload_keys::comes_true;
 
 /// All keys of an app.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 12] = [
     "command",
     "directory",
     "environment",
@@ -24,6 +24,7 @@ pub const KEYS: [&str; 11] = [
     "group",
     "umask",
     "output",
+    "preload",
     "watch",
 ];
 
@@ -54,7 +55,7 @@ fn an_app_is_shown_with_all_its_keys() {
     let directory = file.0.path().display();
     let expected = format!(
         "\n[app]\ncommand = [\"true\", \"x\"]\ndirectory = \"{directory}\"\nenvironment = {{ A = \"1\" }}\n\
-         concurrency = \"app\"\nmax-memory = \"none\"\noutput = \"log\"\nwatch = []\n\
+         concurrency = \"app\"\nmax-memory = \"none\"\noutput = \"log\"\npreload = false\nwatch = []\n\
          #environment-file is not set\n#user is not set\n#group is not set\n#umask is not set\n\n[limits]\n"
     );
     assert!(said.out.contains(&expected), "{}", said.out);
@@ -106,9 +107,15 @@ fn a_reload_to_a_broken_app_is_rejected() {
             "command = [\"true\"]\nuser = \"no-such-user\"".to_owned(),
             "user",
         ),
+        (
+            "command = [\"true\"]\npreload = true".to_owned(),
+            "`preload` needs workers.start = \"fork\"",
+        ),
         ("output = \"null\"".to_owned(), "needs the key `command`"),
     ] {
-        let refused = daemon.reload_with(&format!("workers.count = 1\n[app]\n{keys}"));
+        let refused = daemon.reload_with(&format!(
+            "workers = {{ count = 1, start = \"exec\" }}\n[app]\n{keys}"
+        ));
         let message = refused.expect_err(&keys).to_string();
         assert!(message.contains(words), "{keys}: {message}");
         assert!(!message.contains("secret"), "{message}");
@@ -189,6 +196,8 @@ fn each_key_has_its_effect_after_a_reload() {
         ("max-memory", ["\"none\"", "\"100MiB\""], ["false", "true"]),
         ("umask", ["\"0022\"", "\"0027\""], ["022", "027"]),
         ("output", ["\"log\"", "\"null\""], ["true", "false"]),
+        // With the value true its apps are in app_preload.rs.
+        ("preload", ["", "false"], ["null", "null"]),
         // Only `fdpassd dev` uses it.
         ("watch", ["[]", "[\"*.py\"]"], ["null", "null"]),
     ];

@@ -51,7 +51,7 @@ fn the_shipped_configuration_has_exactly_the_effective_keys() {
     let lines = shipped_lines();
     let key = |line: &String| line.split_once(" = ").expect("it has a key").0.to_owned();
     assert_eq!(effective, lines.iter().map(key).collect());
-    // Each line by itself, the examples too; one key needs another one.
+    // Each line by itself, the examples too; some keys need other ones.
     for line in lines {
         // These name files of an app that is not here.
         if ["app.command", "app.directory", "app.environment-file"].contains(&key(&line).as_str()) {
@@ -64,7 +64,7 @@ fn the_shipped_configuration_has_exactly_the_effective_keys() {
         let text = if line.starts_with("log.file = ") {
             format!("log.target = \"file\"\n{line}")
         } else if line.starts_with("app.") {
-            format!("app.command = [\"true\"]\n{line}")
+            format!("app.command = [\"true\"]\nworkers.start = \"fork\"\n{line}")
         } else {
             line
         };

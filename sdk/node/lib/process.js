@@ -1,6 +1,6 @@
 // What belongs to the process as a whole: descriptor, signals, log.
 
-import { fstatSync } from 'node:fs';
+import { fstatSync, writeSync } from 'node:fs';
 import { relative } from 'node:path';
 import { inspect } from 'node:util';
 
@@ -14,11 +14,24 @@ if (descriptor !== null) {
   // Programs that this one starts are not apps of the daemon. Node.js has made the descriptor close-on-exec already.
   delete process.env.FDPASSD_APP;
   delete process.env.FDPASSD_MAX_FRAME;
+  // The program is to fork the apps of all workers.
+  if (process.env.FDPASSD_PRELOAD !== undefined) refuse('Node.js cannot fork its runtime: remove app.preload');
   // The worker decides when the app ends, by the end of the descriptor. The service manager sends signals to all
   // processes at a restart. Node.js undoes it if a signal is ignored from outside.
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) process.on(signal, () => {});
   // Without a reader of the log, each line would end the process.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
+}
+
+function refuse(failed) {
+  const body = Buffer.from(JSON.stringify({ failed }));
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(body.length);
+  try {
+    writeSync(descriptor, Buffer.concat([length, body]));
+  } finally {
+    process.exit(1);
+  }
 }
 
 export function isSocket(fd) {

@@ -336,6 +336,12 @@ test('an app that cannot start reports why, and exits with 1', async (t) => {
   assert.equal(worker.frames.length, 0);
 });
 
+test('an app that is to be forked is refused', async (t) => {
+  const worker = new Worker(t, 'bare', { env: { FDPASSD_PRELOAD: '1' } });
+  assert.deepEqual({ ...(await worker.next()) }, { failed: 'Node.js cannot fork its runtime: remove app.preload' });
+  assert.deepEqual(await worker.exit, [1, null]);
+});
+
 test('a hello longer than a frame is a failed start', async (t) => {
   const worker = new Worker(t, 'many', { env: { FDPASSD_MAX_FRAME: '1000' } });
   assert.match((await worker.next()).failed, /longer than a frame/);

@@ -23,6 +23,7 @@ pub(super) fn everything() -> AppConfig {
         group: Some("nogroup".to_owned()),
         umask: Some(Mode(0o27)),
         output: AppOutput::Null,
+        preload: true,
         watch: vec![Glob("lib/**/*.py".to_owned())],
         ..AppConfig::default()
     }
@@ -42,12 +43,15 @@ fn all_keys_of_an_app_are_read() {
         group = "nogroup"
         umask = "0027"
         output = "null"
+        preload = true
         watch = ["lib/**/*.py"]
+        [workers]
+        start = "fork"
         "#;
     let config = parse(text);
     assert_eq!(config.app, everything());
     assert_eq!(parse(&config.dump()), config, "{}", config.dump());
-    let text = "[app]\ncommand = [\"x\"]\nconcurrency = \"app\"\nmax-memory = \"none\"\noutput = \"log\"\nwatch = []";
+    let text = "[app]\ncommand = [\"x\"]\nconcurrency = \"app\"\nmax-memory = \"none\"\noutput = \"log\"\npreload = false\nwatch = []";
     let default = AppConfig {
         command: vec!["x".to_owned()],
         directory: Some(PathBuf::from("/etc")),
@@ -145,7 +149,7 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
         (
             "«enviroment = {}",
             "unknown key `enviroment`, expected one of `command`, `directory`, `environment`, `environment-file`, \
-             `concurrency`, `max-memory`, `user`, `group`, `umask`, `output`, `watch`"
+             `concurrency`, `max-memory`, `user`, `group`, `umask`, `output`, `preload`, `watch`"
                 .to_owned(),
         ),
     ] {
@@ -166,6 +170,7 @@ fn a_key_of_an_app_needs_a_command() {
         "group = \"root\"",
         "umask = \"0022\"",
         "output = \"null\"",
+        "preload = true",
         "watch = [\"*\"]",
     ] {
         let (key, _) = line.split_once(" = ").expect("a key");
@@ -215,6 +220,17 @@ impl Place {
             "{error}"
         );
     }
+}
+
+#[test]
+fn apps_are_forked_only_with_forked_workers() {
+    let app = "[app]\ncommand = [\"true\"]\n";
+    let why = "`preload` needs workers.start = \"fork\": the zygote of the workers starts that of the apps";
+    refused(
+        &format!("{app}«preload = true\n[workers]\nstart = \"exec\""),
+        why,
+    );
+    parse(&format!("{app}preload = true\n[workers]\nstart = \"fork\""));
 }
 
 #[test]

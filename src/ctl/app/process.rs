@@ -13,7 +13,8 @@ use crate::sys::byte_counts::is_read;
 use crate::sys::fd::{pipe, set_nonblocking};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::process::{
-    self, AppProcess, AppProgram, AppStdio, Exit, collect, end_of, kill_app, spawn_app, wire,
+    self, AppProcess, AppProgram, AppStdio, Exit, ParentDeathSignal, collect, end_of, kill_app,
+    spawn_app, wire,
 };
 use crate::sys::socket::{Moved, finish_writing, receive, transmit};
 
@@ -66,6 +67,7 @@ impl Process {
             identity: None,
             umask: None,
             cgroups: None,
+            parent_death: ParentDeathSignal::Kill,
         };
         let poller = Poller::new(4)?;
         poller.add(&wire, WIRE, Interest::Read)?;

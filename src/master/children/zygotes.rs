@@ -3,8 +3,10 @@
 use std::io;
 use std::time::Instant;
 
+use crate::config::Config;
 use crate::master::Master;
 use crate::master::workers::zygote::{Birth, BirthNews, Orphaned};
+use crate::proto::app::AppZygoteSpec;
 use crate::proto::log::Log;
 use crate::proto::names::Generation;
 use crate::proto::zygote::StartZygote;
@@ -126,6 +128,16 @@ impl Master {
                 ..config.log.clone()
             },
             own_table: config.own_table(),
+            app: self.app_zygote(config),
         }
+    }
+
+    /// Returns the app of a configuration, if its zygote forks apps as well.
+    fn app_zygote(&self, config: &Config) -> Option<AppZygoteSpec> {
+        let next = self.reloads.current.as_ref();
+        let layout = next.map_or(self.clients.layout, |reload| reload.layout);
+        let app = config.app.spec().filter(|_| config.app.preload)?;
+        let max_reply = layout.max_reply();
+        Some(AppZygoteSpec { app, max_reply })
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::worker::Worker;
 use crate::proto::app::AppInfo;
-use crate::proto::channel::{AppEnd, AppGone, RuntimeInfo};
+use crate::proto::channel::{AppEnd, AppGone, AppStarted, RuntimeInfo};
 use crate::proto::text::Escaped;
 use crate::sys::process::{Exit, ProcessIdentity};
 
@@ -70,9 +70,9 @@ impl Worker {
     }
 
     /// Notes the app that the worker has started. It is in the shared memory as well, where the next master finds it.
-    pub(super) fn set_app(&mut self, pid: u32) {
+    pub(super) fn set_app(&mut self, AppStarted { pid, zygote }: AppStarted) {
         self.app.pid = Some(pid);
-        match ProcessIdentity::of_descendant(pid, self.pid) {
+        match ProcessIdentity::of_descendant(pid, zygote.unwrap_or(self.pid)) {
             Some(app) => {
                 self.shm.header().set_app(app);
                 log::debug!("{}: its app is process {pid}", self.name());

@@ -103,7 +103,7 @@ impl Workers {
             }
             ToMaster::AppStarted(started) => {
                 if let Some(worker) = self.all.get_mut(&id) {
-                    worker.set_app(started.pid);
+                    worker.set_app(started);
                 }
             }
             ToMaster::AppGone(gone) => {

@@ -119,7 +119,7 @@ impl Zygote {
         let (mut channel, theirs) = Channel::pair()?;
         let (name, generation) = (start.name.clone(), start.generation);
         // Before it runs, so that it finds it there. The queue is new, so it is accepted unless memory is short.
-        if channel.send(&ToZygote::Start(start), &[])? != Sent::Queued {
+        if channel.send(&ToZygote::Start(Box::new(start)), &[])? != Sent::Queued {
             return Err(io::Error::new(NOT_NOW, "memory is short"));
         }
         let pid = executable.spawn(&name, &[ZYGOTE, ROOM_FOR_ID], theirs)?;

@@ -95,8 +95,11 @@ pub enum SpentReason {
 /// A worker's app was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppStarted {
-    /// The app's pid: a child of the worker, which does not collect it.
+    /// The app's pid: a child of the worker, or of its zygote, which does not collect it.
     pub pid: u32,
+    /// The app's parent, if that is a zygote.
+    #[serde(default)]
+    pub zygote: Option<u32>,
 }
 
 /// The end of an app, and with it of its worker.

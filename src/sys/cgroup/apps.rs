@@ -112,6 +112,15 @@ impl AppCgroups {
         }
     }
 
+    /// Creates the cgroup of an app that was forked, and moves the app into it. If that fails, there is no such cgroup.
+    pub fn adopt(&self, pid: u32) {
+        let path = self.path.join(format!("{PREFIX}{pid}"));
+        let _ = fs::create_dir(&path);
+        if fs::write(path.join("cgroup.procs"), pid.to_string()).is_err() {
+            let _ = fs::remove_dir(&path);
+        }
+    }
+
     /// Returns the cgroup of the app with this pid, if there is one.
     #[must_use]
     pub fn of_app(&self, pid: u32) -> Option<AppCgroup> {

@@ -36,6 +36,17 @@ pub struct AppProgram<'a> {
     pub umask: Option<u32>,
     /// Where the app gets a cgroup of its own, if it does.
     pub cgroups: Option<&'a AppCgroups>,
+    /// The signal of the kernel when the thread that starts the app ends.
+    pub parent_death: ParentDeathSignal,
+}
+
+/// A signal that a process gets when its parent ends (PR_SET_PDEATHSIG of prctl(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParentDeathSignal {
+    /// SIGKILL.
+    Kill,
+    /// SIGUSR1, which ends the process as well, unless that ignores it.
+    User1,
 }
 
 /// Standard output and standard error of an app.
@@ -68,8 +79,7 @@ pub fn wire() -> io::Result<(UnixStream, OwnedFd)> {
     Ok((ours, theirs.into()))
 }
 
-/// Starts an app: descriptor 3 is `wire`, 0 is /dev/null, and the kernel kills it when the calling thread ends
-/// (PR_SET_PDEATHSIG of prctl(2)).
+/// Starts an app: descriptor 3 is `wire`, and 0 is /dev/null.
 ///
 /// # Errors
 /// Those of fork(2), of the steps before execve(2), and of execve(2) itself.
@@ -123,7 +133,11 @@ fn prepare_child(command: &mut Command, program: AppProgram<'_>, wire_number: Ra
     });
     let mask = program.umask.map(Mode::from_bits_truncate);
     let cgroups = program.cgroups.cloned();
-    let parent = getpid();
+    let (parent, signal) = (getpid(), program.parent_death);
+    let signal = match signal {
+        ParentDeathSignal::Kill => Signal::SIGKILL,
+        ParentDeathSignal::User1 => Signal::SIGUSR1,
+    };
     // SAFETY: the closure makes system calls only, on memory that exists before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -141,7 +155,7 @@ fn prepare_child(command: &mut Command, program: AppProgram<'_>, wire_number: Ra
                 setuid(*uid)?;
             }
             // Last, because a change of the user clears it.
-            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            prctl::set_pdeathsig(signal)?;
             if getppid() != parent {
                 return Err(Errno::ESRCH.into());
             }

@@ -7,11 +7,13 @@
 //! `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
 
 mod fault;
+mod forked;
 mod metrics;
 mod output;
 mod service;
 mod start;
 mod wire;
+mod zygote;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,13 +22,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) use fault::fault_of;
+pub(crate) use forked::AppForker;
 pub(super) use service::AppService;
 pub(super) use start::StartingApp;
 use wire::WriteEnd;
 pub(super) use wire::{IncomingFrames, ReadEnd, Wire};
+pub(super) use zygote::AppZygote;
 
+use self::forked::ZygoteLine;
 use self::metrics::AppMetrics;
-use self::output::{LastLines, OutputStream};
+use self::output::{LastLines, OutputStream, read_to_end};
 use crate::proto::app::{AppInfo, CancelReason, FromApp, Samples};
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::names::ClientId;
@@ -55,13 +60,12 @@ const MEMORY_INTERVAL: u64 = 1_000_000_000;
 /// How often the last answers of an app that has ended are tried to be read: for about 5 s.
 const MAX_REFUSALS: u32 = 56;
 
-/// The most reads of what an app has written before its end.
-const MAX_LAST_READS: usize = 64;
-
 /// The running app of a worker.
 #[derive(Debug)]
 pub(super) struct App {
     process: AppProcess,
+    /// The line to the zygote that has forked it, and collects it when the line ends.
+    line: Option<ZygoteLine>,
     /// Ends all that the app has started.
     cgroup: Option<AppCgroupGuard>,
     pub(super) wire: Wire,
@@ -271,7 +275,11 @@ impl App {
     /// Returns how the app has ended, with the line that explains it; `None` if it runs. `when` follows the
     /// exit in the reason.
     pub(super) fn end(&mut self, when: &str) -> Option<AppGone> {
-        let exit = match process::end_of(&self.process.pidfd) {
+        let end = match &self.line {
+            Some(line) => line.end_of(&self.process.pidfd),
+            None => process::end_of(&self.process.pidfd),
+        };
+        let exit = match end {
             Ok(None) => return None,
             Ok(Some(exit)) => exit,
             Err(e) => {
@@ -362,17 +370,6 @@ impl App {
     }
 }
 
-/// Logs what the app has written, up to a limit.
-fn read_to_end(streams: &mut Option<[OutputStream; 2]>, last: &mut LastLines) {
-    for stream in streams.iter_mut().flatten() {
-        for _ in 0..MAX_LAST_READS {
-            if !stream.read(last) {
-                break;
-            }
-        }
-    }
-}
-
 fn app_gone(end: AppEnd, reason: String) -> AppGone {
     let subject = "app".to_owned();
     AppGone {
@@ -384,7 +381,7 @@ fn app_gone(end: AppEnd, reason: String) -> AppGone {
 
 impl Drop for App {
     fn drop(&mut self) {
-        // Also the processes of its group, in case the app itself has ended.
+        // Also the processes of its group, in case the app itself has ended. Its zygote collects it after this.
         process::kill_app(self.process.pid);
     }
 }

@@ -23,6 +23,9 @@ const LAST_LINES: usize = 32;
 /// How old a line may be to explain the app's end.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
+/// The most reads of what an app has written before its end.
+const MAX_LAST_READS: usize = 64;
+
 /// One output stream of an app.
 #[derive(Debug)]
 pub(in crate::worker) struct OutputStream {
@@ -68,6 +71,17 @@ impl LastLines {
             .find(is_of_go)
             .or_else(|| recent().find(is_sentence))
             .or_else(|| recent().next())
+    }
+}
+
+/// Logs what the app has written, up to a limit.
+pub(super) fn read_to_end(streams: &mut Option<[OutputStream; 2]>, last: &mut LastLines) {
+    for stream in streams.iter_mut().flatten() {
+        for _ in 0..MAX_LAST_READS {
+            if !stream.read(last) {
+                break;
+            }
+        }
     }
 }
 

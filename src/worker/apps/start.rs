@@ -1,12 +1,15 @@
 //! The start of an app: from its birth to its hello.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
 use log::Level;
 
+use super::forked::{AppForker, ZygoteLine};
 use super::metrics::AppMetrics;
 use super::output::{LastLines, OutputStream};
 use super::{App, END, OUTPUT, ReadEnd, WIRE, Wire};
@@ -14,13 +17,13 @@ use crate::proto::app::{
     AppInfo, AppOutput, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
     MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
 };
-use crate::proto::channel::{AppEnd, AppGone};
+use crate::proto::channel::{AppEnd, AppGone, AppStarted};
 use crate::proto::hardening::{self, StartFailure};
 use crate::proto::text::{Escaped, shortened};
 use crate::sys::cgroup::{AppCgroupGuard, AppCgroups};
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
-use crate::sys::process::{self, AppProgram, AppStdio};
+use crate::sys::process::{self, AppProcess, AppProgram, AppStdio, ParentDeathSignal};
 use crate::worker::metrics::WorkerMetrics;
 
 /// The token of the channel to the master, during the start.
@@ -31,13 +34,16 @@ const MASTER: u64 = u64::MAX;
 pub(in crate::worker) struct StartingApp {
     app: App,
     poller: Poller,
+    /// The parent of the app, if a zygote has forked it.
+    zygote: Option<u32>,
     /// The most requests at a time by the configuration.
     concurrency: Option<u32>,
 }
 
 impl StartingApp {
     /// Starts an app. `cgroups` is the directory for a cgroup of its own, if it gets one; `max_reply` is the longest
-    /// reply in bytes.
+    /// reply in bytes. The zygote of `forker` forks it, if there is one. `master` is the channel to the master, whose end
+    /// ends the wait for that.
     ///
     /// # Errors
     /// Why it cannot be started, for the operator: a sentence without its subject.
@@ -45,6 +51,8 @@ impl StartingApp {
         spec: &AppSpec,
         cgroups: Option<&Path>,
         max_reply: usize,
+        forker: Option<AppForker>,
+        master: impl AsFd,
     ) -> Result<StartingApp, String> {
         let cgroups = cgroups.and_then(|path| {
             let opened = AppCgroups::open(path);
@@ -52,26 +60,43 @@ impl StartingApp {
                 .map_err(|e| log::warn!("{}: {e}", path.display()))
                 .ok()
         });
-        let max_frame = max_reply + ENVELOPE_LEN;
-        let spawned = spawn(spec, cgroups.as_ref(), max_frame).map_err(|e| {
-            let program = Path::new(spec.command.first().map_or("", String::as_str));
-            let hint = hardening::hint(StartFailure::Path(program, e.kind()), is_service());
-            let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-            format!("cannot be started: {}: {e}{hint}", program.display())
-        });
-        let (app, poller) = spawned?;
-        app.watch(&poller)
-            .map_err(|e| format!("cannot be watched: {e}"))?;
+        let born = match forker {
+            Some(forker) => forker.fork(spec.output, cgroups.as_ref(), master)?,
+            None => spawn(spec, cgroups.as_ref(), max_reply).map_err(|e| not_started(spec, &e))?,
+        };
+        let zygote = born.line.as_ref().map(ZygoteLine::zygote);
+        let not_watched = |e| format!("cannot be watched: {e}");
+        let app = App {
+            cgroup: cgroups.and_then(|cgroups| own_cgroup(&cgroups, born.process.pid)),
+            process: born.process,
+            line: born.line,
+            wire: Wire::new(born.wire, max_reply + ENVELOPE_LEN),
+            output: born.output,
+            last_lines: LastLines::default(),
+            info: AppInfo::default(),
+            metrics: AppMetrics::default(),
+            wants_closes: false,
+            max_memory: spec.max_memory,
+            memory_checked: clock::monotonic(),
+            probes: 0,
+            watched: [Interest::Read; 2],
+        };
+        let poller = Poller::new(8).map_err(not_watched)?;
+        app.watch(&poller).map_err(not_watched)?;
         Ok(StartingApp {
             app,
             poller,
+            zygote,
             concurrency: spec.concurrency,
         })
     }
 
-    /// Returns the app's pid.
-    pub(in crate::worker) fn pid(&self) -> u32 {
-        self.app.process.pid
+    /// Returns the report of the start.
+    pub(in crate::worker) fn started(&self) -> AppStarted {
+        AppStarted {
+            pid: self.app.process.pid,
+            zygote: self.zygote,
+        }
     }
 
     /// Waits for its hello, and declares its `metrics`. `channel` leads to the master, which kills this process if it
@@ -88,6 +113,7 @@ impl StartingApp {
             mut app,
             mut poller,
             concurrency: most,
+            ..
         } = self;
         let watched = poller.add(channel, MASTER, Interest::End);
         watched.map_err(|e| format!("cannot be watched: {e}"))?;
@@ -112,14 +138,31 @@ impl StartingApp {
     }
 }
 
-fn spawn(
-    spec: &AppSpec,
-    cgroups: Option<&AppCgroups>,
-    max_frame: usize,
-) -> io::Result<(App, Poller)> {
-    let poller = Poller::new(8)?;
-    let (stream, theirs) = process::wire()?;
-    let (output, stdio) = match spec.output {
+/// A new app, and what its worker has of it.
+pub(super) struct BornApp {
+    pub(super) process: AppProcess,
+    /// The line to the zygote that has forked it.
+    pub(super) line: Option<ZygoteLine>,
+    pub(super) wire: UnixStream,
+    pub(super) output: Option<[OutputStream; 2]>,
+}
+
+fn spawn(spec: &AppSpec, cgroups: Option<&AppCgroups>, max_reply: usize) -> io::Result<BornApp> {
+    let (wire, theirs) = process::wire()?;
+    let (output, stdio) = streams(spec.output)?;
+    let environment = environment(spec, max_reply);
+    let program = program(spec, &environment, cgroups, ParentDeathSignal::Kill);
+    Ok(BornApp {
+        process: process::spawn_app(program, theirs, stdio)?,
+        line: None,
+        wire,
+        output,
+    })
+}
+
+/// Returns the ends of an app's standard output and standard error.
+pub(super) fn streams(output: AppOutput) -> io::Result<(Option<[OutputStream; 2]>, AppStdio)> {
+    Ok(match output {
         AppOutput::Inherit => (None, AppStdio::Inherit),
         AppOutput::Null => (None, AppStdio::Null),
         AppOutput::Log => {
@@ -130,38 +173,46 @@ fn spawn(
                 AppStdio::Pipes(output_end, errors_end),
             )
         }
-    };
+    })
+}
+
+/// Returns the variables of an app.
+pub(super) fn environment(spec: &AppSpec, max_reply: usize) -> BTreeMap<String, String> {
     let mut environment = spec.environment.clone();
     environment.insert(DESCRIPTOR_VARIABLE.to_owned(), DESCRIPTOR.to_string());
+    let max_frame = max_reply + ENVELOPE_LEN;
     environment.insert(MAX_FRAME_VARIABLE.to_owned(), max_frame.to_string());
+    environment
+}
+
+/// Returns the program of an app.
+pub(super) fn program<'a>(
+    spec: &'a AppSpec,
+    environment: &'a BTreeMap<String, String>,
+    cgroups: Option<&'a AppCgroups>,
+    parent_death: ParentDeathSignal,
+) -> AppProgram<'a> {
     let identity = spec.identity.as_ref();
-    let program = AppProgram {
+    AppProgram {
         command: &spec.command,
         directory: spec.directory.as_deref(),
-        environment: &environment,
+        environment,
         identity: identity.map(|found| (found.uid, found.gid, found.groups.as_slice())),
         umask: spec.umask,
         cgroups,
-    };
-    let process = process::spawn_app(program, theirs, stdio)?;
-    let app = App {
-        cgroup: cgroups.and_then(|cgroups| own_cgroup(cgroups, process.pid)),
-        process,
-        wire: Wire::new(stream, max_frame),
-        output,
-        last_lines: LastLines::default(),
-        info: AppInfo::default(),
-        metrics: AppMetrics::default(),
-        wants_closes: false,
-        max_memory: spec.max_memory,
-        memory_checked: clock::monotonic(),
-        probes: 0,
-        watched: [Interest::Read; 2],
-    };
-    Ok((app, poller))
+        parent_death,
+    }
 }
 
-/// Returns the cgroup that an app has created for itself.
+/// Returns why a program was not started, with the likely cause in the unit of systemd.
+pub(super) fn not_started(spec: &AppSpec, error: &io::Error) -> String {
+    let program = Path::new(spec.command.first().map_or("", String::as_str));
+    let hint = hardening::hint(StartFailure::Path(program, error.kind()), is_service());
+    let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    format!("cannot be started: {}: {error}{hint}", program.display())
+}
+
+/// Returns the cgroup that an app has.
 fn own_cgroup(cgroups: &AppCgroups, pid: u32) -> Option<AppCgroupGuard> {
     let cgroup = cgroups.of_app(pid);
     if cgroup.is_none() {

@@ -63,6 +63,7 @@ class App:
         self._name = name
         self._version = version
         self._methods: dict[str, _method.Method] = {}
+        self._at_preload: list[Callable[[], Any]] = []
         self._at_start: list[Callable[[], Any]] = []
         self._at_stop: list[Callable[[], Any]] = []
         self._at_close: list[Callable[[int], Any]] = []
@@ -129,6 +130,14 @@ class App:
         if method.name in self._methods:
             raise ValueError(f"duplicate method {method.name!r}")
         self._methods[method.name] = method
+
+    def preload(self, function: Function, /) -> Function:
+        """Runs a function before everything else. With ``app.preload`` of the configuration this is done once for all
+        workers, and their apps share what it has loaded; otherwise each app does it. It must not leave threads behind."""
+        if inspect.iscoroutinefunction(function):
+            raise ValueError("a preload is no coroutine: a loop would not survive the fork")
+        self._at_preload.append(function)
+        return function
 
     def start(self, function: Function, /) -> Function:
         """Runs a function or coroutine before the app serves. If it fails, fdpassd reports the exception."""
@@ -200,6 +209,12 @@ class App:
             print(f"start this app with: fdpassd app -- {command}", file=sys.stderr)
             sys.exit(_EX_USAGE)
         line_by_line()
+        if inherited.is_zygote:
+            from ._zygote import serve as serve_forks
+
+            serve_forks(self, inherited)
+        else:
+            self._at_start[:0] = self._at_preload
         if self._is_async():
             from ._async import serve
         else:
