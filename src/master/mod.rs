@@ -185,7 +185,6 @@ impl Master {
             readable.extend(self.listeners.closing.iter().copied());
             self.serve_listeners(&readable, &ended, now);
             self.keep_waiting(Leasing::Done, now);
-            self.workers.close_left_slots();
             self.report_to_manager(now);
             self.complete_requests(now);
             self.write_changed_state();

@@ -20,6 +20,7 @@
 //!      24  requests that are away                     25  since when no permit was free and no answer came; 0: not so
 //!      26  pid of the worker's app; 0 if it has none        27  when that process started, in clock ticks since boot
 //!      28  whether the master has killed the worker because a request took too long
+//!      29  clients that the worker has closed                 30  of these, those that the master knows of (set by it)
 //!  from 64  twelve seconds of 120 words: the second, requests, busy ns, then requests by duration
 //!    1504  all requests by duration   1616  their duration together, in ns
 //!    1664  by number of the method, requests answered with a result, and with an error; 0 is for no method
@@ -63,6 +64,8 @@ const FULL_SINCE: usize = 25;
 const APP: usize = 26;
 const APP_STARTED: usize = 27;
 const IS_TIMED_OUT: usize = 28;
+const CLOSED: usize = 29;
+const KNOWN_CLOSED: usize = 30;
 
 const METHODS: usize = 1664;
 /// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
@@ -205,6 +208,22 @@ impl<'a> Header<'a> {
     /// Worker: counts a client that it closes for such a failure.
     pub fn add_lost(&self) {
         self.add(LOST, 1);
+    }
+
+    /// Worker: counts a client that it is about to close.
+    pub fn add_closed(&self) {
+        self.add(CLOSED, 1);
+    }
+
+    /// Master: counts a client that it knows to be closed by the worker.
+    pub fn add_known_closed(&self) {
+        self.add(KNOWN_CLOSED, 1);
+    }
+
+    /// Returns the number of clients that the worker has closed, and that the master does not know to be closed.
+    #[must_use]
+    pub fn unknown_closed(&self) -> u64 {
+        self.load(CLOSED).saturating_sub(self.load(KNOWN_CLOSED))
     }
 
     /// Returns the parked bytes of all clients.

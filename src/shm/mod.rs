@@ -15,11 +15,12 @@
 //! of it. The master maps header and slots and reads the rest by pread(2), because a load from a hole through a mapping
 //! creates the page.
 //!
-//! During a lease only the worker writes a slot, except for the lease word, which both sides change by
-//! compare-exchange. In the header the master writes the request for `HasCapacity`, which the worker clears, the
-//! identity of the app, and whether it killed the worker for its duration; after a takeover it also clears the number
-//! of clients that are not unpacked. **The master trusts nothing that it reads here**: states are decoded, positions
-//! bounded, counters only shown or compared.
+//! During a lease only the worker writes a slot, except for the lease word: one side takes an idle client by
+//! compare-exchange, and only that side changes the word then. In the header the master writes the request for
+//! `HasCapacity`, which the worker clears, the identity of the app, whether it killed the worker for its duration, when it
+//! has packed the memory, and how many closed clients it knows; after a takeover it also clears the number of clients
+//! that are not unpacked. **The master trusts nothing that it reads here**: states are decoded, positions bounded, counters
+//! only shown or compared.
 //!
 //! *The kernel counts the bytes.* Once a worker is dead, the master asks the kernel how many bytes were ever read from
 //! a client (R) or queued to it (W). The shared memory has the positions of its buffers in these streams, stored before
@@ -93,7 +94,7 @@ impl SharedWords {
 /// The master's side of shared memory: it creates it, presets slots, and reads what a worker left.
 #[derive(Debug)]
 pub struct MasterShm {
-    words: SharedWords,
+    words: Arc<SharedWords>,
     file: Arc<File>,
     layout: Layout,
 }
@@ -122,7 +123,7 @@ impl MasterShm {
 
     fn map(file: File, layout: Layout) -> io::Result<MasterShm> {
         Ok(MasterShm {
-            words: SharedWords::map(&file, layout)?,
+            words: Arc::new(SharedWords::map(&file, layout)?),
             file: Arc::new(file),
             layout,
         })
@@ -150,6 +151,43 @@ impl MasterShm {
     #[must_use]
     pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
         self.words.slot(index)
+    }
+
+    /// Returns a slot whose lease of this number was revoked.
+    #[must_use]
+    pub fn left_slot(&self, slot: u32, lease_number: u32) -> LeftSlot {
+        LeftSlot {
+            words: Arc::clone(&self.words),
+            slot,
+            lease_number,
+        }
+    }
+}
+
+/// A slot that a client has left while its worker lives on. If the master is killed, the worker packs the client from
+/// there, so it is dropped only when the client is leased to another worker, packed or removed. Dropping it closes the
+/// slot, unless its word has changed since.
+#[derive(Debug)]
+pub struct LeftSlot {
+    words: Arc<SharedWords>,
+    slot: u32,
+    lease_number: u32,
+}
+
+impl Drop for LeftSlot {
+    fn drop(&mut self) {
+        let Some(slot) = self.words.slot(self.slot) else {
+            return;
+        };
+        // Only this process changes the word of a revoked lease.
+        let lease = slot
+            .lease()
+            .filter(|lease| lease.number == self.lease_number);
+        if let Some(LeaseState::Revoked | LeaseState::RevokedParked) =
+            lease.map(|lease| lease.state)
+        {
+            slot.release(self.lease_number, LeaseState::Closed);
+        }
     }
 }
 

@@ -190,7 +190,7 @@ impl<'a, W: Word> Slot<'a, W> {
         is_away
     }
 
-    /// Worker: ends the client's turn.
+    /// Stores the lease word: the worker ends the client's turn, or the master changes a word that only it changes.
     pub fn release(&self, number: u32, state: LeaseState) {
         self.store(LEASE, LeaseWord { number, state }.encode());
     }

@@ -228,6 +228,15 @@ impl EmergencyHandoff {
         }
     }
 
+    /// Removes a client, if the slot still has this lease. Must be called before its socket is closed.
+    pub fn unregister_lease(&self, slot: u32, lease_number: u32) {
+        let registered = self.client(slot);
+        let lease = registered.map(|(_, _, record)| (self.format.lease_in)(&record));
+        if lease == Some((slot, lease_number)) {
+            self.unregister(slot);
+        }
+    }
+
     fn entry(&self, slot: u32) -> Option<&[AtomicU64]> {
         let begin = slot as usize * CLIENT_WORDS;
         self.registered

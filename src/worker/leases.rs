@@ -102,6 +102,7 @@ impl WorkerLoop<'_> {
             self.shm.free_large(index);
         }
         self.shm.header().set_parked(self.parking.total());
+        self.shm.header().add_closed();
         let slot = self.shm.slot(index).expect("the client has a slot");
         slot.release(connection.lease_number, LeaseState::Closed);
         kill_points::pass(Point::AfterClosed);

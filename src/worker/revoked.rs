@@ -1,13 +1,13 @@
 //! Clients whose leases are over, while only this process could keep them.
 //!
 //! From the end of a lease until the client is leased to another worker or packed, only the master has it. If the master
-//! is killed in that time, this process packs the client, so it keeps its socket until the master has closed the slot.
-//! Without another master to come, nothing is kept.
+//! is killed in that time, this process packs the client, so it keeps its socket until the master has closed the slot
+//! ([`LeftSlot`](crate::shm::LeftSlot)). Without another master to come, nothing is kept.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::turn::FOREIGN;
 use super::{WorkerLoop, number};
 use crate::shm::{LeaseState, WorkerShm};
 use crate::sys::clock;
@@ -29,8 +29,7 @@ pub(super) struct RevokedClients {
 #[derive(Debug)]
 struct RevokedClient {
     slot: u32,
-    lease_number: u32,
-    socket: OwnedFd,
+    connection: Connection,
     /// The master knows that the lease is over.
     is_reported: bool,
 }
@@ -41,7 +40,7 @@ impl RevokedClient {
         let lease = shm.slot(self.slot).and_then(|slot| slot.lease());
         lease.is_some_and(|lease| {
             let is_revoked = matches!(lease.state, LeaseState::Revoked | LeaseState::RevokedParked);
-            is_revoked && lease.number == self.lease_number
+            is_revoked && lease.number == self.connection.lease_number
         })
     }
 }
@@ -66,8 +65,13 @@ impl RevokedClients {
         self.next_look
     }
 
-    /// Sets the next look, if clients are kept: later each time, unless another one was kept since. `now` is ns of
-    /// CLOCK_MONOTONIC.
+    /// Keeps a client. The next look is soon.
+    fn keep(&mut self, client: RevokedClient) {
+        self.all.push(client);
+        (self.wait, self.next_look) = (FIRST_WAIT, None);
+    }
+
+    /// Sets the next look, if clients are kept: later each time. `now` is ns of CLOCK_MONOTONIC.
     fn schedule(&mut self, now: u64) {
         if self.all.is_empty() {
             (self.wait, self.next_look) = (FIRST_WAIT, None);
@@ -86,16 +90,14 @@ impl WorkerLoop<'_> {
         if is_reported {
             self.master.released.push(slot);
         }
-        let client = RevokedClient {
-            slot,
-            lease_number: connection.lease_number,
-            socket: connection.socket,
-            is_reported,
-        };
         if self.handoff.is_some() {
-            self.revoked.all.push(client);
+            self.revoked.keep(RevokedClient {
+                slot,
+                connection,
+                is_reported,
+            });
         } else {
-            self.numbers.take(number(&client.socket));
+            self.numbers.take(number(&connection.socket));
         }
     }
 
@@ -112,10 +114,16 @@ impl WorkerLoop<'_> {
                 kept.push(client);
                 continue;
             }
-            if let Some(handoff) = self.handoff {
-                handoff.unregister(client.slot);
+            let connection = &client.connection;
+            if !connection.has_its_socket() {
+                self.break_off(FOREIGN);
+                kept.push(client);
+                continue;
             }
-            self.numbers.take(number(&client.socket));
+            if let Some(handoff) = self.handoff {
+                handoff.unregister_lease(client.slot, connection.lease_number);
+            }
+            self.numbers.take(number(&connection.socket));
             if !client.is_reported {
                 self.master.released.push(client.slot);
             }

@@ -139,6 +139,40 @@ fn clients_outlive_a_master_killed_as_a_worker_picks_them_up() {
     assert_eq!((status.clients, status.lost_total), (4, 0));
 }
 
+/// The clients have left slots of a worker that does not respond.
+#[test]
+fn moved_clients_of_a_worker_killed_with_its_master_are_counted() {
+    let manager = ServiceManager::new();
+    let mut daemon = manager.setup(FDPASSD, CONFIG).start().expect("it serves");
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    daemon.wait_for_workers();
+    let _clients: Vec<_> = (0..CLIENTS)
+        .map(|i| {
+            let mut client = daemon.connect();
+            assert_eq!(client.call("ping", i), Ok(json!(i)));
+            client
+        })
+        .collect();
+    let workers = daemon.worker_pids();
+    kernel::stop(workers[1]);
+    daemon
+        .ctl_with("hold", json!({ "worker": 2 }))
+        .expect("it is held");
+    daemon.wait_until("the clients are on one worker", |status| {
+        status.workers[0].clients == CLIENTS
+    });
+    kernel::stop(daemon.pid());
+    kernel::send(workers[0], Signal::SIGKILL);
+    daemon.signal("KILL");
+    kernel::send(workers[1], Signal::SIGCONT);
+    daemon.wait();
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let status = next.expect("the next master serves").status();
+    assert_eq!((status.clients, status.lost_total), (0, CLIENTS));
+}
+
 /// Nothing could keep the clients of that worker; one of the other worker's has left, which its master never read.
 #[test]
 fn clients_of_a_worker_killed_with_its_master_are_counted() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::master::clients::place::ClientPlace;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
-use crate::shm::{ClientBytes, Flags};
+use crate::shm::{ClientBytes, Flags, LeftSlot};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 
@@ -69,6 +69,8 @@ pub(crate) struct Unleased {
     pub(crate) to: Option<WorkerId>,
     /// From where the next master can recover the client.
     pub(crate) place: Option<ClientPlace>,
+    /// The slot of a living worker that the client has left.
+    pub(crate) left_slot: Option<LeftSlot>,
 }
 
 impl Unleased {
@@ -83,6 +85,7 @@ impl Unleased {
             requests: 0,
             to: None,
             place: None,
+            left_slot: None,
         }
     }
 

@@ -8,11 +8,11 @@ use std::{io, mem};
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::left_places::LeftPlaces;
 use crate::master::clients::leases::preset::preset;
-use crate::master::clients::leases::recovery::recover_idle;
+use crate::master::clients::leases::recovery::recover_given_up;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::ClientId;
-use crate::shm::{Claim, LeaseState, MasterShm, Owner};
+use crate::shm::{Claim, LeaseState, MasterShm};
 use crate::table::Table;
 
 mod left_places;
@@ -41,8 +41,6 @@ pub(crate) struct Leases {
     /// Slots whose leases have not been sent yet.
     outbox: Vec<u32>,
     left_places: LeftPlaces,
-    /// Slots, with their lease numbers, whose clients have left them in this iteration of the loop.
-    left: Vec<(u32, u32)>,
     /// The clients are in a handoff queue, so that their slots must stay as they are.
     are_packed: bool,
 }
@@ -87,7 +85,6 @@ impl Leases {
             given: 0,
             outbox: Vec::new(),
             left_places: LeftPlaces::default(),
-            left: Vec::new(),
             are_packed: false,
         }
     }
@@ -170,10 +167,12 @@ impl Leases {
             client,
             requests,
             place,
+            left_slot,
             bytes,
             ..
         } = unleased;
         self.left_places.keep(slot, place, bytes, left_len);
+        self.left_places.keep_slot(slot, left_slot);
         self.entries.insert(
             slot,
             LeaseEntry::Leased(Leased {
@@ -264,14 +263,8 @@ impl Leases {
         };
         let lease_number = leased.lease_number;
         let found = shm.slot(slot)?.revoke(lease_number)?;
-        self.left.push((slot, lease_number));
-        Some(recover_idle(
-            slot,
-            self.leave_behind(slot)?,
-            found,
-            shm,
-            Owner::Alive,
-        ))
+        let client = self.leave_behind(slot)?;
+        Some(recover_given_up((slot, lease_number), client, found, shm))
     }
 
     /// Revokes the lease of a client that is in no turn and has no bytes here, so that the move copies none.
@@ -292,6 +285,7 @@ impl Leases {
         match self.state(slot, shm) {
             Some(LeaseState::Closed) => match self.leave_behind(slot) {
                 Some(client) => {
+                    shm.header().add_known_closed();
                     self.vacate(slot, shm);
                     Done::Ended(client)
                 }
@@ -313,26 +307,11 @@ impl Leases {
             Some(LeaseState::RevokedParked) => Claim::Parked,
             _ => return Done::Nonsense,
         };
-        self.left.push((slot, self.lease_number_of(slot)));
+        let place = (slot, self.lease_number_of(slot));
         let Some(client) = self.leave_behind(slot) else {
             return Done::Nonsense;
         };
-        Done::GivenUp(recover_idle(slot, client, found, shm, Owner::Alive))
-    }
-
-    /// Closes the slots that clients have left: they are leased to other workers or packed by now. Until then the worker
-    /// keeps them, in case this process is killed.
-    pub(crate) fn close_left(&mut self, shm: &MasterShm) {
-        for (slot, lease_number) in self.left.drain(..) {
-            let Some(slot) = shm.slot(slot) else {
-                continue;
-            };
-            let lease = slot.lease().filter(|lease| lease.number == lease_number);
-            let state = lease.map(|lease| lease.state);
-            if let Some(LeaseState::Revoked | LeaseState::RevokedParked) = state {
-                slot.release(lease_number, LeaseState::Closed);
-            }
-        }
+        Done::GivenUp(recover_given_up(place, client, found, shm))
     }
 
     /// Notes that the clients are in a handoff queue. From then on no slot is freed.

@@ -156,6 +156,7 @@ impl PackedWaiting {
         for unleased in &mut clients[..packed] {
             if let Some(place) = &mut unleased.place {
                 place.set_packed(&self.places);
+                unleased.left_slot = None;
             }
         }
         packed == clients.len()

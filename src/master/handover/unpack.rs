@@ -149,15 +149,25 @@ impl ReceivedHandoff {
     }
 
     /// Counts the clients that are nowhere: a queue was lost, the queues were full, or a worker was killed with its
-    /// master. `clients` is the number of all clients. Those that a worker has closed are missing too, without a loss, if
-    /// its master has not read that.
+    /// master. `clients` is the number of all clients.
     pub(crate) fn count_missing(&mut self, clients: u64) {
         let unpacked = &mut self.unpacked;
-        let known = unpacked.clients.len() as u64
+        // A record stays in its queue when its client is closed.
+        let is_there = |client: &&UnpackedClient| {
+            let (is_open, ..) = unpacked.rank(client.worker, &client.record);
+            is_open
+        };
+        let closed = |left: &LeftShm| {
+            left.shm
+                .header()
+                .unknown_closed()
+                .min(left.record.slots.into())
+        };
+        let known = unpacked.clients.values().filter(is_there).count() as u64
             + unpacked.lost.total()
             + unpacked.not_packed()
             + unpacked.ended
-            + unpacked.closed();
+            + unpacked.shms().map(closed).sum::<u64>();
         unpacked
             .lost
             .add(Loss::Store, clients.saturating_sub(known));
@@ -374,20 +384,6 @@ impl Unpacked {
         self.shms()
             .map(|LeftShm { record, shm }| shm.header().left_behind().min(record.slots.into()))
             .sum()
-    }
-
-    /// Returns the number of slots whose clients a worker has closed, or that have left them.
-    fn closed(&self) -> u64 {
-        let is_closed = |left: &LeftShm, slot| {
-            let lease = left.shm.slot(slot).and_then(|slot| slot.lease());
-            lease.is_some_and(|lease| lease.state == LeaseState::Closed)
-        };
-        let closed = |left: &LeftShm| {
-            (0..left.record.slots)
-                .filter(|slot| is_closed(left, *slot))
-                .count() as u64
-        };
-        self.shms().map(closed).sum()
     }
 
     /// Returns all shared memory, with its records.

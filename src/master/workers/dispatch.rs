@@ -110,13 +110,6 @@ impl Workers {
         }
     }
 
-    /// Closes the slots that clients have left in this iteration of the loop, when each of them is leased or packed.
-    pub(crate) fn close_left_slots(&mut self) {
-        for worker in self.all.values_mut() {
-            worker.leases.close_left(&worker.shm);
-        }
-    }
-
     /// Returns whether a worker has capacity. If none has, all workers are asked to report when they have.
     pub(crate) fn have_capacity(&self) -> bool {
         // The second pass does not use `any`: each worker must be asked.

@@ -16,7 +16,7 @@ pub enum LeaseState {
     Busy = 3,
     /// The lease was ended while no bytes of the client were in the shared memory.
     Revoked = 4,
-    /// The worker has ended the client.
+    /// The worker has ended the client, or the client has left the slot after its lease was revoked.
     Closed = 5,
     /// The lease was ended while bytes of the client lay in the slot's regions.
     RevokedParked = 6,

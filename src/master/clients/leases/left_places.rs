@@ -5,7 +5,7 @@ use std::mem;
 
 use crate::master::clients::client::Unleased;
 use crate::master::clients::place::ClientPlace;
-use crate::shm::ClientBytes;
+use crate::shm::{ClientBytes, LeftSlot};
 
 /// The most bytes of clients that exist twice while the leases to a worker are not sent, and after how many the leases must
 /// be sent: a worker may have died for lack of memory.
@@ -16,6 +16,8 @@ const KEPT_LEN: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct LeftPlaces {
     by_slot: BTreeMap<u32, LeftPlace>,
+    /// Slots of living workers that clients have left.
+    left_slots: BTreeMap<u32, LeftSlot>,
     /// Length of all bytes in these places, which exist twice.
     kept_len: usize,
     /// A client has no place any more, and its lease is not sent.
@@ -62,6 +64,11 @@ impl LeftPlaces {
         self.by_slot.insert(slot, LeftPlace { place, bytes });
     }
 
+    /// Keeps the slot of a living worker that the client in this slot has left.
+    pub(super) fn keep_slot(&mut self, slot: u32, left_slot: Option<LeftSlot>) {
+        self.left_slots.extend(left_slot.map(|left| (slot, left)));
+    }
+
     /// Returns whether the leases must be sent before another client is leased.
     pub(super) fn must_be_sent(&self) -> bool {
         self.has_moved || self.kept_len >= KEPT_LEN
@@ -76,11 +83,13 @@ impl LeftPlaces {
     pub(super) fn close(&mut self, slots: &[u32]) {
         for slot in slots {
             self.take(*slot);
+            self.left_slots.remove(slot);
         }
     }
 
     /// Gives a client, whose lease could not be sent, its place back.
     pub(super) fn give_back(&mut self, slot: u32, unleased: &mut Unleased) {
+        unleased.left_slot = self.left_slots.remove(&slot);
         if let Some(left) = self.take(slot) {
             unleased.bytes = left.bytes.unwrap_or(mem::take(&mut unleased.bytes));
             unleased.place = Some(left.place);

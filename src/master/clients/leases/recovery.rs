@@ -133,6 +133,7 @@ impl Leases {
                     })
                 }
                 Some(LeaseState::Closed) => {
+                    shm.header().add_known_closed();
                     recovery.ended.push(client);
                     continue;
                 }
@@ -193,6 +194,20 @@ fn interrupt(
     })
 }
 
+/// Recovers a client from the slot that it has left, with the number of its lease, while the worker lives on.
+pub(super) fn recover_given_up(
+    (slot, lease_number): (u32, u32),
+    client: Client,
+    found: Claim,
+    shm: &MasterShm,
+) -> Recovered {
+    let mut recovered = recover_idle(slot, client, found, shm, Owner::Alive);
+    if let Ok(unleased) = &mut recovered {
+        unleased.left_slot = Some(shm.left_slot(slot, lease_number));
+    }
+    recovered
+}
+
 /// Recovers a client that is in no turn from its shared memory. The cursors of an idle client refer to bytes that are
 /// all answered and all sent.
 pub(super) fn recover_idle(
@@ -242,6 +257,7 @@ fn recover(
         requests: shared_slot.requests(),
         to: None,
         place: None,
+        left_slot: None,
     })
 }
 

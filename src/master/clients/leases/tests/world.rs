@@ -231,7 +231,6 @@ impl World {
                 "it is in a turn"
             );
             self.take_in(recovered);
-            self.leases.close_left(&self.shm);
         }
     }
 
@@ -263,7 +262,6 @@ impl World {
                 Done::Nonsense => panic!("the worker has said so of slot {slot} with right"),
             }
         }
-        self.leases.close_left(&self.shm);
     }
 
     pub(super) fn die(&mut self) {
