@@ -4,13 +4,15 @@
 //! inotify ─▶ a file that matches ─▶ 100 ms without another change ─▶ `reload` over the control socket ─▶ its outcome
 //! ```
 //!
-//! The master reports the outcome in its log. Changes during a reload cause another one after it.
+//! The master reports the outcome in its log. Changes during a reload cause another one after it. If the control socket
+//! cannot be reached, because its file was removed, SIGHUP requests the reload; the master then binds the socket again.
 //!
 //! If the app does not start at first, there is no master: its process waits for the end of this one, which ends with
-//! the next change, and starts the daemon again.
+//! the next change, and starts the daemon again. A pipe from the master shows whether it has begun to serve.
 
 mod files;
 mod glob;
+mod reload_client;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,10 +21,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::files::Files;
+use self::files::{Files, default_patterns};
 use self::glob::PathPattern;
-use crate::proto::control::{RefusalCode, Verb, Version, places};
-use crate::rpc_client::{Deadline, Error, RpcClient};
+use self::reload_client::{ReloadAttempt, ReloadClient};
+use crate::sys::fd;
 use crate::sys::process::{self, Executable};
 
 /// The first argument of the process.
@@ -37,9 +39,6 @@ const QUIET_INTERVAL: Duration = Duration::from_millis(100);
 /// The time until a reload that was refused, because another one is in progress, is requested again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The longest wait for the outcome of a reload, far above `start-timeout` and `drain-timeout`.
-const RELOAD_TIMEOUT: Duration = Duration::from_secs(3600);
-
 /// The files that are watched, and the daemon that is reloaded.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Watched {
@@ -50,10 +49,13 @@ pub struct Watched {
     directory: PathBuf,
     /// Patterns, relative to the directory.
     patterns: Vec<String>,
+    /// Whether the directory is another one than that of the app.
+    is_elsewhere: bool,
 }
 
 impl Watched {
-    /// Returns what is watched for an app. Without patterns, these are the files in the language of its script.
+    /// Returns what is watched for an app. Without patterns, these are the files in the language of its script, in
+    /// `directory`, or else in that of the script.
     ///
     /// # Errors
     /// A command without a script, and no pattern.
@@ -63,29 +65,45 @@ impl Watched {
         command: &[String],
         patterns: Vec<String>,
     ) -> Result<Watched, String> {
-        let patterns = match patterns.is_empty() {
-            true => files::default_patterns(&directory, command).ok_or(
-                "no argument of the command is a file, so there is nothing to watch; --watch PATTERN names files",
+        let (root, patterns) = match patterns.is_empty() {
+            true => default_patterns(&directory, command).ok_or(
+                "the command names no script and no program in the current directory, so there is nothing to watch; \
+                 --watch PATTERN names files",
             )?,
-            false => patterns,
+            false => (directory.clone(), patterns),
         };
         Ok(Watched {
             name: name.to_owned(),
             master: std::process::id(),
-            directory,
+            is_elsewhere: root != directory,
+            directory: root,
             patterns,
         })
+    }
+}
+
+/// The writing end of the pipe by which the master reports that it serves. It closes when this process becomes another
+/// program.
+#[derive(Debug)]
+pub struct ServingReport(File);
+
+impl ServingReport {
+    /// Reports that the daemon serves: from now on only its end ends the watching.
+    pub fn send(&self) {
+        // A process that has ended needs no report.
+        let _ = (&self.0).write_all(b"1");
     }
 }
 
 /// Starts the process, as a child of this process, which becomes the master. It ends with the master. Returns its pid.
 ///
 /// # Errors
-/// Those of fork and exec.
-pub fn start(name: &str, watched: &Watched) -> io::Result<u32> {
+/// Those of pipe2, fork and exec.
+pub fn start(name: &str, watched: &Watched) -> io::Result<(u32, ServingReport)> {
     let watched = serde_json::to_string(watched)?;
-    let stdin = File::open("/dev/null")?.into();
-    Executable::current()?.spawn(name, &[WATCH, watched.as_str()], stdin)
+    let (stdin, report) = fd::pipe()?;
+    let pid = Executable::current()?.spawn(name, &[WATCH, watched.as_str()], stdin)?;
+    Ok((pid, ServingReport(report.into())))
 }
 
 /// Makes this process, whose daemon has failed to start, one that waits until process `watcher` ends because a file has
@@ -140,119 +158,41 @@ pub fn run(watched: &str) -> Result<(), String> {
         .map(|pattern| PathPattern::new(pattern));
     let mut files = Files::new(&watched.directory, patterns.collect())
         .map_err(|error| format!("cannot watch files: {error}"))?;
+    if watched.is_elsewhere {
+        let (patterns, directory) = (watched.patterns.join(", "), watched.directory.display());
+        report(&format!("watching {patterns} in {directory}"));
+    }
+    let mut master = ReloadClient::new(watched.name, watched.master);
     loop {
         let changed = files
             .wait_for_change(QUIET_INTERVAL)
             .map_err(|error| format!("no longer watches files: {error}"))?;
         let changed = changed.display();
-        if !matches!(connect(&watched), Err(Error::NotRunning { .. })) {
+        if !master.has_failed() {
             report(&format!("{changed} has changed; reloading"));
         }
+        let mut has_changed_since = false;
         loop {
-            match reload(&watched) {
+            match master.reload() {
                 ReloadAttempt::Done => break,
+                ReloadAttempt::Signalled if !has_changed_since => break,
+                // Another signal must follow.
+                ReloadAttempt::Signalled => has_changed_since = false,
                 ReloadAttempt::Refused => {}
-                ReloadAttempt::NotRunning => {
+                ReloadAttempt::Failed => {
                     report(&format!("{changed} has changed; starting again"));
                     return Ok(());
                 }
             }
-            // The next reload has these changes, too.
-            files
+            // A reload that is requested later has these changes, too.
+            has_changed_since |= files
                 .skip_changes(RETRY_INTERVAL)
                 .map_err(|error| format!("no longer watches files: {error}"))?;
         }
     }
 }
 
-/// Result of a request for a reload.
-enum ReloadAttempt {
-    /// The master has logged the outcome, or the process has reported why there is none.
-    Done,
-    /// Another one is in progress, or the daemon ends because it has failed to start. It must be requested again.
-    Refused,
-    /// The daemon has failed to start.
-    NotRunning,
-}
-
-/// Requests a reload and waits for its outcome, which the master logs.
-fn reload(watched: &Watched) -> ReloadAttempt {
-    let outcome = connect(watched).and_then(|mut master| master.ask(Verb::Reload));
-    match outcome {
-        Err(Error::Refused { code, .. }) if code == RefusalCode::Busy.as_str() => {
-            ReloadAttempt::Refused
-        }
-        Err(Error::NotRunning { .. }) => ReloadAttempt::NotRunning,
-        Err(Error::Closed) => ReloadAttempt::Refused,
-        Err(error) => {
-            // The master logs why it refuses.
-            if !matches!(error, Error::Refused { .. }) {
-                report(&format!("cannot reload: {error}"));
-            }
-            ReloadAttempt::Done
-        }
-        Ok(_) => ReloadAttempt::Done,
-    }
-}
-
-/// Connects to the control socket of the master. Another daemon may have one, too.
-///
-/// # Errors
-/// [`Error::NotRunning`] only if no place has a daemon that may be the master.
-fn connect(watched: &Watched) -> Result<RpcClient, Error> {
-    let var = |name: &str| std::env::var_os(name);
-    connect_at(&places(&watched.name, process::user(), var), watched)
-}
-
-fn connect_at(places: &[PathBuf], watched: &Watched) -> Result<RpcClient, Error> {
-    let mut failed = None;
-    for place in places {
-        let place = std::slice::from_ref(place);
-        let connect =
-            || RpcClient::connect_control(&watched.name, place, Deadline::new(RELOAD_TIMEOUT));
-        let version = connect().and_then(|mut daemon| daemon.ask(Verb::Version));
-        match version.map(|version| serde_json::from_str::<Version>(version.get())) {
-            Ok(Ok(version)) if version.pid == watched.master => return connect(),
-            Ok(_) => {}
-            // The master's socket does not deny its own user anything: this one is another daemon's.
-            Err(Error::NotRunning { .. } | Error::Forbidden(_)) => {}
-            Err(error) => drop(failed.get_or_insert(error)),
-        }
-    }
-    Err(failed.unwrap_or_else(|| Error::NotRunning {
-        daemon: watched.name.clone(),
-        tried: places.to_vec(),
-    }))
-}
-
 fn report(sentence: &str) {
     // Without standard error it cannot be reported.
     let _ = writeln!(io::stderr(), "fdpassd dev: {sentence}");
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-    use std::thread;
-
-    use super::*;
-
-    #[test]
-    fn a_daemon_that_does_not_reply_is_not_one_that_has_failed() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let places = [directory.path().join("none"), directory.path().join("own")];
-        let watched = Watched {
-            name: "shop".to_owned(),
-            master: 1,
-            directory: PathBuf::new(),
-            patterns: Vec::new(),
-        };
-        let error = connect_at(&places, &watched).expect_err("there is none");
-        assert!(matches!(error, Error::NotRunning { .. }), "{error}");
-        let listener = UnixListener::bind(&places[1]).expect("it is ours");
-        let closing = thread::spawn(move || drop(listener.accept()));
-        let error = connect_at(&places, &watched).expect_err("it closes connections");
-        assert!(!matches!(error, Error::NotRunning { .. }), "{error}");
-        closing.join().expect("no panic");
-    }
 }

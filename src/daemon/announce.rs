@@ -4,13 +4,20 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use super::SHIPPED;
+use crate::dev::ServingReport;
 use crate::logging;
 use crate::master::Announce;
 use crate::proto::names::Address;
 
-/// Prints the daemon's addresses and how to call it, in one line on standard output.
-pub(super) fn announcer(name: String, version: &'static str) -> Announce {
+/// Prints the daemon's addresses and how to call it, in one line on standard output, and reports to the process that
+/// watches files, if there is one, that the daemon serves.
+pub(super) fn announcer(
+    name: String,
+    version: &'static str,
+    watcher: Option<ServingReport>,
+) -> Announce {
     Box::new(move |addresses| {
+        watcher.iter().for_each(ServingReport::send);
         let exe = std::env::current_exe().ok().filter(|_| name == SHIPPED);
         let ctl = exe.map_or("fdpassctl".to_owned(), |exe| ctl_command(&exe));
         let first = addresses.first().map_or("", String::as_str);

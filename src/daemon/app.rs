@@ -11,7 +11,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use toml::{Table, Value};
 
 use crate::config::AppConfig;
-use crate::dev::{self, Watched};
+use crate::dev::{self, ServingReport, Watched};
 
 /// The options of both commands.
 #[derive(Debug, Args)]
@@ -163,11 +163,12 @@ impl AppArguments {
     }
 }
 
-/// Starts the process that watches the files of an app and requests reloads from this process. Returns its pid.
+/// Starts the process that watches the files of an app and requests reloads from this process. Returns its pid, and how
+/// this process reports to it that it serves.
 ///
 /// # Errors
 /// The reason why there is nothing to watch, or the process cannot be started.
-pub(super) fn watch(name: &str, app: &AppConfig) -> Result<u32, String> {
+pub(super) fn watch(name: &str, app: &AppConfig) -> Result<(u32, ServingReport), String> {
     let patterns = app.watch.iter().map(|pattern| pattern.0.clone()).collect();
     let directory = app.directory.clone().unwrap_or_else(|| PathBuf::from("/"));
     let watched = Watched::new(name, directory, &app.command, patterns)?;

@@ -13,9 +13,10 @@ use super::SHIPPED;
 use super::announce::announcer;
 use super::app::{self, AppArguments};
 use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
+use crate::dev::{self, ServingReport};
 use crate::master::{self, MasterOrigin, MasterSetup};
 use crate::worker::{self, Methods, WorkerRole};
-use crate::{dev, exporter, logging};
+use crate::{exporter, logging};
 
 /// sysexits.h
 const EX_USAGE: u8 = 64;
@@ -138,6 +139,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         Sources {
             config_file,
             command_line: None,
+            watcher: None,
         },
     )
 }
@@ -150,12 +152,12 @@ fn run_app(app: &AppArguments, name: &str, version: &'static str) -> ExitCode {
     };
     let standard_file = standard_file(name);
     let loaded = Config::load(ConfigPlace::new(Some(&command_line), None, &standard_file));
-    let watcher = match &loaded {
+    let (watcher, report) = match &loaded {
         Ok(loaded) if app.is_dev() => match app::watch(name, &loaded.config.app) {
-            Ok(watcher) => Some(watcher),
+            Ok((pid, report)) => (Some(pid), Some(report)),
             Err(reason) => return fail(name, EX_USAGE, &reason),
         },
-        _ => None,
+        _ => (None, None),
     };
     let code = start(
         name,
@@ -164,6 +166,7 @@ fn run_app(app: &AppArguments, name: &str, version: &'static str) -> ExitCode {
         Sources {
             config_file: None,
             command_line: Some(command_line),
+            watcher: report,
         },
     );
     match watcher {
@@ -182,6 +185,8 @@ fn standard_file(name: &str) -> PathBuf {
 struct Sources {
     config_file: Option<PathBuf>,
     command_line: Option<String>,
+    /// How to report to the process that watches files that the daemon serves.
+    watcher: Option<ServingReport>,
 }
 
 /// Starts a master with a configuration, or with the last one in force if there is an error and there are clients.
@@ -208,7 +213,8 @@ fn start(
                 config_file: sources.config_file,
                 standard_file: standard_file(name),
                 command_line: sources.command_line,
-                announce: announcer(name.to_owned(), version),
+                is_dev: sources.watcher.is_some(),
+                announce: announcer(name.to_owned(), version, sources.watcher),
                 handed,
                 origin,
                 config_stale,
@@ -264,7 +270,7 @@ fn checked(name: &str, result: Result<(), String>) -> ExitCode {
 
 /// Continues as master after an upgrade: this process was a master and now runs this program.
 fn resume_master(name: &str, version: &'static str, number: &str) -> ExitCode {
-    match master::resume(number, version, |name| announcer(name, version)) {
+    match master::resume(number, version, |name| announcer(name, version, None)) {
         Ok((setup, log)) => run_master(setup, log),
         Err(why) => {
             let why = format!("cannot continue as the previous program: {why}");

@@ -1,7 +1,7 @@
 //! The files of an app, in a directory and those below it.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -73,19 +73,20 @@ impl Files {
         }
     }
 
-    /// Waits for this time, and does not report changes that occur in it.
+    /// Waits for this time. Returns whether a file has changed in it; that is not reported again.
     ///
     /// # Errors
     /// Those of watching directories.
-    pub(super) fn skip_changes(&mut self, time: Duration) -> io::Result<()> {
+    pub(super) fn skip_changes(&mut self, time: Duration) -> io::Result<bool> {
         let until = Instant::now() + time;
+        let mut matching = None;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(());
+                return Ok(matching.is_some());
             }
             for change in self.watch.wait(left)? {
-                self.take(change, &mut None)?;
+                self.take(change, &mut matching)?;
             }
         }
     }
@@ -178,28 +179,46 @@ fn is_skipped(directory: &Path) -> bool {
         || directory.join("pyvenv.cfg").exists()
 }
 
-/// Returns the patterns for an app without any: all files in the language of its script, or the program itself.
-pub(super) fn default_patterns(directory: &Path, command: &[String]) -> Option<Vec<String>> {
-    let relative = |argument: &String| {
-        let path = directory.join(argument);
-        let inside = path.strip_prefix(directory).ok()?.to_owned();
-        path.is_file().then_some(inside)
-    };
+/// Returns the directory and the patterns for an app without any: all files in the language of its script, below
+/// `directory` or else below that of the script, or the program itself. A program that is named by an absolute path in
+/// another directory may be an interpreter, so it is not watched.
+pub(super) fn default_patterns(
+    directory: &Path,
+    command: &[String],
+) -> Option<(PathBuf, Vec<String>)> {
     // A program without a slash is not one of the directory.
     let (program, arguments) = command.split_first()?;
     let program = Some(program).filter(|program| program.contains('/'));
-    let mut found = arguments.iter().chain(program).filter_map(relative);
-    let script = found.next()?;
-    let Some(extension) = script.extension().and_then(|extension| extension.to_str()) else {
-        return Some(vec![normal(&script)]);
+    let named = || {
+        let named = arguments.iter().chain(program);
+        named.filter(|name| directory.join(name).is_file())
     };
-    let family = FAMILIES
-        .into_iter()
-        .find(|family| family.contains(&extension));
-    Some(match family {
-        Some(family) => family.iter().map(|name| format!("**/*.{name}")).collect(),
-        None => vec![format!("**/*.{extension}")],
-    })
+    let inside = || named().find_map(|name| Some((directory.to_owned(), below(directory, name)?)));
+    let elsewhere = || {
+        let is_absolute = |name: &String| Path::new(name).is_absolute();
+        let mut named = named().filter(|name| Some(*name) != program || !is_absolute(name));
+        // The parent of `../app.py` is another one than its text suggests if a directory is a symbolic link.
+        let path = directory.join(named.next()?);
+        let parent = fs::canonicalize(path.parent()?).ok()?;
+        Some((parent, PathBuf::from(path.file_name()?)))
+    };
+    let (root, script) = inside().or_else(elsewhere)?;
+    let patterns = match script.extension().and_then(|extension| extension.to_str()) {
+        None => vec![normal(&script)],
+        Some(extension) => match FAMILIES.iter().find(|family| family.contains(&extension)) {
+            Some(family) => family.iter().map(|name| format!("**/*.{name}")).collect(),
+            None => vec![format!("**/*.{extension}")],
+        },
+    };
+    Some((root, patterns))
+}
+
+/// Returns the path of a file below a directory, relative to it.
+fn below(directory: &Path, name: &str) -> Option<PathBuf> {
+    let inside = directory.join(name);
+    let inside = inside.strip_prefix(directory).ok()?;
+    let is_up = |part| part == Component::ParentDir;
+    (!inside.components().any(is_up)).then(|| inside.to_owned())
 }
 
 /// Returns a relative path without `.`.
@@ -225,32 +244,52 @@ mod tests {
     #[test]
     fn files_with_the_extension_of_the_script_are_watched() {
         let place = tempfile::tempdir().expect("a directory");
+        let here = place.path().join("here");
         for name in ["app.py", "src/main.mjs", "server", "x.rb"] {
-            write(place.path(), name);
+            write(&here, name);
         }
         let patterns = |command: &[&str]| {
             let command: Vec<String> = command.iter().map(|part| (*part).to_owned()).collect();
-            default_patterns(place.path(), &command)
+            let (root, patterns) = default_patterns(&here, &command)?;
+            assert_eq!(root, here);
+            Some(patterns.join(" "))
         };
-        let some = |patterns: &[&str]| {
-            Some(
-                patterns
-                    .iter()
-                    .map(|pattern| (*pattern).to_owned())
-                    .collect::<Vec<_>>(),
-            )
-        };
-        assert_eq!(
-            patterns(&["python3", "-u", "app.py", "x.rb"]),
-            some(&["**/*.py"])
-        );
-        assert_eq!(patterns(&["./x.rb"]), some(&["**/*.rb"]));
-        assert_eq!(patterns(&["./server", "--port"]), some(&["server"]));
+        let python = patterns(&["python3", "-u", "app.py", "x.rb"]);
+        assert_eq!(python.as_deref(), Some("**/*.py"));
+        assert_eq!(patterns(&["./x.rb"]).as_deref(), Some("**/*.rb"));
+        let server = patterns(&["./server", "--port"]);
+        assert_eq!(server.as_deref(), Some("server"));
         let node = patterns(&["node", "./src/main.mjs"]).expect("a script");
-        assert!(node.contains(&"**/*.ts".to_owned()) && node.contains(&"**/*.mjs".to_owned()));
+        assert!(node.contains("**/*.ts") && node.contains("**/*.mjs"));
         for none in [&["server"][..], &["python3", "-m", "shop"], &["sh"], &[]] {
             assert_eq!(patterns(none), None, "{none:?}");
         }
+    }
+
+    #[test]
+    fn a_script_in_another_directory_is_watched_there() {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = fs::canonicalize(place.path()).expect("it exists");
+        let [here, there] = ["here", "there"].map(|name| place.join(name));
+        for name in ["here/app.py", "there/main.js", "there/server"] {
+            write(&place, name);
+        }
+        let absolute = |name: &str| there.join(name).display().to_string();
+        let patterns = |command: &[&str]| {
+            let command: Vec<String> = command.iter().map(|part| (*part).to_owned()).collect();
+            default_patterns(&here, &command)
+        };
+        for name in [absolute("main.js"), "../there/main.js".to_owned()] {
+            let (root, patterns) = patterns(&["node", &name]).expect("a script");
+            assert_eq!(root, there);
+            assert!(patterns.contains(&"**/*.ts".to_owned()), "{patterns:?}");
+        }
+        let server = patterns(&["../there/server"]);
+        assert_eq!(server, Some((there.clone(), vec!["server".to_owned()])));
+        // A script of this directory comes first, and a program elsewhere may be an interpreter.
+        let first = patterns(&["python3", &absolute("main.js"), "app.py"]);
+        assert_eq!(first, Some((here.clone(), vec!["**/*.py".to_owned()])));
+        assert_eq!(patterns(&[&absolute("server"), "-m", "shop"]), None);
     }
 
     #[test]

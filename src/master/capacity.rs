@@ -120,14 +120,16 @@ pub(super) fn client_limits(
     })
 }
 
-/// Returns the target of the pool under a configuration.
-pub(super) fn target(config: &Config, generation: Generation) -> Target {
+/// Returns the target of the pool under a configuration. With `is_dev`, one failed start is enough: the next one would
+/// fail in the same way, and its output would repeat that of the first.
+pub(super) fn target(config: &Config, generation: Generation, is_dev: bool) -> Target {
     Target {
         generation,
         count: worker_count(config.workers.count),
         start_timeout: config.workers.start_timeout,
         drain_timeout: config.limits.drain_timeout,
         max_lifetime: config.workers.max_lifetime,
+        tries: if is_dev { 1 } else { 3 },
     }
 }
 

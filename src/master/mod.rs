@@ -91,6 +91,8 @@ pub struct MasterSetup {
     pub standard_file: PathBuf,
     /// The configuration that was given as arguments; then no file is read.
     pub command_line: Option<String>,
+    /// Whether `fdpassd dev` starts the daemon: then one failed start of a worker rolls a reload back.
+    pub is_dev: bool,
     /// Called once, when the first worker is ready.
     pub announce: Announce,
     /// The sockets that systemd has passed.

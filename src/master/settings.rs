@@ -23,6 +23,8 @@ pub(super) struct SettingsInForce {
     pub(super) standard_file: PathBuf,
     /// The configuration that the daemon was given as arguments; then a reload reads it again, and no file.
     pub(super) command_line: Option<String>,
+    /// Whether `fdpassd dev` has started the daemon.
+    pub(super) is_dev: bool,
     /// Why it is not the configuration of the file.
     pub(super) stale: Option<String>,
     /// Why lines go to standard error instead of the log.
@@ -58,6 +60,7 @@ impl SettingsInForce {
             files: loaded.files,
             standard_file,
             command_line,
+            is_dev: false,
             stale: None,
             missing_log: None,
             generation,

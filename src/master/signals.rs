@@ -84,6 +84,8 @@ impl Master {
                     }
                 }
                 Signal::Hangup => {
+                    // Also if the reload is refused or rejected: without the socket, no operator can see why.
+                    self.control.replace_lost(&self.poller, now);
                     // A rejection has been reported, and no client waits for it.
                     if let Err(refusal) =
                         self.begin_reload(Asker::from_signal("SIGHUP"), false, now)

@@ -79,7 +79,7 @@ impl Master {
             origin.generation(),
         );
         (settings.stale, settings.missing_log) = (setup.config_stale, setup.missing_log);
-        settings.memory = memory;
+        (settings.memory, settings.is_dev) = (memory, setup.is_dev);
         let mut master = Master {
             // An upgrade does not change the start of the daemon.
             started: origin.carried_over().map_or(now, |state| state.started),
@@ -89,7 +89,7 @@ impl Master {
             signals: SignalQueue::new(signals),
             listeners,
             clients: new_clients(&settings.config, &limits, &origin),
-            workers: Workers::new(new_pool(&settings.config, &origin, now), executable, now),
+            workers: Workers::new(new_pool(&settings, &origin, now), executable, now),
             control,
             handover: HandoverState::new(),
             telemetry: Telemetry::new(),
@@ -124,9 +124,10 @@ fn new_clients(config: &Config, limits: &ClientLimits, origin: &MasterOrigin) ->
     Clients::new(config, limits.clients_in(layout), layout)
 }
 
-fn new_pool(config: &Config, origin: &MasterOrigin, now: Instant) -> Pool {
+fn new_pool(settings: &SettingsInForce, origin: &MasterOrigin, now: Instant) -> Pool {
     let seed = clock::monotonic() ^ u64::from(std::process::id()) << 32;
-    let pool = Pool::new(target(config, origin.generation()), now, seed);
+    let target = target(&settings.config, origin.generation(), settings.is_dev);
+    let pool = Pool::new(target, now, seed);
     pool.with_next_id(origin.next_worker())
 }
 

@@ -81,7 +81,10 @@ impl Pool {
             // The pool asked for this end, or the worker did not serve: the successor need not wait.
             MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
         }
-        let is_missed = member.seat < self.wanted() && !self.has_fresh(member.seat);
+        let is_missed = member.seat < self.wanted()
+            && !self.has_fresh(member.seat)
+            && !self.is_hopeless()
+            && !self.has_failed_roll();
         let wait = |due: Instant| due.saturating_duration_since(now);
         is_missed.then(|| self.seats[member.seat].due.map_or(Duration::ZERO, wait))
     }

@@ -63,6 +63,9 @@ pub struct Target {
     pub drain_timeout: Duration,
     /// The age at which a worker is replaced.
     pub max_lifetime: Option<Duration>,
+    /// Failed workers after which a new generation is rolled back, and failures of each seat without any worker ever
+    /// ready after which the pool gives up.
+    pub tries: u32,
 }
 
 /// Workers and their seats.

@@ -2,15 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Action, Late, Member, MemberState, Pool, Why};
+use super::{Action, Late, Member, MemberState, Pool, Roll, Why};
 use crate::proto::names::WorkerId;
-
-/// Deaths in a row at every seat, with no worker ever ready, after which the pool gives up.
-const GIVE_UP: u32 = 3;
-
-/// Failed workers of a new generation after which it is rolled back. A single worker that is not ready in time is
-/// enough.
-const ROLL_BACK: u32 = 3;
 
 /// The workers of a seat, as far as they count.
 #[derive(Clone, Copy, Default)]
@@ -188,7 +181,8 @@ impl Pool {
             if let Some(roll) = &mut self.roll
                 && member.generation == self.target.generation
             {
-                roll.failures = ROLL_BACK;
+                // A single worker that is not ready in time is enough.
+                roll.failures = self.target.tries;
             }
         }
     }
@@ -199,7 +193,7 @@ impl Pool {
         let is_everywhere = self.crews()[..self.target.count]
             .iter()
             .all(|crew| crew.keeper.is_some());
-        if roll.failures >= ROLL_BACK {
+        if self.has_failed_roll() {
             self.target = roll.previous.clone();
             self.clear_backoff();
             actions.push(Action::RolledBack);
@@ -211,11 +205,18 @@ impl Pool {
         self.roll = None;
     }
 
-    fn is_hopeless(&self) -> bool {
+    /// Returns whether the generation on trial will be rolled back.
+    pub(super) fn has_failed_roll(&self) -> bool {
+        let has_failed = |roll: &Roll| roll.failures >= self.target.tries;
+        self.roll.as_ref().is_some_and(has_failed)
+    }
+
+    /// Returns whether the pool gives up.
+    pub(super) fn is_hopeless(&self) -> bool {
         !self.ever_ready
             && self.seats[..self.target.count]
                 .iter()
-                .all(|seat| seat.streak >= GIVE_UP)
+                .all(|seat| seat.streak >= self.target.tries)
     }
 
     /// Drains ready workers whose seat has another worker or is not wanted, and kills such starting ones. Workers of

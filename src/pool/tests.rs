@@ -16,6 +16,7 @@ fn target(generation: u64, count: usize) -> Target {
         start_timeout: START,
         drain_timeout: DRAIN,
         max_lifetime: None,
+        tries: 3,
     }
 }
 

@@ -1,5 +1,7 @@
 //! `fdpassd app` and `fdpassd dev`: apps without a configuration file.
 
+mod dev;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -175,7 +177,8 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
         "{}",
         said.err
     );
-    assert!(said.err.contains("app: ValueError: no"), "{}", said.err);
+    let shown = said.err.matches("app: ValueError: no");
+    assert_eq!(shown.count(), 1, "{}", said.err);
 }
 
 #[test]
@@ -223,13 +226,14 @@ fn dev_waits_for_code_that_starts() {
     place.succeed("stop");
     let said = daemon.finish();
     assert_eq!(said.code, Some(0));
-    for expected in [
-        "app: ValueError: no\n",
-        "app: ValueError: not yet\n",
-        "fdpassd dev: waiting for a change",
-        "fdpassd dev: app.py has changed; starting again",
+    for (expected, times) in [
+        ("app: ValueError: no\n", 1),
+        ("app: ValueError: not yet\n", 1),
+        ("fdpassd dev: waiting for a change", 2),
+        ("fdpassd dev: app.py has changed; starting again", 2),
     ] {
-        assert!(said.err.contains(expected), "{expected}: {}", said.err);
+        let count = said.err.matches(expected).count();
+        assert_eq!(count, times, "{expected}: {}", said.err);
     }
 }
 
@@ -280,7 +284,12 @@ fn a_command_that_cannot_be_run_is_shown_with_its_place() {
         (
             &["dev", "--", "sh", "-c", "exit"],
             64,
-            "there is nothing to watch",
+            "the command names no script and no program in the current directory",
+        ),
+        (
+            &["dev", "--", "/bin/sh", "-c", "exit"],
+            64,
+            "--watch PATTERN names files",
         ),
     ] {
         let said = Program::start(&mut place.command(FDPASSD, arguments)).finish();

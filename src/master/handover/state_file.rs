@@ -98,6 +98,8 @@ pub(crate) struct SavedState {
     pub(crate) config_files: Vec<PathBuf>,
     /// The configuration that the daemon was given as arguments, if it was.
     pub(crate) command_line: Option<String>,
+    /// Whether `fdpassd dev` has started the daemon.
+    pub(crate) is_dev: bool,
     /// The numbers of the users and groups in the configuration; `None` before version 2.
     pub(crate) identities: Option<Identities>,
     /// Name and number of the daemon's user.

@@ -230,6 +230,7 @@ impl Master {
             user: Some(self.control.clients.roles.user()),
             config_file: settings.file.clone(),
             command_line: settings.command_line.clone(),
+            is_dev: settings.is_dev,
             config_keys: settings.keys.clone(),
             config_files: settings.files.clone(),
             last_generation: settings.last_generation.0,

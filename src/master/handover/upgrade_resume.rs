@@ -148,6 +148,7 @@ impl UpgradeSnapshot {
             .filter_map(|client| Some((fds.take(client.socket).ok()?, client)))
             .collect();
         let command_line = self.saved_state.command_line.clone();
+        let is_dev = self.saved_state.is_dev;
         let config_file = self.saved_state.config_file.clone();
         let inherited = Inherited {
             saved_state: self.saved_state,
@@ -178,6 +179,7 @@ impl UpgradeSnapshot {
             config_file,
             standard_file: self.standard_file,
             command_line,
+            is_dev,
             handed,
             origin: MasterOrigin::Upgraded(Box::new(inherited), Box::new(carried_over)),
             config_stale: None,

@@ -93,7 +93,7 @@ impl Master {
             .collect();
         self.workers
             .pool
-            .reload(target(prepared.config(), generation));
+            .reload(target(prepared.config(), generation, self.settings.is_dev));
         self.reloads.current = Some(prepared);
         self.lifecycle.roll();
         self.manager.notify_reloading();

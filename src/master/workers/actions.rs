@@ -103,18 +103,18 @@ impl Workers {
         let (delay, is_known) = match error.kind() {
             // This is no fault of the worker, so the pool does not give up because of it.
             NOT_NOW => (
-                self.pool.postponed(id, now),
+                Some(self.pool.postponed(id, now)),
                 self.last_failure.as_ref() == Some(&reason),
             ),
-            _ => (self.pool.exited(id, false, now).unwrap_or_default(), false),
+            _ => (self.pool.exited(id, false, now), false),
         };
         self.last_failure = Some(reason.clone());
         telemetry.counts.failed_starts += 1;
         self.seat(seat).last_death = Some(reason.clone());
-        let sentence = format_args!(
-            "worker {id} {reason}; trying again in {} ms",
-            delay.as_millis()
-        );
+        let next = delay.map_or(String::new(), |delay| {
+            format!("; trying again in {} ms", delay.as_millis())
+        });
+        let sentence = format_args!("worker {id} {reason}{next}");
         if is_known {
             return log::debug!("{sentence}");
         }

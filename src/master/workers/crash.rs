@@ -417,6 +417,7 @@ mod tests {
             start_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(1),
             max_lifetime: None,
+            tries: 3,
         };
         let executable = Executable::from_file(File::open("/dev/null").expect("/dev/null"));
         Workers::new(Pool::new(target, now, 1), executable, now)

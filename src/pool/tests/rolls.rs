@@ -126,7 +126,7 @@ fn three_failed_new_workers_roll_back_and_cause_no_wait() {
         assert_eq!(spawned(&turn(&mut pool, now)).len(), 1, "after {failures}");
     }
     let (other, last) = (starting(&pool)[0], pool.occupant(7).expect("a new one").id);
-    assert!(pool.exited(last, false, now).is_some());
+    assert_eq!(pool.exited(last, false, now), None, "it has no successor");
     let actions = turn(&mut pool, now);
     assert_eq!(actions[0], Action::RolledBack);
     assert!(

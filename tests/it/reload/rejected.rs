@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 
 use fdpassd::Generation;
 use fdpassd::proto::control::{LastReload, ListenerStatus, Status, Verdict};
@@ -10,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::faulty;
 use crate::common::load::Load;
-use crate::common::program::{Program, ctl, ctl_command};
+use crate::common::program::{Program, control_socket, ctl, ctl_command};
 use crate::common::{at_rest, kernel, start};
 
 use super::{BOTH_FAMILIES, all_of, mode};
@@ -310,4 +311,18 @@ fn a_reload_changes_nothing_before_its_workers_are_ready() {
         .for_each(|child| kernel::send(child, Signal::SIGKILL));
     let said = waiting.finish();
     assert_eq!((said.code, mode(&socket)), (Some(0), 0o666), "{}", said.err);
+}
+
+#[test]
+fn a_rejected_reload_by_a_signal_binds_a_removed_control_socket() {
+    let daemon = start("");
+    let socket = control_socket(&daemon);
+    fs::remove_file(&socket).expect("it is there");
+    daemon.write_config("nonsense = 1");
+    daemon.signal("HUP");
+    daemon.wait_for_log("SIGHUP: the new configuration is rejected: ");
+    eventually("the control socket is bound again", || {
+        UnixStream::connect(&socket).ok()
+    });
+    assert_eq!(daemon.status().generation, Generation(1));
 }
