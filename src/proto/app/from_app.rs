@@ -88,6 +88,10 @@ fn split_id(text: &str) -> Option<(u64, &str)> {
     let rest = rest.strip_prefix(' ').unwrap_or(rest);
     let digits = rest.find(|c: char| !c.is_ascii_digit())?;
     let (id, rest) = rest.split_at(digits);
+    // JSON has no number with a zero in front.
+    if id.len() > 1 && id.starts_with('0') {
+        return None;
+    }
     let rest = rest.strip_prefix(',')?;
     Some((id.parse().ok()?, rest.strip_prefix(' ').unwrap_or(rest)))
 }
@@ -305,6 +309,14 @@ mod tests {
             ] {
                 assert_eq!(answer(&text), (7, Ok(result.to_owned())), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn an_id_with_a_zero_in_front_is_no_number() {
+        for id in ["00", "007"] {
+            let text = format!("{{\"id\":{id},\"result\":1}}");
+            FromApp::parse(text.as_bytes()).expect_err("JSON has no such number");
         }
     }
 
