@@ -18,6 +18,8 @@ use super::proc_files::threads;
 pub struct SiblingForker {
     /// Where the C library keeps the number of the thread.
     thread_id: *mut libc::c_int,
+    /// The list of robust mutexes that the thread holds, and its length in bytes: get_robust_list(2).
+    robust_list: (*mut libc::c_void, usize),
     parent: u32,
 }
 
@@ -49,11 +51,20 @@ impl SiblingForker {
                 "this needs glibc",
             ));
         }
+        let mut robust_list: (*mut libc::c_void, usize) = (ptr::null_mut(), 0);
+        let (head, length) = (&raw mut robust_list.0, &raw mut robust_list.1);
+        // SAFETY: the kernel writes a pointer and a length, into variables that live.
+        let found = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, head, length) };
+        Errno::result(found)?;
         let mut thread_id: *mut libc::c_int = ptr::null_mut();
         // SAFETY: the kernel writes one pointer, into a variable that lives.
         let found = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut thread_id) };
         match Errno::result(found) {
-            Ok(_) if !thread_id.is_null() => Ok(SiblingForker { thread_id, parent }),
+            Ok(_) if !thread_id.is_null() => Ok(SiblingForker {
+                thread_id,
+                robust_list,
+                parent,
+            }),
             Ok(_) => Err(io::ErrorKind::Unsupported.into()),
             Err(e) => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -96,8 +107,9 @@ impl SiblingForker {
         let mut pidfd: RawFd = -1;
         // SAFETY: without CLONE_VM the child has a copy of the memory and continues here. The kernel writes the
         // descriptor into `pidfd`, and in the child the number of its thread to where the C library has that of this
-        // one: for a process with one thread this is all that fork(3) of glibc changes as well. The address is passed
-        // twice, because the processors differ in the place of `tls`, which is not used.
+        // one. The address is passed twice, because the processors differ in the place of `tls`, which is not used.
+        // fork(3) of glibc also runs the handlers of pthread_atfork(3), for which this process has to be prepared, and
+        // registers the list of robust mutexes, see below.
         let forked = unsafe {
             libc::syscall(
                 libc::SYS_clone,
@@ -109,7 +121,13 @@ impl SiblingForker {
             )
         };
         match Errno::result(forked)? {
-            0 => Ok(Forked::Child),
+            0 => {
+                let (head, length) = self.robust_list;
+                // SAFETY: the list is where the C library has it, in the child's copy of the memory. Without it, the end of
+                // the child would not be noticed by others that wait for a robust mutex.
+                unsafe { libc::syscall(libc::SYS_set_robust_list, head, length) };
+                Ok(Forked::Child)
+            }
             pid => Ok(Forked::Parent {
                 pid: u32::try_from(pid).unwrap_or(u32::MAX),
                 // SAFETY: the kernel has just created it; it has no other owner.

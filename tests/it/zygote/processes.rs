@@ -9,6 +9,8 @@ use nix::unistd::{Pid, getpgid};
 
 use super::{FORK, PARENT, arguments, start, stat, zygote};
 use crate::common::faulty::{self, whoami};
+use crate::common::needs::skip;
+use crate::common::program::run;
 use crate::common::{kernel, ping_all};
 
 const EXEC: &str = "workers = { count = 2, start = \"exec\" }\n";
@@ -130,6 +132,29 @@ fn a_forked_worker_has_the_thread_id_that_its_c_library_uses() {
         let now = status.workers.iter().filter_map(|worker| worker.pid);
         now.clone().count() == 2 && now.collect::<Vec<_>>() != pids
     });
+}
+
+/// Prints whether the first thread of a process has registered a list of robust mutexes: get_robust_list(2).
+const ROBUST_LIST: &str = "import ctypes, sys
+number, pid = int(sys.argv[1]), int(sys.argv[2])
+head, length = ctypes.c_void_p(), ctypes.c_size_t()
+failed = ctypes.CDLL(None).syscall(number, pid, ctypes.byref(head), ctypes.byref(length))
+print('failed' if failed else bool(head.value))
+";
+
+/// Without the list, others wait for ever for a robust mutex that a killed worker held.
+#[test]
+fn a_forked_worker_has_the_robust_mutexes_of_its_c_library() {
+    if run("python3", &["--version"]).code != Some(0) {
+        return skip("python3", "there is no python3");
+    }
+    let daemon = faulty::start(FORK);
+    daemon.wait_for_workers();
+    let number = nix::libc::SYS_get_robust_list.to_string();
+    for pid in daemon.worker_pids() {
+        let found = run("python3", &["-c", ROBUST_LIST, &number, &pid.to_string()]);
+        assert_eq!(found.out, "True\n", "{}", found.err);
+    }
 }
 
 #[test]
