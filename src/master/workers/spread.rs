@@ -18,6 +18,9 @@ use crate::sys::poll::Poller;
 /// The time between two attempts to move clients that are in a turn, or to a worker that picks up others.
 const TICK: Duration = Duration::from_millis(5);
 
+/// The longest such time: each attempt looks at all clients of a worker.
+const MAX_TICK: Duration = Duration::from_millis(320);
+
 /// The time without a move after which the clients stay where they are.
 const STUCK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -29,6 +32,10 @@ pub(crate) struct Spreading {
     /// When the clients stay where they are, if none has moved before.
     until: Instant,
     moved: usize,
+    /// The slot with which the next part begins, of the worker that gives clients.
+    cursor: u32,
+    /// The wait after a part in which no client could be moved: doubled each time.
+    pause: Duration,
 }
 
 impl Spreading {
@@ -48,6 +55,8 @@ impl Workers {
                 next: None,
                 until: now,
                 moved: 0,
+                cursor: 0,
+                pause: TICK,
             });
         }
     }
@@ -65,8 +74,13 @@ impl Workers {
         let Some(mut spreading) = self.spreading.take_if(is_due) else {
             return;
         };
-        // A reload moves all clients.
-        if config.workers.rebalance != RebalanceMode::Auto || self.pool.is_rolling() {
+        if config.workers.rebalance != RebalanceMode::Auto {
+            return;
+        }
+        if self.pool.is_rolling() {
+            // A reload moves all clients, unless it is rolled back.
+            (spreading.next, spreading.until) = (Some(now + MAX_TICK), now + STUCK_TIMEOUT);
+            self.spreading = Some(spreading);
             return;
         }
         let wanted = self.pool.target().count;
@@ -76,17 +90,22 @@ impl Workers {
                 (spreading.next, spreading.until) = (Some(now + TICK), now + STUCK_TIMEOUT);
             }
             Some(share) => {
-                let moved = self.move_share(share, clients, telemetry, poller);
+                let count = share.count;
+                let cursor = &mut spreading.cursor;
+                let moved = self.move_share(share, cursor, clients, telemetry, poller);
                 spreading.moved += moved;
                 if moved > 0 {
-                    spreading.until = now + STUCK_TIMEOUT;
+                    (spreading.until, spreading.pause) = (now + STUCK_TIMEOUT, TICK);
                 } else if spreading.until <= now {
                     return spreading.note(telemetry);
                 }
-                let pause = if moved == share.count {
-                    Duration::ZERO
-                } else {
-                    TICK
+                let pause = match moved {
+                    _ if moved == count => Duration::ZERO,
+                    0 => {
+                        let longer = (spreading.pause * 2).min(MAX_TICK);
+                        std::mem::replace(&mut spreading.pause, longer)
+                    }
+                    _ => TICK,
                 };
                 spreading.next = Some(now + pause);
             }
@@ -110,6 +129,7 @@ impl Workers {
     fn move_share(
         &mut self,
         share: Share,
+        cursor: &mut u32,
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
@@ -123,12 +143,18 @@ impl Workers {
             return 0;
         };
         let to = Some(share.to);
-        let slots = worker.leases.slots().into_iter();
-        let revoked: Vec<_> = slots
-            .filter_map(|slot| worker.leases.revoke_idle(slot, &worker.shm))
-            .take(share.count)
-            .map(|recovered| recovered.map(|unleased| Unleased { to, ..unleased }))
-            .collect();
+        let used = worker.leases.used();
+        let begin = (*cursor).min(used);
+        let mut revoked = Vec::new();
+        // To the end, and then from the beginning.
+        for slot in (begin..used).chain(0..begin) {
+            if revoked.len() == share.count {
+                break;
+            }
+            *cursor = slot + 1;
+            let recovered = worker.leases.revoke_idle(slot, &worker.shm);
+            revoked.extend(recovered.map(|all| all.map(|unleased| Unleased { to, ..unleased })));
+        }
         let moved = clients.requeue(revoked, Reason::Rebalance, telemetry);
         if moved > 0 {
             self.send(share.from, ToWorker::LeasesRevoked, poller);
