@@ -237,7 +237,7 @@ impl Master {
             self.workers
                 .settle_death(dead, exit, clients, telemetry, &self.poller, now);
         // Before anything else: only this process has the clients, and the counters of the worker.
-        self.keep_waiting(Leasing::Ahead, now);
+        self.keep_unleased(Leasing::Ahead, now);
         self.write_changed_state();
         if is_out_of_memory {
             self.listeners.pause_for_memory(now);

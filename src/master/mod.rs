@@ -179,14 +179,14 @@ impl Master {
             self.clients.check_handshakes(&mut self.telemetry, now);
             self.clients.check_ending_apps(&mut self.telemetry, now);
             // Starting a worker takes a while.
-            self.keep_waiting(Leasing::Ahead, now);
+            self.keep_unleased(Leasing::Ahead, now);
             self.reconcile(now)?;
             self.keep_zygotes();
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
             self.serve_listeners(&readable, &ended, now);
-            self.keep_waiting(Leasing::Done, now);
+            self.keep_unleased(Leasing::Done, now);
             self.report_to_manager(now);
             self.complete_requests(now);
             self.write_changed_state();
@@ -314,7 +314,7 @@ impl Master {
             self.control.outage.as_ref().map(Outage::deadline),
             self.handover.upgrade.as_ref().map(Upgrade::deadline),
             store.and_then(|store| store.canaries.deadline()),
-            store.and_then(|store| store.waiting.deadline()),
+            store.and_then(|store| store.unleased.deadline()),
             self.manager.notifier.deadline(),
             self.exporter.as_ref().and_then(Exporter::deadline),
             self.reloads.deadline(),

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 pub(super) use executor::{Executor, ExecutorKind};
 pub(super) use pulse::Pulse;
-pub(super) use requests::{AwayRequest, Requests, Waiting};
+pub(super) use requests::{AwayRequest, QueuedClient, Requests};
 
 use super::WorkerLoop;
 use super::connection::{Connection, WaitingFor};
@@ -82,21 +82,21 @@ impl WorkerLoop<'_> {
     }
 
     /// Gives free permits to the clients that wait for one.
-    pub(super) fn call_waiting(&mut self, service: &mut dyn Service) {
-        while let Some(slot) = self.next_waiting() {
+    pub(super) fn call_queued(&mut self, service: &mut dyn Service) {
+        while let Some(slot) = self.next_queued() {
             self.run_turn(slot, &Purpose::Serve, service);
         }
     }
 
     /// Returns the next client whose request may be handed over.
-    fn next_waiting(&mut self) -> Option<u32> {
+    fn next_queued(&mut self) -> Option<u32> {
         let left = self.settings.requests_left(self.served);
         let executor = self.executor.as_mut()?;
         if !executor.takes_requests() {
             return None;
         }
         let connections = &self.connections;
-        let waits = |next: Waiting| is_waiting(connections, next);
+        let waits = |next: QueuedClient| is_queued(connections, next);
         let next = executor.requests.call_next(left, waits)?;
         Some(next.slot)
     }
@@ -105,7 +105,7 @@ impl WorkerLoop<'_> {
     pub(super) fn leave_queue(&mut self, slot: u32) {
         let connections = &self.connections;
         if let Some(executor) = &mut self.executor {
-            let waits = |next: Waiting| is_waiting(connections, next);
+            let waits = |next: QueuedClient| is_queued(connections, next);
             executor.requests.leave(slot, waits);
         }
     }
@@ -337,7 +337,7 @@ impl WorkerLoop<'_> {
 }
 
 /// Returns whether a client still waits for a permit, and has not left or been moved.
-fn is_waiting(connections: &Table<Connection>, next: Waiting) -> bool {
+fn is_queued(connections: &Table<Connection>, next: QueuedClient) -> bool {
     connections.get(next.slot).is_some_and(|connection| {
         connection.lease_number == next.lease_number && connection.waits == WaitingFor::Permit
     })

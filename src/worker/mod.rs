@@ -238,7 +238,7 @@ impl<'c> WorkerLoop<'c> {
                 }
             }
             if self.executor.is_some() {
-                self.call_waiting(service);
+                self.call_queued(service);
             }
             for slot in std::mem::take(&mut self.again) {
                 self.run_turn(slot, &Purpose::Serve, service);

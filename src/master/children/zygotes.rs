@@ -38,7 +38,7 @@ impl Master {
                 break;
             }
         }
-        let failed = self.workers.request_waiting(generation);
+        let failed = self.workers.request_births(generation);
         self.report_failed_births(failed, now);
     }
 

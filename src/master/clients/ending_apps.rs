@@ -172,7 +172,7 @@ impl Clients {
         });
     }
 
-    /// Returns when the waiting clients must be checked next.
+    /// Returns when these apps must be checked next.
     pub(crate) fn ending_apps_deadline(&self) -> Option<Instant> {
         self.ending_apps.iter().map(|ending| ending.due).min()
     }
@@ -216,17 +216,18 @@ impl Clients {
         self.check_ending_apps(telemetry, now);
     }
 
-    /// Returns the clients without a worker whose bytes are known.
-    pub(crate) fn without_worker(&self) -> impl Iterator<Item = &Unleased> {
-        let waiting = self.ending_apps.iter().flat_map(|ending| &ending.clients);
-        self.unleased.iter().chain(waiting)
+    /// Returns the clients without a worker whose bytes are known: those that can be leased, and those that wait for the
+    /// end of an app.
+    pub(crate) fn all_unleased(&self) -> impl Iterator<Item = &Unleased> {
+        let ending = self.ending_apps.iter().flat_map(|ending| &ending.clients);
+        self.unleased.iter().chain(ending)
     }
 
     /// Returns the same clients, to be changed.
-    pub(crate) fn without_worker_mut(&mut self) -> impl Iterator<Item = &mut Unleased> {
+    pub(crate) fn all_unleased_mut(&mut self) -> impl Iterator<Item = &mut Unleased> {
         let ending = self.ending_apps.iter_mut();
-        let waiting = ending.flat_map(|ending| &mut ending.clients);
-        self.unleased.iter_mut().chain(waiting)
+        let clients = ending.flat_map(|ending| &mut ending.clients);
+        self.unleased.iter_mut().chain(clients)
     }
 
     /// Returns whether a client waits for the end of an app.
@@ -235,14 +236,14 @@ impl Clients {
         ending.any(|ending| !ending.clients.is_empty())
     }
 
-    /// Removes and returns a client without a worker.
-    pub(crate) fn take_without_worker(&mut self, id: ClientId) -> Option<Unleased> {
+    /// Removes and returns one of these clients.
+    pub(crate) fn take_unleased(&mut self, id: ClientId) -> Option<Unleased> {
         let is_it = |unleased: &Unleased| unleased.client.id == id;
         if let Some(index) = self.unleased.iter().position(is_it) {
             return self.unleased.remove(index);
         }
-        let mut waiting = self.ending_apps.iter_mut();
-        waiting.find_map(|ending| {
+        let mut ending_apps = self.ending_apps.iter_mut();
+        ending_apps.find_map(|ending| {
             let index = ending.clients.iter().position(is_it)?;
             Some(ending.clients.remove(index))
         })
@@ -302,7 +303,7 @@ mod tests {
         let (mut clients, mut telemetry, now) = (clients(), Telemetry::new(), Instant::now());
         let left = vec![(unleased(1), interrupted()), (unleased(2), None)];
         let kept = clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
-        assert_eq!((kept, clients.without_worker().count()), (2, 2));
+        assert_eq!((kept, clients.all_unleased().count()), (2, 2));
         assert_eq!(
             clients.unleased[0].client.id,
             ClientId(2),
@@ -357,8 +358,8 @@ mod tests {
         populate(1);
         let left = vec![(unleased(3), interrupted())];
         clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
-        clients.close_waiting(&telemetry);
-        assert_eq!(clients.without_worker().count(), 0, "closed at the stop");
+        clients.close_without_worker(&telemetry);
+        assert_eq!(clients.all_unleased().count(), 0, "closed at the stop");
         assert_eq!(clients.ending_apps.len(), 1, "which waits for the cgroup");
         clients.check_ending_apps(&mut telemetry, now + LIMIT);
         assert!(clients.ending_apps.is_empty(), "not for ever");
@@ -370,17 +371,17 @@ mod tests {
         let (mut clients, mut telemetry, now) = (clients(), Telemetry::new(), Instant::now());
         let process = ProcessHandle::open(identity).expect("a pidfd");
         assert!(process.is_some(), "it runs");
-        let waiting = vec![unleased(1), unleased(2)];
+        let callers = vec![unleased(1), unleased(2)];
         clients.ending_apps.push(EndingApp {
             process,
             due: now,
-            ..EndingApp::new(identity.pid, waiting, Reason::Death, now)
+            ..EndingApp::new(identity.pid, callers, Reason::Death, now)
         });
         let half = now + LIMIT / 2;
         clients.check_ending_apps(&mut telemetry, half);
         assert!(clients.unleased.is_empty());
         assert!(clients.ending_apps_deadline() <= Some(half + MAX_WAIT));
-        assert!(clients.take_without_worker(ClientId(2)).is_some(), "kicked");
+        assert!(clients.take_unleased(ClientId(2)).is_some(), "kicked");
         clients.check_ending_apps(&mut telemetry, now + LIMIT);
         assert_eq!((clients.unleased.len(), clients.ending_apps.len()), (1, 0));
         assert!(clients.unleased[0].flags.timed_out, "it never runs again");

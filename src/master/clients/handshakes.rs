@@ -81,21 +81,21 @@ impl Clients {
         clients.map(|(_, client)| client)
     }
 
-    /// Returns the number of clients that no worker has.
-    pub(crate) fn waiting(&self) -> usize {
-        self.without_worker().count() + self.in_handshakes().count()
+    /// Returns the number of all clients without a worker, whether their bytes are known or not.
+    pub(crate) fn count_without_worker(&self) -> usize {
+        self.all_unleased().count() + self.in_handshakes().count()
     }
 
-    /// Removes and returns a client that no worker has.
-    pub(crate) fn take_waiting(&mut self, id: ClientId) -> Option<Client> {
-        if let Some(unleased) = self.take_without_worker(id) {
+    /// Removes and returns a client without a worker.
+    pub(crate) fn take_without_worker(&mut self, id: ClientId) -> Option<Client> {
+        if let Some(unleased) = self.take_unleased(id) {
             return Some(unleased.client);
         }
         let mut handshakes = self.handshakes.iter_mut();
         handshakes.find_map(|handshakes| handshakes.take(id))
     }
 
-    /// Returns when the waiting clients must be checked next.
+    /// Returns when these clients must be checked next.
     pub(crate) fn handshakes_deadline(&self) -> Option<Instant> {
         self.handshakes
             .iter()

@@ -41,7 +41,7 @@ pub(crate) mod reject;
 /// All clients, with and without a worker.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    /// Clients without a worker. Those that have waited longest come first.
+    /// Clients without a worker that can be leased. Those that have waited longest come first.
     pub(crate) unleased: VecDeque<Unleased>,
     /// Clients whose bytes cannot be counted yet.
     pub(crate) handshakes: Vec<Handshakes>,
@@ -101,9 +101,9 @@ impl Clients {
         limits: &Limits,
         leased: impl Iterator<Item = &'c Client>,
     ) {
-        let waiting = self.without_worker().map(|unleased| &unleased.client.peer);
+        let unleased = self.all_unleased().map(|unleased| &unleased.client.peer);
         let in_handshakes = self.in_handshakes().map(|client| &client.peer);
-        let peers = leased.map(|client| &client.peer).chain(waiting);
+        let peers = leased.map(|client| &client.peer).chain(unleased);
         let peers = peers.chain(in_handshakes);
         self.addresses = Addresses::new(limits, peers);
     }
@@ -301,7 +301,7 @@ impl Clients {
     }
 
     /// Closes all clients without a worker, now and from now on.
-    pub(crate) fn close_waiting(&mut self, telemetry: &Telemetry) {
+    pub(crate) fn close_without_worker(&mut self, telemetry: &Telemetry) {
         self.is_closing = true;
         let unleased = std::mem::take(&mut self.unleased).into_iter();
         let handshakes = std::mem::take(&mut self.handshakes).into_iter();

@@ -51,14 +51,14 @@ impl Snapshot<'_> {
         let from = asked.after.unwrap_or(first).max(first);
         let (mut clients, mut looked_at) = (Vec::new(), 0);
         if from.worker == NO_WORKER {
-            let waiting = self.clients.without_worker();
-            let waiting = waiting.map(|unleased| self.waiting_client(unleased));
+            let unleased = self.clients.all_unleased();
+            let unleased = unleased.map(|unleased| self.unleased_client(unleased));
             let handshakes = self.clients.in_handshakes();
             let handshakes = handshakes.map(|client| self.client_in_handshake(client));
-            let all = waiting.chain(handshakes);
+            let all = unleased.chain(handshakes);
             clients.extend(all.skip(from.slot as usize).take(PAGE_LEN));
             looked_at = clients.len();
-            if from.slot as usize + looked_at < self.clients.waiting() {
+            if from.slot as usize + looked_at < self.clients.count_without_worker() {
                 let slot = from.slot + looked_at as u32;
                 return Ok(ClientsPage {
                     clients,
@@ -97,7 +97,7 @@ impl Snapshot<'_> {
         })
     }
 
-    fn waiting_client(&self, unleased: &Unleased) -> ClientStatus {
+    fn unleased_client(&self, unleased: &Unleased) -> ClientStatus {
         let bytes = (unleased.bytes.unread.len() + unleased.bytes.unsent.len()) as u64;
         let shared_slot = SlotFigures {
             active: unleased.times.1,

@@ -259,7 +259,7 @@ impl Master {
                 .iter()
                 .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
         };
-        let peer = if let Some(client) = self.clients.take_waiting(id) {
+        let peer = if let Some(client) = self.clients.take_without_worker(id) {
             socket::end(&client.socket);
             let peer = client.peer;
             self.clients.remove(client, &self.telemetry);

@@ -316,7 +316,7 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
     ListenerStatus {
         address: listener.address.to_string(),
         byte_order: listener.byte_order,
-        queue: queue.map(|(waiting, _)| waiting),
+        queue: queue.map(|(len, _)| len),
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,
         outage: listener.outage_reason().map(str::to_owned),

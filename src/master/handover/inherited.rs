@@ -20,7 +20,7 @@ use crate::master::handover::state_file::{
     LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
 };
 use crate::master::handover::store::{self, Stored};
-use crate::master::handover::unleased::is_for_waiting;
+use crate::master::handover::unleased::is_for_unleased;
 use crate::master::handover::unpack::{ReceivedHandoff, UnpackSpace, Unpacked};
 use crate::master::listeners::listener::ListenerRecord;
 use crate::master::{Error, Handed};
@@ -198,7 +198,7 @@ impl SavedState {
     pub(super) fn raise_numbers(&mut self, unpacked: &Unpacked) {
         for LeftShm { record, .. } in unpacked.shms() {
             self.last_generation = self.last_generation.max(record.generation.0);
-            if !is_for_waiting(record.worker) {
+            if !is_for_unleased(record.worker) {
                 self.next_worker = self.next_worker.max(WorkerId(record.worker.0 + 1));
             }
         }

@@ -107,11 +107,11 @@ impl Master {
     /// this process is gone.
     pub(crate) fn hand_over(mut self) {
         passed::leave_clients();
-        self.pack_waiting();
+        self.orphan_unleased();
         let mut without_space = self.pack_orphans();
         // All clients are in the queues, whatever happens to the file now.
         if self.yield_listeners() {
-            self.pack_waiting();
+            self.orphan_unleased();
             without_space += self.pack_orphans();
         }
         let Some(store) = &self.handover.store else {
@@ -213,35 +213,35 @@ impl Master {
 
     /// Puts clients without a worker into shared memory of their own, as if their worker were gone. Those that are in a
     /// queue stay there.
-    fn pack_waiting(&mut self) {
+    fn orphan_unleased(&mut self) {
         let now = Instant::now();
         self.clients.lose_handshakes(&mut self.telemetry, now);
         self.clients.give_up_ending_apps(&mut self.telemetry, now);
         let all = std::mem::take(&mut self.clients.unleased).into_iter();
-        let (packed, waiting): (Vec<_>, Vec<_>) = all.partition(Unleased::is_packed);
+        let (packed, others): (Vec<_>, Vec<_>) = all.partition(Unleased::is_packed);
         // Dropping them would close their places and free their bytes.
         packed.into_iter().for_each(std::mem::forget);
-        let mut waiting = waiting.into_iter().peekable();
+        let mut others = others.into_iter().peekable();
         let slots = self.clients.layout.slots().max(1) as usize;
-        while waiting.peek().is_some() {
-            self.pack_in_new_shm(waiting.by_ref().take(slots).collect());
+        while others.peek().is_some() {
+            self.orphan_in_new_shm(others.by_ref().take(slots).collect());
         }
     }
 
     /// Puts these clients into new shared memory, which has slots for all of them.
-    fn pack_in_new_shm(&mut self, waiting: Vec<Unleased>) {
+    fn orphan_in_new_shm(&mut self, clients: Vec<Unleased>) {
         let Some(store) = &mut self.handover.store else {
             return;
         };
-        let number = store.waiting.next_number();
+        let number = store.unleased.next_number();
         let shm = match MasterShm::new(self.clients.layout) {
             Ok(shm) => shm,
             Err(e) => {
                 log::error!(
                     "cannot make shared memory for {} without a worker: {e}",
-                    Counted(waiting.len(), "client")
+                    Counted(clients.len(), "client")
                 );
-                for unleased in waiting {
+                for unleased in clients {
                     self.clients
                         .lose(Loss::Memory, &e, unleased.client, &mut self.telemetry);
                 }
@@ -249,7 +249,7 @@ impl Master {
             }
         };
         let mut leases = Leases::new(self.clients.layout.slots());
-        for unleased in waiting {
+        for unleased in clients {
             if let Err((reason, client)) = leases.give(unleased, &shm) {
                 let loss = Loss::from_error(&reason);
                 self.clients

@@ -174,7 +174,7 @@ impl Master {
         earlier.has_stray = unpacked.has_stray;
         self.telemetry.counts.losses.add_all(&unpacked.lost);
         unpacked.forget_not_packed();
-        let ids = self.clients.without_worker();
+        let ids = self.clients.all_unleased();
         let next_id = ids.map(|unleased| unleased.client.id.0 + 1).max();
         self.clients.next_id = self.clients.next_id.max(next_id.unwrap_or(1));
         if self.clients.count() > 0 {

@@ -13,7 +13,7 @@ use crate::master::handover::canary::{Canaries, no_canary};
 use crate::master::handover::inherited::queue_names;
 use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
 use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
-use crate::master::handover::unleased::PackedWaiting;
+use crate::master::handover::unleased::PackedUnleased;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Notifier;
 use crate::master::telemetry::counters::Counts;
@@ -38,7 +38,7 @@ pub(crate) struct HandoffStore {
     /// Clients of workers, by their slots, which this master has tried to pack before the end of a restart, and whether
     /// there was space.
     pub(crate) packed_early: BTreeMap<(WorkerId, u32), bool>,
-    pub(crate) waiting: PackedWaiting,
+    pub(crate) unleased: PackedUnleased,
 }
 
 /// The descriptors that the service manager has.
@@ -114,7 +114,7 @@ impl HandoffStore {
             canaries: Canaries::default(),
             orphans: Vec::new(),
             packed_early: BTreeMap::new(),
-            waiting: PackedWaiting::default(),
+            unleased: PackedUnleased::default(),
         }
     }
 

@@ -38,11 +38,11 @@ const MAX_STALE: usize = 3000;
 /// Descriptors in flight that packing leaves to leases. The limit of open files also limits those in flight (unix(7)).
 const FOR_LEASES: u64 = 4096;
 
-/// The lease number of all slots in shared memory that is made for waiting clients.
+/// The lease number of all slots in shared memory that is made for clients without a worker.
 const LEASE_NUMBER: u32 = 1;
 
-/// Returns whether shared memory of this number was made for waiting clients.
-pub(crate) fn is_for_waiting(worker: WorkerId) -> bool {
+/// Returns whether shared memory of this number was made for clients without a worker.
+pub(crate) fn is_for_unleased(worker: WorkerId) -> bool {
     worker.0 > u64::MAX / 2
 }
 
@@ -54,9 +54,9 @@ pub(crate) enum Leasing {
     Done,
 }
 
-/// The waiting clients in the handoff queues.
+/// The clients without a worker in the handoff queues.
 #[derive(Debug, Default)]
-pub(crate) struct PackedWaiting {
+pub(crate) struct PackedUnleased {
     /// Records whose slots are not closed.
     places: Rc<Cell<usize>>,
     /// All records that were sent since the queues were empty.
@@ -82,7 +82,7 @@ pub(crate) struct EarlierDatagrams {
     pub(crate) counted: Vec<Rc<LeftShm>>,
 }
 
-impl PackedWaiting {
+impl PackedUnleased {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.due
     }
@@ -270,15 +270,15 @@ impl Master {
         let counted = earlier.counted.iter();
         let is_packed = |left: &&Rc<LeftShm>| store.queues.pack_shm(&left.record, &left.shm, 0);
         let counted = counted.filter(is_packed).count();
-        let places = self.clients.without_worker_mut();
+        let places = self.clients.all_unleased_mut();
         let places = places.filter_map(|unleased| unleased.place.as_mut());
-        store.waiting.adopt(places, earlier.descriptors + counted);
-        self.keep_waiting(Leasing::Done, now);
+        store.unleased.adopt(places, earlier.descriptors + counted);
+        self.keep_unleased(Leasing::Done, now);
     }
 
     /// Packs the clients that were taken over, and removes the datagrams in which they were.
     fn pack_again(&mut self, datagrams: &[usize], now: Instant) {
-        self.keep_waiting(Leasing::Done, now);
+        self.keep_unleased(Leasing::Done, now);
         let Some(store) = &mut self.handover.store else {
             return;
         };
@@ -286,39 +286,39 @@ impl Master {
             .queues
             .remove_first(datagrams, &mut Scratch::default());
         // The removed datagrams may have filled the queues.
-        store.waiting.due = None;
-        store.waiting.is_full = false;
-        self.keep_waiting(Leasing::Done, now);
+        store.unleased.due = None;
+        store.unleased.is_full = false;
+        self.keep_unleased(Leasing::Done, now);
     }
 
     /// Packs the clients that wait for a worker: before leases are made, only if the wait is long or only the master has
     /// them. Empties the queues when no client waits.
-    pub(crate) fn keep_waiting(&mut self, leasing: Leasing, now: Instant) {
+    pub(crate) fn keep_unleased(&mut self, leasing: Leasing, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;
         };
-        let (waiting, queues) = (&mut store.waiting, &mut store.queues);
+        let (packed, queues) = (&mut store.unleased, &mut store.queues);
         // During a restart, clients of workers are in the queues as well.
         let may_empty = !self.lifecycle.is_restarting();
-        let is_kept = waiting.places.get() > 0;
-        if may_empty && !is_kept && self.clients.without_worker().next().is_none() {
-            return waiting.empty(queues, now);
+        let is_kept = packed.places.get() > 0;
+        if may_empty && !is_kept && self.clients.all_unleased().next().is_none() {
+            return packed.empty(queues, now);
         }
         let descriptors = self.descriptors;
         let most = (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize;
-        if may_empty && waiting.sent > waiting.places.get() + MAX_STALE {
-            let clients = self.clients.without_worker_mut();
-            if !waiting.renew(clients, queues, most) {
+        if may_empty && packed.sent > packed.places.get() + MAX_STALE {
+            let clients = self.clients.all_unleased_mut();
+            if !packed.renew(clients, queues, most) {
                 // Both do not fit. The clients are packed again below, at once.
-                waiting.empty(queues, now);
-                let clients = self.clients.without_worker_mut();
+                packed.empty(queues, now);
+                let clients = self.clients.all_unleased_mut();
                 let places = clients.filter_map(|unleased| unleased.place.as_mut());
                 places.for_each(ClientPlace::set_unpacked);
-                waiting.due = Some(now);
+                packed.due = Some(now);
             }
         }
-        if !self.clients.without_worker().any(can_be_packed) {
-            waiting.due = None;
+        if !self.clients.all_unleased().any(can_be_packed) {
+            packed.due = None;
             return;
         }
         // A wait for a worker that becomes ready, or for the end of an app, is long. Packing clients of a dead worker copies
@@ -327,21 +327,21 @@ impl Master {
         let must_pack = leasing == Leasing::Done
             || self.workers.ready().next().is_none()
             || self.clients.awaits_app()
-            || self.clients.without_worker().any(is_urgent);
-        if !must_pack || (waiting.is_full && waiting.due.is_some_and(|due| due > now)) {
+            || self.clients.all_unleased().any(is_urgent);
+        if !must_pack || (packed.is_full && packed.due.is_some_and(|due| due > now)) {
             return;
         }
-        waiting.due = None;
+        packed.due = None;
         // Workers of a reload that is under way may have given back longer frames than those of the layout in force.
         let rolled = self.reloads.current.as_ref();
         let layout = rolled.map_or(self.clients.layout, |prepared| prepared.layout);
-        let clients = self.clients.without_worker_mut();
+        let clients = self.clients.all_unleased_mut();
         let generation = self.settings.generation;
-        let has_space = waiting.pack_all(clients, queues, most, (layout, generation));
+        let has_space = packed.pack_all(clients, queues, most, (layout, generation));
         if !has_space {
-            waiting.due = Some(now + RETRY);
-            if !waiting.is_full {
-                let unpacked = self.clients.without_worker();
+            packed.due = Some(now + RETRY);
+            if !packed.is_full {
+                let unpacked = self.clients.all_unleased();
                 let unpacked = unpacked.filter(|unleased| !unleased.is_packed()).count();
                 log::warn!(
                     "the handoff queues have no space: {} would be lost if the master were killed now",
@@ -349,7 +349,7 @@ impl Master {
                 );
             }
         }
-        waiting.is_full = !has_space;
+        packed.is_full = !has_space;
     }
 }
 
@@ -364,7 +364,7 @@ mod tests {
     use crate::proto::names::{ClientId, Peer};
 
     /// Returns a client with half a frame, and the other end of its connection.
-    fn waiting_client(id: u64) -> (Unleased, UnixStream) {
+    fn unleased_client(id: u64) -> (Unleased, UnixStream) {
         let (socket, other) = UnixStream::pair().expect("socketpair");
         let client = Client {
             moves: 5,
@@ -375,28 +375,28 @@ mod tests {
         (unleased, other)
     }
 
-    fn pack(waiting: &mut PackedWaiting, client: &mut Unleased, queues: &mut HandoffQueues) {
+    fn pack(packed: &mut PackedUnleased, client: &mut Unleased, queues: &mut HandoffQueues) {
         let clients = &mut [client];
-        waiting
+        packed
             .copy(clients, 4096, Generation(1))
             .expect("shared memory");
-        assert!(waiting.pack(clients, queues, 100), "there is space");
+        assert!(packed.pack(clients, queues, 100), "there is space");
     }
 
     #[test]
     fn only_the_open_place_of_a_client_counts() {
         for is_leased in [false, true] {
             let mut queues = HandoffQueues::new(10).expect("socketpair");
-            let mut waiting = PackedWaiting::default();
-            let (mut client, _other) = waiting_client(1);
-            pack(&mut waiting, &mut client, &mut queues);
+            let mut packed = PackedUnleased::default();
+            let (mut client, _other) = unleased_client(1);
+            pack(&mut packed, &mut client, &mut queues);
             // A lease that could not be sent leaves a record behind.
             client.place = None;
-            pack(&mut waiting, &mut client, &mut queues);
-            assert_eq!((waiting.places.get(), waiting.sent), (1, 4));
+            pack(&mut packed, &mut client, &mut queues);
+            assert_eq!((packed.places.get(), packed.sent), (1, 4));
             if is_leased {
                 client.place = None;
-                assert_eq!(waiting.places.get(), 0);
+                assert_eq!(packed.places.get(), 0);
             }
             let handoff = ReceivedHandoff::unpack(queues, &[], &UnpackSpace::for_clients(100));
             let (mut state, next) = (SavedState::default(), SavedState::default().next_worker);
@@ -418,22 +418,22 @@ mod tests {
     #[test]
     fn closed_records_are_removed_after_clients_are_packed_again() {
         let mut queues = HandoffQueues::new(10).expect("socketpair");
-        let mut waiting = PackedWaiting::default();
-        let (mut client, _other) = waiting_client(1);
-        let (mut leased, _another) = waiting_client(2);
+        let mut packed = PackedUnleased::default();
+        let (mut client, _other) = unleased_client(1);
+        let (mut leased, _another) = unleased_client(2);
         for _ in 0..20 {
             leased.place = None;
-            pack(&mut waiting, &mut leased, &mut queues);
+            pack(&mut packed, &mut leased, &mut queues);
         }
-        pack(&mut waiting, &mut client, &mut queues);
+        pack(&mut packed, &mut client, &mut queues);
         leased.place = None;
-        let records = waiting.sent;
+        let records = packed.sent;
         assert!(
-            !waiting.renew([&mut client].into_iter(), &mut queues, records + 1),
+            !packed.renew([&mut client].into_iter(), &mut queues, records + 1),
             "no space"
         );
-        assert!(waiting.renew([&mut client].into_iter(), &mut queues, 100));
-        assert_eq!((waiting.places.get(), waiting.sent), (1, 2));
+        assert!(packed.renew([&mut client].into_iter(), &mut queues, 100));
+        assert_eq!((packed.places.get(), packed.sent), (1, 2));
         assert_eq!(queues.sent().iter().sum::<usize>(), 2);
         let handoff = ReceivedHandoff::unpack(queues, &[], &UnpackSpace::for_clients(100));
         let (_, mut unpacked) = handoff.take_over();
@@ -445,17 +445,17 @@ mod tests {
     #[test]
     fn queues_are_emptied_and_never_hold_too_many_records() {
         let mut queues = HandoffQueues::new(10).expect("socketpair");
-        let mut waiting = PackedWaiting::default();
-        let (mut first, _other) = waiting_client(1);
-        pack(&mut waiting, &mut first, &mut queues);
-        let (mut second, _other) = waiting_client(2);
+        let mut packed = PackedUnleased::default();
+        let (mut first, _other) = unleased_client(1);
+        pack(&mut packed, &mut first, &mut queues);
+        let (mut second, _other) = unleased_client(2);
         let clients = &mut [&mut second];
-        waiting
+        packed
             .copy(clients, 4096, Generation(1))
             .expect("shared memory");
-        assert!(!waiting.pack(clients, &mut queues, 2), "no space");
+        assert!(!packed.pack(clients, &mut queues, 2), "no space");
         assert!(can_be_packed(&second), "later");
-        waiting.empty(&mut queues, Instant::now());
+        packed.empty(&mut queues, Instant::now());
         let handoff = ReceivedHandoff::unpack(queues, &[], &UnpackSpace::for_clients(100));
         assert_eq!(handoff.unpacked().shms().count(), 0);
         assert!(!handoff.unpacked().has_clients());

@@ -19,7 +19,7 @@ use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::clients::place::LeftShm;
 use crate::master::handover::queues::HandoffQueues;
-use crate::master::handover::unleased::is_for_waiting;
+use crate::master::handover::unleased::is_for_unleased;
 pub(crate) use crate::master::handover::unpack::crowd::UnpackSpace;
 use crate::master::telemetry::by_kind::By;
 use crate::master::telemetry::counters::Loss;
@@ -326,7 +326,7 @@ impl Unpacked {
         let slot = left.and_then(|left| left.shm.slot(record.slot));
         let lease = slot.and_then(|slot| slot.lease());
         let is_closed = lease.is_some_and(|lease| lease.state == LeaseState::Closed);
-        (!is_closed, record.moves, !is_for_waiting(worker))
+        (!is_closed, record.moves, !is_for_unleased(worker))
     }
 
     /// Recovers these clients. Closes those whose shared memory is missing, and returns their number. Ignores clients

@@ -360,7 +360,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Returns the number of waiting clients and its maximum; `None` for a Unix socket, for which the kernel does not
+    /// Returns the number of clients in the accept queue and its maximum; `None` for a Unix socket, for which the kernel does not
     /// report them.
     pub(crate) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn adopting_settings_keeps_the_waiting_clients() {
+    fn adopting_settings_keeps_queued_clients() {
         let wanted = Listen::new("127.0.0.1:0".parse().expect("an address"));
         let mut listener = open(&wanted).expect("bind");
         let Address::Tcp(address) = listener.address else {

@@ -33,13 +33,13 @@ impl Listeners {
             .iter()
             .position(|listener| is_given_up(listener, next))
         {
-            self.accept_waiting(index, clients, telemetry);
+            self.accept_queued(index, clients, telemetry);
             self.close(index, telemetry, poller);
         }
     }
 
     /// Accepts the clients that wait at a listener, for the next master: no worker of this one serves them.
-    fn accept_waiting(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
+    fn accept_queued(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
         while !clients.is_full() {
             match listening::accept(&self.all[index], Look::Next) {
                 Ok(Offer::Client(accepted)) => {

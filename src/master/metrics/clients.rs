@@ -17,13 +17,13 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
         GAUGE,
         "Connected clients: leased to a worker, or waiting for one.",
     );
-    let waiting = master.clients.waiting() as u64;
+    let without_worker = master.clients.count_without_worker() as u64;
     text.sample(
         "clients",
         &[("state", &"leased")],
-        master.clients.count().saturating_sub(waiting),
+        master.clients.count().saturating_sub(without_worker),
     );
-    text.sample("clients", &[("state", &"waiting")], waiting);
+    text.sample("clients", &[("state", &"waiting")], without_worker);
     text.gauge(
         "clients_max",
         "The most clients that may be connected.",

@@ -110,8 +110,8 @@ impl Workers {
         })
     }
 
-    /// Sends a zygote the requests that wait. Returns the births that failed.
-    pub(crate) fn request_waiting(&mut self, generation: Generation) -> Vec<(Birth, io::Error)> {
+    /// Sends a zygote the requests for births that it has not received. Returns the births that failed.
+    pub(crate) fn request_births(&mut self, generation: Generation) -> Vec<(Birth, io::Error)> {
         let zygote = self.zygotes.of_mut(generation);
         zygote.map_or_else(Vec::new, Zygote::request)
     }

@@ -365,7 +365,7 @@ pub(super) fn close_culprits(
     telemetry: &mut Telemetry,
 ) {
     for (client, peer) in culprits {
-        let Some(unleased) = clients.take_without_worker(*client) else {
+        let Some(unleased) = clients.take_unleased(*client) else {
             continue;
         };
         let (most, within) = CLIENT;

@@ -134,7 +134,12 @@ impl Workers {
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
-        clients.await_handshakes(left, mem::take(&mut recovery.waiting), is_timed_out, now);
+        clients.await_handshakes(
+            left,
+            mem::take(&mut recovery.in_handshake),
+            is_timed_out,
+            now,
+        );
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
         let dropped = blame.is_out_of_memory.then(|| memory::relieve(clients));

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Pulse, Requests, Waiting};
+use super::{Pulse, QueuedClient, Requests};
 use crate::proto::app::CancelReason;
 use crate::proto::channel::{RuntimeInfo, SpentReason};
 use crate::proto::names::ClientId;
@@ -113,7 +113,7 @@ impl Executor {
     }
 
     /// Returns whether this request may be handed over now. `left` is how many requests the worker may still answer.
-    pub(in crate::worker) fn has_permit(&self, next: Waiting, left: Option<u64>) -> bool {
+    pub(in crate::worker) fn has_permit(&self, next: QueuedClient, left: Option<u64>) -> bool {
         self.takes_requests() && self.requests.has_permit(next, left)
     }
 

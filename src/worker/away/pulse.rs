@@ -50,7 +50,7 @@ impl Pulse {
         if self.is_blocked {
             return self.probed;
         }
-        if !requests.has_waiting() {
+        if !requests.has_queued() {
             self.waits_since = None;
             return None;
         }

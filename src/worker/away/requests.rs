@@ -22,7 +22,7 @@ pub(in crate::worker) struct AwayRequest {
 
 /// A client whose next request waits for a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::worker) struct Waiting {
+pub(in crate::worker) struct QueuedClient {
     pub(in crate::worker) slot: u32,
     pub(in crate::worker) lease_number: u32,
     /// The request was executing at a death: it runs alone, so that a second death has one suspect.
@@ -38,8 +38,8 @@ pub(in crate::worker) struct Requests {
     order: VecDeque<(u64, u64)>,
     /// Late requests, by the time at which they became late; some are answered.
     late: VecDeque<(u64, u64)>,
-    waiting: VecDeque<Waiting>,
-    /// Clients in `waiting` that have left.
+    queue: VecDeque<QueuedClient>,
+    /// Clients in `queue` that have left.
     gone: usize,
     /// The client that was taken from the head of the queue, during its turn.
     called: Option<u32>,
@@ -56,7 +56,7 @@ impl Requests {
             away: HashMap::new(),
             order: VecDeque::new(),
             late: VecDeque::new(),
-            waiting: VecDeque::new(),
+            queue: VecDeque::new(),
             gone: 0,
             called: None,
             permits: permits as usize,
@@ -77,14 +77,14 @@ impl Requests {
     }
 
     /// Returns whether clients wait for a permit.
-    pub(in crate::worker) fn has_waiting(&self) -> bool {
-        self.waiting.len() > self.gone
+    pub(in crate::worker) fn has_queued(&self) -> bool {
+        self.queue.len() > self.gone
     }
 
     /// Returns whether the request of a client may be handed over now. `left` is how many requests this worker may
     /// still answer.
-    pub(in crate::worker) fn has_permit(&self, next: Waiting, left: Option<u64>) -> bool {
-        let is_its_turn = self.waiting.is_empty() || self.called == Some(next.slot);
+    pub(in crate::worker) fn has_permit(&self, next: QueuedClient, left: Option<u64>) -> bool {
+        let is_its_turn = self.queue.is_empty() || self.called == Some(next.slot);
         is_its_turn && self.is_free(next.is_alone, left)
     }
 
@@ -97,24 +97,24 @@ impl Requests {
     }
 
     /// Adds a client to the queue; the one that was called keeps its place.
-    pub(in crate::worker) fn wait(&mut self, next: Waiting) {
+    pub(in crate::worker) fn wait(&mut self, next: QueuedClient) {
         if self.called == Some(next.slot) {
             self.called = None;
-            self.waiting.push_front(next);
+            self.queue.push_front(next);
         } else {
-            self.waiting.push_back(next);
+            self.queue.push_back(next);
         }
     }
 
     /// Records that a client no longer waits. `waits` returns whether a client of the queue still waits.
-    pub(in crate::worker) fn leave(&mut self, slot: u32, waits: impl Fn(Waiting) -> bool) {
+    pub(in crate::worker) fn leave(&mut self, slot: u32, waits: impl Fn(QueuedClient) -> bool) {
         if self.called == Some(slot) {
             // The client is not in the queue.
             return;
         }
         self.gone += 1;
-        if self.gone > MAX_GONE.max(self.waiting.len() / 2) {
-            self.waiting.retain(|next| waits(*next));
+        if self.gone > MAX_GONE.max(self.queue.len() / 2) {
+            self.queue.retain(|next| waits(*next));
             self.gone = 0;
         }
     }
@@ -124,20 +124,20 @@ impl Requests {
     pub(in crate::worker) fn call_next(
         &mut self,
         left: Option<u64>,
-        waits: impl Fn(Waiting) -> bool,
-    ) -> Option<Waiting> {
+        waits: impl Fn(QueuedClient) -> bool,
+    ) -> Option<QueuedClient> {
         self.called = None;
-        while let Some(first) = self.waiting.front()
+        while let Some(first) = self.queue.front()
             && !waits(*first)
         {
-            self.waiting.pop_front();
+            self.queue.pop_front();
             self.gone = self.gone.saturating_sub(1);
         }
-        let next = *self.waiting.front()?;
+        let next = *self.queue.front()?;
         if !self.is_free(next.is_alone, left) {
             return None;
         }
-        self.waiting.pop_front();
+        self.queue.pop_front();
         self.called = Some(next.slot);
         Some(next)
     }
@@ -230,8 +230,8 @@ impl Requests {
 mod tests {
     use super::*;
 
-    fn waiting(slot: u32, is_alone: bool) -> Waiting {
-        Waiting {
+    fn queued(slot: u32, is_alone: bool) -> QueuedClient {
+        QueuedClient {
             slot,
             lease_number: 1,
             is_alone,
@@ -252,30 +252,30 @@ mod tests {
     fn permits_are_given_in_the_order_of_the_queue() {
         let mut requests = Requests::new(2);
         for slot in 0..2 {
-            assert!(requests.has_permit(waiting(slot, false), None));
+            assert!(requests.has_permit(queued(slot, false), None));
             requests.add(away(slot, 5), false);
         }
         for slot in 2..5 {
-            assert!(!requests.has_permit(waiting(slot, false), None));
-            requests.wait(waiting(slot, false));
+            assert!(!requests.has_permit(queued(slot, false), None));
+            requests.wait(queued(slot, false));
         }
         assert_eq!(requests.call_next(None, |_| true), None);
         assert!(requests.remove(1).is_some() && requests.remove(1).is_none());
         assert!(
-            !requests.has_permit(waiting(9, false), None),
+            !requests.has_permit(queued(9, false), None),
             "others came first"
         );
         assert_eq!(
             requests.call_next(None, |_| true).map(|next| next.slot),
             Some(2)
         );
-        assert!(requests.has_permit(waiting(2, false), None));
+        assert!(requests.has_permit(queued(2, false), None));
         // Its turn ends without a request: the next one is called.
         assert_eq!(
             requests.call_next(None, |_| true).map(|next| next.slot),
             Some(3)
         );
-        requests.wait(waiting(3, false));
+        requests.wait(queued(3, false));
         assert_eq!(
             requests.call_next(None, |_| true).map(|next| next.slot),
             Some(3)
@@ -291,15 +291,15 @@ mod tests {
     fn a_rerun_is_away_alone() {
         let mut requests = Requests::new(8);
         requests.add(away(0, 1), false);
-        requests.wait(waiting(1, true));
+        requests.wait(queued(1, true));
         assert_eq!(requests.call_next(None, |_| true), None);
         assert!(requests.remove(1).is_some());
         assert!(requests.call_next(None, |_| true).is_some());
         requests.add(away(1, 2), true);
-        assert!(!requests.has_permit(waiting(2, false), None));
+        assert!(!requests.has_permit(queued(2, false), None));
         assert!(requests.remove(2).is_some());
         requests.call_next(None, |_| true);
-        assert!(requests.has_permit(waiting(2, false), None));
+        assert!(requests.has_permit(queued(2, false), None));
     }
 
     #[test]
@@ -331,19 +331,19 @@ mod tests {
         assert!(requests.order.len() <= 2 * MAX_GONE);
         assert_eq!(requests.oldest(), Some((1, 1)));
         requests.add(away(1, 1_000), false);
-        let stays = |next: Waiting| next.slot == 7;
-        requests.wait(waiting(7, false));
+        let stays = |next: QueuedClient| next.slot == 7;
+        requests.wait(queued(7, false));
         for slot in 8..1_000 {
-            requests.wait(waiting(slot, false));
+            requests.wait(queued(slot, false));
             requests.leave(slot, stays);
         }
-        assert!(requests.waiting.len() <= 2 * MAX_GONE && requests.has_waiting());
+        assert!(requests.queue.len() <= 2 * MAX_GONE && requests.has_queued());
         assert!(requests.remove(1_000).is_some() || requests.remove(999).is_some());
         let next = requests.call_next(None, stays);
         assert_eq!(next.map(|next| next.slot), Some(7));
         requests.leave(7, stays);
-        assert!(!requests.has_waiting());
+        assert!(!requests.has_queued());
         assert_eq!(requests.call_next(None, |_| false), None);
-        assert!(requests.waiting.is_empty() && requests.gone == 0);
+        assert!(requests.queue.is_empty() && requests.gone == 0);
     }
 }

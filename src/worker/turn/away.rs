@@ -26,7 +26,7 @@ use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::Code;
 use crate::shm::{Open, REPLY_SOFT, Region};
 use crate::sys::clock;
-use crate::worker::away::{AwayRequest, ExecutorKind, Waiting};
+use crate::worker::away::{AwayRequest, ExecutorKind, QueuedClient};
 use crate::worker::connection::WaitingFor;
 #[cfg(feature = "tokio")]
 use crate::worker::futures::AsyncCall;
@@ -62,7 +62,7 @@ impl Turn<'_, '_> {
     #[inline(never)]
     pub(super) fn depart(&mut self, departure: Departure) -> WaitingFor {
         let (index, lease_number) = (self.index, self.connection.lease_number);
-        let next = Waiting {
+        let next = QueuedClient {
             slot: index,
             lease_number,
             is_alone: self.flags.crash_count > 0,

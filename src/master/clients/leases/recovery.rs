@@ -33,7 +33,7 @@ pub(crate) struct DeadWorkerClients {
     /// Clients that cannot be recovered, each with the reason.
     pub(crate) lost: Vec<(io::Error, Client)>,
     /// Clients whose unsent bytes are not known yet, each with its slot.
-    pub(crate) waiting: Vec<(u32, Client)>,
+    pub(crate) in_handshake: Vec<(u32, Client)>,
     /// The app of the worker, which may not have ended.
     pub(crate) app: Option<ProcessIdentity>,
     /// The slot and the lease number of each recovered client.
@@ -54,10 +54,10 @@ impl DeadWorkerClients {
         }
     }
 
-    /// Returns the same clients without waiting for unknown byte counts: the waiting clients count as lost.
+    /// Returns the same clients without waiting for unknown byte counts: the clients of these count as lost.
     pub(crate) fn at_once(mut self) -> DeadWorkerClients {
         let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
-        self.lost.extend(self.waiting.drain(..).map(unknown));
+        self.lost.extend(self.in_handshake.drain(..).map(unknown));
         self
     }
 }
@@ -147,7 +147,7 @@ impl Leases {
                     recovery.ended.push(client)
                 }
                 Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
-                    recovery.waiting.push((slot, client))
+                    recovery.in_handshake.push((slot, client))
                 }
                 Err(lost) => recovery.lost.push(lost),
             }

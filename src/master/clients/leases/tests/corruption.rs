@@ -61,7 +61,7 @@ proptest! {
         let mut world = World::new();
         acts.iter().for_each(|act| world.act(act));
         world.flush();
-        let mut back: Vec<Recovered> = mem::take(&mut world.waiting).into_iter().map(Ok).collect();
+        let mut back: Vec<Recovered> = mem::take(&mut world.unleased).into_iter().map(Ok).collect();
         let mut ended: Vec<ClientId> = world.over.iter().copied().collect();
         let World { shm, leases, lives, .. } = &mut world;
         let clock = 5_000_000_000;

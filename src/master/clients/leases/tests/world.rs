@@ -18,7 +18,7 @@ pub(super) struct World {
     pub(super) shm: MasterShm,
     worker: WorkerShm,
     pub(super) leases: Leases,
-    pub(super) waiting: Vec<Unleased>,
+    pub(super) unleased: Vec<Unleased>,
     pub(super) over: BTreeSet<ClientId>,
     pub(super) lives: BTreeMap<ClientId, Life>,
     held: BTreeMap<u32, Held>,
@@ -40,7 +40,7 @@ impl World {
             shm,
             worker,
             leases: Leases::new(SLOTS),
-            waiting: Vec::new(),
+            unleased: Vec::new(),
             over: BTreeSet::new(),
             lives: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -63,13 +63,13 @@ impl World {
                     unleased.client.offsets.received,
                     unleased.client.offsets.sent,
                 );
-                self.waiting.push(unleased);
+                self.unleased.push(unleased);
             }
             Act::Send(client, count) => self.life(client, |life| life.send((*count).into())),
             Act::Hear(client) => self.life(client, Life::hear),
             Act::Give => {
-                if self.leases.has_free_slot() && !self.waiting.is_empty() {
-                    let unleased = self.waiting.remove(0);
+                if self.leases.has_free_slot() && !self.unleased.is_empty() {
+                    let unleased = self.unleased.remove(0);
                     self.leases
                         .give(unleased, &self.shm)
                         .expect("all bytes have a region");
@@ -238,7 +238,7 @@ impl World {
         let unleased =
             recovered.unwrap_or_else(|(reason, client)| panic!("{} is lost: {reason}", client.id));
         self.lives[&unleased.client.id].check(&unleased);
-        self.waiting.push(unleased);
+        self.unleased.push(unleased);
     }
 
     fn listen(&mut self) {
@@ -309,11 +309,11 @@ impl World {
     pub(super) fn check(&self) {
         let leased: Vec<ClientId> = self.leases.iter().map(|(_, client)| client.id).collect();
         assert_eq!(self.leases.clients(), leased.len());
-        let waiting = self.waiting.iter().map(|unleased| unleased.client.id);
+        let unleased = self.unleased.iter().map(|unleased| unleased.client.id);
         let mut all: Vec<ClientId> = leased
             .iter()
             .copied()
-            .chain(waiting)
+            .chain(unleased)
             .chain(self.over.iter().copied())
             .collect();
         all.sort_unstable_by_key(|id| id.0);
