@@ -108,7 +108,7 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
         let has_no_access = match source {
             Source::Bound(Address::Unix(_)) => None,
             Source::Bound(Address::Tcp(_)) => Some("is a TCP address"),
-            Source::Handed(_) => {
+            Source::Activated(_) => {
                 Some("is made by systemd (SocketMode=, SocketUser=, SocketGroup=)")
             }
         };

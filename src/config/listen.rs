@@ -39,7 +39,7 @@ pub enum Source {
     Bound(Address),
     /// systemd has bound it and passes it under this name (`FileDescriptorName=` of systemd.socket(5)), which several
     /// sockets may share.
-    Handed(String),
+    Activated(String),
 }
 
 impl FromStr for Source {
@@ -50,13 +50,13 @@ impl FromStr for Source {
             // As systemd has it in fd_name_is_valid().
             let fits = |c: char| c.is_ascii() && !c.is_ascii_control() && c != ':';
             return match (1..=255).contains(&name.len()) && name.chars().all(fits) {
-                true => Ok(Source::Handed(name.to_owned())),
+                true => Ok(Source::Activated(name.to_owned())),
                 false => Err(format!(
                     "{name:?} is not a valid descriptor name: 1 to 255 ASCII characters but \":\""
                 )),
             };
         }
-        let or_handed = if text.starts_with("unix:") {
+        let or_activated = if text.starts_with("unix:") {
             ""
         } else {
             ", or a socket of systemd's (\"systemd:rpc\")"
@@ -64,7 +64,7 @@ impl FromStr for Source {
         zone::numbered(text)?
             .parse()
             .map(Source::Bound)
-            .map_err(|why: String| format!("{why}{or_handed}"))
+            .map_err(|why: String| format!("{why}{or_activated}"))
     }
 }
 
@@ -72,7 +72,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Bound(address) => address.fmt(f),
-            Source::Handed(name) => write!(f, "systemd:{name}"),
+            Source::Activated(name) => write!(f, "systemd:{name}"),
         }
     }
 }

@@ -198,11 +198,11 @@ fn start(
 ) -> ExitCode {
     // Before anything is opened that stays open, such as the log.
     let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
-    let (handed, origin) = match MasterOrigin::from_environment(config) {
+    let (activated, origin) = match MasterOrigin::from_environment(config) {
         Ok(found) => found,
         Err(e) => return refuse(name, e.status(), &e),
     };
-    let is_awaited = handed.is_awaited();
+    let is_awaited = activated.is_awaited();
     let code = match in_force(loaded, &origin) {
         Err(e) => fail(name, EX_CONFIG, &e),
         Ok((loaded, config_stale)) => run_master(
@@ -215,7 +215,7 @@ fn start(
                 command_line: sources.command_line,
                 is_dev: sources.watcher.is_some(),
                 announce: announcer(name.to_owned(), version, sources.watcher),
-                handed,
+                activated,
                 origin,
                 config_stale,
                 missing_log: None,

@@ -69,7 +69,7 @@ pub use self::error::Error;
 pub use self::handover::origin::MasterOrigin;
 pub use self::handover::upgrade::{check_handover, name_process};
 pub use self::handover::upgrade_resume::resume;
-pub use self::listeners::activation::Handed;
+pub use self::listeners::activation::ActivatedSockets;
 pub use self::reload::reading::read_configuration;
 pub use self::service_manager::{report_failure, wait_before_failing};
 pub(crate) use self::workers::zygote::ZYGOTE;
@@ -96,7 +96,7 @@ pub struct MasterSetup {
     /// Called once, when the first worker is ready.
     pub announce: Announce,
     /// The sockets that systemd has passed.
-    pub handed: Handed,
+    pub activated: ActivatedSockets,
     /// Where the state of the master comes from.
     pub origin: MasterOrigin,
     /// Why `loaded` differs from the configuration file, if it does.

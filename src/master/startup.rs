@@ -13,7 +13,7 @@ use super::listeners::gate::Gate;
 use super::listeners::listener::Listener;
 use super::listeners::open::{OnOpenError, join_listeners, open_new};
 use super::memory::{self, Memory};
-use super::{Error, Handed, Master, MasterSetup, Token};
+use super::{ActivatedSockets, Error, Master, MasterSetup, Token};
 use crate::config::{Config, Listen};
 use crate::loop_clock::LoopClock;
 use crate::master::capacity::ClientLimits;
@@ -51,7 +51,8 @@ impl Master {
         let mut origin = std::mem::replace(&mut setup.origin, MasterOrigin::Fresh);
         origin.log_faults();
         let limit = fd::raise_limit().map_err(Error::system("read the limit of descriptors"))?;
-        let descriptors = available_descriptors(limit, setup.handed.count(), origin.queue_count());
+        let descriptors =
+            available_descriptors(limit, setup.activated.count(), origin.queue_count());
         prepare_process();
         let executable =
             Executable::current().map_err(Error::system("open the running program"))?;
@@ -157,10 +158,10 @@ fn open_listeners(
     let keepalive = setup.loaded.config.limits.tcp_keepalive;
     let mut number = origin.listener_number();
     let kept = origin.take_listeners();
-    let mut open = |listen: &[Listen], handed: &Handed, if_refused| {
+    let mut open = |listen: &[Listen], activated: &ActivatedSockets, if_refused| {
         open_new(
             listen,
-            handed,
+            activated,
             &kept,
             &mut number,
             keepalive,
@@ -169,7 +170,7 @@ fn open_listeners(
     };
     let mut opened = open(
         &setup.loaded.config.listen,
-        &setup.handed,
+        &setup.activated,
         OnOpenError::FailStart,
     );
     if let Err(e) = &opened
@@ -178,19 +179,19 @@ fn open_listeners(
         use_last(setup, origin, e);
         opened = open(
             &setup.loaded.config.listen,
-            &setup.handed,
+            &setup.activated,
             OnOpenError::RetryLater,
         );
     }
     if let Some(why) = &setup.config_stale {
         log::error!("keeping the last applied configuration because clients are connected: {why}");
     }
-    let handed = std::mem::take(&mut setup.handed);
+    let activated = std::mem::take(&mut setup.activated);
     let listen = &setup.loaded.config.listen;
-    let (all, closing) = join_listeners(listen, &handed, kept, opened?, keepalive)?;
-    handed.warn_of_unused(listen);
+    let (all, closing) = join_listeners(listen, &activated, kept, opened?, keepalive)?;
+    activated.warn_of_unused(listen);
     Ok(Listeners {
-        activated: handed,
+        activated,
         all,
         closing,
         changed: Vec::new(),
@@ -210,7 +211,7 @@ fn use_last(setup: &mut MasterSetup, origin: &MasterOrigin, error: &Error) {
         setup.config_stale = Some(error.to_string());
         *loaded = last;
     }
-    let (available, missing) = setup.handed.available(&loaded.config.listen);
+    let (available, missing) = setup.activated.available(&loaded.config.listen);
     loaded.config.listen = available;
     if let Some(e) = missing {
         setup.config_stale.get_or_insert(e.to_string());

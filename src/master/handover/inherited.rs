@@ -23,7 +23,7 @@ use crate::master::handover::store::{self, Stored};
 use crate::master::handover::unleased::is_for_unleased;
 use crate::master::handover::unpack::{ReceivedHandoff, UnpackSpace, Unpacked};
 use crate::master::listeners::listener::ListenerRecord;
-use crate::master::{Error, Handed};
+use crate::master::{ActivatedSockets, Error};
 use crate::proto::channel::MAX_HANDOFF_QUEUES;
 use crate::proto::handoff::HandoffMessage;
 use crate::proto::names::{Address, WorkerId};
@@ -31,18 +31,18 @@ use crate::sys::fd;
 use crate::sys::inherited::{Found, examine};
 
 /// Descriptors of each socket that systemd has passed: the socket, and its listener's copy.
-const DESCRIPTORS_PER_HANDED: u64 = 2;
+const DESCRIPTORS_PER_ACTIVATED: u64 = 2;
 
-/// Returns the number of descriptors for clients, workers and listeners: `limit` minus those of `handed` sockets that
+/// Returns the number of descriptors for clients, workers and listeners: `limit` minus those of `activated` sockets that
 /// systemd has passed, and those of the store with `queues` handoff queues.
-pub(crate) fn available_descriptors(limit: u64, handed: usize, queues: usize) -> u64 {
+pub(crate) fn available_descriptors(limit: u64, activated: usize, queues: usize) -> u64 {
     let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)
     } else {
         0
     };
     let kept = if queues > 0 { 1 + 2 * queues } else { 0 };
-    limit.saturating_sub(DESCRIPTORS_PER_HANDED * handed as u64 + kept)
+    limit.saturating_sub(DESCRIPTORS_PER_ACTIVATED * activated as u64 + kept)
 }
 
 /// Returns how many clients and how much shared memory can be unpacked under this configuration.
@@ -52,10 +52,10 @@ pub(crate) fn available_descriptors(limit: u64, handed: usize, queues: usize) ->
 fn space_for_clients(
     config: &Config,
     limit: u64,
-    handed: usize,
+    activated: usize,
     queues: usize,
 ) -> Result<UnpackSpace, Error> {
-    let descriptors = available_descriptors(limit, handed, queues);
+    let descriptors = available_descriptors(limit, activated, queues);
     let workers = worker_count(config.workers.count);
     let possible = client_limits(config, workers, descriptors)?.possible;
     let others = limit - descriptors + OWN_DESCRIPTORS + config.listen.len() as u64;
@@ -101,10 +101,10 @@ impl Inherited {
     /// # Errors
     /// The limit of descriptors is too low for a single client. Everything is left as it is then.
     pub(crate) fn find(
-        handed: &mut Handed,
+        activated: &mut ActivatedSockets,
         config: Option<&Config>,
     ) -> Result<Option<Inherited>, Error> {
-        let kept = handed.take_kept();
+        let kept = activated.take_kept();
         if kept.is_empty() {
             return Ok(None);
         }
@@ -118,7 +118,7 @@ impl Inherited {
             .flatten();
         let default = Config::default();
         let config = config.or(last.as_ref()).unwrap_or(&default);
-        let space = |queues| space_for_clients(config, limit, handed.count(), queues);
+        let space = |queues| space_for_clients(config, limit, activated.count(), queues);
         space(sorted.out.len())?;
         let listeners = found.find_listeners(sorted.listeners, &saved_state);
         let numbers = listeners.iter().map(|(record, _)| record.number);

@@ -5,7 +5,7 @@ use crate::master::handover::inherited::Inherited;
 use crate::master::handover::state_file::SavedState;
 use crate::master::handover::upgrade_resume::CarriedOver;
 use crate::master::listeners::listener::Listener;
-use crate::master::{Error, Handed};
+use crate::master::{ActivatedSockets, Error};
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::Layout;
 use crate::sys::process;
@@ -29,11 +29,13 @@ impl MasterOrigin {
     /// # Errors
     /// When the environment contradicts itself, or when this process may not have enough descriptors for a single
     /// client. Everything is left as it is then.
-    pub fn from_environment(config: Option<&Config>) -> Result<(Handed, MasterOrigin), Error> {
-        let mut handed = Handed::from_environment()?;
-        let inherited = Inherited::find(&mut handed, config)?.map(Box::new);
+    pub fn from_environment(
+        config: Option<&Config>,
+    ) -> Result<(ActivatedSockets, MasterOrigin), Error> {
+        let mut activated = ActivatedSockets::from_environment()?;
+        let inherited = Inherited::find(&mut activated, config)?.map(Box::new);
         let origin = inherited.map_or(MasterOrigin::Fresh, MasterOrigin::Restarted);
-        Ok((handed, origin))
+        Ok((activated, origin))
     }
 
     /// Returns whether there was no earlier master, and so no client.

@@ -20,7 +20,7 @@ use crate::master::handover::upgrade_snapshot::{UpgradeSnapshot, WorkerSnapshot}
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::workers::trust::Believed;
 use crate::master::workers::worker::{Life, Worker};
-use crate::master::{Announce, Handed, MasterSetup};
+use crate::master::{ActivatedSockets, Announce, MasterSetup};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;
 
@@ -142,7 +142,7 @@ impl UpgradeSnapshot {
         let log = self.log.and_then(|number| fds.take(number).ok());
         let kept = revive_store(self.handoff_queues, self.state_file, &mut fds)?;
         let listeners = take_all(&mut fds, self.listeners)?;
-        let handed = Handed::from_named(take_all(&mut fds, self.handed)?);
+        let activated = ActivatedSockets::from_named(take_all(&mut fds, self.activated)?);
         let control_clients = self.control_clients.into_iter();
         let control_clients = control_clients
             .filter_map(|client| Some((fds.take(client.socket).ok()?, client)))
@@ -180,7 +180,7 @@ impl UpgradeSnapshot {
             standard_file: self.standard_file,
             command_line,
             is_dev,
-            handed,
+            activated,
             origin: MasterOrigin::Upgraded(Box::new(inherited), Box::new(carried_over)),
             config_stale: None,
             missing_log: None,

@@ -56,7 +56,8 @@ pub(crate) struct UpgradeSnapshot {
     #[serde(default)]
     pub(crate) log: Option<RawFd>,
     pub(crate) listeners: Vec<(ListenerRecord, RawFd)>,
-    pub(crate) handed: Vec<(String, RawFd)>,
+    #[serde(rename = "handed")]
+    pub(crate) activated: Vec<(String, RawFd)>,
     #[serde(rename = "boats")]
     pub(crate) handoff_queues: Vec<(RawFd, RawFd)>,
     #[serde(rename = "book")]
@@ -223,7 +224,7 @@ impl Master {
             control_file: Some(self.control.listener.file_identity()),
             log: None,
             listeners: listeners.collect(),
-            handed: self
+            activated: self
                 .listeners
                 .activated
                 .iter()

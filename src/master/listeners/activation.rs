@@ -23,16 +23,16 @@ pub(crate) const STORE_PREFIX: &str = "fdpassd-";
 /// Most descriptors that are taken over.
 const MAX_DESCRIPTORS: usize = 65_536;
 
-/// The sockets handed over, each with its name; several may have the same name.
+/// The sockets that systemd has handed over, each with its name; several may have the same name.
 #[derive(Debug, Default)]
-pub struct Handed(Vec<(String, OwnedFd)>);
+pub struct ActivatedSockets(Vec<(String, OwnedFd)>);
 
-impl Handed {
+impl ActivatedSockets {
     /// Takes over the descriptors that the environment describes. This must happen before the process opens anything.
     ///
     /// # Errors
     /// When the environment contradicts itself, or a descriptor that it describes does not exist.
-    pub fn from_environment() -> Result<Handed, Error> {
+    pub fn from_environment() -> Result<ActivatedSockets, Error> {
         let fail = |why: String| {
             Error::Unavailable(format!("cannot take over the sockets of systemd: {why}"))
         };
@@ -43,12 +43,12 @@ impl Handed {
                 names.len()
             ))
         })?;
-        Ok(Handed(names.into_iter().zip(sockets).collect()))
+        Ok(ActivatedSockets(names.into_iter().zip(sockets).collect()))
     }
 
     /// Restores the sockets that were handed over to this process when it was another program.
-    pub(crate) fn from_named(named: Vec<(String, OwnedFd)>) -> Handed {
-        Handed(named)
+    pub(crate) fn from_named(named: Vec<(String, OwnedFd)>) -> ActivatedSockets {
+        ActivatedSockets(named)
     }
 
     /// Returns all sockets, each with its name.
@@ -90,12 +90,12 @@ impl Handed {
                     entry,
                     source: SocketSource::Bound(address.clone()),
                 }),
-                Source::Handed(name) => {
+                Source::Activated(name) => {
                     let before = all.len();
                     let indices = (0..self.0.len()).filter(|&index| self.0[index].0 == *name);
                     all.extend(indices.map(|index| Wanted {
                         entry,
-                        source: SocketSource::Handed(index),
+                        source: SocketSource::Activated(index),
                     }));
                     if all.len() == before {
                         return Err(Error::Unavailable(format!(
@@ -186,7 +186,7 @@ impl Handed {
         let is_wanted = |name: &String| {
             entries
                 .iter()
-                .any(|entry| entry.source == Source::Handed(name.clone()))
+                .any(|entry| entry.source == Source::Activated(name.clone()))
         };
         for (name, _) in self.0.iter().filter(|(name, _)| !is_wanted(name)) {
             log::warn!(
@@ -336,14 +336,14 @@ mod tests {
                 .expect("it is there")
                 .into(),
         ];
-        let handed = Handed(
+        let activated = ActivatedSockets(
             sockets
                 .into_iter()
                 .map(|socket| ("rpc".to_owned(), socket))
                 .collect(),
         );
         let found = |index| {
-            handed
+            activated
                 .listener(index)
                 .map(|(_, address)| address)
                 .map_err(|e| e.to_string())
@@ -359,8 +359,8 @@ mod tests {
         ] {
             assert_eq!(found(index), Err(why.to_owned()), "{index}");
         }
-        assert_eq!(handed.name_at(&Address::Tcp(at)), Some("rpc"));
-        assert_eq!(handed.name_at(&Address::Unix(path("rpc"))), Some("rpc"));
-        assert_eq!(handed.name_at(&Address::Unix(path("datagrams"))), None);
+        assert_eq!(activated.name_at(&Address::Tcp(at)), Some("rpc"));
+        assert_eq!(activated.name_at(&Address::Unix(path("rpc"))), Some("rpc"));
+        assert_eq!(activated.name_at(&Address::Unix(path("datagrams"))), None);
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Listen, Source};
 use crate::master::Token;
 use crate::master::error::Error;
-use crate::master::listeners::activation::Handed;
+use crate::master::listeners::activation::ActivatedSockets;
 use crate::master::listeners::outage::{FILE_GONE, Outage, Served};
 use crate::master::listeners::plan::{SocketSource, Wanted};
 use crate::master::listeners::socket_file::{
@@ -74,28 +74,28 @@ impl Listener {
     pub(crate) fn open(
         number: u32,
         wanted: &Wanted<'_>,
-        handed: &Handed,
+        activated: &ActivatedSockets,
         keepalive: Option<Duration>,
     ) -> Result<Listener, Error> {
         let Wanted { entry, source } = wanted;
         let fail = |e: io::Error| {
             let doing = format!("listen on {}", entry.source);
             match source {
-                SocketSource::Bound(address) => match handed.name_at(address) {
+                SocketSource::Bound(address) => match activated.name_at(address) {
                     Some(name) => Error::unavailable(&doing, &e).with(&format!(
                         "; systemd has bound it and handed it over: write \"systemd:{name}\""
                     )),
                     None => cannot_bind(&doing, address, &e),
                 },
-                SocketSource::Handed(_) => Error::unavailable(&doing, &e),
+                SocketSource::Activated(_) => Error::unavailable(&doing, &e),
             }
         };
         let (socket, address, file) = match source {
             SocketSource::Bound(address) => {
                 bind(address, entry.access.as_ref(), entry.freebind).map_err(fail)?
             }
-            SocketSource::Handed(index) => {
-                let (socket, address) = handed.listener(*index).map_err(fail)?;
+            SocketSource::Activated(index) => {
+                let (socket, address) = activated.listener(*index).map_err(fail)?;
                 (socket, address, None)
             }
         };
@@ -139,14 +139,14 @@ impl Listener {
     pub(crate) fn missing(
         number: u32,
         wanted: &Wanted<'_>,
-        handed: &Handed,
+        activated: &ActivatedSockets,
         refusal: &Error,
         now: Instant,
     ) -> Result<Listener, Error> {
         let fail = Error::system("make a socket");
         let address = match &wanted.source {
             SocketSource::Bound(address) => address.clone(),
-            SocketSource::Handed(index) => handed.address(*index).map_err(&fail)?,
+            SocketSource::Activated(index) => activated.address(*index).map_err(&fail)?,
         };
         let socket = match &address {
             Address::Tcp(at) => socket::unbound_tcp(*at),
@@ -207,7 +207,7 @@ impl Listener {
     pub(crate) fn is_at(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.source) {
             (SocketSource::Bound(wanted), SocketSource::Bound(_)) => *wanted == self.address,
-            (SocketSource::Bound(_) | SocketSource::Handed(_), _) => false,
+            (SocketSource::Bound(_) | SocketSource::Activated(_), _) => false,
         }
     }
 
@@ -329,7 +329,7 @@ impl Listener {
     /// Replaces a socket that has ended by another one at the same address.
     pub(crate) fn bind_again(
         &mut self,
-        handed: &mut Handed,
+        activated: &mut ActivatedSockets,
         keepalive: Option<Duration>,
     ) -> Result<(), Error> {
         let fail =
@@ -347,9 +347,9 @@ impl Listener {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
         listen(&socket, self.entry.backlog).map_err(fail)?;
-        if let SocketSource::Handed(index) = self.source {
+        if let SocketSource::Activated(index) = self.source {
             // A reload and an upgrade use this one from now on.
-            handed.replace(index, &socket).map_err(fail)?;
+            activated.replace(index, &socket).map_err(fail)?;
         }
         // The earlier file was replaced. Its inode number may be that of the new one.
         self.leave_file();
@@ -418,9 +418,9 @@ mod tests {
 
     /// Opens the only listener that an entry stands for.
     fn open(entry: &Listen) -> Result<Listener, Error> {
-        let handed = Handed::default();
-        let wanted = handed.wanted(std::slice::from_ref(entry))?;
-        Listener::open(0, &wanted[0], &handed, None)
+        let activated = ActivatedSockets::default();
+        let wanted = activated.wanted(std::slice::from_ref(entry))?;
+        Listener::open(0, &wanted[0], &activated, None)
     }
 
     fn refusal(entry: &Listen) -> String {
@@ -474,7 +474,7 @@ mod tests {
             free(),
             free(),
         ];
-        let wanted = Handed::default()
+        let wanted = ActivatedSockets::default()
             .wanted(&wanted)
             .expect("nothing is handed over");
         assert_eq!(
@@ -577,7 +577,7 @@ mod tests {
             (OrderRule::Big, Some(FILE_GONE))
         );
         let wanted = [before];
-        let wanted = Handed::default()
+        let wanted = ActivatedSockets::default()
             .wanted(&wanted)
             .expect("nothing is handed over");
         let there = [listener];

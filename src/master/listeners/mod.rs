@@ -1,6 +1,6 @@
 //! Listeners: the sockets that clients connect to.
 
-use crate::master::Handed;
+use crate::master::ActivatedSockets;
 use crate::master::listeners::gate::Gate;
 use crate::master::listeners::listener::Listener;
 
@@ -22,7 +22,7 @@ pub(crate) mod yielding;
 #[derive(Debug)]
 pub(crate) struct Listeners {
     /// Sockets that systemd has handed over.
-    pub(crate) activated: Handed,
+    pub(crate) activated: ActivatedSockets,
     pub(crate) all: Vec<Listener>,
     /// Numbers of listeners that close when their queues are empty.
     pub(crate) closing: Vec<u32>,

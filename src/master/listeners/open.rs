@@ -6,7 +6,7 @@ use crate::config::Listen;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan;
-use crate::master::{Error, Handed};
+use crate::master::{ActivatedSockets, Error};
 
 /// The consequence of a listener that cannot be opened at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +20,13 @@ pub(crate) enum OnOpenError {
 /// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one.
 pub(crate) fn open_new(
     entries: &[Listen],
-    handed: &Handed,
+    activated: &ActivatedSockets,
     kept: &[Listener],
     number: &mut u32,
     keepalive: Option<Duration>,
     (on_error, now): (OnOpenError, Instant),
 ) -> Result<Vec<Option<Listener>>, Error> {
-    let wanted = handed.wanted(entries)?;
+    let wanted = activated.wanted(entries)?;
     let places = plan::keep(kept, &wanted, plan::is_any);
     let wanted_count = wanted.len();
     let mut opened: Vec<Option<Listener>> = Vec::new();
@@ -36,18 +36,18 @@ pub(crate) fn open_new(
             continue;
         }
         *number += 1;
-        let listener = Listener::open(*number, wanted, handed, keepalive);
+        let listener = Listener::open(*number, wanted, activated, keepalive);
         let own =
             || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
         let listener = match (listener, on_error) {
             (Ok(listener), _) => listener,
             (Err(e), OnOpenError::RetryLater) => {
-                Listener::missing(*number, wanted, handed, &e, now)?
+                Listener::missing(*number, wanted, activated, &e, now)?
             }
             // If another listener can serve, an address may appear later.
             (Err(e @ Error::NoAddress(_)), OnOpenError::FailStart) if wanted_count > 1 => {
-                Listener::missing(*number, wanted, handed, &e, now)?
+                Listener::missing(*number, wanted, activated, &e, now)?
             }
             (Err(e), OnOpenError::FailStart) => return Err(e),
         };
@@ -74,12 +74,12 @@ pub(crate) fn open_new(
 /// and the numbers of the latter.
 pub(crate) fn join_listeners(
     entries: &[Listen],
-    handed: &Handed,
+    activated: &ActivatedSockets,
     kept: Vec<Listener>,
     opened: Vec<Option<Listener>>,
     keepalive: Option<Duration>,
 ) -> Result<(Vec<Listener>, Vec<u32>), Error> {
-    let wanted = handed.wanted(entries)?;
+    let wanted = activated.wanted(entries)?;
     let places = plan::keep(&kept, &wanted, plan::is_any);
     let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
     let mut listeners = Vec::new();

@@ -17,7 +17,7 @@ impl Wanted<'_> {
     pub(crate) fn address(&self) -> Option<&Address> {
         match &self.source {
             SocketSource::Bound(address) => Some(address),
-            SocketSource::Handed(_) => None,
+            SocketSource::Activated(_) => None,
         }
     }
 }
@@ -28,7 +28,7 @@ pub(crate) enum SocketSource {
     /// The address to which it must be bound.
     Bound(Address),
     /// The number of a socket that was handed over.
-    Handed(usize),
+    Activated(usize),
 }
 
 /// Returns, for each entry of a new configuration, the index of the existing listener for it; the others must be bound.
