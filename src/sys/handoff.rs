@@ -29,7 +29,7 @@ use self::raw::{receive_raw, send_raw};
 use super::byte_counts::{OwnWrites, Writes};
 use super::cgroup::AppCgroup;
 #[cfg(feature = "tokio")]
-use super::latch::ExecutionGate;
+use super::latch::ExecutionLatch;
 use super::memory::{Words, sealed_file};
 use super::socket::{MAX_PASSED, raw_cookie};
 use super::{clock, fork};
@@ -95,9 +95,9 @@ pub struct EmergencyHandoff {
     /// The pid of the worker's app and its descriptor + 1; 0 without an app.
     app: [AtomicU64; 2],
     app_cgroup: OnceLock<Arc<AppCgroup>>,
-    /// The gate of the worker's futures, if it has some.
+    /// The latch of the worker's futures, if it has some.
     #[cfg(feature = "tokio")]
-    futures: OnceLock<Arc<ExecutionGate>>,
+    futures: OnceLock<Arc<ExecutionLatch>>,
 }
 
 /// The result of packing.
@@ -169,10 +169,10 @@ impl EmergencyHandoff {
         self.app[0].store(pid.into(), Ordering::Release);
     }
 
-    /// Registers the gate of the worker's futures, which is closed before clients are packed, as for an app.
+    /// Registers the latch of the worker's futures, which is closed before clients are packed, as for an app.
     #[cfg(feature = "tokio")]
-    pub fn guard_futures(&self, gate: Arc<ExecutionGate>) {
-        let _ = self.futures.set(gate);
+    pub fn guard_futures(&self, latch: Arc<ExecutionLatch>) {
+        let _ = self.futures.set(latch);
     }
 
     /// Kills the app and all that is in its cgroup, and waits until they are dead.
@@ -300,8 +300,8 @@ impl EmergencyHandoff {
         }
         self.end_app();
         #[cfg(feature = "tokio")]
-        if let Some(gate) = self.futures.get() {
-            gate.close();
+        if let Some(latch) = self.futures.get() {
+            latch.close();
         }
         self.note_final_writes();
         // In a restart the master has packed everything, and a second time might be more than there is space for.

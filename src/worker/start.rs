@@ -305,8 +305,8 @@ fn serve_methods(
         handoff.guard_app(pid, pidfd, cgroup);
     }
     #[cfg(feature = "tokio")]
-    if let (Some(handoff), Some(gate)) = (handoff, executor.as_ref().and_then(Executor::gate)) {
-        handoff.guard_futures(gate);
+    if let (Some(handoff), Some(latch)) = (handoff, executor.as_ref().and_then(Executor::latch)) {
+        handoff.guard_futures(latch);
     }
     let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff, executor)
         .map_err(|e| format!("cannot create a poller: {e}"))?;

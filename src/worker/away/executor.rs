@@ -11,7 +11,7 @@ use crate::proto::app::CancelReason;
 use crate::proto::channel::{RuntimeInfo, SpentReason};
 use crate::proto::names::ClientId;
 #[cfg(feature = "tokio")]
-use crate::sys::latch::ExecutionGate;
+use crate::sys::latch::ExecutionLatch;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::worker::apps::App;
 #[cfg(feature = "tokio")]
@@ -94,12 +94,12 @@ impl Executor {
         }
     }
 
-    /// Returns the gate of the futures, or `None` for an app.
+    /// Returns the latch of the futures, or `None` for an app.
     #[cfg(feature = "tokio")]
-    pub(in crate::worker) fn gate(&self) -> Option<Arc<ExecutionGate>> {
+    pub(in crate::worker) fn latch(&self) -> Option<Arc<ExecutionLatch>> {
         match &self.kind {
             ExecutorKind::App(_) => None,
-            ExecutorKind::Runtime(runtime) => Some(runtime.gate()),
+            ExecutorKind::Runtime(runtime) => Some(runtime.latch()),
         }
     }
 

@@ -15,7 +15,7 @@ use super::{MethodFuture, MethodJob, MethodResult};
 use crate::logging::scope::Scope;
 use crate::proto::names::ClientId;
 use crate::sys::fork;
-use crate::sys::latch::ExecutionGate;
+use crate::sys::latch::ExecutionLatch;
 use crate::worker::methods::Failure;
 use crate::worker::panics::{last_panic, remembering_panics};
 use crate::worker::reply::Fault;
@@ -65,7 +65,7 @@ impl FutureExecution {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let about = (self.client, self.method);
         let (job, future) = (&mut self.job, &mut self.future);
-        let polled = guard(&self.queues.gate, about, || {
+        let polled = guard(&self.queues.latch, about, || {
             if let Some(job) = job.take() {
                 *future = Some(job());
             }
@@ -90,7 +90,7 @@ impl Drop for FutureExecution {
     fn drop(&mut self) {
         let code = (self.job.take(), self.future.take());
         let about = (self.client, self.method);
-        self.is_panic |= guard(&self.queues.gate, about, || drop(code)).is_err();
+        self.is_panic |= guard(&self.queues.latch, about, || drop(code)).is_err();
         // After the drop of the code nothing of the request executes any more.
         self.tasks.borrow_mut().remove(&self.id);
         self.queues.report(Report::Ended {
@@ -103,11 +103,11 @@ impl Drop for FutureExecution {
 
 /// Runs code of a method.
 fn guard<T>(
-    gate: &ExecutionGate,
+    latch: &ExecutionLatch,
     (client, method): (ClientId, usize),
     code: impl FnOnce() -> T,
 ) -> Result<T, Panicked> {
-    let _inside = gate.enter();
+    let _inside = latch.enter();
     let _scope = Scope::enter(client, Some(method));
     let returned = remembering_panics(|| catch_unwind(AssertUnwindSafe(code)));
     // A child forked by the method would answer a second time.

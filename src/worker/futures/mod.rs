@@ -32,7 +32,7 @@ use self::thread::Started;
 use super::reply::Fault;
 use crate::proto::app::CancelReason;
 use crate::proto::names::ClientId;
-use crate::sys::latch::ExecutionGate;
+use crate::sys::latch::ExecutionLatch;
 use crate::sys::poll::{self, Interest, Poller};
 
 /// The poller's token of the runtime: that of an app's wire, as a worker has only one of the two.
@@ -86,9 +86,9 @@ impl Runtime {
         self.started.thread
     }
 
-    /// Returns the gate behind which all futures execute.
-    pub(in crate::worker) fn gate(&self) -> Arc<ExecutionGate> {
-        Arc::clone(&self.queues.gate)
+    /// Returns the latch that guards all futures.
+    pub(in crate::worker) fn latch(&self) -> Arc<ExecutionLatch> {
+        Arc::clone(&self.queues.latch)
     }
 
     pub(in crate::worker) fn watch(&self, poller: &Poller) -> io::Result<()> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{MethodJob, MethodResult};
 use crate::proto::names::ClientId;
-use crate::sys::latch::ExecutionGate;
+use crate::sys::latch::ExecutionLatch;
 use crate::sys::wakeup::Wakeup;
 
 /// A command to the thread.
@@ -70,8 +70,8 @@ pub(super) struct Queues {
     commands: Mutex<Commands>,
     reports: Mutex<Vec<Report>>,
     wakeup: Wakeup,
-    /// The gate that the thread passes before it executes code of methods.
-    pub(super) gate: Arc<ExecutionGate>,
+    /// The latch that guards all code of methods.
+    pub(super) latch: Arc<ExecutionLatch>,
     /// The thread has ended.
     has_ended: AtomicBool,
 }
@@ -84,7 +84,7 @@ impl Queues {
             commands: Mutex::default(),
             reports: Mutex::default(),
             wakeup: Wakeup::new()?,
-            gate: Arc::default(),
+            latch: Arc::default(),
             has_ended: AtomicBool::new(false),
         })
     }
