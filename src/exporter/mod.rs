@@ -36,7 +36,7 @@ use daemon::DaemonClient;
 use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
 use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
-use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept, is_listening};
+use crate::sys::listening::{ACCEPT_PAUSE, AcceptResult, AcceptTry, accept, is_listening};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::{fd, process, signal};
 
@@ -231,9 +231,9 @@ impl Server {
         if !self.has_capacity() {
             return self.pause();
         }
-        let accepted = match accept(&self.listener, Look::First) {
-            Ok(Offer::Empty | Offer::Ended) => return Ok(()),
-            Ok(Offer::Client(client)) => self.spawn(HttpConnection::new(client.socket)),
+        let accepted = match accept(&self.listener, AcceptTry::First) {
+            Ok(AcceptResult::Empty | AcceptResult::Ended) => return Ok(()),
+            Ok(AcceptResult::Client(client)) => self.spawn(HttpConnection::new(client.socket)),
             Err(e) => Err(e),
         };
         accepted.or_else(|e| {

@@ -63,13 +63,13 @@ pub fn share_address(ended: impl AsFd) -> io::Result<()> {
     Ok(setsockopt(&ended, ReuseAddr, &true)?)
 }
 
-/// The position of an accept in a series, since the poller has reported the listener.
+/// Which of the calls of [`accept`] this is, since the poller has reported the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum AcceptTry {
     /// The first: a client should be there. O_NONBLOCK is set again, in case another holder has cleared it.
     First,
     /// A later one: the queue may be empty, so poll(2) is called first.
-    Next,
+    Later,
 }
 
 /// A client that was accepted.
@@ -83,7 +83,7 @@ pub struct Accepted {
 
 /// The result of an accept.
 #[derive(Debug)]
-pub enum Offer {
+pub enum AcceptResult {
     /// The next client.
     Client(Accepted),
     /// No client now.
@@ -96,23 +96,24 @@ pub enum Offer {
 /// Accepts the next client from the queue of a listener. Skips clients that left while they waited.
 ///
 /// # Errors
-/// Those of accept4(2). EINTR is [`Offer::Empty`]: the poller will report the listener again, after the signal was handled.
-pub fn accept(listener: impl AsFd, look: Look) -> io::Result<Offer> {
+/// Those of accept4(2). EINTR is [`AcceptResult::Empty`]: the poller will report the listener again, after the signal was
+/// handled.
+pub fn accept(listener: impl AsFd, attempt: AcceptTry) -> io::Result<AcceptResult> {
     let listener = listener.as_fd();
-    let mut look = look;
+    let mut attempt = attempt;
     loop {
-        match look {
-            Look::First => set_nonblocking(listener)?,
-            Look::Next if poll_now(listener, PollFlags::POLLIN).is_empty() => {
-                return Ok(Offer::Empty);
+        match attempt {
+            AcceptTry::First => set_nonblocking(listener)?,
+            AcceptTry::Later if poll_now(listener, PollFlags::POLLIN).is_empty() => {
+                return Ok(AcceptResult::Empty);
             }
-            Look::Next => {}
+            AcceptTry::Later => {}
         }
-        look = Look::Next;
+        attempt = AcceptTry::Later;
         match accept_now(listener) {
-            Ok(accepted) => return Ok(Offer::Client(accepted)),
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Offer::Empty),
-            Err(Errno::EINVAL) => return Ok(Offer::Ended),
+            Ok(accepted) => return Ok(AcceptResult::Client(accepted)),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(AcceptResult::Empty),
+            Err(Errno::EINVAL) => return Ok(AcceptResult::Ended),
             // accept(2): errors of the connection itself, to be treated like "try again".
             Err(Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {}
             Err(
@@ -202,13 +203,13 @@ mod tests {
         let _client = TcpStream::connect(at).expect("it listens");
         clear(&listener);
         assert!(matches!(
-            accept(&listener, Look::First).expect("accept"),
-            Offer::Client(_)
+            accept(&listener, AcceptTry::First).expect("accept"),
+            AcceptResult::Client(_)
         ));
         clear(&listener);
-        for look in [Look::Next, Look::First] {
-            let offer = accept(&listener, look).expect("accept");
-            assert!(matches!(offer, Offer::Empty), "{look:?}");
+        for attempt in [AcceptTry::Later, AcceptTry::First] {
+            let result = accept(&listener, attempt).expect("accept");
+            assert!(matches!(result, AcceptResult::Empty), "{attempt:?}");
         }
         // The remaining race: the flag was cleared, and the client accepted, after poll(2).
         clear(&listener);
@@ -225,8 +226,8 @@ mod tests {
         socket::shutdown(tcp.as_raw_fd(), How::Read).expect("it listens");
         assert!(!is_listening(&tcp));
         assert!(matches!(
-            accept(&tcp, Look::First).expect("accept"),
-            Offer::Ended
+            accept(&tcp, AcceptTry::First).expect("accept"),
+            AcceptResult::Ended
         ));
 
         let directory = tempfile::tempdir().expect("a directory");
@@ -237,9 +238,10 @@ mod tests {
             assert!(is_listening(&unix));
             socket::shutdown(unix.as_raw_fd(), how).expect("it listens");
             assert!(!is_listening(&unix), "{name}");
-            let [waited, other] = [Look::First, Look::Next].map(|look| accept(&unix, look));
-            assert!(matches!(waited, Ok(Offer::Client(_))), "{name}");
-            assert!(matches!(other, Ok(Offer::Empty)), "{name}");
+            let [waited, other] =
+                [AcceptTry::First, AcceptTry::Later].map(|attempt| accept(&unix, attempt));
+            assert!(matches!(waited, Ok(AcceptResult::Client(_))), "{name}");
+            assert!(matches!(other, Ok(AcceptResult::Empty)), "{name}");
         }
         let (connection, _theirs) = UnixStream::pair().expect("a pair");
         connection

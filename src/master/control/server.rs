@@ -18,7 +18,7 @@ use crate::master::control::request::{Answer, ControlReply, ControlRequest};
 use crate::master::listeners::control_listener::{CONTROL_BACKLOG, ControlListener};
 use crate::master::telemetry::events::EventLog;
 use crate::proto::control::{REQUEST_TIMEOUT, Refusal, RefusalCode};
-use crate::sys::listening::{ACCEPT_PAUSE, Look, Offer, accept};
+use crate::sys::listening::{ACCEPT_PAUSE, AcceptResult, AcceptTry, accept};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 
 /// Number of control connections that are reserved for clients that may change the daemon.
@@ -78,11 +78,11 @@ impl ControlClients {
     /// Accepts the control clients that want to connect.
     pub(crate) fn accept(&mut self, listener: &ControlListener, poller: &Poller, now: Instant) {
         // The loop accepts no more in an iteration than can wait, however fast clients reconnect.
-        let looks = iter::once(Look::First).chain(iter::repeat(Look::Next));
-        for look in looks.take(CONTROL_BACKLOG as usize + 1) {
-            let socket = match accept(listener, look) {
-                Ok(Offer::Client(accepted)) => accepted.socket,
-                Ok(Offer::Empty | Offer::Ended) => return,
+        let attempts = iter::once(AcceptTry::First).chain(iter::repeat(AcceptTry::Later));
+        for attempt in attempts.take(CONTROL_BACKLOG as usize + 1) {
+            let socket = match accept(listener, attempt) {
+                Ok(AcceptResult::Client(accepted)) => accepted.socket,
+                Ok(AcceptResult::Empty | AcceptResult::Ended) => return,
                 Err(e) => {
                     log::warn!("cannot accept control clients: {e}");
                     self.paused_until = Some(now + ACCEPT_PAUSE);

@@ -17,7 +17,7 @@ use crate::pool::dispatch::Candidate;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::sys::clock;
-use crate::sys::listening::{Accepted, Look, Offer, accept};
+use crate::sys::listening::{AcceptResult, AcceptTry, Accepted, accept};
 use crate::sys::poll::Poller;
 
 impl Listeners {
@@ -79,11 +79,14 @@ impl Listeners {
         workers: &mut Workers,
         telemetry: &mut Telemetry,
     ) -> io::Result<bool> {
-        for look in once(Look::First).chain(repeat(Look::Next)).take(MAX_LEASES) {
+        for attempt in once(AcceptTry::First)
+            .chain(repeat(AcceptTry::Later))
+            .take(MAX_LEASES)
+        {
             if clients.is_full() || !candidates.iter().any(|candidate| candidate.has_capacity) {
                 break;
             }
-            let Offer::Client(accepted) = accept(&self.all[index], look)? else {
+            let AcceptResult::Client(accepted) = accept(&self.all[index], attempt)? else {
                 return Ok(true);
             };
             let Some(client) = self.admit(index, accepted, clients, telemetry) else {

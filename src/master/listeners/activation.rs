@@ -11,7 +11,7 @@ use std::{env, io};
 
 use crate::config::{Listen, Source};
 use crate::master::error::Error;
-use crate::master::listeners::plan::{SocketSource, Wanted};
+use crate::master::listeners::plan::{SocketSource, WantedListener};
 use crate::proto::names::Address;
 use crate::proto::text::Counted;
 use crate::sys::inherited::{self, Found};
@@ -82,18 +82,21 @@ impl ActivatedSockets {
     ///
     /// # Errors
     /// When no socket has the name of an entry.
-    pub(crate) fn wanted<'c>(&self, entries: &'c [Listen]) -> Result<Vec<Wanted<'c>>, Error> {
+    pub(crate) fn wanted<'c>(
+        &self,
+        entries: &'c [Listen],
+    ) -> Result<Vec<WantedListener<'c>>, Error> {
         let mut all = Vec::new();
         for entry in entries {
             match &entry.source {
-                Source::Bound(address) => all.push(Wanted {
+                Source::Bound(address) => all.push(WantedListener {
                     entry,
                     source: SocketSource::Bound(address.clone()),
                 }),
                 Source::Activated(name) => {
                     let before = all.len();
                     let indices = (0..self.0.len()).filter(|&index| self.0[index].0 == *name);
-                    all.extend(indices.map(|index| Wanted {
+                    all.extend(indices.map(|index| WantedListener {
                         entry,
                         source: SocketSource::Activated(index),
                     }));

@@ -85,7 +85,7 @@ impl AsFd for ExporterListener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::listening::{Look, Offer, accept};
+    use crate::sys::listening::{AcceptResult, AcceptTry, accept};
 
     #[test]
     fn dropping_the_exporter_listener_frees_a_shared_port() {
@@ -99,7 +99,10 @@ mod tests {
         drop(listener);
         ExporterListener::bind(&address).expect("it is free");
         assert!(
-            matches!(accept(&copy, Look::First).expect("accept"), Offer::Ended),
+            matches!(
+                accept(&copy, AcceptTry::First).expect("accept"),
+                AcceptResult::Ended
+            ),
             "{address}"
         );
     }

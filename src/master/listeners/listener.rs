@@ -11,7 +11,7 @@ use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
 use crate::master::listeners::outage::{FILE_GONE, Outage, Served};
-use crate::master::listeners::plan::{SocketSource, Wanted};
+use crate::master::listeners::plan::{SocketSource, WantedListener};
 use crate::master::listeners::socket_file::{
     FileIdentity, SocketFile, access_of, bind, cannot_bind,
 };
@@ -73,11 +73,11 @@ impl Listener {
     /// Binds and listens, or takes up a socket that was handed over. `number` must be new.
     pub(crate) fn open(
         number: u32,
-        wanted: &Wanted<'_>,
+        wanted: &WantedListener<'_>,
         activated: &ActivatedSockets,
         keepalive: Option<Duration>,
     ) -> Result<Listener, Error> {
-        let Wanted { entry, source } = wanted;
+        let WantedListener { entry, source } = wanted;
         let fail = |e: io::Error| {
             let doing = format!("listen on {}", entry.source);
             match source {
@@ -138,7 +138,7 @@ impl Listener {
     /// Those of socket(2).
     pub(crate) fn missing(
         number: u32,
-        wanted: &Wanted<'_>,
+        wanted: &WantedListener<'_>,
         activated: &ActivatedSockets,
         refusal: &Error,
         now: Instant,
@@ -407,8 +407,8 @@ mod tests {
     use super::*;
     use crate::config::{Access, Mode};
     use crate::master::listeners::control_listener::ControlListener;
-    use crate::master::listeners::plan::{is_any, is_found, keep};
-    use crate::sys::listening::{Look, Offer, accept};
+    use crate::master::listeners::plan::{keeps_all, keeps_reachable, match_existing};
+    use crate::sys::listening::{AcceptResult, AcceptTry, accept};
     use crate::sys::process;
     use crate::sys::user::Group;
 
@@ -478,10 +478,10 @@ mod tests {
             .wanted(&wanted)
             .expect("nothing is handed over");
         assert_eq!(
-            keep(&there, &wanted, is_any),
+            match_existing(&there, &wanted, keeps_all),
             [None, Some(0), Some(1), None, Some(2), None]
         );
-        assert_eq!(keep(&[], &wanted[..1], is_any), [None]);
+        assert_eq!(match_existing(&[], &wanted[..1], keeps_all), [None]);
     }
 
     #[test]
@@ -509,10 +509,11 @@ mod tests {
         );
         let _second = std::net::TcpStream::connect(address).expect("connect");
         assert!(matches!(
-            accept(&listener, Look::First).expect("accept"),
-            Offer::Client(_)
+            accept(&listener, AcceptTry::First).expect("accept"),
+            AcceptResult::Client(_)
         ));
-        let Offer::Client(second) = accept(&listener, Look::Next).expect("accept") else {
+        let AcceptResult::Client(second) = accept(&listener, AcceptTry::Later).expect("accept")
+        else {
             panic!("the second waits")
         };
         assert_eq!(socket::keepalive(&second.socket), idle);
@@ -583,8 +584,8 @@ mod tests {
         let there = [listener];
         assert_eq!(
             (
-                keep(&there, &wanted, is_found),
-                keep(&there, &wanted, is_any)
+                match_existing(&there, &wanted, keeps_reachable),
+                match_existing(&there, &wanted, keeps_all)
             ),
             (vec![None], vec![Some(0)])
         );

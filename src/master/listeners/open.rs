@@ -27,11 +27,11 @@ pub(crate) fn open_new(
     (on_error, now): (OnOpenError, Instant),
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = activated.wanted(entries)?;
-    let places = plan::keep(kept, &wanted, plan::is_any);
+    let existing = plan::match_existing(kept, &wanted, plan::keeps_all);
     let wanted_count = wanted.len();
     let mut opened: Vec<Option<Listener>> = Vec::new();
-    for (wanted, place) in wanted.iter().zip(places) {
-        if place.is_some() {
+    for (wanted, index) in wanted.iter().zip(existing) {
+        if index.is_some() {
             opened.push(None);
             continue;
         }
@@ -80,11 +80,11 @@ pub(crate) fn join_listeners(
     keepalive: Option<Duration>,
 ) -> Result<(Vec<Listener>, Vec<u32>), Error> {
     let wanted = activated.wanted(entries)?;
-    let places = plan::keep(&kept, &wanted, plan::is_any);
+    let existing = plan::match_existing(&kept, &wanted, plan::keeps_all);
     let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
     let mut listeners = Vec::new();
-    for ((wanted, place), opened) in wanted.iter().zip(places).zip(opened) {
-        if let Some(mut listener) = place.and_then(|index| kept[index].take()) {
+    for ((wanted, index), opened) in wanted.iter().zip(existing).zip(opened) {
+        if let Some(mut listener) = index.and_then(|index| kept[index].take()) {
             listener.adopt_left(wanted.entry, keepalive);
             listener.set_source(&wanted.source);
             listeners.push(listener);

@@ -6,13 +6,13 @@ use crate::proto::names::Address;
 
 /// A listener that the configuration wants.
 #[derive(Clone, Debug)]
-pub(crate) struct Wanted<'c> {
+pub(crate) struct WantedListener<'c> {
     /// The entry that it belongs to.
     pub(crate) entry: &'c Listen,
     pub(crate) source: SocketSource,
 }
 
-impl Wanted<'_> {
+impl WantedListener<'_> {
     /// Returns the address to bind, if the listener must be bound.
     pub(crate) fn address(&self) -> Option<&Address> {
         match &self.source {
@@ -37,13 +37,13 @@ pub(crate) enum SocketSource {
 /// An existing listener that no entry wants by its source goes to an entry with its address, because no second socket
 /// can be bound there.
 ///
-/// `is_fit` returns whether a listener can be kept at all.
-pub(crate) fn keep(
+/// `may_keep` returns whether a listener can be kept at all.
+pub(crate) fn match_existing(
     listeners: &[Listener],
-    wanted: &[Wanted<'_>],
-    is_fit: fn(&Listener) -> bool,
+    wanted: &[WantedListener<'_>],
+    may_keep: fn(&Listener) -> bool,
 ) -> Vec<Option<usize>> {
-    let mut free: Vec<bool> = listeners.iter().map(is_fit).collect();
+    let mut free: Vec<bool> = listeners.iter().map(may_keep).collect();
     let mut kept = vec![None; wanted.len()];
     let fits: [fn(&Listener, &SocketSource) -> bool; 3] = [
         |listener, source| listener.source == *source,
@@ -65,13 +65,14 @@ pub(crate) fn keep(
     kept
 }
 
-/// Selects for [`keep`] the listeners that clients can find. A listener whose file is gone is replaced by another
+/// Has [`match_existing`] keep the listeners that clients can find. A listener whose file is gone is replaced by another
 /// socket; clients in its queue are still served.
-pub(crate) fn is_found(listener: &Listener) -> bool {
+pub(crate) fn keeps_reachable(listener: &Listener) -> bool {
     !listener.is_file_gone()
 }
 
-/// Selects for [`keep`] all listeners. Clients that wait are not lost because of a file that cannot be created again.
-pub(crate) fn is_any(_: &Listener) -> bool {
+/// Has [`match_existing`] keep all listeners. Clients that wait are not lost because of a file that cannot be created
+/// again.
+pub(crate) fn keeps_all(_: &Listener) -> bool {
     true
 }

@@ -13,7 +13,7 @@ use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::Telemetry;
 use crate::proto::names::Address;
 use crate::sys::clock;
-use crate::sys::listening::{self, Look, Offer};
+use crate::sys::listening::{self, AcceptResult, AcceptTry};
 use crate::sys::poll::Poller;
 
 impl Listeners {
@@ -41,14 +41,14 @@ impl Listeners {
     /// Accepts the clients that wait at a listener, for the next master: no worker of this one serves them.
     fn accept_queued(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
         while !clients.is_full() {
-            match listening::accept(&self.all[index], Look::Next) {
-                Ok(Offer::Client(accepted)) => {
+            match listening::accept(&self.all[index], AcceptTry::Later) {
+                Ok(AcceptResult::Client(accepted)) => {
                     if let Some(client) = self.admit(index, accepted, clients, telemetry) {
                         let unleased = Unleased::new(client, clock::monotonic());
                         clients.unleased.push_back(unleased);
                     }
                 }
-                Ok(Offer::Empty | Offer::Ended) => return,
+                Ok(AcceptResult::Empty | AcceptResult::Ended) => return,
                 Err(e) => {
                     let address = &self.all[index].address;
                     return log::warn!(

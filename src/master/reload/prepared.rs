@@ -127,7 +127,7 @@ impl Master {
         } = &self.listeners;
         let keepalive = config.limits.tcp_keepalive;
         let wanted = activated.wanted(&config.listen)?;
-        let kept = plan::keep(all, &wanted, plan::is_found);
+        let kept = plan::match_existing(all, &wanted, plan::keeps_reachable);
         let mut number = *last_number;
         let mut planned = Vec::new();
         for (wanted, kept) in wanted.iter().zip(kept) {

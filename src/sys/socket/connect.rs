@@ -78,7 +78,7 @@ pub fn is_of_another_type(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::listening::{Look, Offer, accept, listen};
+    use crate::sys::listening::{AcceptResult, AcceptTry, accept, listen};
     use crate::sys::socket::bind_unix;
 
     #[test]
@@ -93,8 +93,8 @@ mod tests {
         let _first = connect_unix(&path, timeout).expect("there is room for one");
         let refused = connect_unix(&path, timeout).expect_err("and for no other");
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
-        let accepted = accept(&listener, Look::First).expect("accept");
-        assert!(matches!(accepted, Offer::Client(_)));
+        let accepted = accept(&listener, AcceptTry::First).expect("accept");
+        assert!(matches!(accepted, AcceptResult::Client(_)));
         connect_unix(&path, timeout).expect("there is room again");
     }
 }
