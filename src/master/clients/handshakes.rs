@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::master::clients::Clients;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::recovery::recover_after_death;
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
 use crate::proto::names::ClientId;
@@ -24,7 +24,7 @@ const MAX_WAIT: Duration = Duration::from_millis(200);
 /// The clients of one dead worker.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
-    left: Rc<LeftShm>,
+    orphan: Rc<OrphanedShm>,
     /// The clients, each with its slot.
     clients: Vec<(u32, Client)>,
     /// The worker was killed for the request that it was executing.
@@ -52,7 +52,7 @@ impl Clients {
     /// Adds clients whose bytes cannot be counted yet to those that wait.
     pub(crate) fn await_handshakes(
         &mut self,
-        left: Rc<LeftShm>,
+        orphan: Rc<OrphanedShm>,
         clients: Vec<(u32, Client)>,
         is_timed_out: bool,
         now: Instant,
@@ -63,7 +63,7 @@ impl Clients {
                 Counted(clients.len(), "client")
             );
             self.handshakes.push(Handshakes {
-                left,
+                orphan,
                 clients,
                 is_timed_out,
                 due: now + FIRST_WAIT,
@@ -124,12 +124,12 @@ impl Clients {
         now: Instant,
     ) {
         let Handshakes {
-            left,
+            orphan,
             clients,
             is_timed_out,
             ..
         } = handshakes;
-        let shm = &left.shm;
+        let shm = &orphan.shm;
         for (slot, client) in std::mem::take(clients) {
             match recover_after_death(slot, client, None, shm, *is_timed_out) {
                 Ok(recovered) => {

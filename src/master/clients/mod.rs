@@ -14,7 +14,7 @@ use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::handshakes::Handshakes;
 use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::clients::leases::{Leases, Recovered};
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::master::clients::reject::turn_away;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
@@ -216,14 +216,14 @@ impl Clients {
     /// killed for its request.
     pub(crate) fn recover_left(
         &self,
-        left: &Rc<LeftShm>,
+        orphan: &Rc<OrphanedShm>,
         leases: Leases,
         written: Option<Writes>,
         is_timed_out: bool,
     ) -> DeadWorkerClients {
-        let mut recovery = leases.recover_clients(&left.shm, written, is_timed_out);
+        let mut recovery = leases.recover_clients(&orphan.shm, written, is_timed_out);
         if self.figures.is_some() {
-            recovery.note_places(left);
+            recovery.note_places(orphan);
         }
         recovery
     }

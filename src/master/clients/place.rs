@@ -9,37 +9,32 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::master::clients::client::Client;
-use crate::proto::channel::MethodName;
 use crate::proto::handoff::ShmRecord;
 use crate::proto::lease::ClientRecord;
-use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{LeaseState, MasterShm};
 use crate::sys::byte_counts::Writes;
 use crate::sys::clock;
 
 /// Shared memory without a worker.
 #[derive(Debug)]
-pub(crate) struct LeftShm {
+pub(crate) struct OrphanedShm {
     pub(crate) record: ShmRecord,
     pub(crate) shm: MasterShm,
 }
 
-impl LeftShm {
-    /// Returns the shared memory of the dead worker of this id, seat and generation, whose counters are in the totals.
-    /// `written` is what its thread has written.
-    pub(crate) fn new(
-        worker: (WorkerId, u32, Generation),
-        methods: Vec<MethodName>,
-        shm: MasterShm,
-        written: Option<Writes>,
-    ) -> LeftShm {
+impl OrphanedShm {
+    /// Returns the shared memory of a dead worker with its record, now that its counters are in the totals. `written` is
+    /// what its thread has written.
+    pub(crate) fn new(record: ShmRecord, shm: MasterShm, written: Option<Writes>) -> OrphanedShm {
         if let Some(written) = written {
             shm.header().set_final_writes(written);
         }
         shm.header().set_packed_at(clock::monotonic());
-        let mut record = shm.layout().record(worker, methods);
-        record.is_counted = true;
-        LeftShm { record, shm }
+        let record = ShmRecord {
+            is_counted: true,
+            ..record
+        };
+        OrphanedShm { record, shm }
     }
 
     /// Closes a slot, unless it has another lease by now: a record of it that is still in a queue means nothing then.
@@ -57,7 +52,7 @@ impl LeftShm {
 /// The place of a client. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct ClientPlace {
-    left: Rc<LeftShm>,
+    orphan: Rc<OrphanedShm>,
     slot: u32,
     lease_number: u32,
     /// How often the client had been moved before.
@@ -67,9 +62,14 @@ pub(crate) struct ClientPlace {
 }
 
 impl ClientPlace {
-    pub(crate) fn new(left: &Rc<LeftShm>, slot: u32, lease_number: u32, moves: u32) -> ClientPlace {
+    pub(crate) fn new(
+        orphan: &Rc<OrphanedShm>,
+        slot: u32,
+        lease_number: u32,
+        moves: u32,
+    ) -> ClientPlace {
         ClientPlace {
-            left: Rc::clone(left),
+            orphan: Rc::clone(orphan),
             slot,
             lease_number,
             moves,
@@ -78,8 +78,8 @@ impl ClientPlace {
     }
 
     /// Returns the shared memory.
-    pub(crate) fn left(&self) -> &Rc<LeftShm> {
-        &self.left
+    pub(crate) fn orphan(&self) -> &Rc<OrphanedShm> {
+        &self.orphan
     }
 
     /// Returns the record of the client for a handoff queue.
@@ -119,6 +119,6 @@ impl Drop for ClientPlace {
     fn drop(&mut self) {
         // Even a place that was not packed by this master may be in a datagram of an earlier one.
         self.set_unpacked();
-        self.left.close(self.slot, self.lease_number);
+        self.orphan.close(self.slot, self.lease_number);
     }
 }

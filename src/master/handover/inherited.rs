@@ -14,7 +14,7 @@ use crate::master::capacity::{
     OWN_DESCRIPTORS, SUCCESSOR_DESCRIPTORS, client_limits, worker_count,
 };
 use crate::master::clients::figures::ClientFigures;
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
 use crate::master::handover::state_file::{
     LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
@@ -196,7 +196,7 @@ fn last_config(saved_state: &SavedState) -> Option<Config> {
 impl SavedState {
     /// Raises the next numbers above those of all unpacked workers and generations, whatever the state file has.
     pub(super) fn raise_numbers(&mut self, unpacked: &Unpacked) {
-        for LeftShm { record, .. } in unpacked.shms() {
+        for OrphanedShm { record, .. } in unpacked.shms() {
             self.last_generation = self.last_generation.max(record.generation.0);
             if !is_for_unleased(record.worker) {
                 self.next_worker = self.next_worker.max(WorkerId(record.worker.0 + 1));

@@ -10,7 +10,7 @@
 
 use std::path::PathBuf;
 
-use crate::master::handover::queues::OrphanedShm;
+use crate::master::handover::queues::OrphanedClients;
 use crate::master::handover::store::HandoffStore;
 use crate::master::handover::upgrade::Upgrade;
 use crate::sys::process;
@@ -54,10 +54,10 @@ impl HandoverState {
         }
     }
 
-    /// Adds the shared memory of a worker that is gone, which is packed at the end.
-    fn add_orphan(&mut self, orphan: OrphanedShm) {
+    /// Adds the clients of a worker that is gone, which are packed at the end.
+    fn add_orphans(&mut self, clients: OrphanedClients) {
         if let Some(store) = &mut self.store {
-            store.orphans.push(orphan);
+            store.orphans.push(clients);
         }
     }
 

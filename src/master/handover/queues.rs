@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::channel::{Channel, Scratch, Sent};
 use crate::loop_clock::Shortage;
 use crate::master::clients::leases::Leases;
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::proto::channel::MAX_HANDOFF_QUEUES;
 use crate::proto::handoff::{HandoffMessage, ShmRecord};
 use crate::proto::lease::ClientRecord;
@@ -42,10 +42,10 @@ pub(crate) struct QueueEnds {
     sent: usize,
 }
 
-/// Shared memory whose worker is gone, and its clients.
+/// The clients of a worker that is gone, and its shared memory.
 #[derive(Debug)]
-pub(crate) struct OrphanedShm {
-    pub(crate) left: LeftShm,
+pub(crate) struct OrphanedClients {
+    pub(crate) orphan: OrphanedShm,
     pub(crate) leases: Leases,
 }
 
@@ -98,16 +98,16 @@ impl HandoffQueues {
     }
 
     /// Packs shared memory and its clients in these slots. Returns the number of clients without space.
-    pub(crate) fn pack(&mut self, orphan: &OrphanedShm, slots: &[u32]) -> usize {
+    pub(crate) fn pack(&mut self, clients: &OrphanedClients, slots: &[u32]) -> usize {
         if slots.is_empty() {
             return 0;
         }
-        let records = orphan
+        let records = clients
             .leases
             .records(slots)
             .map(|(lease, socket)| (lease.record, socket))
             .collect();
-        let LeftShm { record, shm } = &orphan.left;
+        let OrphanedShm { record, shm } = &clients.orphan;
         self.pack_with(record, shm, records, MAX_REFUSALS)
     }
 

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use crate::master::Master;
 use crate::master::clients::client::Unleased;
 use crate::master::clients::leases::Leases;
-use crate::master::clients::place::LeftShm;
-use crate::master::handover::queues::OrphanedShm;
+use crate::master::clients::place::OrphanedShm;
+use crate::master::handover::queues::OrphanedClients;
 use crate::master::handover::store::HandoffStore;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::counters::Loss;
@@ -83,22 +83,18 @@ impl Master {
     /// Keeps, unchanged, the shared memory of a worker that has exited during the restart. `written` is the amount that
     /// its thread wrote.
     pub(crate) fn keep_orphan(&mut self, worker: Worker, written: Option<Writes>, now: Instant) {
+        let record = worker.shm_record();
         let Worker {
-            id,
-            seat,
-            generation,
-            shm,
-            leases,
-            methods,
-            ..
+            id, shm, leases, ..
         } = worker;
         self.clients.end_app(shm.header().app(), now);
         self.workers.pool.exited(id, true, now);
-        let left = LeftShm::new((id, seat as u32, generation), methods, shm, written);
+        let orphan = OrphanedShm::new(record, shm, written);
         if let Some(store) = &mut self.handover.store {
-            pack_early(store, &left.record, &left.shm, &leases, leases.slots());
+            pack_early(store, &orphan.record, &orphan.shm, &leases, leases.slots());
         }
-        self.handover.add_orphan(OrphanedShm { left, leases });
+        self.handover
+            .add_orphans(OrphanedClients { orphan, leases });
         // The worker's counters are in the totals: a SIGKILL now must not lose them.
         self.write_state();
     }
@@ -154,15 +150,15 @@ impl Master {
         };
         let orphans = std::mem::take(&mut store.orphans).into_iter();
         let without_space: u64 = orphans
-            .map(|orphan| {
+            .map(|clients| {
                 let is_packed = |slot: &u32| {
-                    let worker = orphan.left.record.worker;
+                    let worker = clients.orphan.record.worker;
                     let early = store.packed_early.get(&(worker, *slot));
                     early.is_some_and(|is_packed| *is_packed)
                 };
-                let mut slots = orphan.leases.slots();
+                let mut slots = clients.leases.slots();
                 slots.retain(|slot| !is_packed(slot));
-                store.queues.pack(&orphan, &slots) as u64
+                store.queues.pack(&clients, &slots) as u64
             })
             .sum();
         if without_space > 0 {
@@ -200,8 +196,7 @@ impl Master {
             return;
         };
         for worker in self.workers.all.values_mut() {
-            let identity = (worker.id, worker.seat as u32, worker.generation);
-            let record = worker.shm.layout().record(identity, worker.methods.clone());
+            let record = worker.shm_record();
             let (shm, leases) = (&worker.shm, &worker.leases);
             let are_packed = pack_early(store, &record, shm, leases, leases.slots());
             worker.leases.set_packed();
@@ -257,8 +252,10 @@ impl Master {
             }
         }
         let worker = (number, 0, self.settings.generation);
-        let left = LeftShm::new(worker, Vec::new(), shm, None);
-        self.handover.add_orphan(OrphanedShm { left, leases });
+        let record = shm.layout().record(worker, Vec::new());
+        let orphan = OrphanedShm::new(record, shm, None);
+        self.handover
+            .add_orphans(OrphanedClients { orphan, leases });
     }
 }
 

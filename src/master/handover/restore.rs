@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::logging;
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::master::handover::origin::MasterOrigin;
 use crate::master::handover::state_file::SavedState;
 use crate::master::handover::store::{self, HandoffStore};
@@ -121,9 +121,9 @@ impl Master {
     }
 
     /// Adds the counters of orphaned shared memory that are in no totals yet. Returns this shared memory.
-    fn count_orphans(&mut self, unpacked: &mut Unpacked) -> Vec<Rc<LeftShm>> {
-        for left in unpacked.shms().filter(|left| !left.record.is_counted) {
-            let LeftShm { record, shm } = left;
+    fn count_orphans(&mut self, unpacked: &mut Unpacked) -> Vec<Rc<OrphanedShm>> {
+        for orphan in unpacked.shms().filter(|orphan| !orphan.record.is_counted) {
+            let OrphanedShm { record, shm } = orphan;
             match trust::counters_of(shm, record.methods.len()) {
                 Ok(counters) => {
                     let seat = (record.seat as usize).min(MAX_SEATS - 1);

@@ -11,7 +11,7 @@ use crate::logging;
 use crate::master::Master;
 use crate::master::handover::canary::{Canaries, no_canary};
 use crate::master::handover::inherited::queue_names;
-use crate::master::handover::queues::{HandoffQueues, OrphanedShm};
+use crate::master::handover::queues::{HandoffQueues, OrphanedClients};
 use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
 use crate::master::handover::unleased::PackedUnleased;
 use crate::master::listeners::listener::Listener;
@@ -33,8 +33,8 @@ pub(crate) struct HandoffStore {
     last_written: Option<u64>,
     pub(crate) stored: Stored,
     pub(crate) canaries: Canaries,
-    /// Shared memory of workers that are gone, to be packed at the end.
-    pub(crate) orphans: Vec<OrphanedShm>,
+    /// Clients of workers that are gone, to be packed at the end.
+    pub(crate) orphans: Vec<OrphanedClients>,
     /// Clients of workers, by their slots, which this master has tried to pack before the end of a restart, and whether
     /// there was space.
     pub(crate) packed_early: BTreeMap<(WorkerId, u32), bool>,

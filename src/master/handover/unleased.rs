@@ -21,7 +21,7 @@ use crate::channel::Scratch;
 use crate::master::Master;
 use crate::master::clients::client::Unleased;
 use crate::master::clients::leases::preset::preset;
-use crate::master::clients::place::{ClientPlace, LeftShm};
+use crate::master::clients::place::{ClientPlace, OrphanedShm};
 use crate::master::handover::queues::HandoffQueues;
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::text::Counted;
@@ -79,7 +79,7 @@ pub(crate) struct EarlierDatagrams {
     /// Whether a client is in them that this master does not have.
     pub(crate) has_stray: bool,
     /// Shared memory that this master has counted; the record of it in them is outdated.
-    pub(crate) counted: Vec<Rc<LeftShm>>,
+    pub(crate) counted: Vec<Rc<OrphanedShm>>,
 }
 
 impl PackedUnleased {
@@ -120,11 +120,11 @@ impl PackedUnleased {
         queues: &mut HandoffQueues,
         most: usize,
     ) -> usize {
-        let left = clients
+        let orphan = clients
             .first()
-            .and_then(|unleased| Some(Rc::clone(unleased.place.as_ref()?.left())));
+            .and_then(|unleased| Some(Rc::clone(unleased.place.as_ref()?.orphan())));
         let space = most.saturating_sub(self.sent + 1);
-        let Some(left) = left.filter(|_| space > 0) else {
+        let Some(orphan) = orphan.filter(|_| space > 0) else {
             return 0;
         };
         let records: Vec<_> = clients
@@ -139,7 +139,7 @@ impl PackedUnleased {
             })
             .collect();
         let count = records.len();
-        let packed = count - queues.pack_all(&left.record, &left.shm, records);
+        let packed = count - queues.pack_all(&orphan.record, &orphan.shm, records);
         self.sent += packed + 1;
         packed
     }
@@ -219,17 +219,18 @@ impl PackedUnleased {
         let layout = Layout::new(clients.len() as u32, max_frame);
         let shm = MasterShm::new(layout)?;
         let worker = (self.next_number(), 0, generation);
-        let left = Rc::new(LeftShm::new(worker, Vec::new(), shm, None));
+        let record = layout.record(worker, Vec::new());
+        let orphan = Rc::new(OrphanedShm::new(record, shm, None));
         let mut are_all_copied = true;
         for (slot, unleased) in (0..).zip(clients) {
-            if let Err(e) = preset(unleased, slot, LEASE_NUMBER, &left.shm) {
+            if let Err(e) = preset(unleased, slot, LEASE_NUMBER, &orphan.shm) {
                 let id = unleased.client.id;
                 log::debug!("cannot copy the bytes of waiting client {id}: {e}");
                 are_all_copied = false;
                 continue;
             }
             let moves = unleased.client.moves;
-            unleased.place = Some(ClientPlace::new(&left, slot, LEASE_NUMBER, moves));
+            unleased.place = Some(ClientPlace::new(&orphan, slot, LEASE_NUMBER, moves));
         }
         Ok(are_all_copied)
     }
@@ -238,11 +239,11 @@ impl PackedUnleased {
 /// Returns clients with a place by their shared memory.
 fn by_shm<'c>(
     clients: impl Iterator<Item = &'c mut Unleased>,
-) -> BTreeMap<*const LeftShm, Vec<&'c mut Unleased>> {
+) -> BTreeMap<*const OrphanedShm, Vec<&'c mut Unleased>> {
     let mut by_shm = BTreeMap::<_, Vec<_>>::new();
     for unleased in clients {
         if let Some(place) = &unleased.place {
-            let shm = Rc::as_ptr(place.left());
+            let shm = Rc::as_ptr(place.orphan());
             by_shm.entry(shm).or_default().push(unleased);
         }
     }
@@ -268,7 +269,8 @@ impl Master {
         store.queues.adopt(&earlier.counts);
         // Without space for it, another kill would count its requests twice, which is less than to lose its clients.
         let counted = earlier.counted.iter();
-        let is_packed = |left: &&Rc<LeftShm>| store.queues.pack_shm(&left.record, &left.shm, 0);
+        let is_packed =
+            |orphan: &&Rc<OrphanedShm>| store.queues.pack_shm(&orphan.record, &orphan.shm, 0);
         let counted = counted.filter(is_packed).count();
         let places = self.clients.all_unleased_mut();
         let places = places.filter_map(|unleased| unleased.place.as_mut());

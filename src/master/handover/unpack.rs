@@ -17,7 +17,7 @@ use crate::loop_clock::Shortage;
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::master::handover::queues::HandoffQueues;
 use crate::master::handover::unleased::is_for_unleased;
 pub(crate) use crate::master::handover::unpack::crowd::UnpackSpace;
@@ -40,7 +40,7 @@ const MAX_REFUSALS: u32 = 56;
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
     /// Shared memory, by its worker.
-    shms: BTreeMap<WorkerId, Rc<LeftShm>>,
+    shms: BTreeMap<WorkerId, Rc<OrphanedShm>>,
     clients: BTreeMap<ClientId, UnpackedClient>,
     /// Clients that could not be kept.
     pub(crate) lost: By<Loss>,
@@ -87,8 +87,8 @@ impl UnpackedClient {
 
 /// Recovers clients, each with its slot and lease number, as after the death of their worker. The time since they were
 /// packed does not count: they were not served.
-fn recover(left: &Rc<LeftShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerClients {
-    let LeftShm { record, shm } = &**left;
+fn recover(orphan: &Rc<OrphanedShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerClients {
+    let OrphanedShm { record, shm } = &**orphan;
     shm.settle();
     let header = shm.header();
     let (leases, without_slot) = Leases::from_records(record.slots, clients);
@@ -99,7 +99,7 @@ fn recover(left: &Rc<LeftShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerCl
     recovery
         .lost
         .extend(without_slot.into_iter().map(contradiction));
-    recovery.note_places(left);
+    recovery.note_places(orphan);
     let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);
     for (unleased, _) in &mut recovery.recovered {
         unleased.excuse(packed_for);
@@ -157,11 +157,9 @@ impl ReceivedHandoff {
             let (is_open, ..) = unpacked.rank(client.worker, &client.record);
             is_open
         };
-        let closed = |left: &LeftShm| {
-            left.shm
-                .header()
-                .unknown_closed()
-                .min(left.record.slots.into())
+        let closed = |orphan: &OrphanedShm| {
+            let OrphanedShm { record, shm } = orphan;
+            shm.header().unknown_closed().min(record.slots.into())
         };
         let known = unpacked.clients.values().filter(is_there).count() as u64
             + unpacked.lost.total()
@@ -252,7 +250,7 @@ impl Unpacked {
                 self.descriptors += 1;
                 // The queues are not in the order of time.
                 let other = self.shms.get(&record.worker);
-                record.is_counted |= other.is_some_and(|left| left.record.is_counted);
+                record.is_counted |= other.is_some_and(|orphan| orphan.record.is_counted);
                 let layout = Layout::from_record(&record).ok_or_else(|| {
                     io::Error::other(format!("its layout {} is unknown", record.layout))
                 });
@@ -263,7 +261,8 @@ impl Unpacked {
                 match layout.and_then(|layout| MasterShm::from_file(file?, layout)) {
                     Ok(shm) => {
                         let (worker, record) = (record.worker, *record);
-                        self.shms.insert(worker, Rc::new(LeftShm { record, shm }));
+                        self.shms
+                            .insert(worker, Rc::new(OrphanedShm { record, shm }));
                     }
                     Err(e) => self.note_fault(format!(
                         "the shared memory of worker {} cannot be used: {e}",
@@ -311,7 +310,7 @@ impl Unpacked {
         let slot_of = |client: &UnpackedClient| (client.worker, client.record.slot);
         if slot_of(&earlier) != slot_of(&later) {
             match self.shms.get(&earlier.worker) {
-                Some(left) => left.close(earlier.record.slot, earlier.record.lease_number),
+                Some(orphan) => orphan.close(earlier.record.slot, earlier.record.lease_number),
                 None => self.has_stray = true,
             }
         }
@@ -322,8 +321,8 @@ impl Unpacked {
     /// and more moves are a later lease. With equal moves a worker's record is later: the client waited before that
     /// lease.
     fn rank(&self, worker: WorkerId, record: &ClientRecord) -> (bool, u32, bool) {
-        let left = self.shms.get(&worker);
-        let slot = left.and_then(|left| left.shm.slot(record.slot));
+        let orphan = self.shms.get(&worker);
+        let slot = orphan.and_then(|orphan| orphan.shm.slot(record.slot));
         let lease = slot.and_then(|slot| slot.lease());
         let is_closed = lease.is_some_and(|lease| lease.state == LeaseState::Closed);
         (!is_closed, record.moves, !is_for_unleased(worker))
@@ -361,12 +360,12 @@ impl Unpacked {
     /// Marks all shared memory as counted, so that a later master does not add its counters to the totals again. Must
     /// be called before any client has its place there, because the record is part of each place. Returns those that
     /// were not, whose records in the queues are outdated.
-    pub(crate) fn set_counted(&mut self) -> Vec<Rc<LeftShm>> {
+    pub(crate) fn set_counted(&mut self) -> Vec<Rc<OrphanedShm>> {
         let mut counted = Vec::new();
-        for left in self.shms.values_mut() {
-            if let Some(changed) = Rc::get_mut(left).filter(|left| !left.record.is_counted) {
+        for orphan in self.shms.values_mut() {
+            if let Some(changed) = Rc::get_mut(orphan).filter(|orphan| !orphan.record.is_counted) {
                 changed.record.is_counted = true;
-                counted.push(Rc::clone(left));
+                counted.push(Rc::clone(orphan));
             }
         }
         counted
@@ -376,19 +375,19 @@ impl Unpacked {
     /// count them again.
     pub(crate) fn forget_not_packed(&self) {
         self.shms()
-            .for_each(|left| left.shm.header().forget_left_behind());
+            .for_each(|orphan| orphan.shm.header().forget_left_behind());
     }
 
     /// Returns the number of clients that workers could not pack.
     fn not_packed(&self) -> u64 {
         self.shms()
-            .map(|LeftShm { record, shm }| shm.header().left_behind().min(record.slots.into()))
+            .map(|OrphanedShm { record, shm }| shm.header().left_behind().min(record.slots.into()))
             .sum()
     }
 
     /// Returns all shared memory, with its records.
-    pub(crate) fn shms(&self) -> impl Iterator<Item = &LeftShm> {
-        self.shms.values().map(|left| &**left)
+    pub(crate) fn shms(&self) -> impl Iterator<Item = &OrphanedShm> {
+        self.shms.values().map(|orphan| &**orphan)
     }
 
     /// Returns the layout of each shared memory, and the number of its clients.
@@ -401,7 +400,7 @@ impl Unpacked {
         };
         self.shms
             .iter()
-            .map(move |(worker, left)| (left.shm.layout(), clients(*worker)))
+            .map(move |(worker, orphan)| (orphan.shm.layout(), clients(*worker)))
     }
 
     /// Returns whether any client is still connected.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
-use crate::master::clients::place::LeftShm;
+use crate::master::clients::place::OrphanedShm;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::memory;
 use crate::master::telemetry::Telemetry;
@@ -111,14 +111,12 @@ impl Workers {
     ) -> bool {
         let (worker, written) = dead.into_parts();
         let has_answered = worker.believed.counters().requests() > 0;
-        let (name, about) = (worker.name(), worker.about());
+        let (name, about, record) = (worker.name(), worker.about(), worker.shm_record());
         let Worker {
             id,
             seat,
-            generation,
             shm,
             leases,
-            methods,
             failure,
             app,
             life,
@@ -127,15 +125,14 @@ impl Workers {
         let doom = life.doom();
         let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
         let is_timed_out = doom == Some(Doom::TimedOut);
-        let identity = (id, seat as u32, generation);
-        let left = Rc::new(LeftShm::new(identity, methods, shm, written));
-        let mut recovery = clients.recover_left(&left, leases, written, is_timed_out);
-        let blame = self.lay_blame(end, &left.record.methods, &recovery, telemetry, now);
+        let orphan = Rc::new(OrphanedShm::new(record, shm, written));
+        let mut recovery = clients.recover_left(&orphan, leases, written, is_timed_out);
+        let blame = self.lay_blame(end, &orphan.record.methods, &recovery, telemetry, now);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
         clients.await_handshakes(
-            left,
+            orphan,
             mem::take(&mut recovery.in_handshake),
             is_timed_out,
             now,

@@ -15,6 +15,7 @@ use crate::master::workers::zygote::Newborn;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
+use crate::proto::handoff::ShmRecord;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::byte_counts::ProcessWrites;
@@ -238,6 +239,12 @@ impl Worker {
             app_watch: AppWatch::default(),
             link: Link::default(),
         }
+    }
+
+    /// Returns the record of the worker's shared memory for a handoff queue.
+    pub(crate) fn shm_record(&self) -> ShmRecord {
+        let worker = (self.id, self.seat as u32, self.generation);
+        self.shm.layout().record(worker, self.methods.clone())
     }
 
     /// Returns the subject of an event about this worker.

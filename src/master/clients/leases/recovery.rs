@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::{LeaseEntry, Leased, Leases, Recovered};
-use crate::master::clients::place::{ClientPlace, LeftShm};
+use crate::master::clients::place::{ClientPlace, OrphanedShm};
 use crate::proto::names::{Offsets, Peer};
 use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
 use crate::sys::byte_counts::{self, ByteCounts, Writes};
@@ -47,10 +47,10 @@ impl DeadWorkerClients {
     }
 
     /// Notes that the recovered clients have their places in this shared memory, which is that of their worker.
-    pub(crate) fn note_places(&mut self, left: &Rc<LeftShm>) {
+    pub(crate) fn note_places(&mut self, orphan: &Rc<OrphanedShm>) {
         for ((unleased, _), (slot, lease_number)) in self.recovered.iter_mut().zip(&self.slots) {
             let moves = unleased.client.moves;
-            unleased.place = Some(ClientPlace::new(left, *slot, *lease_number, moves));
+            unleased.place = Some(ClientPlace::new(orphan, *slot, *lease_number, moves));
         }
     }
 

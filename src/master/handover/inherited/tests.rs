@@ -137,7 +137,7 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
         unpacked.faults.is_empty() && unpacked.lost.total() == 0,
         "{unpacked:?}"
     );
-    let LeftShm {
+    let OrphanedShm {
         record: shm_record,
         shm,
     } = unpacked.shms().next().expect("there is one");

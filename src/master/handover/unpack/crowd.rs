@@ -98,7 +98,7 @@ impl Unpacked {
         let slot = self
             .shms
             .get(&client.worker)
-            .and_then(|left| left.shm.slot(client.record.slot));
+            .and_then(|orphan| orphan.shm.slot(client.record.slot));
         slot.map_or(0, |slot| slot.last_active())
     }
 }
