@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::listeners::exporter_listener::ExporterListener;
-use super::listeners::outage::{FILE_GONE, Outage, Served};
+use super::listeners::outage::{FILE_GONE, Served};
+use super::retry::Outage;
 use super::telemetry::events::EventLog;
 use super::{Error, Token};
 use crate::channel::{Channel, Sent};

@@ -67,9 +67,10 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
 
 /// Each room of `master`, and the rooms that it may know, which all stand before it. Items of `master` itself are
 /// open to all of them.
-const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
+const ROOM_MAY_IMPORT: [(&str, &[&str]); 22] = [
     ("error", &[]),
     ("lifecycle", &[]),
+    ("retry", &["error"]),
     ("token", &[]),
     ("capacity", &[]),
     ("service_manager", &[]),
@@ -80,9 +81,16 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("workers", &["clients", "lifecycle", "memory", "telemetry"]),
     (
         "listeners",
-        &["clients", "error", "lifecycle", "telemetry", "workers"],
+        &[
+            "clients",
+            "error",
+            "lifecycle",
+            "retry",
+            "telemetry",
+            "workers",
+        ],
     ),
-    ("exporter", &["listeners", "telemetry"]),
+    ("exporter", &["listeners", "retry", "telemetry"]),
     (
         "control",
         &[
@@ -92,6 +100,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
             "lifecycle",
             "listeners",
             "memory",
+            "retry",
             "service_manager",
             "settings",
             "telemetry",
@@ -148,6 +157,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 21] = [
             "lifecycle",
             "listeners",
             "reload",
+            "retry",
             "service_manager",
             "settings",
             "shutdown",

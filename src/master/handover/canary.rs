@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::master::handover::state_file::CANARY_NAME;
-use crate::master::listeners::outage::Outage;
+use crate::master::retry::Outage;
 use crate::master::service_manager::Notifier;
 use crate::master::telemetry::events::EventLog;
 use crate::master::{Error, Master, Token};

@@ -10,11 +10,12 @@ use crate::config::{Listen, Source};
 use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
-use crate::master::listeners::outage::{FILE_GONE, Outage, Served};
+use crate::master::listeners::outage::{FILE_GONE, Served};
 use crate::master::listeners::plan::{SocketSource, WantedListener};
 use crate::master::listeners::socket_file::{
     FileIdentity, SocketFile, access_of, bind, cannot_bind,
 };
+use crate::master::retry::Outage;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 use crate::sys::listening::{is_listening, listen, share_address};

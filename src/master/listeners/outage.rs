@@ -8,77 +8,20 @@
 //! epoll(7) may also lack memory to watch a socket that is bound (ENOMEM, ENOSPC). Its clients wait in its queue, and
 //! only the watch is tried again.
 //!
-//! The first try is at once, then there is one every second, after half a minute every 30 s. Until one succeeds, the
-//! status gives the reason.
+//! Tries are made as `master/retry.rs` schedules them. Until one succeeds, the status gives the reason.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crate::master::listeners::Listeners;
 use crate::master::listeners::listener::Listener;
+use crate::master::retry::Outage;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::events::EventLog;
 use crate::master::{Error, Token};
 use crate::proto::control::{About, Kind};
 use crate::sys::listening::is_listening;
 use crate::sys::poll::{Interest, Poller};
-
-/// Number of tries that are a second apart; later ones are [`SLOW_RETRY_INTERVAL`] apart.
-const FAST_RETRIES: u32 = 30;
-const SLOW_RETRY_INTERVAL: Duration = Duration::from_secs(30);
-
-/// An outage of a listener: its reason, and the time of the next try.
-#[derive(Clone, Debug)]
-pub(crate) struct Outage {
-    /// The last reason.
-    pub(crate) reason: String,
-    next_try: Instant,
-    tries: u32,
-}
-
-impl Outage {
-    /// Creates an outage with the first try due at once.
-    pub(crate) fn new(now: Instant, reason: &str) -> Outage {
-        Outage {
-            reason: reason.to_owned(),
-            next_try: now,
-            tries: 0,
-        }
-    }
-
-    /// Creates an outage after the first try has failed. Logs the reason.
-    pub(crate) fn from_error(error: &Error, now: Instant) -> Outage {
-        let mut outage = Outage::new(now, "");
-        outage.failed(error, now);
-        outage
-    }
-
-    /// Returns when the next try is due.
-    pub(crate) fn deadline(&self) -> Instant {
-        self.next_try
-    }
-
-    /// Returns whether a try is due.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.next_try <= now
-    }
-
-    /// Records a failed try. Logs the reason if it differs from the last one.
-    pub(crate) fn failed(&mut self, error: &Error, now: Instant) {
-        self.tries += 1;
-        let wait = if self.tries <= FAST_RETRIES {
-            Duration::from_secs(1)
-        } else {
-            SLOW_RETRY_INTERVAL
-        };
-        self.next_try = now + wait;
-        let reason = error.to_string();
-        if self.reason != reason {
-            log::error!("{reason}; trying again every {} s", wait.as_secs());
-            self.reason = reason;
-        }
-    }
-}
 
 /// The first reason of an outage.
 pub(crate) const ENDED: &str = "another process has shut the socket down";
@@ -242,27 +185,5 @@ impl Listeners {
             .filter_map(|listener| listener.outage.as_ref())
             .map(Outage::deadline)
             .min()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_outage_is_retried_every_second_and_later_every_30_s() {
-        let now = Instant::now();
-        let mut outage = Outage::new(now, ENDED);
-        assert!(outage.is_due(now));
-        let error = Error::Unavailable("no".to_owned());
-        let mut at = now;
-        for _ in 0..FAST_RETRIES {
-            outage.failed(&error, at);
-            assert_eq!(outage.deadline() - at, Duration::from_secs(1));
-            at = outage.deadline();
-        }
-        outage.failed(&error, at);
-        assert_eq!(outage.deadline() - at, SLOW_RETRY_INTERVAL);
-        assert_eq!(outage.reason, "no");
     }
 }
