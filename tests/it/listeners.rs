@@ -12,6 +12,7 @@ use crate::common::namespace::{is_inside, this_test};
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
 use crate::common::program::ctl;
+use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, start};
 
 /// A user and a group that every system has.
@@ -47,6 +48,41 @@ fn a_flood_at_one_listener_leaves_capacity_for_the_others() {
         .position(|line| line.contains("rpc.sock"));
     assert!(of_other < Some(50), "it was accepted after {of_other:?}");
     drop(flood);
+}
+
+#[test]
+fn one_iteration_of_the_loop_accepts_at_most_253_clients() {
+    let daemon = start(
+        r#"
+        listen = ["127.0.0.1:0", "127.0.0.1:0"]
+        workers.count = 20
+        limits.stall-timeout = "1h"
+        "#,
+    );
+    daemon.wait_for_workers();
+    // None is picked up, so 16 can be leased to each worker.
+    daemon.worker_pids().into_iter().for_each(kernel::stop);
+    kernel::stop(daemon.pid());
+    let clients: Vec<Client> = daemon
+        .addresses()
+        .iter()
+        .flat_map(|address| (0..160).map(|_| Client::connect(address)))
+        .collect();
+    let calls = "accept4,epoll_wait,epoll_pwait,epoll_pwait2";
+    let Some(traced) = Traced::attach(daemon.pid(), calls, "accept4:delay_exit=1") else {
+        return;
+    };
+    kernel::send(daemon.pid(), nix::sys::signal::Signal::SIGCONT);
+    daemon.wait_until("all are accepted", |status| status.clients == 320);
+    let trace = traced.text();
+    let accepted = trace.split("epoll_").map(|calls| {
+        // Control clients are of AF_UNIX.
+        let calls = calls.lines().filter(|call| call.contains("AF_INET"));
+        calls.filter(|call| !call.contains(" = -1 ")).count()
+    });
+    let most = accepted.max();
+    assert!(most <= Some(253), "{most:?} in one iteration");
+    drop(clients);
 }
 
 #[test]

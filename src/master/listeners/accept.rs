@@ -21,7 +21,8 @@ use crate::sys::listening::{AcceptResult, AcceptTry, Accepted, accept};
 use crate::sys::poll::Poller;
 
 impl Listeners {
-    /// Leases the clients without a worker, then those that wait in the queues of these listeners.
+    /// Leases the clients without a worker, then those that wait in the queues of these listeners, no more than one
+    /// message of leases holds: until the leases are flushed, only the master has these clients.
     pub(crate) fn lease_clients(
         &mut self,
         readable: &[u32],
@@ -37,15 +38,18 @@ impl Listeners {
         workers.lease_unleased(clients, telemetry);
         if self.gate.is_open() && clients.unleased.is_empty() {
             let mut candidates = workers.candidates(false);
+            let mut left = MAX_LEASES;
             for number in &self.order(readable) {
                 let Some(index) = self.index_of(*number) else {
                     continue;
                 };
                 let accepted = self.all[index].accepted;
-                let result = self.accept(index, &mut candidates, clients, workers, telemetry);
-                if self.all[index].accepted > accepted {
+                let result = self.accept(index, left, &mut candidates, clients, workers, telemetry);
+                let accepted = self.all[index].accepted - accepted;
+                if accepted > 0 {
                     self.last_served = *number;
                 }
+                left = left.saturating_sub(accepted as usize);
                 match result {
                     Ok(is_empty) if is_empty && self.closing.contains(number) => {
                         self.close(index, telemetry, poller);
@@ -68,12 +72,12 @@ impl Listeners {
         after
     }
 
-    /// Accepts the clients that wait at one listener, as far as there is capacity, and no more than one message of
-    /// leases holds: until the leases are flushed, only the master has these clients. Returns whether the queue is
-    /// empty.
+    /// Accepts the clients that wait at one listener, as far as there is capacity, and at most `most`. Returns whether the
+    /// queue is empty.
     fn accept(
         &mut self,
         index: usize,
+        most: usize,
         candidates: &mut [Candidate],
         clients: &mut Clients,
         workers: &mut Workers,
@@ -81,7 +85,7 @@ impl Listeners {
     ) -> io::Result<bool> {
         for attempt in once(AcceptTry::First)
             .chain(repeat(AcceptTry::Later))
-            .take(MAX_LEASES)
+            .take(most)
         {
             if clients.is_full() || !candidates.iter().any(|candidate| candidate.has_capacity) {
                 break;
