@@ -341,18 +341,9 @@ mod tests {
     use crate::proto::app::AppInfo;
     use crate::proto::frame::OrderRule;
     use crate::proto::lease::ClientRecord;
+    use crate::proto::message::tests::assert_round_trip;
     use crate::proto::names::{ClientId, Offsets, Peer};
     use proptest::prelude::*;
-
-    fn round<M: Message + PartialEq + std::fmt::Debug>(message: &M) {
-        let mut datagram = vec![9; 3];
-        message.encode(&mut datagram);
-        assert_eq!(M::decode(&datagram).as_ref(), Ok(message));
-        for cut in 0..datagram.len() {
-            let decoded = M::decode(&datagram[..cut]);
-            assert_ne!(decoded.as_ref(), Ok(message), "cut at {cut}");
-        }
-    }
 
     #[test]
     fn a_decoded_message_equals_the_encoded_one() {
@@ -373,7 +364,7 @@ mod tests {
             offsets: Offsets::default(),
         };
         let mut leases = peers.map(|peer| Lease { record, peer });
-        round(&ToWorker::Lease(leases.to_vec()));
+        assert_round_trip(&ToWorker::Lease(leases.to_vec()));
         let (received, sent) = (u64::MAX, 1 << 40);
         leases[1].record.offsets = Offsets { received, sent };
         let mut datagram = Vec::new();
@@ -390,7 +381,7 @@ mod tests {
             ToWorker::Quarantine(vec!["resize".to_owned()]),
             ToWorker::LogLevel(LogLevel::Warn),
         ] {
-            round(&message);
+            assert_round_trip(&message);
         }
         let (name, reason) = ("ping".to_owned(), "no cache at \"/x\"\n".to_owned());
         let idempotent = true;
@@ -428,7 +419,7 @@ mod tests {
                 reason: SpentReason::Memory,
             }),
         ] {
-            round(&message);
+            assert_round_trip(&message);
         }
     }
 

@@ -82,29 +82,21 @@ impl Message for Nothing {
 mod tests {
     use super::*;
     use crate::proto::channel::MAX_MESSAGE;
-    use crate::proto::log::{LogFormat, LogLevel, LogTarget};
+    use crate::proto::log::tests::log_in_file;
+    use crate::proto::message::tests::assert_round_trip;
 
     #[test]
     fn a_decoded_message_equals_the_encoded_one_and_fits() {
-        let log = Log {
-            target: LogTarget::File,
-            file: Some("/var/log/x".into()),
-            format: LogFormat::Json,
-            level: LogLevel::Debug,
-        };
         // The most names of a configuration, each of the greatest length, and a path of any bytes.
         let hosts = Some(vec!["n".repeat(253); 64]);
         let start = StartExporter {
             name: "fdpassd".to_owned(),
             control: vec![0xff; 107],
             hosts,
-            log,
+            log: log_in_file(),
         };
         for message in [ToExporter::Start(start), ToExporter::Reopen] {
-            let mut datagram = vec![9; 3];
-            message.encode(&mut datagram);
-            assert_eq!(ToExporter::decode(&datagram), Ok(message));
-            assert!(datagram.len() <= MAX_MESSAGE / 2, "{}", datagram.len());
+            assert!(assert_round_trip(&message) <= MAX_MESSAGE / 2);
         }
         for garbage in [&b""[..], b"\x01{}", b"\x02x", b"\x03"] {
             assert!(ToExporter::decode(garbage).is_err(), "{garbage:?}");

@@ -157,6 +157,7 @@ impl Message for HandoffMessage {
 mod tests {
     use super::*;
     use crate::proto::frame::OrderRule;
+    use crate::proto::message::tests::assert_round_trip;
     use crate::proto::names::{ClientId, Offsets};
     use proptest::prelude::*;
 
@@ -206,9 +207,7 @@ mod tests {
             HandoffMessage::Clients(worker, all),
             HandoffMessage::Clients(worker, far),
         ] {
-            let mut datagram = Vec::new();
-            queue.encode(&mut datagram);
-            assert_eq!(HandoffMessage::decode(&datagram), Ok(queue));
+            assert_round_trip(&queue);
         }
     }
 

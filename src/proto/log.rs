@@ -62,3 +62,18 @@ named_variants! {
         Trace = "trace",
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::{Log, LogFormat, LogLevel, LogTarget};
+
+    /// Returns settings of a log that is a file.
+    pub(in crate::proto) fn log_in_file() -> Log {
+        Log {
+            target: LogTarget::File,
+            file: Some("/var/log/x".into()),
+            format: LogFormat::Json,
+            level: LogLevel::Debug,
+        }
+    }
+}

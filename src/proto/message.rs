@@ -65,3 +65,29 @@ impl Fields<'_> {
         self.bytes().map(u64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::fmt::Debug;
+
+    use super::Message;
+
+    /// Checks that a message is decoded as it was encoded, and that no part of its datagram and no longer one is decoded
+    /// as the same. Returns the length of the datagram.
+    #[track_caller]
+    pub(in crate::proto) fn assert_round_trip<M: Message + PartialEq + Debug>(
+        message: &M,
+    ) -> usize {
+        // Its earlier contents are replaced.
+        let mut datagram = vec![9; 3];
+        message.encode(&mut datagram);
+        assert_eq!(M::decode(&datagram).as_ref(), Ok(message));
+        for cut in 0..datagram.len() {
+            let decoded = M::decode(&datagram[..cut]);
+            assert_ne!(decoded.as_ref(), Ok(message), "cut at {cut}");
+        }
+        let longer = [&datagram[..], b"x"].concat();
+        assert!(M::decode(&longer).is_err(), "one byte more");
+        datagram.len()
+    }
+}

@@ -177,30 +177,16 @@ fn end(fields: Fields<'_>) -> Result<(), Malformed> {
 mod tests {
     use super::*;
     use crate::proto::channel::MAX_MESSAGE;
-    use crate::proto::log::{LogFormat, LogLevel, LogTarget};
-
-    fn is_same_again<T: Message + PartialEq + std::fmt::Debug>(message: &T) {
-        let mut datagram = vec![9; 3];
-        message.encode(&mut datagram);
-        assert_eq!(T::decode(&datagram).as_ref(), Ok(message));
-        assert!(datagram.len() <= MAX_MESSAGE, "{}", datagram.len());
-        assert!(T::decode(&[&datagram[..], b"x"].concat()).is_err());
-        assert!(T::decode(&datagram[..datagram.len() - 1]).is_err());
-    }
+    use crate::proto::log::tests::log_in_file;
+    use crate::proto::message::tests::assert_round_trip;
 
     #[test]
     fn a_decoded_message_equals_the_encoded_one_and_fits() {
-        let log = Log {
-            target: LogTarget::File,
-            file: Some("/var/log/x".into()),
-            format: LogFormat::Json,
-            level: LogLevel::Debug,
-        };
         let start = StartZygote {
             name: "fdpassd".to_owned(),
             generation: Generation(u64::MAX),
             master: u32::MAX,
-            log,
+            log: log_in_file(),
             // The longest table, of characters that JSON escapes.
             own_table: "\"".repeat(16 << 10),
             app: None,
@@ -210,7 +196,7 @@ mod tests {
             ToZygote::Fork(WorkerId(u64::MAX)),
             ToZygote::Reopen,
         ] {
-            is_same_again(&message);
+            assert!(assert_round_trip(&message) <= MAX_MESSAGE);
         }
         let worker = WorkerId(1 << 40);
         for message in [
@@ -222,7 +208,7 @@ mod tests {
             FromZygote::Forked { worker, pid: 7 },
             FromZygote::Refused { worker, errno: 11 },
         ] {
-            is_same_again(&message);
+            assert!(assert_round_trip(&message) <= MAX_MESSAGE);
         }
         for garbage in [&b""[..], b"\x01{}", b"\x02x", b"\x03\x01", b"\x05"] {
             assert!(ToZygote::decode(garbage).is_err(), "{garbage:?}");

@@ -183,6 +183,27 @@ impl Master {
     }
 }
 
+/// Returns a worker with an idle client in slot 0, and its service.
+fn worker_with_client<'c>(
+    master: &mut Master,
+    theirs: &'c mut Channel<ToMaster, ToWorker>,
+    settings: Settings,
+) -> (WorkerLoop<'c>, RunningService<()>, Client) {
+    let mut worker = master.worker(theirs, settings);
+    let mut service = service();
+    let client = master.lease_new(0);
+    step(&mut worker, &mut service);
+    (worker, service, client)
+}
+
+/// Returns the settings of a worker whose requests may take 1000 s.
+fn timeout_of_1000_s() -> Settings {
+    Settings {
+        request_timeout: Some(Duration::from_secs(1_000)),
+        ..settings()
+    }
+}
+
 /// Makes the worker receive one message and send its reports.
 fn step(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
     let received = worker.receive(&mut Scratch::default(), service);
@@ -389,10 +410,8 @@ fn a_request_that_timed_out_does_not_run_and_the_next_does() {
 #[test]
 fn a_quarantined_method_does_not_run_until_it_is_released() {
     let (mut master, mut theirs) = Master::new();
-    let mut worker = master.worker(&mut theirs, settings());
-    let mut service = service();
-    let mut client = master.lease_new(0);
-    step(&mut worker, &mut service);
+    let (mut worker, mut service, mut client) =
+        worker_with_client(&mut master, &mut theirs, settings());
     for (names, words) in [
         (
             vec!["methods", "ping", "gone"],
@@ -413,14 +432,8 @@ fn a_quarantined_method_does_not_run_until_it_is_released() {
 #[test]
 fn a_method_gets_the_earlier_deadline_of_request_and_worker() {
     let (mut master, mut theirs) = Master::new();
-    let limits = Settings {
-        request_timeout: Some(Duration::from_secs(1_000)),
-        ..settings()
-    };
-    let mut worker = master.worker(&mut theirs, limits);
-    let mut service = service();
-    let mut client = master.lease_new(0);
-    step(&mut worker, &mut service);
+    let (mut worker, mut service, mut client) =
+        worker_with_client(&mut master, &mut theirs, timeout_of_1000_s());
     let mut ask = |worker: &mut WorkerLoop<'_>| {
         client.send(&frame(r#"{"in":"deadline"}"#));
         worker.time.now = clock::monotonic();
@@ -439,14 +452,8 @@ fn a_method_gets_the_earlier_deadline_of_request_and_worker() {
 #[test]
 fn each_request_of_a_turn_has_its_own_deadline() {
     let (mut master, mut theirs) = Master::new();
-    let limits = Settings {
-        request_timeout: Some(Duration::from_secs(1_000)),
-        ..settings()
-    };
-    let mut worker = master.worker(&mut theirs, limits);
-    let mut service = service();
-    let mut client = master.lease_new(0);
-    step(&mut worker, &mut service);
+    let (mut worker, mut service, mut client) =
+        worker_with_client(&mut master, &mut theirs, timeout_of_1000_s());
     let request = frame(r#"{"in":"killed_at"}"#);
     // A turn ends early if this thread had to wait for a CPU.
     let until = Instant::now() + Duration::from_secs(60);

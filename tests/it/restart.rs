@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
+use std::path::Path;
 
 use fdpassd::proto::control::{Origin, Status};
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::common::faulty::{Execution, example};
 use crate::common::load::Load;
 use crate::common::program::ctl;
+use crate::common::restart::{How, restart};
 use crate::common::{FDPASSD, kernel, metrics, ping_all, ping_of, pong_of};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
@@ -38,7 +39,7 @@ fn a_restart_keeps_every_client_in_any_state() {
         let load = Load::start(&daemon, 6, 4);
         load.wait_for(20);
 
-        let daemon = restart(&manager, daemon, how);
+        let daemon = restart(&manager, daemon, how, Path::new(FDPASSD));
         load.wait_for(20);
         for client in &mut halfway {
             let frame = client.frame(&large);
@@ -90,7 +91,7 @@ fn a_restart_keeps_counters_ids_and_changes() {
         let before = daemon.status();
         let (events, id) = (last_event(&daemon), client_id(&daemon));
 
-        let daemon = restart(&manager, daemon, how);
+        let daemon = restart(&manager, daemon, how, Path::new(FDPASSD));
         daemon.wait_for_workers();
         let after = daemon.status();
         assert_eq!((after.count, after.count_origin), (3, Origin::Runtime));
@@ -215,7 +216,7 @@ fn an_executing_request_gets_restart_grace() {
             continue;
         }
         // Without an end of the grace this would not return.
-        let daemon = restart_program(&manager, daemon, how, &faulty);
+        let daemon = restart(&manager, daemon, how, &faulty);
         let mut client = blocked.into_client();
         let fault = client.reply().value().expect_err("its worker is gone");
         assert_eq!(fault.code(), "crashed", "{how:?}: {fault}");
@@ -239,7 +240,7 @@ fn a_bad_file_or_address_ends_no_existing_client() {
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");
     daemon.write_config("workers.cuont = 1");
-    let daemon = restart(&manager, daemon, How::Term);
+    let daemon = restart(&manager, daemon, How::Term, Path::new(FDPASSD));
     client.call("ping", 2).expect("a pong");
     let stale = daemon.status().config_stale.expect("it is told");
     assert!(stale.contains("unknown key `cuont`"), "{stale}");
@@ -251,7 +252,7 @@ fn a_bad_file_or_address_ends_no_existing_client() {
     daemon.write_config(&format!(
         "listen = [\"127.0.0.1:0\", \"{address}\"]\nworkers.count = 1\nlimits.max-clients = 1"
     ));
-    let daemon = restart(&manager, daemon, How::Kill);
+    let daemon = restart(&manager, daemon, How::Kill, Path::new(FDPASSD));
     client.call("ping", 3).expect("a pong");
     let stale = daemon.status().config_stale.expect("it is told");
     assert!(stale.contains(&address.to_string()), "{stale}");
@@ -316,6 +317,7 @@ fn repeated_restarts_and_kills_lose_no_client() {
             &manager,
             daemon,
             if round % 2 == 0 { How::Term } else { How::Kill },
+            Path::new(FDPASSD),
         );
         load.wait_for(5);
     }
@@ -348,13 +350,6 @@ fn without_a_descriptor_store_sigterm_ends_all_clients() {
     client.expect_end();
 }
 
-/// How a master ends.
-#[derive(Clone, Copy, Debug)]
-enum How {
-    Term,
-    Kill,
-}
-
 #[track_caller]
 fn start(manager: &ServiceManager, program: &str, config: &str) -> Running {
     let daemon = manager.setup(program, config).start().expect("it serves");
@@ -363,41 +358,6 @@ fn start(manager: &ServiceManager, program: &str, config: &str) -> Running {
     daemon.wait_until("the store is confirmed", |status| {
         status.restart_keeps_clients
     });
-    daemon
-}
-
-#[track_caller]
-fn restart(manager: &ServiceManager, daemon: Running, how: How) -> Running {
-    restart_program(manager, daemon, how, FDPASSD)
-}
-
-/// As systemd does: remaining processes of a dead master get SIGTERM.
-#[track_caller]
-fn restart_program(
-    manager: &ServiceManager,
-    mut daemon: Running,
-    how: How,
-    program: impl AsRef<std::ffi::OsStr>,
-) -> Running {
-    match how {
-        How::Term => daemon.signal("TERM"),
-        How::Kill => {
-            let workers = daemon.worker_pids();
-            daemon.signal("KILL");
-            daemon.wait();
-            for worker in workers {
-                let _ = Command::new("kill")
-                    .arg("-TERM")
-                    .arg(worker.to_string())
-                    .status();
-            }
-        }
-    }
-    let daemon = manager
-        .setup(program, "")
-        .start_after(daemon)
-        .expect("the next master serves");
-    daemon.wait_for_workers();
     daemon
 }
 
