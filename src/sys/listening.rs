@@ -63,7 +63,7 @@ pub fn share_address(ended: impl AsFd) -> io::Result<()> {
     Ok(setsockopt(&ended, ReuseAddr, &true)?)
 }
 
-/// Which of the calls of [`accept`] this is, since the poller has reported the listener.
+/// The position of an attempt to accept, counted from when the poller reported the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptTry {
     /// The first: a client should be there. O_NONBLOCK is set again, in case another holder has cleared it.
