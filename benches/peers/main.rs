@@ -14,6 +14,7 @@ mod idle;
 mod memory;
 mod models;
 mod print;
+mod scale;
 mod scenario;
 mod smoke;
 mod stall;
@@ -59,6 +60,9 @@ enum Part {
     /// Compares two builds of fdpassd: CPU time or system calls for each request
     Compare(compare::Options),
 
+    /// Measures many idle clients over few and many workers, and the waits of others while they move
+    Scale(scale::Options),
+
     /// Serves in the simplest way
     #[command(hide = true)]
     Echo(echo::Options),
@@ -74,6 +78,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(Part::Echo(options)) => echo::serve(*options),
         Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
         Some(Part::Compare(options)) => interrupt::watch().and_then(|()| compare::command(options)),
+        Some(Part::Scale(options)) => interrupt::watch().and_then(|()| scale::command(options)),
         None if arguments.models => interrupt::watch()
             .and_then(|()| models::command(&arguments.table.measure, arguments.plot.as_deref())),
         None if arguments.bench => {
