@@ -44,14 +44,11 @@ impl Master {
                         self.workers
                             .kill_late(id, why, start_timeout, telemetry, now);
                     }
-                    Action::Drain { id, why, .. } => self.workers.retire(
-                        id,
-                        why,
-                        &mut self.clients,
-                        &mut self.telemetry,
-                        &self.poller,
-                    ),
+                    Action::Drain { id, why, .. } => {
+                        self.workers.retire(id, why, &mut self.telemetry);
+                    }
                     Action::Stop { id, by } => {
+                        self.workers.end_moves_from(id);
                         self.telemetry.counts.retirements.add(Why::Stop, 1);
                         match self.lifecycle.is_restarting() {
                             true => self.workers.send(id, ToWorker::Retire, &self.poller),

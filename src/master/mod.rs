@@ -183,6 +183,8 @@ impl Master {
             // Starting a worker takes a while.
             self.keep_unleased(Leasing::Ahead, now);
             self.reconcile(now)?;
+            let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+            self.workers.move_part(clients, telemetry, &self.poller);
             self.keep_zygotes();
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
@@ -254,6 +256,7 @@ impl Master {
         self.update_stored_listeners(now);
         self.retry_store(now);
         self.workers.end_watch(&self.clients);
+        self.clients.dispatcher.expire(now);
         self.listeners.set_gate(
             self.lifecycle,
             &self.workers,
@@ -308,8 +311,10 @@ impl Master {
                 .as_ref()
                 .and_then(Spreading::deadline),
             self.listeners.gate.deadline(),
+            self.clients.dispatcher.deadline(),
             self.listeners.outage_deadline(),
             is_closing.then(|| self.clock.now()),
+            self.workers.can_move().then(|| self.clock.now()),
             self.clients.handshakes_deadline(),
             self.clients.ending_apps_deadline(),
             self.control.clients.deadline(self.clock.now()),

@@ -257,6 +257,7 @@ impl Master {
         let pool = &self.workers.pool;
         match kind {
             PendingKind::Known(result) => Some(result),
+            PendingKind::Applied(result) => (!self.workers.is_moving()).then_some(result),
             PendingKind::Stopped => None,
             // Events are sent to the end.
             PendingKind::Event { after, until } => {

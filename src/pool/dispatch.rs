@@ -1,6 +1,7 @@
 //! Chooses the worker for the next client, by small pure functions of the known state of the workers.
 
 use std::cmp::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::config::Dispatch;
 use crate::proto::names::WorkerId;
@@ -14,6 +15,8 @@ pub struct Candidate {
     pub has_capacity: bool,
     /// Whether the worker is chosen only if no other has capacity.
     pub is_unhealthy: bool,
+    /// Whether the worker is chosen only if no other healthy one has capacity, because it will be replaced soon.
+    pub is_leaving: bool,
     /// Requests that the worker is executing.
     pub executing: u64,
     /// Leases that the worker has not picked up yet.
@@ -24,42 +27,120 @@ pub struct Candidate {
     pub clients: u64,
 }
 
+/// How long new clients wait for the worker whose turn it is and that has as many clients to pick up as are permitted. It
+/// usually has only not been scheduled; one that is stuck is skipped afterwards.
+const PICK_UP_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// Chooses workers, and keeps the position of the next one in turn.
 #[derive(Debug)]
 pub struct Dispatcher {
     policy: Dispatch,
     /// Where the search begins: behind the worker that was chosen last.
     next: usize,
+    /// The worker that new clients wait for, and until when.
+    awaited: Option<(WorkerId, Instant)>,
+    /// Workers that new clients have waited for in vain, until they have capacity again.
+    late: Vec<WorkerId>,
 }
 
 impl Dispatcher {
     /// Returns a dispatcher of this policy.
     #[must_use]
     pub fn new(policy: Dispatch) -> Dispatcher {
-        Dispatcher { policy, next: 0 }
+        Dispatcher {
+            policy,
+            next: 0,
+            awaited: None,
+            late: Vec::new(),
+        }
     }
 
     /// Changes the policy.
     pub fn set_policy(&mut self, policy: Dispatch) {
-        self.policy = policy;
+        *self = Dispatcher {
+            next: self.next,
+            ..Dispatcher::new(policy)
+        };
     }
 
-    /// Returns the index of the worker for the next client; `None` if no worker has capacity.
+    /// Returns the index of the worker for the next client that was leased before; `None` if no worker has capacity.
     pub fn pick(&mut self, candidates: &[Candidate]) -> Option<usize> {
-        let count = candidates.len();
-        let in_turn = (0..count)
-            .map(|i| (self.next + i) % count)
-            .filter(|i| candidates[*i].has_capacity);
-        let chosen = match self.policy {
+        let chosen = self.choose(candidates)?;
+        self.give_turn(chosen, candidates);
+        Some(chosen)
+    }
+
+    /// Returns the index of the worker for the next new client, which [`Dispatcher::give_turn`] must be called for if there
+    /// is a client. `None` if no worker has capacity, or if the client must wait for a certain one.
+    pub fn choose_fresh(&mut self, candidates: &[Candidate], now: Instant) -> Option<usize> {
+        if self.policy == Dispatch::RoundRobin && self.must_wait(candidates, now) {
+            return None;
+        }
+        self.choose(candidates)
+    }
+
+    /// Gives a worker its turn.
+    pub fn give_turn(&mut self, chosen: usize, candidates: &[Candidate]) {
+        self.next = (chosen + 1) % candidates.len().max(1);
+    }
+
+    /// Returns the worker that new clients wait for.
+    #[must_use]
+    pub fn awaited(&self) -> Option<WorkerId> {
+        self.awaited.map(|(worker, _)| worker)
+    }
+
+    /// Returns when new clients do not wait for that worker any more.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.awaited.map(|(_, until)| until)
+    }
+
+    /// Ends the wait for a worker if it has lasted long enough.
+    pub fn expire(&mut self, now: Instant) {
+        if let Some((worker, _)) = self.awaited.take_if(|(_, until)| *until <= now) {
+            self.late.push(worker);
+        }
+    }
+
+    fn choose(&self, candidates: &[Candidate]) -> Option<usize> {
+        let in_turn = self.in_turn(candidates);
+        let in_turn = in_turn.filter(|i| candidates[*i].has_capacity);
+        match self.policy {
             // `min_by_key` keeps the first of equals.
-            Dispatch::RoundRobin => in_turn.min_by_key(|i| candidates[*i].is_unhealthy),
+            Dispatch::RoundRobin => {
+                in_turn.min_by_key(|i| (candidates[*i].is_unhealthy, candidates[*i].is_leaving))
+            }
             // `min_by` keeps the first of equals, so that ties go round.
             Dispatch::LeastLoaded => {
                 in_turn.min_by(|a, b| compare(&candidates[*a], &candidates[*b]))
             }
-        }?;
-        self.next = (chosen + 1) % count;
-        Some(chosen)
+        }
+    }
+
+    /// Returns the indices of all candidates, in turn.
+    fn in_turn(&self, candidates: &[Candidate]) -> impl Iterator<Item = usize> + use<> {
+        let (next, count) = (self.next, candidates.len());
+        (0..count).map(move |i| (next + i) % count)
+    }
+
+    /// Returns whether the next new client waits for the healthy worker whose turn it is.
+    fn must_wait(&mut self, candidates: &[Candidate], now: Instant) -> bool {
+        self.expire(now);
+        self.late.retain(|late| {
+            let is_it = |candidate: &Candidate| candidate.worker == *late;
+            candidates.iter().any(|c| is_it(c) && !c.has_capacity)
+        });
+        let mut in_turn = self.in_turn(candidates).map(|i| &candidates[i]);
+        let next = in_turn.find(|c| !c.is_unhealthy && !self.late.contains(&c.worker));
+        let Some(next) = next.filter(|next| !next.has_capacity) else {
+            self.awaited = None;
+            return false;
+        };
+        if self.awaited() != Some(next.worker) {
+            self.awaited = Some((next.worker, now + PICK_UP_TIMEOUT));
+        }
+        true
     }
 }
 
@@ -71,6 +152,7 @@ fn compare(a: &Candidate, b: &Candidate) -> Ordering {
     let load = |c: &Candidate| {
         (
             c.is_unhealthy,
+            c.is_leaving,
             c.executing,
             c.waiting / 4,
             (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
@@ -106,6 +188,40 @@ mod tests {
         workers.iter_mut().for_each(|w| w.has_capacity = false);
         assert_eq!(dispatcher.pick(&workers), None);
         assert_eq!(dispatcher.pick(&[]), None);
+    }
+
+    #[test]
+    fn round_robin_waits_a_moment_for_a_new_clients_worker() {
+        let mut dispatcher = Dispatcher::new(Dispatch::RoundRobin);
+        let (mut workers, now) = (idle(3), Instant::now());
+        for (id, worker) in (1..).zip(&mut workers) {
+            worker.worker = WorkerId(id);
+        }
+        let mut next = |workers: &[Candidate], now| {
+            let chosen = dispatcher.choose_fresh(workers, now);
+            if let Some(chosen) = chosen {
+                dispatcher.give_turn(chosen, workers);
+            }
+            (chosen, dispatcher.awaited())
+        };
+        assert_eq!(next(&workers, now), (Some(0), None));
+        workers[1].has_capacity = false;
+        assert_eq!(next(&workers, now), (None, Some(WorkerId(2))));
+        workers[1].has_capacity = true;
+        assert_eq!(next(&workers, now), (Some(1), None), "it was waited for");
+        assert_eq!(next(&workers, now), (Some(2), None));
+        assert_eq!(next(&workers, now), (Some(0), None));
+        // It is stuck: there is one wait, and then it is skipped until it has capacity.
+        workers[1].has_capacity = false;
+        assert_eq!(next(&workers, now), (None, Some(WorkerId(2))));
+        let later = now + PICK_UP_TIMEOUT;
+        let picks: Vec<_> = (0..4).map(|_| next(&workers, later)).collect();
+        assert_eq!(picks, [2, 0, 2, 0].map(|chosen| (Some(chosen), None)));
+        workers[1].has_capacity = true;
+        assert_eq!(next(&workers, later), (Some(1), None));
+        workers[2].has_capacity = false;
+        workers[2].is_unhealthy = true;
+        assert_eq!(next(&workers, later), (Some(0), None), "no wait for it");
     }
 
     #[test]

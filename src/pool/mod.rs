@@ -328,6 +328,13 @@ impl Pool {
             && member.spent.is_none()
     }
 
+    /// Returns whether a worker will be replaced when its successor is ready, or is not needed.
+    #[must_use]
+    pub fn is_leaving(&self, id: WorkerId) -> bool {
+        let member = self.member(id);
+        member.is_none_or(|member| !self.is_fresh(member) || member.seat >= self.wanted())
+    }
+
     fn has_fresh(&self, seat: usize) -> bool {
         self.members()
             .any(|member| member.seat == seat && self.is_fresh(member))

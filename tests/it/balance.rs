@@ -29,6 +29,30 @@ fn round_robin_is_exact_over_a_thousand_clients() {
     }
 }
 
+/// New clients wait for a worker with 16 clients to pick up, unless the worker is not scheduled for a long time.
+#[test]
+fn round_robin_is_exact_when_a_thousand_connect_at_once() {
+    let daemon = faulty::start(&format!(
+        "workers = {{ count = 4, dispatch = \"round-robin\" }}\n{NO_STALLS}"
+    ));
+    daemon.wait_for_workers();
+    let mut bursts = Vec::new();
+    while bursts.last() != Some(&[250; 4]) {
+        assert!(bursts.len() < 10, "no burst is even: {bursts:?}");
+        let mut clients: Vec<Client> = (0..1000).map(|_| daemon.connect()).collect();
+        for client in &mut clients {
+            client.request("whoami", ());
+        }
+        let mut counts = [0; 4];
+        for client in &mut clients {
+            counts[faulty::server(client).seat as usize] += 1;
+        }
+        bursts.push(counts);
+        drop(clients);
+        daemon.wait_until("they have left", |status| status.clients == 0);
+    }
+}
+
 #[test]
 fn round_robin_is_exact_while_clients_leave() {
     let daemon = faulty::start(&format!(

@@ -13,9 +13,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::common::faulty::{self, Execution, whoami};
+use crate::common::fifo::Fifo;
 use crate::common::load::Load;
 use crate::common::program::{Program, ctl, ctl_command, short_timeout};
-use crate::common::{at_rest, kernel, start};
+use crate::common::{at_rest, kernel, ping_all, start};
 
 const BOTH_FAMILIES: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\n";
 
@@ -298,4 +299,56 @@ fn many_reloads_leave_nothing_behind() {
         (status.generation, status.clients, status.lost_total),
         (Generation(7 + reloads), 20, 0)
     );
+}
+
+/// The new worker is blocked by the first client that moves to it.
+#[test]
+fn clients_move_in_parts_and_new_ones_are_accepted_between() {
+    const IDLE: u64 = 1500;
+    /// Leases in the message that is being picked up, and those that may wait.
+    const MOVED: u64 = 253 + 2 * 253;
+    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"1h\"");
+    daemon.wait_for_workers();
+    let mut first = daemon.connect();
+    let old = whoami(&mut first);
+    let mut idle: Vec<Client> = (0..IDLE).map(|_| daemon.connect()).collect();
+    ping_all(&mut idle);
+    let execution = Execution::start(&daemon);
+    let mut fifo = Fifo::new(daemon.directory());
+    first.request("read_line", fifo.path());
+    let mut reload = daemon.ctl_request("reload", ());
+    let is_blocked = |status: &Status| {
+        let new = status
+            .workers
+            .iter()
+            .find(|worker| worker.pid != Some(old.pid));
+        new.is_some_and(|worker| worker.executing == 1 && worker.clients > 253)
+    };
+    let status = daemon.wait_until("the new worker is blocked", is_blocked);
+    let left = status.leaving.first().map_or(0, |leaving| leaving.clients);
+    assert!(
+        left >= IDLE + 1 - MOVED,
+        "{left} clients are still with their worker"
+    );
+    let accepted = status.accepted_total;
+    let new = daemon.connect();
+    daemon.wait_until("another client is accepted", |status| {
+        status.accepted_total > accepted
+    });
+    let _waits = execution.finish();
+    // The last ones have not moved, and are served by the worker that they have had before.
+    for client in idle.iter_mut().rev().take(100) {
+        assert_eq!(whoami(client).pid, old.pid);
+    }
+    assert!(
+        !reload.has_something(),
+        "the reply comes when all have moved"
+    );
+    fifo.let_go();
+    reload.reply().value().expect("it is applied");
+    assert_eq!(first.reply().value().expect("a result"), "done\n");
+    ping_all(&mut idle);
+    ping_all(&mut [first, new]);
+    let status = daemon.status();
+    assert_eq!((status.moved_total, status.lost_total), (IDLE + 2, 0));
 }

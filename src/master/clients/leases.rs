@@ -19,6 +19,7 @@ mod left_places;
 pub(crate) mod page;
 pub(crate) mod preset;
 pub(crate) mod recovery;
+mod revoke;
 pub(crate) mod snapshot;
 
 /// A client that was recovered, or why it could not be.
@@ -256,28 +257,9 @@ impl Leases {
         back
     }
 
-    /// Revokes the lease of a client unless the client is in a turn. The worker must be notified afterwards.
-    pub(crate) fn revoke(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
-        let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
-            return None;
-        };
-        let lease_number = leased.lease_number;
-        let found = shm.slot(slot)?.revoke(lease_number)?;
-        let client = self.leave_behind(slot)?;
-        Some(recover_given_up((slot, lease_number), client, found, shm))
-    }
-
-    /// Revokes the lease of a client that is in no turn and has no bytes here, so that the move copies none.
-    pub(crate) fn revoke_idle(&mut self, slot: u32, shm: &MasterShm) -> Option<Recovered> {
-        let is_idle = self.state(slot, shm) == Some(LeaseState::Idle);
-        is_idle.then(|| self.revoke(slot, shm)).flatten()
-    }
-
-    /// Revokes the leases of all clients that are in no turn.
-    pub(crate) fn revoke_all(&mut self, shm: &MasterShm) -> Vec<Recovered> {
-        (0..self.used)
-            .filter_map(|slot| self.revoke(slot, shm))
-            .collect()
+    /// Returns the number of slots for more clients.
+    pub(crate) fn free_slots(&self) -> usize {
+        self.free.len() + (self.slots - self.used) as usize
     }
 
     /// Handles the worker's message that it closed the client in this slot.

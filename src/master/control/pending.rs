@@ -19,6 +19,8 @@ pub(crate) struct PendingReply {
 pub(crate) enum PendingKind {
     /// The result is known; it is sent at the end of the loop's iteration.
     Known(Result<ControlReply, Refusal>),
+    /// The reload is applied, with this result. The reply waits until the clients of retiring workers have moved.
+    Applied(Result<ControlReply, Refusal>),
     /// The request is done; the reply has the state at the end of the loop's iteration.
     Done(Verb),
     /// The daemon has stopped.

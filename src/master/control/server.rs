@@ -304,9 +304,18 @@ impl ControlClients {
         waits_for_it: impl Fn(&PendingKind) -> bool,
         result: &Result<ControlReply, Refusal>,
     ) {
+        self.replace_pending(waits_for_it, &PendingKind::Known(result.clone()));
+    }
+
+    /// Has the clients whose request waits for something wait for something else.
+    pub(crate) fn replace_pending(
+        &mut self,
+        waits_for_it: impl Fn(&PendingKind) -> bool,
+        pending: &PendingKind,
+    ) {
         for client in self.clients.values_mut() {
             if client.pending.as_ref().is_some_and(&waits_for_it) {
-                client.pending = Some(PendingKind::Known(result.clone()));
+                client.pending = Some(pending.clone());
             }
         }
     }

@@ -36,7 +36,7 @@ impl Listeners {
             return;
         }
         workers.lease_unleased(clients, telemetry);
-        if self.gate.is_open() && clients.unleased.is_empty() {
+        if self.gate.is_open() {
             let mut candidates = workers.candidates(false);
             let mut left = MAX_LEASES;
             for number in &self.order(readable) {
@@ -44,7 +44,8 @@ impl Listeners {
                     continue;
                 };
                 let accepted = self.all[index].accepted;
-                let result = self.accept(index, left, &mut candidates, clients, workers, telemetry);
+                let context = (&mut *clients, &mut *workers, &mut *telemetry);
+                let result = self.accept(index, left, &mut candidates, context, now);
                 let accepted = self.all[index].accepted - accepted;
                 if accepted > 0 {
                     self.last_served = *number;
@@ -79,25 +80,27 @@ impl Listeners {
         index: usize,
         most: usize,
         candidates: &mut [Candidate],
-        clients: &mut Clients,
-        workers: &mut Workers,
-        telemetry: &mut Telemetry,
+        (clients, workers, telemetry): (&mut Clients, &mut Workers, &mut Telemetry),
+        now: Instant,
     ) -> io::Result<bool> {
         for attempt in once(AcceptTry::First)
             .chain(repeat(AcceptTry::Later))
             .take(most)
         {
-            if clients.is_full() || !candidates.iter().any(|candidate| candidate.has_capacity) {
+            if clients.is_full() {
                 break;
             }
+            let Some(chosen) = clients.dispatcher.choose_fresh(candidates, now) else {
+                break;
+            };
             let AcceptResult::Client(accepted) = accept(&self.all[index], attempt)? else {
                 return Ok(true);
             };
             let Some(client) = self.admit(index, accepted, clients, telemetry) else {
                 continue;
             };
-            let chosen = clients.dispatcher.pick(candidates);
-            let candidate = &mut candidates[chosen.expect("one has capacity")];
+            clients.dispatcher.give_turn(chosen, candidates);
+            let candidate = &mut candidates[chosen];
             let unleased = Unleased::new(client, clock::monotonic());
             workers.lease(candidate, unleased, false, clients, telemetry);
         }

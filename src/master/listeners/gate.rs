@@ -152,7 +152,7 @@ impl Listeners {
             Some(Pause::Exhausted)
         } else if clients.is_full() {
             Some(Pause::Full)
-        } else if !clients.unleased.is_empty() || !workers.have_capacity() {
+        } else if !workers.have_capacity(clients.dispatcher.awaited()) {
             Some(Pause::NoCapacity)
         } else {
             None

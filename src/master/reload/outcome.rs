@@ -106,10 +106,14 @@ impl Master {
             self.telemetry.counts.applied_at = at;
         }
         self.manager.notify_reloaded(verdict != Verdict::Rejected);
-        self.control.clients.resolve(
-            |kind| matches!(kind, PendingKind::Reloaded),
-            &outcome.result(),
-        );
+        let result = outcome.result();
+        let pending = match verdict {
+            Verdict::Applied => PendingKind::Applied(result),
+            Verdict::Rejected | Verdict::RolledBack => PendingKind::Known(result),
+        };
+        self.control
+            .clients
+            .replace_pending(|kind| matches!(kind, PendingKind::Reloaded), &pending);
     }
 }
 

@@ -13,12 +13,11 @@ use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::{Doom, NOT_NOW, Worker};
 use crate::master::workers::zygote::Newborn;
-use crate::pool::{Late, Why};
+use crate::pool::Late;
 use crate::proto::channel::{Settings, Start, Stop, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::log::{Log, LogLevel};
 use crate::proto::names::{Generation, WorkerId};
-use crate::proto::text::Counted;
 use crate::shm::Layout;
 use crate::sys::poll::{Interest, Poller, is_shortage};
 
@@ -179,33 +178,6 @@ impl Workers {
     pub(crate) fn stop(&mut self, id: WorkerId, by: Instant, poller: &Poller, now: Instant) {
         let within = by.saturating_duration_since(now);
         self.send(id, ToWorker::Stop(Stop { within }), poller);
-    }
-
-    /// Has a worker retire: its leases are revoked; it gives up clients that are in a turn itself, and exits.
-    pub(crate) fn retire(
-        &mut self,
-        id: WorkerId,
-        why: Why,
-        clients: &mut Clients,
-        telemetry: &mut Telemetry,
-        poller: &Poller,
-    ) {
-        telemetry.counts.retirements.add(why, 1);
-        let moved = self.revoke_all(id, (Reason::Drain, Duration::ZERO), clients, telemetry);
-        let Some(worker) = self.all.get(&id) else {
-            return;
-        };
-        let about = About {
-            clients: Some(moved as u64),
-            ..worker.about()
-        };
-        let sentence = format_args!(
-            "{} retires: {why}; {} moved",
-            worker.name(),
-            Counted(moved, "client")
-        );
-        telemetry.events.note(Kind::WorkerDraining, about, sentence);
-        self.send(id, ToWorker::Retire, poller);
     }
 
     /// Revokes the leases of all clients of a worker that are in no turn. The time `excused` does not count against them.

@@ -7,7 +7,9 @@ use crate::master::clients::client::Unleased;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Loss;
 use crate::master::workers::Workers;
+use crate::master::workers::worker::Worker;
 use crate::pool::dispatch::Candidate;
+use crate::proto::names::WorkerId;
 use crate::sys::clock;
 use crate::sys::poll::Poller;
 
@@ -15,9 +17,12 @@ impl Workers {
     /// Returns the ready workers as dispatch sees them; `is_rescue` for clients that were leased before.
     pub(crate) fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
-        self.ready()
-            .map(|worker| worker.candidate(is_rescue, monotonic))
-            .collect()
+        let candidate = |worker: &Worker| Candidate {
+            // A client that moves should not move twice.
+            is_leaving: is_rescue && self.pool.is_leaving(worker.id),
+            ..worker.candidate(is_rescue, monotonic)
+        };
+        self.ready().map(candidate).collect()
     }
 
     /// Leases all clients without a worker, as far as there is capacity.
@@ -59,6 +64,9 @@ impl Workers {
         unleased: &Unleased,
         candidates: &'c [Candidate],
     ) -> Cow<'c, [Candidate]> {
+        if unleased.bytes.unread.is_empty() && unleased.bytes.unsent.is_empty() {
+            return Cow::Borrowed(candidates);
+        }
         let fits = |c: &Candidate| self.all[&c.worker].shm.has_regions_for(&unleased.bytes);
         if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
             return Cow::Borrowed(candidates);
@@ -84,12 +92,16 @@ impl Workers {
             .get_mut(&candidate.worker)
             .expect("only existing workers have capacity");
         let leased = worker.leases.give(unleased, &worker.shm);
+        if leased.is_ok() && !is_rescue {
+            worker.note_fresh();
+        }
         if worker.leases.must_be_sent() {
             clients.put_back(worker.send_leases(), telemetry);
         }
         // The share of time is kept: reading it needs the clock, and it does not change that fast.
         *candidate = Candidate {
             busy: candidate.busy,
+            is_leaving: candidate.is_leaving,
             ..worker.candidate(is_rescue, 0)
         };
         if let Err((error, client)) = leased {
@@ -110,8 +122,13 @@ impl Workers {
         }
     }
 
-    /// Returns whether a worker has capacity. If none has, all workers are asked to report when they have.
-    pub(crate) fn have_capacity(&self) -> bool {
+    /// Returns whether a new client can be leased. If not, the workers that it waits for are asked to report when they have
+    /// capacity: all, or the one whose turn it is.
+    pub(crate) fn have_capacity(&self, awaited: Option<WorkerId>) -> bool {
+        let awaited = awaited.and_then(|id| self.ready().find(|worker| worker.id == id));
+        if let Some(worker) = awaited {
+            return worker.has_capacity() || worker.want_capacity();
+        }
         // The second pass does not use `any`: each worker must be asked.
         self.ready().any(|worker| worker.has_capacity())
             || self.ready().filter(|worker| worker.want_capacity()).count() > 0

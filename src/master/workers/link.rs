@@ -190,6 +190,7 @@ impl Worker {
                 }
                 refused @ (Sent::Full | Sent::Shortage) => {
                     let back = self.leases.withdraw(batch, &self.shm);
+                    self.forget_withdrawn();
                     // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up does. If
                     // nothing is left to pick up, the channel is full, or the descriptors are elsewhere.
                     let picked_up = self.shm.header().want_capacity();

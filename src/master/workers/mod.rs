@@ -1,6 +1,6 @@
 //! Workers: one worker process, its life, its load, and the attribution of its crash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use crate::master::telemetry::counters::Totals;
 use crate::master::workers::crash::{OomKills, Strikes};
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::rebalance::AskedBalance;
+use crate::master::workers::retire::Retiring;
 use crate::master::workers::spread::Spreading;
 use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
@@ -34,6 +35,7 @@ pub(crate) mod link;
 pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;
+pub(crate) mod retire;
 pub(crate) mod spread;
 pub(crate) mod trust;
 pub(crate) mod watchdog;
@@ -65,6 +67,10 @@ pub(crate) struct Workers {
     pub(crate) requested_rebalance: Option<AskedBalance>,
     /// Set while workers are starting and the first one has got the clients that waited.
     pub(crate) spreading: Option<Spreading>,
+    /// Workers that retire and still have clients. The first one loses its clients next.
+    retiring: VecDeque<Retiring>,
+    /// Set while no worker can be given the next client of a retiring one.
+    awaits_pick_up: bool,
     pub(crate) strikes: Strikes,
     /// How the last worker ended that was not asked to end.
     last_failure: Option<String>,
@@ -89,6 +95,8 @@ impl Workers {
             rebalancer: Rebalancer::default(),
             requested_rebalance: None,
             spreading: None,
+            retiring: VecDeque::new(),
+            awaits_pick_up: false,
             strikes: Strikes::default(),
             last_failure: None,
             oom_kills: OomKills::new(now),

@@ -1,5 +1,6 @@
 //! The master's record of a worker: its process, its channel, its shared memory, and its candidacy in dispatch.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -23,7 +24,7 @@ use crate::sys::process::{self, Executable};
 
 /// Most fresh leases that a worker may have without having picked them up: at most this many clients can wait behind a
 /// request that blocks it.
-const WINDOW: u64 = 16;
+const WINDOW: usize = 16;
 
 /// The same limit for clients that were leased before: they exist anyway, and few messages are better than many.
 const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
@@ -44,6 +45,8 @@ pub(crate) struct Worker {
     /// Bytes and calls written by the process, if the kernel counts them.
     pub(crate) writes: Option<ProcessWrites>,
     pub(crate) leases: Leases,
+    /// The numbers of the last leases of new clients, as [`Leases::given`] counts them.
+    fresh: VecDeque<u64>,
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker is unhealthy, in the words of the daemon's own health function.
     pub(crate) unhealthy: Option<String>,
@@ -228,6 +231,7 @@ impl Worker {
             shm,
             writes: ProcessWrites::open(pid).ok(),
             leases,
+            fresh: VecDeque::new(),
             methods,
             unhealthy: None,
             failure: None,
@@ -269,44 +273,78 @@ impl Worker {
     /// Returns the worker as dispatch sees it, as a candidate for clients; `now` is ns of CLOCK_MONOTONIC.
     pub(crate) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
         let header = self.shm.header();
-        let waiting = self.leases.given().saturating_sub(header.picked_up());
-        let window = if is_rescue { RESCUE_WINDOW } else { WINDOW };
+        let picked_up = header.picked_up();
         Candidate {
             worker: self.id,
-            has_capacity: self.accepts(waiting, window),
+            has_capacity: match is_rescue {
+                true => self.accepts(picked_up, RESCUE_WINDOW),
+                false => self.accepts_fresh(picked_up),
+            },
             is_unhealthy: self.unhealthy.is_some(),
+            is_leaving: false,
             executing: header.in_progress(),
-            waiting,
+            waiting: self.leases.given().saturating_sub(picked_up),
             busy: header.busy(now),
             clients: self.leases.clients() as u64,
         }
     }
 
-    /// Returns whether the worker may be given one more client, when `waiting` clients are not picked up and `window`
-    /// is their limit.
-    fn accepts(&self, waiting: u64, window: u64) -> bool {
+    /// Returns whether the worker may be given one more client, when `window` is the limit of those that are not picked
+    /// up.
+    fn accepts(&self, picked_up: u64, window: u64) -> bool {
         let accepts = match self.link.intake {
             Intake::Open => true,
             Intake::Full { .. } | Intake::Refused => false,
-            Intake::Throttled { picked_up } => self.shm.header().picked_up() > picked_up,
+            Intake::Throttled { picked_up: then } => picked_up > then,
         };
+        let waiting = self.leases.given().saturating_sub(picked_up);
         accepts && waiting < window && self.leases.has_free_slot()
+    }
+
+    /// Returns whether the worker may be given a fresh client: few fresh ones wait behind a request that blocks it, and
+    /// while others move to it, it still gets some.
+    fn accepts_fresh(&self, picked_up: u64) -> bool {
+        let waiting = self.fresh.iter().rev();
+        let waiting = waiting.take_while(|number| **number > picked_up).count();
+        waiting < WINDOW && self.accepts(picked_up, RESCUE_WINDOW + WINDOW as u64)
+    }
+
+    /// Notes that the lease given last is that of a new client.
+    pub(super) fn note_fresh(&mut self) {
+        let picked_up = self.shm.header().picked_up();
+        while self.fresh.front().is_some_and(|first| *first <= picked_up) {
+            self.fresh.pop_front();
+        }
+        self.fresh.push_back(self.leases.given());
+    }
+
+    /// Forgets the fresh leases that were withdrawn.
+    pub(super) fn forget_withdrawn(&mut self) {
+        let given = self.leases.given();
+        while self.fresh.back().is_some_and(|last| *last > given) {
+            self.fresh.pop_back();
+        }
+    }
+
+    /// Returns how many clients the worker may be given, when `window` is the limit of those that are not picked up.
+    pub(super) fn space(&self, window: u64) -> usize {
+        let picked_up = self.shm.header().picked_up();
+        if !self.accepts(picked_up, window) {
+            return 0;
+        }
+        let waiting = self.leases.given().saturating_sub(picked_up);
+        let left = usize::try_from(window.saturating_sub(waiting)).unwrap_or(usize::MAX);
+        left.min(self.leases.free_slots())
     }
 
     /// Returns whether the worker may be given a fresh client.
     pub(crate) fn has_capacity(&self) -> bool {
-        self.accepts(
-            self.leases
-                .given()
-                .saturating_sub(self.shm.header().picked_up()),
-            WINDOW,
-        )
+        self.accepts_fresh(self.shm.header().picked_up())
     }
 
     /// Asks the worker to report when it picks up more. Returns whether it has capacity already.
     pub(crate) fn want_capacity(&self) -> bool {
-        let picked_up = self.shm.header().want_capacity();
-        self.accepts(self.leases.given().saturating_sub(picked_up), WINDOW)
+        self.accepts_fresh(self.shm.header().want_capacity())
     }
 }
 
