@@ -1,6 +1,5 @@
 //! Chooses the worker for the next client, by small pure functions of the known state of the workers.
 
-use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::config::Dispatch;
@@ -111,10 +110,8 @@ impl Dispatcher {
             Dispatch::RoundRobin => {
                 in_turn.min_by_key(|i| (candidates[*i].is_unhealthy, candidates[*i].is_leaving))
             }
-            // `min_by` keeps the first of equals, so that ties go round.
-            Dispatch::LeastLoaded => {
-                in_turn.min_by(|a, b| compare(&candidates[*a], &candidates[*b]))
-            }
+            // So that ties go round.
+            Dispatch::LeastLoaded => in_turn.min_by_key(|i| load(&candidates[*i])),
         }
     }
 
@@ -144,22 +141,20 @@ impl Dispatcher {
     }
 }
 
-/// Compares health first, then executing requests, then leases that are not picked up, then recent work, then clients.
+/// Returns what is compared: health first, then executing requests, then leases that are not picked up, then recent work,
+/// then clients.
 ///
 /// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows which worker was
 /// scheduled last, and a few percent of work are noise: either would split the clients of a quiet daemon 170 to 30.
-fn compare(a: &Candidate, b: &Candidate) -> Ordering {
-    let load = |c: &Candidate| {
-        (
-            c.is_unhealthy,
-            c.is_leaving,
-            c.executing,
-            c.waiting / 4,
-            (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
-            c.clients,
-        )
-    };
-    load(a).cmp(&load(b))
+fn load(c: &Candidate) -> (bool, bool, u64, u64, u64, u64) {
+    (
+        c.is_unhealthy,
+        c.is_leaving,
+        c.executing,
+        c.waiting / 4,
+        (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
+        c.clients,
+    )
 }
 
 #[cfg(test)]

@@ -70,6 +70,7 @@ impl Pool {
     pub fn exited(&mut self, id: WorkerId, was_useful: bool, now: Instant) -> Option<Duration> {
         let index = self.members.iter().position(|member| member.id == id)?;
         let member = self.members.remove(index);
+        self.has_changed = true;
         if self.is_stopping() {
             return None;
         }
@@ -93,6 +94,7 @@ impl Pool {
     pub fn postponed(&mut self, id: WorkerId, now: Instant) -> Duration {
         if let Some(index) = self.members.iter().position(|member| member.id == id) {
             let member = self.members.remove(index);
+            self.has_changed = true;
             self.seats[member.seat].due = Some(now + POSTPONED);
         }
         POSTPONED

@@ -84,6 +84,10 @@ pub struct Pool {
     ever_ready: bool,
     /// Whether [`Action::GiveUp`] was returned.
     gave_up: bool,
+    /// Whether something has changed since the last [`Pool::reconcile`].
+    has_changed: bool,
+    /// When [`Pool::reconcile`] will have actions unless something changes.
+    due: Option<Instant>,
     /// When all workers must be gone, once the daemon stops.
     stop_by: Option<Instant>,
     jitter: backoff::Jitter,
@@ -121,6 +125,8 @@ impl Pool {
             next: WorkerId(1),
             ever_ready: false,
             gave_up: false,
+            has_changed: true,
+            due: None,
             stop_by: None,
             jitter: backoff::Jitter::new(seed),
         }
@@ -135,6 +141,7 @@ impl Pool {
 
     /// Prevents [`Action::GiveUp`], because there were workers before this pool, or clients wait for some.
     pub fn disable_give_up(&mut self) {
+        self.has_changed = true;
         self.ever_ready = true;
     }
 
@@ -225,6 +232,7 @@ impl Pool {
             previous: std::mem::replace(&mut self.target, target),
             failures: 0,
         });
+        self.has_changed = true;
         self.clear_backoff();
         true
     }
@@ -237,6 +245,7 @@ impl Pool {
 
     /// Sets the number of workers, also for the end of a roll in progress, whatever its result.
     pub fn scale(&mut self, count: usize) {
+        self.has_changed = true;
         self.target.count = count;
         if let Some(roll) = &mut self.roll {
             roll.previous.count = count;
@@ -255,6 +264,7 @@ impl Pool {
 
     /// Marks all ready workers to be replaced. Starting ones are new anyway.
     pub fn recycle_all(&mut self) {
+        self.has_changed = true;
         for member in self.members.iter_mut().filter(|member| member.is_ready()) {
             member.spent.get_or_insert(Why::Recycle);
         }
@@ -292,6 +302,7 @@ impl Pool {
     /// Starts the end of all workers. A second call can only make it earlier.
     pub fn stop(&mut self, by: Instant) {
         let by = self.stop_by.map_or(by, |before| before.min(by));
+        self.has_changed = true;
         self.stop_by = Some(by);
         self.roll = None;
         for member in &mut self.members {
@@ -313,7 +324,9 @@ impl Pool {
         self.is_stopping() && self.members.is_empty()
     }
 
+    /// Returns the worker with this id, which is about to change.
     fn member_mut(&mut self, id: WorkerId) -> Option<&mut Member> {
+        self.has_changed = true;
         self.members.iter_mut().find(|member| member.id == id)
     }
 
@@ -330,9 +343,8 @@ impl Pool {
 
     /// Returns whether a worker will be replaced when its successor is ready, or is not needed.
     #[must_use]
-    pub fn is_leaving(&self, id: WorkerId) -> bool {
-        let member = self.member(id);
-        member.is_none_or(|member| !self.is_fresh(member) || member.seat >= self.wanted())
+    pub fn is_leaving(&self, member: &Member) -> bool {
+        !self.is_fresh(member) || member.seat >= self.wanted()
     }
 
     fn has_fresh(&self, seat: usize) -> bool {

@@ -45,6 +45,9 @@ impl Pool {
     /// Returns the actions that are due now. A second call before anything else happens returns none.
     pub fn reconcile(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
+        if !self.has_changed && self.due.is_none_or(|due| now < due) {
+            return actions;
+        }
         if let Some(by) = self.stop_by {
             self.stop_all(by, &mut actions);
             self.kill_late(now, &mut actions);
@@ -52,12 +55,21 @@ impl Pool {
             // The changes of one pass may require another.
             while self.reconcile_once(now, &mut actions) {}
         }
+        self.has_changed = false;
+        self.due = self.next_due();
         actions
     }
 
     /// Returns when [`Pool::reconcile`] will have actions although nothing happened.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
+        if self.has_changed {
+            return self.next_due();
+        }
+        self.due
+    }
+
+    fn next_due(&self) -> Option<Instant> {
         let seats = self.seats.iter().filter(|_| !self.is_stopping());
         let dues = seats.filter_map(|seat| seat.due);
         let of_member = |member: &Member| {

@@ -257,6 +257,11 @@ impl Leases {
         back
     }
 
+    /// Returns whether there are leases that have not been sent.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
     /// Returns the number of slots for more clients.
     pub(crate) fn free_slots(&self) -> usize {
         self.free.len() + (self.slots - self.used) as usize

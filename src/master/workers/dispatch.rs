@@ -8,6 +8,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Loss;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::Worker;
+use crate::pool::Member;
 use crate::pool::dispatch::Candidate;
 use crate::proto::names::WorkerId;
 use crate::sys::clock;
@@ -17,12 +18,12 @@ impl Workers {
     /// Returns the ready workers as dispatch sees them; `is_rescue` for clients that were leased before.
     pub(crate) fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
-        let candidate = |worker: &Worker| Candidate {
+        let candidate = |(member, worker): (&Member, &Worker)| Candidate {
             // A client that moves should not move twice.
-            is_leaving: is_rescue && self.pool.is_leaving(worker.id),
+            is_leaving: is_rescue && self.pool.is_leaving(member),
             ..worker.candidate(is_rescue, monotonic)
         };
-        self.ready().map(candidate).collect()
+        self.ready_members().map(candidate).collect()
     }
 
     /// Leases all clients without a worker, as far as there is capacity.
@@ -91,6 +92,9 @@ impl Workers {
             .all
             .get_mut(&candidate.worker)
             .expect("only existing workers have capacity");
+        if !worker.leases.has_unsent() {
+            self.to_flush.push(worker.id);
+        }
         let leased = worker.leases.give(unleased, &worker.shm);
         if leased.is_ok() && !is_rescue {
             worker.note_fresh();
@@ -116,9 +120,11 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) {
-        for worker in self.all.values_mut() {
-            clients.put_back(worker.send_leases(), telemetry);
-            worker.watch_channel(poller);
+        for id in std::mem::take(&mut self.to_flush) {
+            if let Some(worker) = self.all.get_mut(&id) {
+                clients.put_back(worker.send_leases(), telemetry);
+                worker.watch_channel(poller);
+            }
         }
     }
 

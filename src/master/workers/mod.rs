@@ -67,6 +67,8 @@ pub(crate) struct Workers {
     pub(crate) requested_rebalance: Option<AskedBalance>,
     /// Set while workers are starting and the first one has got the clients that waited.
     pub(crate) spreading: Option<Spreading>,
+    /// Workers with leases that have not been sent.
+    to_flush: Vec<WorkerId>,
     /// Workers that retire and still have clients. The first one loses its clients next.
     retiring: VecDeque<Retiring>,
     /// Set while no worker can be given the next client of a retiring one.
@@ -95,6 +97,7 @@ impl Workers {
             rebalancer: Rebalancer::default(),
             requested_rebalance: None,
             spreading: None,
+            to_flush: Vec::new(),
             retiring: VecDeque::new(),
             awaits_pick_up: false,
             strikes: Strikes::default(),
@@ -117,11 +120,20 @@ impl Workers {
 
     /// Returns the workers that may be given clients.
     pub(crate) fn ready(&self) -> impl Iterator<Item = &Worker> {
+        self.ready_members().map(|(_, worker)| worker)
+    }
+
+    /// Returns the same, each with its state in the pool.
+    pub(super) fn ready_members(&self) -> impl Iterator<Item = (&Member, &Worker)> {
         let is_ready = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
-        self.pool
-            .members()
-            .filter(is_ready)
-            .filter_map(|member| self.all.get(&member.id))
+        let members = self.pool.members().filter(is_ready);
+        // Both are in the order of ids.
+        let mut all = self.all.iter().peekable();
+        members.filter_map(move |member| {
+            while all.next_if(|(id, _)| **id < member.id).is_some() {}
+            let (_, worker) = all.next_if(|(id, _)| **id == member.id)?;
+            Some((member, worker))
+        })
     }
 
     /// Returns all clients that have a worker.
