@@ -88,6 +88,8 @@ pub struct Pool {
     has_changed: bool,
     /// When [`Pool::reconcile`] will have actions unless something changes.
     due: Option<Instant>,
+    /// When the next successor may start because those before are not young any more.
+    paced_until: Option<Instant>,
     /// When all workers must be gone, once the daemon stops.
     stop_by: Option<Instant>,
     jitter: backoff::Jitter,
@@ -127,6 +129,7 @@ impl Pool {
             gave_up: false,
             has_changed: true,
             due: None,
+            paced_until: None,
             stop_by: None,
             jitter: backoff::Jitter::new(seed),
         }

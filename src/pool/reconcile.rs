@@ -1,9 +1,14 @@
 //! Computes the actions that lead from the present workers to the wanted ones.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Action, Late, Member, MemberState, Pool, Roll, Why};
 use crate::proto::names::WorkerId;
+
+/// How many successors of workers that serve may have been started a moment ago. More of them would only keep clients
+/// from the CPUs. One that is not ready after this time is likely to wait for something else.
+const MAX_YOUNG: usize = 4;
+pub(super) const YOUTH: Duration = Duration::from_millis(100);
 
 /// The workers of a seat, as far as they count.
 #[derive(Clone, Copy, Default)]
@@ -85,6 +90,7 @@ impl Pool {
             };
             own.into_iter().chain(kill_by).min()
         };
+        let dues = dues.chain(self.paced_until);
         self.members().filter_map(of_member).chain(dues).min()
     }
 
@@ -282,6 +288,8 @@ impl Pool {
             .iter()
             .filter(|crew| crew.is_served() && crew.is_coming)
             .count();
+        let (mut young, next) = self.young_successors(crews, now);
+        self.paced_until = None;
         for (seat, crew) in crews[..self.wanted()].iter_mut().enumerate() {
             if crew.keeper.is_some() || crew.is_coming || self.seats[seat].due.is_some() {
                 continue;
@@ -290,11 +298,36 @@ impl Pool {
                 if successors >= (self.target.count / 4).max(1) {
                     continue;
                 }
+                if young >= MAX_YOUNG {
+                    self.paced_until = next;
+                    continue;
+                }
                 successors += 1;
+                young += 1;
             }
             crew.is_coming = true;
             self.spawn(seat, now, actions);
         }
+    }
+
+    /// Returns the number of successors that were started a moment ago, and until when the first of them counts.
+    fn young_successors(&self, crews: &[Crew], now: Instant) -> (usize, Option<Instant>) {
+        let timeout = self.target.start_timeout;
+        let old_at = |member: &Member| match member.state {
+            MemberState::Starting { until }
+                if self.is_fresh(member) && crews[member.seat].is_served() =>
+            {
+                (until + YOUTH).checked_sub(timeout)
+            }
+            _ => None,
+        };
+        let young = self.members().filter_map(old_at).filter(|at| *at > now);
+        young.fold((0, None), |(count, first), at| {
+            (
+                count + 1,
+                Some(first.map_or(at, |first: Instant| first.min(at))),
+            )
+        })
     }
 
     fn spawn(&mut self, seat: usize, now: Instant, actions: &mut Vec<Action>) {

@@ -1,5 +1,6 @@
 //! Reloads and rollbacks.
 
+use super::reconcile::YOUTH;
 use super::*;
 
 /// Returns a roll in which `replaced` of `count` workers were replaced and two more are starting.
@@ -302,4 +303,25 @@ fn scaling_during_a_roll_outlives_it() {
     assert!(actions.contains(&Action::RolledBack));
     assert_eq!(drained(&actions), [(w(4), Why::Scale)]);
     assert_eq!(*pool.target(), target(1, 3));
+}
+
+#[test]
+fn few_successors_start_at_the_same_moment() {
+    let now = Instant::now();
+    let mut pool = ready_pool(64, now);
+    assert!(pool.reload(target(2, 64)));
+    let first = spawned(&turn(&mut pool, now));
+    assert_eq!(first.len(), 4);
+    assert_eq!(turn(&mut pool, now), []);
+    assert!(pool.ready(first[0].1, now));
+    let actions = turn(&mut pool, now);
+    assert_eq!((spawned(&actions).len(), drained(&actions).len()), (1, 1));
+    // Those that take long do not count any more.
+    let mut later = now;
+    for starting in [8, 12, 16] {
+        later = pool.deadline().expect("the next ones are due");
+        assert!(later > now && later <= now + START);
+        assert_eq!(spawned(&turn(&mut pool, later)).len(), 4, "{starting}");
+    }
+    assert_eq!(turn(&mut pool, later + YOUTH), [], "a quarter is starting");
 }
