@@ -15,6 +15,9 @@ use crate::common::kernel;
 /// Workers that are forked.
 const FORK: &str = "workers = { count = 2, start = \"fork\" }\n";
 
+/// Workers that are executed, also where tests of all kinds run with forked ones.
+const EXEC: &str = "workers = { count = 2, start = \"exec\" }\n";
+
 /// Number of the parent in proc_pid_stat(5).
 const PARENT: usize = 4;
 

@@ -137,7 +137,7 @@ fn an_exit_is_the_crash_of_its_request_alone() {
         Ok(json!("last")),
         "it was answered before"
     );
-    daemon.wait_until("both deaths are known", |status| status.deaths_total == 2);
+    daemon.wait_until("all deaths are known", |status| status.deaths_total == 3);
 }
 
 #[test]

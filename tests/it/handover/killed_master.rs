@@ -19,7 +19,11 @@ const PACKED: usize = 2;
 #[track_caller]
 fn kill_worker_and_master(workers: usize, calls: &str, number: usize) -> Option<bool> {
     let manager = ServiceManager::new();
-    let config = BOTH.replace("count = 2", &format!("count = {workers}"));
+    let config = BOTH.replace(
+        "workers.count = 2",
+        // A master that asks a zygote makes no call that starts a process.
+        &format!("workers = {{ count = {workers}, start = \"exec\" }}"),
+    );
     let daemon = start(&manager, &config);
     let mut clients = clients_of(&daemon, 8);
     let mut halfway = Halfway::start(&daemon);

@@ -84,7 +84,8 @@ fn long_reasons_of_many_workers_leave_space_for_the_state() {
     let fault = tempfile::NamedTempFile::new().expect("a file");
     let program = example("faulty");
     let daemon = manager
-        .setup(&program, "workers.count = 1")
+        // The program finds the channel of an executed worker only.
+        .setup(&program, "workers = { count = 1, start = \"exec\" }")
         .variable("FAULTY", format!("file:{}", fault.path().display()))
         .start()
         .expect("it serves");

@@ -3,7 +3,7 @@
 use fdpassd::testing::{Running, eventually};
 
 use super::processes::assert_forks;
-use super::{FORK, arguments, start, zygote, zygotes};
+use super::{EXEC, FORK, arguments, start, zygote, zygotes};
 use crate::common::faulty::{self, example};
 use crate::common::strace::Traced;
 use crate::common::upgrade::{Programs, upgrade};
@@ -51,7 +51,7 @@ fn workers_are_executed_when_a_second_zygote_fails() {
 
 #[test]
 fn workers_are_executed_where_a_zygote_cannot_fork() {
-    let daemon = crate::common::start("workers.count = 2");
+    let daemon = crate::common::start(EXEC);
     daemon.wait_for_workers();
     // The third prctl(2) of a zygote is PR_GET_TID_ADDRESS; a worker makes fewer calls.
     let inject = "prctl:error=EINVAL:when=3";
@@ -81,7 +81,7 @@ fn a_reload_starts_a_zygote_of_its_own() {
         (zygotes(&daemon) == [second]).then_some(())
     });
     daemon
-        .reload_with("workers.count = 2")
+        .reload_with(EXEC)
         .expect("workers may be executed");
     assert_eq!(daemon.status().start, "exec");
     eventually("no zygote is left", || {
@@ -95,7 +95,7 @@ fn a_reload_starts_a_zygote_of_its_own() {
 
 #[test]
 fn a_reload_whose_zygote_has_threads_is_rolled_back() {
-    let (daemon, switch) = faulty::start_with_switch("workers.count = 2");
+    let (daemon, switch) = faulty::start_with_switch(EXEC);
     daemon.wait_for_workers();
     switch.set("thread-in-main");
     let fault = daemon.reload_with(FORK).expect_err("no worker is ready");
@@ -120,7 +120,7 @@ fn a_zygote_with_threads_prevents_the_start() {
 
 #[test]
 fn a_reload_whose_zygote_is_late_is_rolled_back() {
-    let (daemon, switch) = faulty::start_with_switch("workers.count = 2");
+    let (daemon, switch) = faulty::start_with_switch(EXEC);
     daemon.wait_for_workers();
     switch.set("hang-in-main");
     let late = "workers = { count = 2, start = \"fork\", start-timeout = \"500ms\" }";
