@@ -27,8 +27,8 @@ pub use lookup::find_program;
 pub use oom_score::{protect_from_oom, raise_oom_score};
 pub(in crate::sys) use proc_files::is_running;
 pub use proc_files::{
-    Child, FileId, Scheduling, children_except, is_ending, kill_writers, resident_memory,
-    scheduling, thread_scheduling,
+    Child, ChildList, FileId, Scheduling, is_ending, kill_writers, resident_memory, scheduling,
+    thread_scheduling,
 };
 pub use sibling::{Forked, SiblingForker, flush_streams};
 pub use title::ProcessTitle;

@@ -72,7 +72,9 @@ impl Workers {
         poller: &Poller,
         now: Instant,
     ) -> Option<DeadWorker> {
-        let id = self.all.values().find(|worker| worker.pid == pid)?.id;
+        let worker = self.all.values_mut().find(|worker| worker.pid == pid)?;
+        worker.link.has_ended = true;
+        let id = worker.id;
         self.end_descendants(pid);
         // The last messages of a worker survive its death.
         let mut has_become_ready = false;

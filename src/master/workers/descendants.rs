@@ -29,7 +29,7 @@ impl Workers {
         let known: HashSet<u32> = (self.all.values().map(|worker| worker.pid))
             .chain(self.zygotes.pids())
             .collect();
-        let children = process::children_except(|pid| known.contains(&pid));
+        let children = self.children.except(|pid| known.contains(&pid));
         let of_session = |session: u32| {
             children
                 .iter()

@@ -31,6 +31,8 @@ pub(super) enum Intake {
 /// The master's record of a worker's channel.
 #[derive(Debug, Default)]
 pub(super) struct Link {
+    /// The worker has ended, and its last messages are received.
+    pub(super) has_ended: bool,
     pub(super) intake: Intake,
     /// Messages that wait for the channel.
     unsent: VecDeque<ToWorker>,

@@ -60,6 +60,7 @@ impl Workers {
             Ok(Incoming::Nothing | Incoming::Shortage) => {}
             // This is not the worker's death, which its collection reports. A worker that is about to end does so with
             // the status that it chose. From another one no message can arrive any more.
+            Ok(Incoming::Closed) if worker.link.has_ended => {}
             Ok(Incoming::Closed) => {
                 let _ = poller.remove(&worker.channel);
                 match process::is_ending(worker.pid) {

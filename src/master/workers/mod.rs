@@ -21,7 +21,7 @@ use crate::pool::{Member, MemberState, Pool};
 use crate::proto::channel::ToWorker;
 use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
-use crate::sys::process::Executable;
+use crate::sys::process::{ChildList, Executable};
 
 pub(crate) mod actions;
 pub(crate) mod app;
@@ -79,6 +79,7 @@ pub(crate) struct Workers {
     oom_kills: OomKills,
     /// Sessions of ended workers in which processes may still run.
     ended_sessions: Vec<u32>,
+    children: ChildList,
     /// The program that workers execute.
     pub(crate) executable: Executable,
     pub(crate) zygotes: Zygotes,
@@ -104,6 +105,7 @@ impl Workers {
             last_failure: None,
             oom_kills: OomKills::new(now),
             ended_sessions: Vec::new(),
+            children: ChildList::open(),
             executable,
             zygotes: Zygotes::default(),
             scratch: Scratch::default(),

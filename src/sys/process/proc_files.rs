@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
@@ -24,35 +24,73 @@ pub struct Child {
     pub session: u32,
 }
 
-/// Returns the children of this process except those that are known, including those that have ended and are not
-/// collected, by /proc/PID/task/TID/children and /proc/PID/stat. None where the kernel does not list them
-/// (CONFIG_PROC_CHILDREN).
-#[must_use]
-pub fn children_except(is_known: impl Fn(u32) -> bool) -> Vec<Child> {
-    let lists: Vec<String> = fs::read_dir("/proc/self/task")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .collect();
-    let child = |pid: u32| {
-        let stat = stat(&pid.to_string())?;
-        // state, parent, group, session
-        let mut fields = stat.split_whitespace().skip(2).map(str::parse);
-        let (group, session) = (fields.next()?.ok()?, fields.next()?.ok()?);
-        Some(Child {
-            pid,
-            group,
-            session,
-        })
-    };
-    lists
-        .iter()
-        .flat_map(|list| list.split_whitespace())
-        .filter_map(|pid| pid.parse().ok())
-        .filter(|pid| !is_known(*pid))
-        .filter_map(child)
-        .collect()
+/// The children of this process, by /proc/PID/task/TID/children.
+#[derive(Debug)]
+pub struct ChildList {
+    /// The list of the first thread, which a process with one thread has only. It stays open: to open a file in /proc
+    /// takes longer than to read it.
+    first: Option<File>,
+}
+
+impl ChildList {
+    /// Opens the list of this process, if there is one.
+    #[must_use]
+    pub fn open() -> ChildList {
+        let pid = std::process::id();
+        let first = File::open(format!("/proc/{pid}/task/{pid}/children"));
+        ChildList { first: first.ok() }
+    }
+
+    /// Returns the children except those that are known, including those that have ended and are not collected. None
+    /// where the kernel does not list them (CONFIG_PROC_CHILDREN).
+    #[must_use]
+    pub fn except(&self, is_known: impl Fn(u32) -> bool) -> Vec<Child> {
+        let child = |pid: u32| {
+            let stat = stat(&pid.to_string())?;
+            // state, parent, group, session
+            let mut fields = stat.split_whitespace().skip(2).map(str::parse);
+            let (group, session) = (fields.next()?.ok()?, fields.next()?.ok()?);
+            Some(Child {
+                pid,
+                group,
+                session,
+            })
+        };
+        self.read()
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .filter(|pid| !is_known(*pid))
+            .filter_map(child)
+            .collect()
+    }
+
+    fn read(&self) -> String {
+        // A directory has a link from each of its own, and two more.
+        let has_one_thread = fs::metadata("/proc/self/task").is_ok_and(|found| found.nlink() == 3);
+        if has_one_thread && let Some(list) = self.read_first() {
+            return list;
+        }
+        let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
+        let lists = tasks.flatten().filter_map(|task| {
+            let list = fs::read_to_string(task.path().join("children"));
+            list.ok()
+        });
+        lists.collect::<Vec<String>>().concat()
+    }
+
+    fn read_first(&self) -> Option<String> {
+        let file = self.first.as_ref()?;
+        let (mut list, mut buffer) = (Vec::new(), [0; 1024]);
+        loop {
+            match file.read_at(&mut buffer, list.len() as u64) {
+                Ok(0) => break,
+                Ok(count) => list.extend(&buffer[..count]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        String::from_utf8(list).ok()
+    }
 }
 
 /// Returns the number of threads of this process, including those that are about to end, by /proc/self/task.
@@ -193,9 +231,14 @@ mod tests {
             group: child.id(),
             session: session.unsigned_abs(),
         };
-        let children = || children_except(|_| false);
+        let list = ChildList::open();
+        let children = || list.except(|_| false);
         assert!(children().contains(&wanted), "{wanted:?}: {:?}", children());
-        assert!(!children_except(|pid| pid == wanted.pid).contains(&wanted));
+        assert!(
+            !ChildList::open()
+                .except(|pid| pid == wanted.pid)
+                .contains(&wanted)
+        );
         child.kill().expect("it is ours");
         assert!(children().contains(&wanted), "it is not collected yet");
         child.wait().expect("it is ours");

@@ -80,9 +80,7 @@ fn a_reload_starts_a_zygote_of_its_own() {
     eventually("the first has ended", || {
         (zygotes(&daemon) == [second]).then_some(())
     });
-    daemon
-        .reload_with(EXEC)
-        .expect("workers may be executed");
+    daemon.reload_with(EXEC).expect("workers may be executed");
     assert_eq!(daemon.status().start, "exec");
     eventually("no zygote is left", || {
         zygotes(&daemon).is_empty().then_some(())
