@@ -66,7 +66,21 @@ fn main() -> ExitCode {
     run()
 }
 
+/// Appends the pid to a file when it is dropped.
+struct NoteDrop(std::ffi::OsString);
+
+impl Drop for NoteDrop {
+    fn drop(&mut self) {
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(&self.0);
+        let _ = file.and_then(|mut file| writeln!(file, "{}", std::process::id()));
+    }
+}
+
 fn run() -> ExitCode {
+    let _noted = env::var_os("FAULTY_DROPS").map(NoteDrop);
     if env::args().nth(1).is_some_and(|role| role == "zygote") {
         match fault_now().as_str() {
             "thread-in-main" => drop(thread::spawn(|| block(Duration::MAX))),

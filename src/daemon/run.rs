@@ -15,6 +15,7 @@ use super::app::{self, AppArguments};
 use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
 use crate::dev::{self, ServingReport};
 use crate::master::{self, MasterOrigin, MasterSetup};
+use crate::sys::process;
 use crate::worker::{self, Methods, WorkerRole};
 use crate::{exporter, logging};
 
@@ -315,23 +316,34 @@ fn abort_on_panic() {
 }
 
 /// Runs a worker, in the process that begins as one. A zygote has nothing left to do.
+///
+/// A zygote and forked workers end here: what `main` owns exists once and is used by all of them, so that none may drop
+/// it.
 fn run_worker<S: 'static>(
     name: &str,
     methods: Methods<S>,
     role: Result<WorkerRole, worker::Error>,
 ) -> ExitCode {
+    let shares_main = match &role {
+        Ok(role) => role.shares_main(),
+        Err(_) => false,
+    };
     let ended = role.and_then(|role| match role {
         WorkerRole::Worker(channel, origin) => worker::run(methods, channel, origin),
         WorkerRole::Zygote => Ok(()),
     });
     log::logger().flush();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match ended {
+        Ok(()) => 0,
         // It was started by hand.
-        Err(worker::Error::NoMaster(reason)) => fail(name, EX_USAGE, &reason),
+        Err(worker::Error::NoMaster(reason)) => return fail(name, EX_USAGE, &reason),
         // The master has received the reason, and logs it.
-        Err(worker::Error::Failed) => ExitCode::from(EX_SOFTWARE),
+        Err(worker::Error::Failed) => EX_SOFTWARE,
+    };
+    if shares_main {
+        process::exit_without_destructors(code);
     }
+    ExitCode::from(code)
 }
 
 fn run_exporter(name: &str) -> ExitCode {

@@ -19,6 +19,7 @@ use super::app::AppZygoteSpec;
 use super::log::Log;
 use super::message::{Fields, Malformed, Message, from_json, json};
 use super::names::{Generation, WorkerId};
+use super::text::read_shortened;
 
 /// Messages from the master to the zygote.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +76,7 @@ pub struct StartZygote {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZygoteFailure {
     /// The reason, in words that follow `its zygote`.
+    #[serde(deserialize_with = "read_shortened")]
     pub reason: String,
     /// The system, and not the program, is the cause: workers can be executed instead.
     pub is_unsupported: bool,

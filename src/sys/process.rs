@@ -30,7 +30,7 @@ pub use proc_files::{
     Child, ChildList, FileId, Scheduling, is_ending, kill_writers, resident_memory, scheduling,
     thread_scheduling,
 };
-pub use sibling::{Forked, SiblingForker, flush_streams};
+pub use sibling::{Forked, SiblingForker, exit_without_destructors, flush_streams};
 pub use title::ProcessTitle;
 
 /// Kills a child that has not been collected yet, so that the pid can only be its own.

@@ -57,6 +57,16 @@ pub(crate) enum WorkerRole {
     Zygote,
 }
 
+impl WorkerRole {
+    /// Returns whether other processes have copies of what `main` owns.
+    pub(crate) fn shares_main(&self) -> bool {
+        match self {
+            WorkerRole::Worker(_, origin) => matches!(origin, ProcessOrigin::Forked(_)),
+            WorkerRole::Zygote => true,
+        }
+    }
+}
+
 /// Returns the role of a worker that was executed. Its channel is standard input.
 ///
 /// # Errors

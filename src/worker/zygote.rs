@@ -19,6 +19,7 @@ use super::{BATCH, CHANNEL};
 use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
 use crate::proto::names::WorkerId;
+use crate::proto::text::shortened;
 use crate::proto::zygote::{FromZygote, StartZygote, ToZygote, ZygoteFailure};
 use crate::sys::poll::{self, Interest, PollEvent, Poller};
 use crate::sys::process::{self, Forked, ProcessTitle, SiblingForker};
@@ -124,7 +125,7 @@ fn load(preload: Option<&Preload>, table: &str) -> Result<(), ZygoteFailure> {
 
 fn failure(reason: String) -> ZygoteFailure {
     ZygoteFailure {
-        reason,
+        reason: shortened(reason),
         is_unsupported: false,
     }
 }

@@ -68,9 +68,10 @@ impl Workers {
         now: Instant,
     ) -> Option<BirthNews> {
         let zygote = self.zygotes.of_mut(generation)?;
-        let (message, descriptors) = match zygote.channel.receive(&mut self.scratch) {
+        let received = zygote.channel.receive(&mut self.scratch);
+        zygote.note_received(matches!(received, Ok(Incoming::Shortage)), poller, now);
+        let (message, descriptors) = match received {
             Ok(Incoming::Message(message, descriptors)) => (message, descriptors),
-            // The poller reports it again.
             Ok(Incoming::Nothing | Incoming::Shortage) => return None,
             Ok(Incoming::Closed) => {
                 let _ = poller.remove(&zygote.channel);

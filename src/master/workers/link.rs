@@ -223,6 +223,12 @@ impl Workers {
                 worker.kill_for_error(&format_args!("cannot send: {e}"));
             }
         }
+        for zygote in &mut self.zygotes.all {
+            if let Err(e) = zygote.retry(poller, now) {
+                log::error!("{}: cannot receive: {e}; killing it", zygote.name());
+                zygote.kill();
+            }
+        }
     }
 
     /// Returns when the next of these attempts is due.
@@ -230,6 +236,12 @@ impl Workers {
         self.all
             .values()
             .filter_map(|worker| worker.retry_at(now))
+            .chain(
+                self.zygotes
+                    .all
+                    .iter()
+                    .filter_map(|zygote| zygote.receiving.until()),
+            )
             .min()
     }
 }

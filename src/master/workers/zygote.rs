@@ -20,11 +20,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use crate::channel::{Channel, Sent};
+use crate::loop_clock::Shortage;
+use crate::master::Token;
 use crate::master::workers::worker::NOT_NOW;
 use crate::proto::channel::{ToMaster, ToWorker};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::zygote::{FromZygote, StartZygote, ToZygote, ZygoteFailure};
-use crate::sys::poll::Poller;
+use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::{self, Executable, Exit};
 
 /// The role of the program as a zygote: its first argument.
@@ -51,6 +53,8 @@ pub(super) struct Zygote {
     pub(super) generation: Generation,
     pub(super) started: Instant,
     pub(super) channel: Channel<ToZygote, FromZygote>,
+    /// The wait for memory of the kernel, to receive.
+    pub(super) receiving: Shortage<Instant>,
     pub(super) is_ready: bool,
     has_forked: bool,
     /// Whether this zygote replaces one that has ended.
@@ -110,6 +114,29 @@ impl Birth {
 }
 
 impl Zygote {
+    /// Records whether the kernel had memory to deliver a message. If not, the poller does not report the channel for a
+    /// while.
+    pub(super) fn note_received(&mut self, is_refused: bool, poller: &Poller, now: Instant) {
+        if !is_refused {
+            return self.receiving.end();
+        }
+        self.receiving.begin(|wait| now + wait);
+        // If it fails, the poller reports the channel at once.
+        let token = Token::Zygote(self.generation).into();
+        let _ = poller.modify(&self.channel, token, Interest::Paused);
+    }
+
+    /// Has the poller report the channel again, if it is time.
+    pub(super) fn retry(&mut self, poller: &Poller, now: Instant) -> io::Result<()> {
+        match self.receiving.is_over(now) {
+            true => {
+                let token = Token::Zygote(self.generation).into();
+                poller.modify(&self.channel, token, Interest::Read)
+            }
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn spawn(
         executable: &Executable,
         start: StartZygote,
@@ -128,6 +155,7 @@ impl Zygote {
             generation,
             started: now,
             channel,
+            receiving: Shortage::default(),
             is_ready: false,
             has_forked: false,
             is_successor,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use fdpassd::testing::Running;
+use fdpassd::testing::{Running, Setup};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
 
@@ -132,6 +132,34 @@ fn a_forked_worker_has_the_thread_id_that_its_c_library_uses() {
         let now = status.workers.iter().filter_map(|worker| worker.pid);
         now.clone().count() == 2 && now.collect::<Vec<_>>() != pids
     });
+}
+
+/// Other processes have copies of it, and may use what its destructor would remove.
+#[test]
+fn no_forked_worker_and_no_zygote_drops_what_main_owns() {
+    let place = tempfile::tempdir().expect("a directory");
+    let drops = place.path().join("drops");
+    let setup = Setup::new(faulty::example("faulty"), FORK);
+    let daemon = setup.variable("FAULTY_DROPS", &drops).start();
+    let mut daemon = daemon.expect("it serves");
+    daemon.wait_for_workers();
+    let mut forked = daemon.worker_pids();
+    let first = zygote(&daemon, None);
+    daemon.ctl("recycle").expect("all are replaced");
+    forked.extend(daemon.worker_pids());
+    daemon.ctl("reload").expect("so is the zygote");
+    forked.extend(daemon.worker_pids());
+    let zygotes = [first, zygote(&daemon, Some(first))];
+    let master = daemon.pid();
+    daemon.signal("INT");
+    assert!(daemon.wait().success());
+    // The master has dropped it, and a child that has read the configuration.
+    let dropped = fs::read_to_string(drops).expect("it is written");
+    let dropped: Vec<u32> = dropped.lines().filter_map(|pid| pid.parse().ok()).collect();
+    let is_dropped = |pid: &&u32| dropped.contains(pid);
+    assert!(is_dropped(&&master), "{dropped:?}");
+    let others = forked.iter().chain(&zygotes).filter(is_dropped);
+    assert_eq!(others.count(), 0, "{dropped:?}, {forked:?}, {zygotes:?}");
 }
 
 /// Prints whether the first thread of a process has registered a list of robust mutexes: get_robust_list(2).
