@@ -24,8 +24,9 @@ use signal_hook::consts::{SIGALRM, SIGTERM};
 use signal_hook::low_level;
 
 use self::batch::Batch;
+use self::clients::CLIENT_WORDS;
 use self::format::RECORD_LEN;
-use self::raw::{receive_raw, send_raw};
+use self::raw::{receive_raw, send_raw, set_timer};
 use super::byte_counts::{OwnWrites, Writes};
 use super::cgroup::AppCgroup;
 #[cfg(feature = "tokio")]
@@ -35,14 +36,11 @@ use super::socket::{MAX_PASSED, raw_cookie};
 use super::{clock, fork};
 
 mod batch;
+mod clients;
 mod format;
 mod raw;
 
 pub use format::{Record, RecordFormat, ShmOffsets};
-
-/// Words of a client record, and all words of a registered client: descriptor + 1, cookie, record.
-const RECORD_WORDS: usize = RECORD_LEN.div_ceil(8);
-const CLIENT_WORDS: usize = 2 + RECORD_WORDS;
 
 /// Bytes at the beginning of a datagram of clients; the last two are the length of its records.
 pub const HEADER_LEN: usize = 11;
@@ -205,45 +203,6 @@ impl EmergencyHandoff {
         HeldOff(&self.is_held_off)
     }
 
-    /// Registers a client. `cookie` is that of its socket, if the kernel has one.
-    pub fn register(&self, slot: u32, socket: &OwnedFd, cookie: Option<u64>, record: &Record) {
-        let Some(entry) = self.entry(slot) else {
-            return;
-        };
-        let mut bytes = [0; RECORD_WORDS * 8];
-        bytes[..RECORD_LEN].copy_from_slice(record);
-        entry[1].store(cookie.unwrap_or(0), Ordering::Relaxed);
-        for (word, bytes) in entry[2..].iter().zip(bytes.as_chunks::<8>().0) {
-            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
-        }
-        // Last: from then on the entry counts.
-        entry[0].store(socket.as_raw_fd() as u64 + 1, Ordering::Release);
-        self.used.fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
-    }
-
-    /// Removes a client. Must be called before its socket is closed, as another descriptor may then have its number.
-    pub fn unregister(&self, slot: u32) {
-        if let Some(entry) = self.entry(slot) {
-            entry[0].store(0, Ordering::Release);
-        }
-    }
-
-    /// Removes a client, if the slot still has this lease. Must be called before its socket is closed.
-    pub fn unregister_lease(&self, slot: u32, lease_number: u32) {
-        let registered = self.client(slot);
-        let lease = registered.map(|(_, _, record)| (self.format.lease_in)(&record));
-        if lease == Some((slot, lease_number)) {
-            self.unregister(slot);
-        }
-    }
-
-    fn entry(&self, slot: u32) -> Option<&[AtomicU64]> {
-        let begin = slot as usize * CLIENT_WORDS;
-        self.registered
-            .get(begin..begin + CLIENT_WORDS)
-            .filter(|_| slot < self.offsets.slots)
-    }
-
     /// Sets the alarm. Whether the master is gone is checked then, not now: it may be about to exit.
     fn set_alarm(&self) {
         if !self.is_ours() || self.has_begun.load(Ordering::Acquire) {
@@ -372,31 +331,6 @@ impl EmergencyHandoff {
         }
     }
 
-    /// Returns whether the client is here according to the shared memory, too.
-    fn is_here(&self, record: &Record) -> bool {
-        let (slot, lease_number) = (self.format.lease_in)(record);
-        let lease = self
-            .words
-            .get(self.offsets.first_lease + slot as usize * self.offsets.stride);
-        slot < self.offsets.slots
-            && lease.is_some_and(|lease| {
-                (self.offsets.is_here)(lease.load(Ordering::Acquire), lease_number)
-            })
-    }
-
-    /// Returns the socket, the cookie and the record of a registered client.
-    fn client(&self, slot: u32) -> Option<(RawFd, u64, Record)> {
-        let [socket, cookie, words @ ..] = self.entry(slot)? else {
-            return None;
-        };
-        let socket = (socket.load(Ordering::Acquire) as u32).checked_sub(1)?;
-        let mut record = [0; RECORD_LEN];
-        for (bytes, word) in record.chunks_mut(8).zip(words) {
-            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes()[..bytes.len()]);
-        }
-        Some((socket as RawFd, cookie.load(Ordering::Acquire), record))
-    }
-
     /// Sends into the first handoff queue with space, from `queue` on.
     fn send(&self, queue: &mut usize, payload: &[u8], descriptors: &[RawFd]) -> bool {
         while let Some(to) = self.queues.get(*queue) {
@@ -407,22 +341,6 @@ impl EmergencyHandoff {
         }
         false
     }
-}
-
-/// Sets the alarm of this process.
-fn set_timer(after: Duration) {
-    let timer = libc::itimerval {
-        it_interval: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 0,
-        },
-        it_value: libc::timeval {
-            tv_sec: after.as_secs() as libc::time_t,
-            tv_usec: after.subsec_micros().max(1) as libc::suseconds_t,
-        },
-    };
-    // SAFETY: it reads one struct.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
 }
 
 impl Packed {

@@ -22,7 +22,7 @@ use crate::master::handover::state_file::{
 use crate::master::handover::store::{self, Stored};
 use crate::master::handover::unleased::is_for_unleased;
 use crate::master::handover::unpack::{ReceivedHandoff, UnpackSpace, Unpacked};
-use crate::master::listeners::listener::ListenerRecord;
+use crate::master::listeners::record::ListenerRecord;
 use crate::master::{ActivatedSockets, Error};
 use crate::proto::channel::MAX_HANDOFF_QUEUES;
 use crate::proto::handoff::HandoffMessage;

@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{Identities, Keys, MAX_SAVED_LEN};
 use crate::master::clients::figures::ClientFigures;
-use crate::master::listeners::listener::ListenerRecord;
+use crate::master::listeners::record::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
 use crate::master::workers::SeatTotals;
 use crate::proto::control::LastReload;

@@ -3,23 +3,24 @@
 //! The datagrams stay in the queues, so a start that fails, or is killed, loses no client. They are removed when no
 //! client waits any more.
 
+mod client;
 mod crowd;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use std::{io, mem};
 
 use crate::channel::{Channel, Scratch};
 use crate::loop_clock::Shortage;
 use crate::master::clients::client::Client;
-use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::clients::place::OrphanedShm;
 use crate::master::handover::queues::HandoffQueues;
 use crate::master::handover::unleased::is_for_unleased;
+use crate::master::handover::unpack::client::{UnpackedClient, recover};
 pub(crate) use crate::master::handover::unpack::crowd::UnpackSpace;
 use crate::master::telemetry::by_kind::By;
 use crate::master::telemetry::counters::Loss;
@@ -27,10 +28,8 @@ use crate::proto::channel::MAX_LEASES;
 use crate::proto::handoff::HandoffMessage;
 use crate::proto::lease::ClientRecord;
 use crate::proto::message::Message;
-use crate::proto::names::{ClientId, Peer, WorkerId};
+use crate::proto::names::{ClientId, WorkerId};
 use crate::shm::{Layout, LeaseState, MasterShm};
-use crate::sys::clock;
-use crate::sys::passed::ClientSocket;
 use crate::sys::socket::{self, Received};
 
 /// How often a datagram is retried while the kernel has no memory: about 5 s in all.
@@ -54,57 +53,6 @@ pub(crate) struct Unpacked {
     pub(crate) descriptors: usize,
     /// Whether a client is in the datagrams that this master does not have, so that they must not stay in the queues.
     pub(crate) has_stray: bool,
-}
-
-/// A client as its record describes it.
-#[derive(Debug)]
-struct UnpackedClient {
-    worker: WorkerId,
-    record: ClientRecord,
-    socket: OwnedFd,
-}
-
-impl UnpackedClient {
-    /// Returns the client, or `None` if it has disconnected.
-    fn into_client(self) -> Option<Client> {
-        let peer = match socket::peer(&self.socket).ok()? {
-            Ok(address) => Peer::from(address),
-            Err(socket::Credentials { pid, uid, gid }) => Peer::Unix { pid, uid, gid },
-        };
-        let record = self.record;
-        Some(Client {
-            id: record.client,
-            socket: ClientSocket::shared(self.socket, matches!(peer, Peer::Unix { .. })),
-            peer,
-            order: record.order,
-            listener: record.listener,
-            since: record.since,
-            moves: record.moves,
-            offsets: record.offsets,
-        })
-    }
-}
-
-/// Recovers clients, each with its slot and lease number, as after the death of their worker. The time since they were
-/// packed does not count: they were not served.
-fn recover(orphan: &Rc<OrphanedShm>, clients: Vec<(u32, u32, Client)>) -> DeadWorkerClients {
-    let OrphanedShm { record, shm } = &**orphan;
-    shm.settle();
-    let header = shm.header();
-    let (leases, without_slot) = Leases::from_records(record.slots, clients);
-    let mut recovery = leases
-        .recover_clients(shm, header.final_writes(), header.is_timed_out())
-        .at_once();
-    let contradiction = |client| (io::ErrorKind::InvalidData.into(), client);
-    recovery
-        .lost
-        .extend(without_slot.into_iter().map(contradiction));
-    recovery.note_places(orphan);
-    let packed_for = header.packed_at().map_or(Duration::ZERO, clock::since);
-    for (unleased, _) in &mut recovery.recovered {
-        unleased.excuse(packed_for);
-    }
-    recovery
 }
 
 /// Handoff queues and their contents, which are still in the queues.

@@ -19,7 +19,7 @@ use crate::master::clients::leases::snapshot::LeasesSnapshot;
 use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, check_version};
 use crate::master::handover::upgrade::Upgrade;
-use crate::master::listeners::listener::ListenerRecord;
+use crate::master::listeners::record::ListenerRecord;
 use crate::master::listeners::socket_file::FileIdentity;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::worker::Worker;

@@ -4,17 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::config::{Listen, Source};
 use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
 use crate::master::listeners::outage::{FILE_GONE, Served};
 use crate::master::listeners::plan::{SocketSource, WantedListener};
-use crate::master::listeners::socket_file::{
-    FileIdentity, SocketFile, access_of, bind, cannot_bind,
-};
+use crate::master::listeners::record::ListenerRecord;
+use crate::master::listeners::socket_file::{SocketFile, access_of, bind, cannot_bind};
 use crate::master::retry::Outage;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -44,30 +41,6 @@ pub(crate) struct Listener {
     pub(crate) outage: Option<Outage>,
     /// The listener was never bound.
     is_missing: bool,
-}
-
-/// The record of a listener in the service manager's store.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct ListenerRecord {
-    pub(crate) number: u32,
-    /// The configured address, if that is known; `address` is the actual one.
-    pub(crate) configured: String,
-    pub(crate) address: String,
-    pub(crate) accepted: u64,
-    /// The file of a Unix socket.
-    pub(crate) file: Option<FileIdentity>,
-}
-
-impl ListenerRecord {
-    /// Creates a record of which only the address is known.
-    pub(crate) fn with_address(number: u32, address: String) -> ListenerRecord {
-        ListenerRecord {
-            number,
-            address,
-            ..ListenerRecord::default()
-        }
-    }
 }
 
 impl Listener {

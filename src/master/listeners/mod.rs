@@ -15,6 +15,7 @@ pub(crate) mod listener;
 pub(crate) mod open;
 pub(crate) mod outage;
 pub(crate) mod plan;
+pub(crate) mod record;
 pub(crate) mod socket_file;
 pub(crate) mod yielding;
 

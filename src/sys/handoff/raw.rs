@@ -1,7 +1,9 @@
-//! sendmsg(2) and recvmsg(2) with descriptors, without waiting and without allocating: for signal handlers.
+//! sendmsg(2) and recvmsg(2) with descriptors, without waiting and without allocating, and setitimer(2): for signal
+//! handlers.
 
 use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -127,4 +129,20 @@ pub(super) fn receive_raw(
         );
     }
     Some((length, count))
+}
+
+/// Sets the alarm of this process.
+pub(super) fn set_timer(after: Duration) {
+    let timer = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: libc::timeval {
+            tv_sec: after.as_secs() as libc::time_t,
+            tv_usec: after.subsec_micros().max(1) as libc::suseconds_t,
+        },
+    };
+    // SAFETY: it reads one struct.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
 }
