@@ -6,7 +6,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(1);
 
 /// The longest wait.
-const LONGEST: Duration = Duration::from_millis(100);
+const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// Something that the kernel refuses for lack of memory. It is tried again after a while that grows with each refusal.
 /// `T` is the clock of the loop.
@@ -35,7 +35,7 @@ impl<T: Copy + Ord> Shortage<T> {
     pub fn next(&mut self) -> Duration {
         let wait = FIRST.saturating_mul(1 << self.refusals.min(16));
         self.refusals = self.refusals.saturating_add(1);
-        wait.min(LONGEST)
+        wait.min(MAX_WAIT)
     }
 
     /// Records that an attempt was not refused.

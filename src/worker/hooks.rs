@@ -58,6 +58,23 @@ impl Hooks<()> {
     }
 }
 
+/// What the loop keeps for the functions of the daemon that no request calls.
+#[derive(Debug, Default)]
+pub(super) struct HookState {
+    pub(super) left: LeftClients,
+    pub(super) health: HealthSchedule,
+}
+
+impl HookState {
+    /// Returns the state of a worker that is healthy `now`.
+    pub(super) fn new(service: &dyn Service, now: u64) -> HookState {
+        HookState {
+            left: LeftClients::new(service.wants_left_clients()),
+            health: HealthSchedule::new(service.health_interval(), now),
+        }
+    }
+}
+
 /// Clients that have left this worker since the state was last notified of it.
 #[derive(Debug, Default)]
 pub(super) struct LeftClients {
@@ -70,7 +87,7 @@ pub(super) struct LeftClients {
 }
 
 impl LeftClients {
-    pub(super) fn new(is_wanted: bool) -> LeftClients {
+    fn new(is_wanted: bool) -> LeftClients {
         LeftClients {
             is_wanted,
             ..LeftClients::default()
@@ -103,7 +120,7 @@ pub(super) struct HealthSchedule {
 
 impl HealthSchedule {
     /// Returns the schedule of a worker that is healthy `now`.
-    pub(super) fn new(interval: Option<Duration>, now: u64) -> HealthSchedule {
+    fn new(interval: Option<Duration>, now: u64) -> HealthSchedule {
         let mut schedule = HealthSchedule {
             interval,
             ..HealthSchedule::default()
@@ -125,21 +142,25 @@ impl HealthSchedule {
 impl WorkerLoop<'_> {
     /// Checks the health if that is due, and notes what the master must know.
     pub(super) fn check_health(&mut self, service: &mut dyn Service) {
-        let is_due = self.health.next().is_some_and(|next| next <= self.time.now);
+        let is_due = self
+            .hooks
+            .health
+            .next()
+            .is_some_and(|next| next <= self.time.now);
         if !is_due || !self.may_serve() {
             return;
         }
         match service.check_health() {
             Ok(found) => {
-                if found != self.health.reported {
-                    self.health.reported.clone_from(&found);
+                if found != self.hooks.health.reported {
+                    self.hooks.health.reported.clone_from(&found);
                     self.report_health(found);
                 }
             }
             Err(why) => self.break_off(&why),
         }
         self.time.now = clock::monotonic();
-        self.health.schedule(self.time.now);
+        self.hooks.health.schedule(self.time.now);
     }
 
     /// Notes what the master must know: why the worker is unhealthy, or that it is healthy again.
@@ -150,11 +171,11 @@ impl WorkerLoop<'_> {
 
     /// Notifies the state of the clients that have left, after the master was: it waits for no method.
     pub(super) fn notify_of_left_clients(&mut self, service: &mut dyn Service) {
-        if self.left.closed.is_empty() && self.left.moved.is_empty() {
+        if self.hooks.left.closed.is_empty() && self.hooks.left.moved.is_empty() {
             return;
         }
-        let moved = std::mem::take(&mut self.left.moved);
-        let mut left: Vec<ClientId> = std::mem::take(&mut self.left.closed);
+        let moved = std::mem::take(&mut self.hooks.left.moved);
+        let mut left: Vec<ClientId> = std::mem::take(&mut self.hooks.left.closed);
         if !moved.is_empty() {
             // The next lease of a client may have been picked up before the end of the last one was noticed.
             let served: HashSet<ClientId> = (0..self.connections.bound())

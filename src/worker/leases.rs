@@ -107,7 +107,7 @@ impl WorkerLoop<'_> {
         slot.release(connection.lease_number, LeaseState::Closed);
         kill_points::pass(Point::AfterClosed);
         self.master.closed.push(index);
-        self.left.close(connection.client);
+        self.hooks.left.close(connection.client);
     }
 
     /// Forgets a client whose lease is over. Its slot and regions belong to the master.
@@ -115,7 +115,7 @@ impl WorkerLoop<'_> {
         let Some(connection) = self.forget(index) else {
             return;
         };
-        self.left.release(connection.client);
+        self.hooks.left.release(connection.client);
         self.parking.revoke(index);
         self.shm.header().set_parked(self.parking.total());
         self.keep_revoked(index, connection);

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use away::Executor;
 use connection::Connection;
 use deadlines::Timers;
-use hooks::{HealthSchedule, LeftClients};
+use hooks::HookState;
 use master_link::MasterLink;
 use parking::Parking;
 use revoked::RevokedClients;
@@ -102,8 +102,7 @@ struct WorkerLoop<'c> {
     executor: Option<Box<Executor>>,
     /// The means to pack clients when the master is gone, if there will be another master.
     handoff: Option<&'static EmergencyHandoff>,
-    left: LeftClients,
-    health: HealthSchedule,
+    hooks: HookState,
     /// See [`Service::runs_other_code`].
     runs_other_code: bool,
 }
@@ -183,8 +182,7 @@ impl<'c> WorkerLoop<'c> {
             ending: Ending::default(),
             executor: executor.map(Box::new),
             handoff,
-            left: LeftClients::default(),
-            health: HealthSchedule::default(),
+            hooks: HookState::default(),
             runs_other_code: true,
         })
     }
@@ -213,8 +211,7 @@ impl<'c> WorkerLoop<'c> {
 
     fn serve_to_end(&mut self, service: &mut dyn Service) -> io::Result<()> {
         self.runs_other_code = service.runs_other_code();
-        self.left = LeftClients::new(service.wants_left_clients());
-        self.health = HealthSchedule::new(service.health_interval(), self.time.now);
+        self.hooks = HookState::new(service, self.time.now);
         let mut ready: Vec<PollEvent> = Vec::new();
         let mut scratch = Scratch::default();
         self.receive_first_frames(service)?;
@@ -300,7 +297,7 @@ impl<'c> WorkerLoop<'c> {
         };
         let deadlines = [
             self.timers.next(),
-            self.health.next(),
+            self.hooks.health.next(),
             executor,
             self.master.retry_at(),
             self.revoked.next_look(),

@@ -208,10 +208,7 @@ impl SavedState {
 impl Findings {
     fn new(kept: &[(String, OwnedFd)]) -> Findings {
         Findings {
-            stored: Stored {
-                names: kept.iter().map(|(name, _)| name.clone()).collect(),
-                ..Stored::default()
-            },
+            stored: Stored::with_names(kept.iter().map(|(name, _)| name.clone()).collect()),
             faults: Vec::new(),
         }
     }

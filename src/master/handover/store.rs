@@ -57,6 +57,14 @@ pub(crate) fn is_wanted() -> bool {
 }
 
 impl Stored {
+    /// Returns the store with descriptors of these names.
+    pub(crate) fn with_names(names: BTreeSet<String>) -> Stored {
+        Stored {
+            names,
+            spoilt: BTreeSet::new(),
+        }
+    }
+
     /// Marks the descriptor of this name as one that must be replaced.
     pub(crate) fn spoil(&mut self, name: &str) {
         if self.names.remove(name) {

@@ -154,10 +154,7 @@ impl UpgradeSnapshot {
             saved_state: self.saved_state,
             kept,
             listeners,
-            stored: Stored {
-                names: self.stored,
-                ..Stored::default()
-            },
+            stored: Stored::with_names(self.stored),
             faults: Vec::new(),
         };
         let carried_over = CarriedOver {

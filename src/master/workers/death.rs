@@ -133,12 +133,8 @@ impl Workers {
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }
-        clients.await_handshakes(
-            orphan,
-            mem::take(&mut recovery.in_handshake),
-            is_timed_out,
-            now,
-        );
+        let in_handshake = mem::take(&mut recovery.in_handshake);
+        clients.await_handshakes(orphan, in_handshake, is_timed_out, now);
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
         let dropped = blame.is_out_of_memory.then(|| memory::relieve(clients));

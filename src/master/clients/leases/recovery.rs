@@ -41,9 +41,27 @@ pub(crate) struct DeadWorkerClients {
 }
 
 impl DeadWorkerClients {
-    fn add(&mut self, recovered: (Unleased, Option<Interrupted>), slot: (u32, u32)) {
-        self.recovered.push(recovered);
-        self.slots.push(slot);
+    /// Adds a client, recovered or not, that was in this slot with this lease number.
+    fn add(
+        &mut self,
+        recovered: Recovered,
+        interrupted: Option<Interrupted>,
+        (slot, lease_number): (u32, u32),
+    ) {
+        match recovered {
+            Ok(unleased) => {
+                self.recovered.push((unleased, interrupted));
+                self.slots.push((slot, lease_number));
+            }
+            // The connection had already ended.
+            Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
+                self.ended.push(client)
+            }
+            Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
+                self.in_handshake.push((slot, client))
+            }
+            Err(lost) => self.lost.push(lost),
+        }
     }
 
     /// Notes that the recovered clients have their places in this shared memory, which is that of their worker.
@@ -140,17 +158,7 @@ impl Leases {
                 // A slot with a client cannot be free: the shared memory is inconsistent.
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
-            match recovered {
-                Ok(unleased) => recovery.add((unleased, interrupted), (slot, lease_number)),
-                // The connection had already ended.
-                Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
-                    recovery.ended.push(client)
-                }
-                Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
-                    recovery.in_handshake.push((slot, client))
-                }
-                Err(lost) => recovery.lost.push(lost),
-            }
+            recovery.add(recovered, interrupted, (slot, lease_number));
         }
         recovery
     }
