@@ -3,6 +3,7 @@
 mod calls;
 mod circles;
 mod imports;
+mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
