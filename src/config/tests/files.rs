@@ -81,6 +81,7 @@ fn the_shipped_file_has_defaults_and_valid_examples() {
         let needs = match key {
             "log.file" => "log.target = \"file\"\n",
             "app.command" => "",
+            "app.preload" if !is_first => "workers.start = \"fork\"\napp.command = [\"true\"]\n",
             _ if key.starts_with("app.") && !(is_first && has_default) => {
                 "app.command = [\"true\"]\n"
             }

@@ -65,6 +65,10 @@ fn configs() -> impl Strategy<Value = Config> {
                 log,
                 ..
             } = if all { everything() } else { Config::default() };
+            let app = AppConfig {
+                preload: app.preload && workers.start == StartMode::Fork,
+                ..app
+            };
             let control = ControlConfig {
                 mode: all.then_some(Mode(mode)),
                 ..control
