@@ -58,7 +58,7 @@ impl Hooks<()> {
     }
 }
 
-/// What the loop keeps for the functions of the daemon that no request calls.
+/// The state of the loop for the functions of the daemon that no request calls.
 #[derive(Debug, Default)]
 pub(super) struct HookState {
     pub(super) left: LeftClients,
