@@ -15,7 +15,6 @@ use super::app::{self, AppArguments};
 use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
 use crate::dev::{self, ServingReport};
 use crate::master::{self, MasterOrigin, MasterSetup};
-use crate::sys::process;
 use crate::worker::{self, Methods, WorkerRole};
 use crate::{exporter, logging};
 
@@ -341,7 +340,7 @@ fn run_worker<S: 'static>(
         Err(worker::Error::Failed) => EX_SOFTWARE,
     };
     if shares_main {
-        process::exit_without_destructors(code);
+        worker::exit_without_destructors(code);
     }
     ExitCode::from(code)
 }

@@ -69,6 +69,8 @@ pub(crate) use running::RunningService;
 pub(crate) use start::{Error, WorkerRole, run, take_channel};
 pub(crate) use zygote::run as run_zygote;
 
+pub(crate) use crate::sys::process::exit_without_destructors;
+
 /// The poller's token of the channel; a client's is its slot and the number of its lease.
 const CHANNEL: u64 = u64::MAX;
 

@@ -76,7 +76,7 @@ mod tests {
 ";
     let function = |name: &str, lines| Size::Function(name.to_owned(), lines);
     let expected = [
-        Size::File(24),
+        Size::File(25),
         Size::Struct("Pair".to_owned(), 2),
         function("one", 7),
         function("inner", 1),
