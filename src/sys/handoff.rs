@@ -370,7 +370,7 @@ mod tests {
     /// Set in the process that may end.
     const INSIDE: &str = "HANDOFF_INSIDE";
 
-    /// The status of a process in which nothing has been packed but what was to be.
+    /// The status of a process in which exactly what must be packed was packed.
     const AS_EXPECTED: i32 = 42;
 
     /// Runs the scenario in a process of its own: one whose master is gone, with a client and a handoff queue.

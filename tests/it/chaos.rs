@@ -35,8 +35,8 @@ const CLIENTS: u64 = 12;
 /// two deaths, which has crashed. Others are answered with their result or `crashed`, and have had their effect at most
 /// once, and once if there is a result. The daemon has counted the same; nothing is left behind.
 ///
-/// For six seconds, or as many as the variable `CHAOS_SECONDS` says; with the seed in `CHAOS_SEED`, or another one each
-/// time. The seed decides what is done and sent; how that meets is up to the machine. An hour:
+/// Runs for six seconds, or for `CHAOS_SECONDS`, with the seed `CHAOS_SEED`, or another one each time. The seed determines
+/// the actions and the data; the timing differs from run to run. An hour:
 /// `CHAOS_SECONDS=3600 cargo test --release --test it chaos:: -- --nocapture`, after `cargo build --release --examples`.
 #[test]
 fn every_request_is_answered_once_in_order_under_random_faults() {
@@ -194,7 +194,7 @@ fn compare(seen: &Seen, status: &Status, witness: &Witness) {
         log.timeouts,
         status.deaths_total
     );
-    // Each that was seen was counted, and once; but some of those whose replies nobody waited for were answered, too.
+    // Each reply that was read was counted once. Some requests whose clients left were answered as well.
     let requests = seen.requests..=seen.requests + seen.abandoned;
     assert!(
         requests.contains(&status.requests_total),

@@ -22,9 +22,9 @@ const SCRIPT: &str = "
     wait";
 
 struct Family {
-    /// Those that are to end with the worker.
+    /// Processes that must end with the worker.
     inside: Vec<u32>,
-    /// The one that is not.
+    /// The process that must not.
     outside: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The binary and its configuration: what it says of a file, and what it does when it cannot have what the file wants.
+//! The binary and its configuration: its messages about a file, and its reaction when it cannot do what the file wants.
 
 mod check;
 mod directory;

@@ -1,5 +1,5 @@
-//! As PID 1 of a container, with no init beside it: it collects whatever processes are orphaned there, ends as elsewhere, and
-//! logs to standard error.
+//! The daemon as PID 1 of a container without an init: it collects the processes that are orphaned there, ends as
+//! elsewhere, and logs to standard error.
 //!
 //! The container is a PID namespace with a /proc of its own, made by unshare(1), which needs root. Where that is not
 //! allowed or missing, the tests are skipped.
@@ -16,7 +16,7 @@ use crate::common::needs::skip;
 /// Options of unshare(1): its program is PID 1 and is killed with it.
 const OPTIONS: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
 
-/// Its pids are not ours: `status` tells those inside, and only `init` may be sent signals.
+/// A daemon in a container. `status` has the pids inside the container; only `init` may be sent signals.
 struct Container {
     daemon: Running,
     /// The master's pid outside.
@@ -46,7 +46,7 @@ impl Container {
         Some(Container { daemon, init })
     }
 
-    /// Its children, dead ones that it has not collected included.
+    /// Returns the children of the master, with dead ones that it has not collected.
     fn children(&self) -> Vec<u32> {
         let mut all = children(self.init);
         all.sort_unstable();
@@ -76,7 +76,7 @@ impl Container {
         command
     }
 
-    /// Has a shell run this, and waits for the shell only. What it reads is ours to write or to close.
+    /// Starts a shell with this script in the container, and waits for the shell only. The caller has its standard input.
     #[track_caller]
     fn run(&self, script: &str) -> Child {
         let mut shell = self

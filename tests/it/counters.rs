@@ -169,8 +169,8 @@ fn a_hundred_restarts_forget_no_request() {
     );
 }
 
-/// Whether a figure counts for as long as the daemon is installed. What the kernel counts for all programs does not, nor a
-/// seat that may be gone.
+/// Returns whether a figure continues for as long as the daemon is installed. Figures of the kernel for all programs do
+/// not, nor do those of a seat that may be gone.
 fn is_lasting(name: &str) -> bool {
     let family = name.split('{').next().unwrap_or_default();
     let is_counter =
@@ -216,7 +216,7 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
 }
 
 /// Workers are killed, replaced and moved from, and masters end in every way, under clients that read every reply before they
-/// leave. What they have counted is what the daemon has counted. For four seconds, or as many as `STORM_SECONDS` says.
+/// leave. Clients and daemon must have counted the same. Runs for four seconds, or for `STORM_SECONDS`.
 #[test]
 fn counters_are_exact_after_random_kills() {
     const CLIENTS: usize = 8;

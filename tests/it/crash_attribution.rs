@@ -245,7 +245,7 @@ fn a_method_that_ends_ten_workers_is_quarantined() {
         );
         daemon.wait_for_log("method \"exit\" has ended 10 workers within 600s: it is quarantined");
         assert!(ctl(&daemon, &["status"]).out.contains("exit"));
-        // Unrun: by those that were told, and by one that came later.
+        // Neither the workers that received the quarantine nor a later one run the method.
         assert_unrun(&daemon, deaths);
         daemon.kill_worker(round % 2);
         deaths += 1;

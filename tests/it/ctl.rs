@@ -1,4 +1,4 @@
-//! fdpassctl as people and scripts use it, and the line that tells how to.
+//! fdpassctl as people and scripts use it, and the line of the daemon that shows how.
 
 mod failures;
 mod output;

@@ -217,7 +217,7 @@ fn a_fast_open_client_with_a_reply_in_flight_survives() {
 }
 
 #[test]
-fn a_fast_open_client_that_waits_for_its_handshake_can_be_kicked() {
+fn a_client_in_a_fast_open_handshake_can_be_kicked() {
     let Some(waiting) = InHandshake::with_reply_in_flight(this_test!()) else {
         return;
     };

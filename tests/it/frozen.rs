@@ -1,5 +1,5 @@
-//! Time that stood still counts for nobody: processes of the daemon are stopped and go on, as by SIGSTOP, `docker pause` or a
-//! debugger.
+//! Time in which the daemon was stopped does not count: its processes are stopped and continued, as by SIGSTOP, `docker
+//! pause` or a debugger.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ impl Frozen {
         frozen
     }
 
-    /// Master, workers and exporter, when all of them sleep: a process that is stopped just when an event ends its wait cannot
-    /// tell how long it has waited.
+    /// Stops master, workers and exporter when all of them sleep: a process that is stopped just when an event ends its wait
+    /// cannot know how long it has waited.
     #[track_caller]
     fn all(daemon: &Running, control_clients: usize) -> Frozen {
         at_rest_with(daemon, control_clients, || ());
@@ -226,7 +226,7 @@ fn bytes_that_arrive_during_a_method_are_not_late() {
     assert_eq!(idle.reply().value().expect("a pong"), 1);
 }
 
-/// From the end of one master to the beginning of the next nobody can serve them.
+/// Between the end of one master and the start of the next no process can serve clients.
 #[test]
 fn time_without_a_master_expires_no_timeout_of_its_clients() {
     for how in ["TERM", "KILL"] {

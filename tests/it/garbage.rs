@@ -13,7 +13,7 @@ use crate::common::{at_rest, kernel};
 const HEADER: u64 = 2048;
 const SLOT: u64 = 16;
 
-/// Random words over header and slots. Rounds are 12, or as many as the variable `GARBAGE_ROUNDS` says.
+/// Writes random words to header and slots, in 12 rounds, or `GARBAGE_ROUNDS`.
 #[test]
 fn garbage_in_shm_costs_at_most_clients_of_its_worker() {
     let mut random = Random::new("GARBAGE_SEED");

@@ -78,7 +78,7 @@ fn a_failed_start_loses_no_client() {
     let daemon = end(daemon);
     let good =
         std::fs::read_to_string(daemon.directory().join("config.toml")).expect("it is there");
-    // Too few descriptors for anything; and nothing that says what was in force before a file was bad.
+    // There are too few descriptors for anything.
     let error = limited(&manager, 40, &good)
         .start()
         .expect_err("there is none for a client");

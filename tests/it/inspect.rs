@@ -338,7 +338,7 @@ fn log_level_applies_to_all_processes_until_the_next_reload() {
         |params: Value| daemon.ctl_with("log-level", params).expect("it is told")["level"].clone();
     assert_eq!(level(json!({})), "info");
     assert_eq!(level(json!({ "level": "debug" })), "debug");
-    // The worker tells of a client whose frame is late, the master of every client: both at this level only.
+    // Both log at this level only: the worker a client whose frame is late, the master every client.
     let trickle = || {
         let mut client = daemon.connect();
         client.send([3, 0]);

@@ -128,7 +128,7 @@ fn outcomes_with(fault: &str, point: &str, n: u32, is_executing: bool) -> Vec<(b
 
 /// At these points no request is executing: no client notices, and everything was done once.
 #[track_caller]
-fn nobody_notices(point: &str, n: u32) {
+fn no_client_notices(point: &str, n: u32) {
     let outcomes = outcomes(point, n, false);
     assert!(
         outcomes.iter().all(|outcome| *outcome == (true, 1)),
@@ -138,7 +138,7 @@ fn nobody_notices(point: &str, n: u32) {
 
 /// At these points one is: it crashes, and was executed this number of times.
 #[track_caller]
-fn callers_are_told(point: &str, n: u32, done: usize) {
+fn callers_get_crashed(point: &str, n: u32, done: usize) {
     let outcomes = outcomes(point, n, true);
     assert!(
         outcomes
@@ -154,43 +154,43 @@ fn callers_are_told(point: &str, n: u32, done: usize) {
 
 #[test]
 fn a_death_after_the_claim_is_not_noticed() {
-    nobody_notices("after-claim", 3);
+    no_client_notices("after-claim", 3);
 }
 
 #[test]
 fn a_death_after_the_turn_begins_is_not_noticed() {
-    nobody_notices("after-begin", 3);
+    no_client_notices("after-begin", 3);
 }
 
 #[test]
 fn a_death_after_a_read_is_not_noticed() {
-    nobody_notices("after-receive", 3);
+    no_client_notices("after-receive", 3);
 }
 
 #[test]
 fn a_death_before_the_handler_is_not_noticed() {
-    nobody_notices("before-handler", 3);
+    no_client_notices("before-handler", 3);
 }
 
 #[test]
 fn a_death_before_the_effect_is_answered_with_crashed() {
-    callers_are_told("after-exec", 7, 0);
+    callers_get_crashed("after-exec", 7, 0);
 }
 
 #[test]
 fn a_death_after_the_effect_is_answered_with_crashed() {
-    callers_are_told("after-handler", 7, 1);
+    callers_get_crashed("after-handler", 7, 1);
 }
 
 #[test]
 fn a_death_before_the_commit_is_answered_with_crashed() {
-    callers_are_told("before-commit", 7, 1);
+    callers_get_crashed("before-commit", 7, 1);
 }
 
 #[test]
 fn a_death_after_the_commit_is_not_noticed() {
     for n in [1, 3, 4] {
-        nobody_notices("after-commit", n);
+        no_client_notices("after-commit", n);
     }
 }
 
@@ -216,22 +216,22 @@ fn a_death_at_the_last_reply_loses_none() {
 
 #[test]
 fn a_death_after_the_count_is_not_noticed() {
-    nobody_notices("after-answered", 3);
+    no_client_notices("after-answered", 3);
 }
 
 #[test]
 fn a_death_before_a_write_is_not_noticed() {
-    nobody_notices("before-write", 2);
+    no_client_notices("before-write", 2);
 }
 
 #[test]
 fn a_death_amid_a_write_is_not_noticed() {
-    nobody_notices("amid-write", 2);
+    no_client_notices("amid-write", 2);
 }
 
 #[test]
 fn a_death_after_a_write_is_not_noticed() {
-    nobody_notices("after-write", 2);
+    no_client_notices("after-write", 2);
 }
 
 /// The kernel's count of what a process writes is of all its threads, and of its children.
@@ -322,17 +322,17 @@ fn a_death_amid_an_unaccounted_write_closes_the_client() {
 
 #[test]
 fn a_death_amid_parking_is_not_noticed() {
-    nobody_notices("amid-parking", 2);
+    no_client_notices("amid-parking", 2);
 }
 
 #[test]
 fn a_death_after_parking_is_not_noticed() {
-    nobody_notices("after-parking", 2);
+    no_client_notices("after-parking", 2);
 }
 
 #[test]
 fn a_death_before_the_turn_ends_is_not_noticed() {
-    nobody_notices("before-end", 2);
+    no_client_notices("before-end", 2);
 }
 
 #[test]

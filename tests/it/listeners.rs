@@ -1,4 +1,4 @@
-//! Where clients connect, as the configuration says.
+//! The listeners of the configuration.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};

@@ -248,7 +248,7 @@ fn an_empty_leaving_listener_is_closed_when_accepting_resumes() {
         .expect("it is applied");
     ping(&mut client, 2);
     drop(client);
-    // It is its log that tells, as it wakes up for every question of ours.
+    // The log shows it. A control request would wake the master up.
     daemon.wait_for_log(&format!("no longer listening on {leaves}"));
     eventually("it is closed", || {
         (!connects(&Address::Tcp(leaves))).then_some(())

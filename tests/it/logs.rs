@@ -342,7 +342,7 @@ fn json_for_syslog_is_refused_with_a_caret() {
     );
 }
 
-/// As under systemd, but for journald: its lines have a form of their own also where machines are to read them.
+/// As under systemd, but without journald. The lines have the form for the journal, which programs read.
 #[test]
 fn without_a_journal_its_lines_go_to_standard_error() {
     if Path::new("/run/systemd/journal/socket").exists() {

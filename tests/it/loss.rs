@@ -1,5 +1,5 @@
 //! No byte is lost or sent twice while workers are killed: on a link that drops packets, and over Unix sockets
-//! under full load. `LOSS_SECONDS` says for how long, each; `LOSS_SEED` is another run.
+//! under full load. `LOSS_SECONDS` sets the length of each test, `LOSS_SEED` the seed.
 //!
 //! The link is the loopback of a network namespace that the test enters by running itself again under `unshare -rn`. Where
 //! that is not allowed, or tc(8) is missing, the test is skipped.
@@ -78,7 +78,7 @@ fn over_unix_sockets_no_byte_is_lost_or_doubled_at_deaths() {
     println!("{told}");
 }
 
-/// What a reply took with a death amid its write is in the kernel's account of the thread that wrote it, and of no other.
+/// If a worker dies in the middle of a write, the kernel's account of the thread that wrote, and of no other, has the bytes.
 #[test]
 fn over_unix_sockets_another_thread_may_write_while_workers_die() {
     let config = r#"
@@ -138,7 +138,7 @@ struct Seen {
 }
 
 /// All clients ask while all that happens to the daemon, each thing as often as it weighs, for a time and until enough has
-/// happened. What came of it, in words.
+/// happened. Returns a summary.
 fn run(
     daemon: &Running,
     happens: &[(&str, u64)],

@@ -1,4 +1,4 @@
-//! The man pages say what the programs do, and nothing else; they can be read, and their examples work.
+//! The man pages describe what the programs do, and nothing else; they can be read, and their examples work.
 
 mod examples;
 mod format;

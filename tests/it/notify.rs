@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::common::program::{Program, ctl_command};
 use crate::common::{FDPASSD, at_rest, kernel, let_pass};
 
-/// A service manager that listens, and reads when it is asked what it was told.
+/// A service manager that receives notifications, and reads them when a test asks for them.
 struct Manager {
     socket: UnixDatagram,
     directory: TempDir,
@@ -44,7 +44,7 @@ impl Manager {
 
     /// Waits for the next notification.
     #[track_caller]
-    fn told(&self) -> String {
+    fn next(&self) -> String {
         self.socket
             .set_read_timeout(Some(TIMEOUT))
             .expect("it is a time");
@@ -52,7 +52,7 @@ impl Manager {
     }
 
     /// Returns a notification that is already there.
-    fn told_by_now(&self) -> Option<String> {
+    fn pending(&self) -> Option<String> {
         self.socket.set_nonblocking(true).expect("it is a socket");
         let told = receive(&self.socket);
         self.socket.set_nonblocking(false).expect("it is a socket");
@@ -61,9 +61,9 @@ impl Manager {
 
     /// Waits for the next notification that is more than a status.
     #[track_caller]
-    fn told_of_importance(&self) -> String {
+    fn next_but_statuses(&self) -> String {
         loop {
-            let told = self.told();
+            let told = self.next();
             if !told.starts_with("STATUS=") {
                 return told;
             }
@@ -74,7 +74,7 @@ impl Manager {
     #[track_caller]
     fn wait_for(&self, awaited: &str) {
         eventually(&format!("the manager is told {awaited:?}"), || {
-            std::iter::from_fn(|| self.told_by_now())
+            std::iter::from_fn(|| self.pending())
                 .any(|told| told == awaited)
                 .then_some(())
         });
@@ -121,55 +121,55 @@ fn the_manager_is_notified_of_start_clients_and_stop_in_order() {
     let manager = Manager::new();
     let mut daemon = manager.start("workers.count = 1");
     assert_eq!(
-        manager.told(),
+        manager.next(),
         "READY=1\nSTATUS=1 worker, 0 clients, generation 1"
     );
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a result");
-    assert_eq!(manager.told(), "STATUS=1 worker, 1 client, generation 1");
+    assert_eq!(manager.next(), "STATUS=1 worker, 1 client, generation 1");
     drop(client);
-    assert_eq!(manager.told(), "STATUS=1 worker, 0 clients, generation 1");
+    assert_eq!(manager.next(), "STATUS=1 worker, 0 clients, generation 1");
     daemon.ctl("drain").expect("it is drained");
     manager.wait_for(
         "STATUS=1 worker, 0 clients, generation 1; new clients are not accepted: the daemon is drained",
     );
     daemon.signal("TERM");
     assert_eq!(
-        manager.told(),
+        manager.next(),
         "STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000\nSTATUS=1 worker, 0 clients, generation 1; stopping"
     );
     assert!(daemon.wait().success());
-    assert_eq!(manager.told_by_now(), None);
+    assert_eq!(manager.pending(), None);
 }
 
 #[test]
 fn a_changed_status_is_sent_at_most_once_a_second() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
-    let mut told = vec![manager.told()];
+    let mut told = vec![manager.next()];
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(2500) || told.len() < 2 {
         let mut client = daemon.connect();
         client.call("ping", 1).expect("a result");
         drop(client);
-        told.extend(std::iter::from_fn(|| manager.told_by_now()));
+        told.extend(std::iter::from_fn(|| manager.pending()));
     }
     let most = began.elapsed().as_secs() as usize + 2;
     assert!(told.len() <= most, "{} times: {told:?}", told.len());
     // The last status is the true one, and then no process wakes up.
     daemon.wait_until("it has left", |status| status.clients == 0);
     eventually("the last status is true", || {
-        told.extend(std::iter::from_fn(|| manager.told_by_now()));
+        told.extend(std::iter::from_fn(|| manager.pending()));
         told.last()?
             .ends_with("STATUS=1 worker, 0 clients, generation 1")
             .then_some(())
     });
     let_pass(Duration::from_millis(1100));
-    assert_eq!(manager.told_by_now(), None);
+    assert_eq!(manager.pending(), None);
     let sleeps = || kernel::sleeps(daemon.pid());
     let before = at_rest(&daemon, sleeps);
     let_pass(Duration::from_millis(1500));
-    assert_eq!((sleeps(), manager.told_by_now()), (before, None));
+    assert_eq!((sleeps(), manager.pending()), (before, None));
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
         .expect("it serves");
     let mut fed = 0;
     while fed < 5 {
-        fed += usize::from(manager.told() == "WATCHDOG=1");
+        fed += usize::from(manager.next() == "WATCHDOG=1");
     }
     // The first one comes at once.
     assert!(
@@ -192,9 +192,9 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
         began.elapsed()
     );
     kernel::stop(daemon.pid());
-    while manager.told_by_now().is_some() {}
+    while manager.pending().is_some() {}
     let_pass(Duration::from_millis(600));
-    assert_eq!(manager.told_by_now(), None);
+    assert_eq!(manager.pending(), None);
     daemon.signal("CONT");
     manager.wait_for("WATCHDOG=1");
 
@@ -207,11 +207,11 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
         .variable("NOTIFY_SOCKET", manager_of_another.path())
         .start()
         .expect("it serves");
-    manager_of_another.told();
+    manager_of_another.next();
     let sleeps = || kernel::sleeps(another.pid());
     let before = at_rest(&another, sleeps);
     let_pass(Duration::from_millis(300));
-    assert_eq!((sleeps(), manager_of_another.told_by_now()), (before, None));
+    assert_eq!((sleeps(), manager_of_another.pending()), (before, None));
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_failed_start_is_reported_in_one_line() {
             .setup(config)
             .start()
             .expect_err("it does not serve");
-        (error.code(), manager.told())
+        (error.code(), manager.next())
     };
     let (code, told) = fail("levle = 1");
     assert_eq!(code, Some(78));
@@ -246,7 +246,7 @@ fn a_failed_start_is_reported_in_one_line() {
         told.starts_with("STATUS=cannot open log file /no/such/log: "),
         "{told}"
     );
-    assert_eq!(manager.told_by_now(), None);
+    assert_eq!(manager.pending(), None);
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn fdpassctl_is_answered_after_the_notification() {
     for generation in 2..5 {
         let said = Program::start(&mut ctl_command(&daemon, &["reload"])).finish();
         assert_eq!(said.code, Some(0), "{}", said.err);
-        let told: Vec<String> = std::iter::from_fn(|| manager.told_by_now()).collect();
+        let told: Vec<String> = std::iter::from_fn(|| manager.pending()).collect();
         let is_end = |told: &&String| {
             told.starts_with("READY=1\n") && told.contains(&format!("generation {generation}"))
         };
@@ -269,11 +269,11 @@ fn fdpassctl_is_answered_after_the_notification() {
 fn bytes_of_clients_are_in_no_notification() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
-    manager.told();
+    manager.next();
     let mut client = daemon.connect();
     client.request("x\nMAINPID=1", "\nREADY=0\nMAINPID=1\n");
     client.reply().value().expect_err("there is no such method");
-    assert_eq!(manager.told(), "STATUS=1 worker, 1 client, generation 1");
+    assert_eq!(manager.next(), "STATUS=1 worker, 1 client, generation 1");
     drop(client);
-    assert_eq!(manager.told(), "STATUS=1 worker, 0 clients, generation 1");
+    assert_eq!(manager.next(), "STATUS=1 worker, 0 clients, generation 1");
 }

@@ -30,7 +30,7 @@ fn metrics_of_a_daemon_are_shown_with_the_others() {
     for text in [
         ctl(&daemon, &["metrics"]).out,
         get(&metrics_address(&daemon), "/metrics")
-            .said()
+            .status_and_body()
             .1
             .to_owned(),
     ] {

@@ -140,7 +140,7 @@ fn a_restart_with_a_mistake_in_the_table_keeps_the_last_one() {
 }
 
 #[test]
-fn an_upgrade_to_a_program_that_cannot_read_the_table_is_refused() {
+fn an_upgrade_without_a_reader_of_the_table_is_refused() {
     let daemon = faulty::start("[faulty]\nwords = \"first\"");
     let refused = upgrade(&daemon, Some(&example("resized")));
     assert_refused(refused, "refused", "unknown key `faulty`");

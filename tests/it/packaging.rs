@@ -45,7 +45,7 @@ fn the_unit_has_what_the_daemon_relies_on() {
     ] {
         assert_eq!(values(&unit, key).len(), 1, "{key}");
     }
-    // Only the master is to be heard, and nothing may hide from it who asks over the control socket.
+    // Only the master notifies the manager, and it must see the user of each control client.
     assert!(values(&unit, "NotifyAccess").is_empty() && values(&unit, "PrivateUsers").is_empty());
     assert_eq!(
         read("packaging/sysusers.d/fdpassd.conf")
@@ -230,7 +230,7 @@ fn scripts_can_be_run() {
     }
 }
 
-/// The lines of a unit that say something: keys and values.
+/// Returns the keys and values of a unit.
 fn unit(name: &str) -> Vec<(String, String)> {
     let text = read(&format!("packaging/systemd/{name}"));
     let lines = text

@@ -11,7 +11,7 @@ use crate::common::needs::skip;
 use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, short_timeout};
 use crate::common::{FDPASSD, start};
 
-/// The sentences of what was told, each behind its time.
+/// Returns the sentences of the output, without their times.
 #[track_caller]
 fn sentences(told: &str) -> Vec<&str> {
     let sentence = |line: &'_ str| -> Option<usize> {
@@ -29,7 +29,7 @@ fn sentences(told: &str) -> Vec<&str> {
 
 /// Asserts that these words are printed, in this order.
 #[track_caller]
-fn assert_told(said: &Said, words: &[&str]) {
+fn assert_reported(said: &Said, words: &[&str]) {
     let sentences = sentences(&said.err);
     let mut rest = sentences.iter();
     for word in words {
@@ -57,7 +57,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
         .collect();
     let reload = format!("reload by uid {} (pid ", crate::common::kernel::user());
     let drains = format!("worker {} (pid ", workers[0]);
-    assert_told(
+    assert_reported(
         &said,
         &[
             &reload,
@@ -75,7 +75,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
         (said.code, said.out.as_str()),
         (Some(0), "3 workers are ready\n")
     );
-    assert_told(
+    assert_reported(
         &said,
         &[
             "3 workers instead of 2",
@@ -84,7 +84,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
         ],
     );
     let said = ctl(&daemon, &["recycle", "5"]);
-    assert_told(
+    assert_reported(
         &said,
         &[
             "replacing worker 5",
@@ -95,9 +95,9 @@ fn each_event_is_a_line_up_to_the_verdict() {
     );
     let held = daemon.status().workers[0].id.expect("it is ready");
     let said = ctl(&daemon, &["hold", &held.to_string()]);
-    assert_told(&said, &[&format!("worker {held} is held; 0 clients moved")]);
+    assert_reported(&said, &[&format!("worker {held} is held; 0 clients moved")]);
     let said = ctl(&daemon, &["drain", "--wait"]);
-    assert_told(
+    assert_reported(
         &said,
         &["new clients are not accepted; 0 clients connected"],
     );
@@ -106,7 +106,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
         (said.code, said.out.clone()),
         (Some(0), format!("fdpassd (pid {}) stopped\n", daemon.pid()))
     );
-    assert_told(&said, &["stopping"]);
+    assert_reported(&said, &["stopping"]);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_failed_reload_shows_its_progress() {
         err: told.to_owned(),
         ..said
     };
-    assert_told(
+    assert_reported(
         &told,
         &[
             "is being started",
@@ -216,7 +216,7 @@ fn follow_shows_a_death_and_the_end() {
                 .to_owned()
         })
         .collect();
-    // Of the last ones, when the daemon is all but gone, one may have heard and the other not.
+    // One of the two may have missed the last events, when the daemon was about to exit.
     for (kind, line) in kinds.iter().zip(in_words().lines()) {
         assert_eq!(
             line.split_whitespace().nth(2),
@@ -274,7 +274,7 @@ fn an_upgrade_is_followed_through() {
         "{}",
         said.err
     );
-    assert_told(
+    assert_reported(
         &said,
         &[
             "before the upgrade",

@@ -10,12 +10,12 @@ use crate::common::let_pass;
 use crate::common::load::{Habit, Load};
 use crate::common::program::ctl;
 
-/// How long it takes at most until it is known whether somebody moves: a new worker warms up for 3 s, two looks are 1 s
+/// The time after which it is known whether clients move: a new worker warms up for 3 s, two measurements are 1 s
 /// apart, and after a move there is a pause of 3 s.
 const SEVERAL_LOOKS: Duration = Duration::from_secs(5);
 
-/// By design this takes about eight seconds: a worker warms up, loads differ for two looks, and then for some time
-/// nothing more is to happen.
+/// By design this takes about eight seconds: a worker warms up, loads differ in two measurements, and then no client may
+/// move for some time.
 #[test]
 fn busy_clients_spread_after_scaling_up_and_idle_ones_stay() {
     const IDLE: usize = 40;

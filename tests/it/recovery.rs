@@ -303,8 +303,8 @@ fn moving_prolongs_no_timeout() {
 }
 
 /// Every request is numbered and every reply compared: under random kills none is lost, doubled or out of order. One
-/// that was executing at two deaths has crashed, as it should; all others are answered. For four seconds, or as many as
-/// the variable `CHAOS_SECONDS` says.
+/// that was executing at two deaths has crashed, as it should; all others are answered. Runs for four seconds, or
+/// for `CHAOS_SECONDS`.
 #[test]
 fn under_random_kills_requests_are_answered_once_in_order() {
     let daemon = start(

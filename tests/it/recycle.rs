@@ -214,9 +214,8 @@ fn moves_do_not_prolong_the_idle_timeout() {
     );
 }
 
-/// Equally greedy clients get equally much of the processes that there are, and those who ask for nothing cost little.
-/// Prints what a process per request costs. For a second, or as many as the variable `RECYCLE_SECONDS` says; with
-/// `RECYCLE_IDLE` clients who are there and ask for nothing, 100 without it.
+/// Clients that send as many requests as they can get equal shares of the workers, and idle clients cost little. Prints the
+/// cost of a process per request. Runs for a second, or for `RECYCLE_SECONDS`, with 100 idle clients, or `RECYCLE_IDLE`.
 #[test]
 fn equally_greedy_clients_get_equal_shares() {
     let number = |name: &str, usual: u64| {

@@ -178,7 +178,7 @@ fn an_old_worker_stays_until_its_long_request_is_answered() {
     assert_eq!((leaving.clients, status.workers[0].clients), (1, 1));
     let said = ctl(&daemon, &["status"]).out;
     assert!(said.contains("method \"read_line\" to return"), "{said}");
-    // Its neighbour has gone on long ago.
+    // The other client of its worker has moved by now.
     assert_ne!(whoami(&mut neighbour).pid, old.pid);
     // Its turn may take in one more request that follows at once, so it is not asked who serves it now.
     let mut caller = execution.finish();
@@ -236,7 +236,7 @@ fn open_fifo(daemon: &Running) -> fs::File {
         .expect("it is our FIFO")
 }
 
-/// Twenty reloads, or as many as the variable `RELOADS` says.
+/// Makes twenty reloads, or `RELOADS`.
 #[test]
 fn many_reloads_leave_nothing_behind() {
     let reloads = std::env::var("RELOADS")

@@ -253,7 +253,7 @@ fn a_file_of_another_daemon_is_not_removed_after_a_restart() {
 }
 
 #[test]
-fn a_control_socket_of_another_daemon_is_not_removed_after_an_upgrade() {
+fn an_upgrade_does_not_remove_another_daemons_control_socket() {
     let mut daemon = crate::common::start("workers.count = 1");
     let path = daemon.directory().join("control.sock");
     let _another = replace(&path);

@@ -69,7 +69,7 @@ fn a_byte_order_is_decided_by_the_first_frame_that_is_not_empty() {
     let daemon = start(r#"listen = [{ address = "127.0.0.1:0", byte-order = "auto" }]"#);
     let mut client = daemon.connect().in_order(ByteOrder::Big);
     client.send_frame("");
-    // Said in little-endian order, as long as nothing is known.
+    // The reply is little-endian as long as the order is not known.
     let mut client = client.in_order(ByteOrder::Little);
     assert_eq!(fault(&client.reply()).0, "bad_request");
     client = client.in_order(ByteOrder::Big);

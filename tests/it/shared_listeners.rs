@@ -172,7 +172,7 @@ fn a_failed_rebind_is_reported_and_tried_again() {
         "{text}"
     );
     assert_eq!(
-        get(&metrics, "/readyz").said(),
+        get(&metrics, "/readyz").status_and_body(),
         (503, "clients cannot connect to a listener\n")
     );
     assert_idle(&daemon);

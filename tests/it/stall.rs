@@ -24,8 +24,8 @@ fn ping_all(clients: &mut [Client]) {
     }
 }
 
-/// Waits until a worker is told to be stuck, with these words, behind the first bytes of the log; which one it is. Nobody
-/// knows before: on a busy machine another one may be taken for stuck, and its clients move.
+/// Waits until the log, behind its first bytes, reports a stuck worker with these words, and returns its id. On a busy
+/// machine another worker may be taken for stuck as well, and its clients move.
 #[track_caller]
 fn stuck_worker(daemon: &Running, told: usize, words: &str) -> u64 {
     eventually("the worker is stuck", || {

@@ -85,7 +85,7 @@ fn a_reload_and_an_upgrade_store_everything_again() {
     let daemon = start(&manager, FDPASSD);
     let names = stored(&manager);
     for verb in ["reload", "upgrade"] {
-        // Not the canaries: nothing tells that the others are gone.
+        // The canaries stay, so the daemon cannot detect that the others are gone.
         manager.forget_those(|name| !name.starts_with("fdpassd-canary"));
         let said = ctl(&daemon, &[verb]);
         assert_eq!(said.code, Some(0), "{said:?}");

@@ -363,7 +363,7 @@ fn clients_outlive_an_app_and_its_master_killed_together() {
 }
 
 #[test]
-fn clients_outlive_an_app_whose_end_their_killed_master_never_read() {
+fn clients_outlive_an_app_whose_end_a_killed_master_missed() {
     let Some((place, config)) = place() else {
         return;
     };

@@ -346,7 +346,7 @@ fn a_program_that_other_users_could_change_is_refused() {
         (1, 0)
     );
 
-    // What is trusted is where a link leads, not where it is; and nobody replaces another's file where the sticky bit is.
+    // The target of a link is checked, not its directory; and with the sticky bit no user replaces the file of another.
     symlink(&program, at("open/link")).expect("it is new");
     upgrade(&daemon, Some(&at("open/link"))).expect("nobody else can change it");
     upgrade(&daemon, Some(&at("sticky/inner/fdpassd"))).expect("nobody else can change it");

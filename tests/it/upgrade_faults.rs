@@ -104,8 +104,8 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
 
 #[test]
 fn worker_deaths_during_an_upgrade_are_noticed() {
-    // Stopped when all is written down and the old program still runs, where nobody hears of the death, and when the new
-    // one is about to, where the news of it wait. A single worker has no other one whose end would tell of it.
+    // The master is stopped when the snapshot is written and the old program still runs, which does not notice the death,
+    // and just before the new one runs, for which SIGCHLD waits. With a single worker no other death is a hint.
     let (early, late) = ("memfd_create:signal=STOP:when=2", "execve:signal=STOP");
     for (call, workers, victims) in [(early, 1, 1), (early, 2, 1), (late, 2, 1), (late, 2, 2)] {
         let programs = Programs::new();
@@ -252,7 +252,7 @@ fn assert_inherits_nothing(daemon: &Running, worker: u32, before: u32) {
     assert_eq!(of(worker, "/memfd:"), of(before, "/memfd:"));
 }
 
-/// So many in the end, and none of them dead.
+/// Waits until the master has this many children, and none of them is dead.
 #[track_caller]
 fn assert_children(daemon: &Running, count: usize) {
     eventually("every child is collected", || {

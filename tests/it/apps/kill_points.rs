@@ -92,7 +92,7 @@ fn talk(daemon: &Running, name: usize, executing: Executing) -> Replies {
 }
 
 #[test]
-fn each_request_is_executed_at_most_once_wherever_its_worker_dies() {
+fn requests_run_at_most_once_wherever_their_worker_dies() {
     thread::scope(|scope| {
         for (point, executing) in POINTS {
             scope.spawn(move || check(point, executing));

@@ -23,7 +23,7 @@ fn start(manager: &ServiceManager) -> Running {
 }
 
 #[test]
-fn clients_outlive_a_future_that_blocks_when_the_master_is_killed() {
+fn clients_outlive_a_blocking_future_of_a_killed_master() {
     for method in ["block", "compute"] {
         let manager = ServiceManager::new();
         let daemon = start(&manager);

@@ -30,7 +30,7 @@ fn the_future_of_a_client_that_has_left_is_dropped() {
 }
 
 #[test]
-fn the_future_of_a_late_request_is_dropped_and_its_caller_gets_timeout() {
+fn a_late_future_is_dropped_and_its_caller_gets_timeout() {
     let config =
         "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
     for concurrency in ["1", "64"] {

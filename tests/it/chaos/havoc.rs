@@ -17,7 +17,7 @@ use crate::common::random::Random;
 /// Within this time a client may be blamed for two deaths, and not for a third.
 const MINUTE: Duration = Duration::from_secs(61);
 
-/// Configurations that are to be rejected.
+/// Configurations that must be rejected.
 const BAD: [&str; 6] = [
     "workers.count = 0",
     "listen = [",
@@ -41,7 +41,7 @@ pub struct Havoc<'a> {
     reload: Option<(Client, Instant)>,
     /// A client that waits for another reply.
     waiting: Vec<Client>,
-    /// A worker that is to die of its own doing, as far as the daemon knows.
+    /// A worker whose death the daemon must attribute to itself.
     doomed: Option<u32>,
 }
 
@@ -122,7 +122,7 @@ impl Havoc<'_> {
         });
     }
 
-    /// Ends what has gone on for long enough.
+    /// Ends the faults that have lasted long enough.
     fn catch_up(&mut self, now: Instant) {
         self.witness.log.read();
         for (pid, _) in self.stopped.extract_if(.., |(_, until)| *until <= now) {

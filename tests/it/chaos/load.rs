@@ -97,13 +97,13 @@ enum Expected {
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The client has said that it will send no more; all is answered.
+    /// The client has shut down its side, and all its requests are answered.
     Finished,
-    /// It half closed in the middle of a frame.
+    /// The client has shut down its side in the middle of a frame.
     Torn,
-    /// It announced a frame that is too large.
+    /// The client has announced a frame that is too large.
     TooLarge,
-    /// It went away, whatever was under way.
+    /// The client has closed the connection at any point.
     Vanished,
 }
 
@@ -422,7 +422,7 @@ fn whole_frames(mut bytes: &[u8], order: ByteOrder) -> u64 {
     count
 }
 
-/// These bytes in pieces of random length.
+/// Splits bytes into pieces of random length.
 fn in_pieces<'a>(
     bytes: &'a [u8],
     longest: usize,

@@ -77,9 +77,9 @@ pub struct Log {
     file: File,
     unread: Vec<u8>,
     last: VecDeque<String>,
-    /// Requests that are to be answered with `crashed`.
+    /// Requests that must be answered with `crashed`.
     pub crashed: u64,
-    /// With `timeout`.
+    /// Requests that must be answered with `timeout`.
     pub timeouts: u64,
     /// Requests that are run again.
     pub reruns: u64,

@@ -75,7 +75,7 @@ impl MemoryCgroup {
             .unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
     }
 
-    /// This program, to be run in it.
+    /// Returns the setup of a program that runs in the cgroup.
     pub fn setup(&self, program: impl AsRef<Path>, config: &str) -> Setup {
         enter_and_execute(Setup::new("sh", config), &self.inner, program.as_ref())
     }

@@ -25,7 +25,7 @@ pub fn example(name: &str) -> PathBuf {
     program
 }
 
-/// Starts the faulty daemon, whose faults are to be asked for.
+/// Starts the faulty daemon, whose methods cause faults.
 #[track_caller]
 pub fn start(config: &str) -> Running {
     Running::start(example("faulty"), config).expect("the daemon serves")

@@ -52,7 +52,7 @@ fn listens_at(socket: &OwnedFd, address: &Address) -> bool {
 fn owned(call: libc::c_long, [a, b, c]: [i32; 3]) -> Result<OwnedFd, Errno> {
     // SAFETY: both calls read three numbers.
     let number = Errno::result(unsafe { libc::syscall(call, a, b, c) })?;
-    // SAFETY: the call has just made it, and nobody else knows of it.
+    // SAFETY: the call has just created it; it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
 }
 

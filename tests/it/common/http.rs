@@ -1,4 +1,4 @@
-//! HTTP as the exporter's peers speak it, byte for byte.
+//! An HTTP client of the exporter, byte for byte.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -106,7 +106,7 @@ impl Answer {
     }
 
     /// Status and body, which is what most tests look at.
-    pub fn said(&self) -> (u16, &str) {
+    pub fn status_and_body(&self) -> (u16, &str) {
         (self.status, self.body.as_str())
     }
 }

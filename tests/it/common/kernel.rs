@@ -31,8 +31,8 @@ pub fn cpu_ticks_if_there(pid: u32) -> Option<u64> {
     )
 }
 
-/// What a process is doing: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and nobody has collected
-/// it yet; nothing when it is gone.
+/// Returns the state of a process: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and is not collected
+/// yet; `None` when it is gone.
 pub fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;

@@ -32,7 +32,7 @@ pub struct Habit {
 }
 
 impl Load {
-    /// So many of them, at all addresses in turn, with up to `pipelined` requests under way each.
+    /// Starts clients at all addresses in turn, each with up to `pipelined` unanswered requests.
     #[must_use]
     #[track_caller]
     pub fn start(daemon: &Running, clients: usize, pipelined: usize) -> Load {

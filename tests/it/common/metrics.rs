@@ -37,8 +37,7 @@ pub fn sum(samples: &BTreeMap<String, f64>, family: &str) -> f64 {
         .sum()
 }
 
-/// The daemon has answered so many requests, so many of them with an error, wherever it says so: in the status, by seat, by
-/// method, and in the histogram.
+/// Checks the number of requests and of errors in the status, by seat, by method and in the histogram.
 #[track_caller]
 pub fn assert_counted(daemon: &Running, requests: u64, errors: u64) {
     let status = daemon.status();

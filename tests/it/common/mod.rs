@@ -74,7 +74,7 @@ pub fn let_pass(time: Duration) {
 
 /// Measures while master and children sleep, and no control client is connected: none has anything left to do.
 ///
-/// What clients have sent over TCP may still be on its way, so a fact about that is waited for before.
+/// Bytes that clients have sent over TCP may still be on their way: wait for a fact about them before.
 #[track_caller]
 pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
     at_rest_with(daemon, 0, measure)

@@ -1,4 +1,4 @@
-//! Ports that are kept for a daemon which is to bind them itself.
+//! Ports that are reserved for a daemon that binds them itself.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,8 +11,8 @@ use nix::sys::socket::{
 
 /// A TCP port that a process gets only by asking for its number.
 ///
-/// A socket is bound to it that does not listen. The kernel gives no such port to whoever binds port 0 or connects; but
-/// another socket with SO_REUSEADDR, as every listener of the daemon is, can bind it and listen.
+/// A socket is bound to the port and does not listen. So the kernel chooses this port for no socket that is bound to port
+/// 0 or connects. A socket with SO_REUSEADDR, as every listener of the daemon, can bind it and listen.
 #[derive(Debug)]
 pub struct Reserved {
     /// With its port.

@@ -19,7 +19,7 @@ use super::needs::skip;
 /// The operator's tool.
 pub const FDPASSCTL: &str = env!("CARGO_BIN_EXE_fdpassctl");
 
-/// How a program ended, and what it said.
+/// The exit code and the output of a program.
 #[derive(Debug)]
 pub struct Said {
     pub code: Option<i32>,
@@ -64,7 +64,7 @@ impl Program {
         });
     }
 
-    /// Waits for the first line that it says.
+    /// Waits for the first line of its standard output.
     #[track_caller]
     pub fn line(&mut self) -> String {
         let mut line = String::new();
@@ -188,7 +188,7 @@ pub fn connections_to(path: &Path) -> usize {
     found.saturating_sub(1)
 }
 
-/// Programs that another user is to run, where everybody reaches them. Only root can become another user.
+/// Programs for another user, in a directory that all users can read. Only root can become another user.
 #[derive(Debug)]
 pub struct OtherUser {
     directory: TempDir,
@@ -241,7 +241,7 @@ impl OtherUser {
         command
     }
 
-    /// This program, to be run by setpriv(1) as that user, with that primary group and these supplementary ones.
+    /// Returns a command that runs a program by setpriv(1) as a user, with this primary group and these supplementary ones.
     pub fn command_in(
         &self,
         program: impl AsRef<Path>,

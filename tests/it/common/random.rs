@@ -7,7 +7,7 @@ use std::time::SystemTime;
 pub struct Random(pub u64);
 
 impl Random {
-    /// Of another seed each time, unless the variable says which. It is printed, which a test that fails shows.
+    /// Returns numbers of the seed in this variable, or of another seed each time. Prints the seed.
     pub fn new(variable: &str) -> Random {
         let by_clock = || {
             SystemTime::UNIX_EPOCH
@@ -46,7 +46,7 @@ impl Random {
         of[self.below(of.len() as u64) as usize].clone()
     }
 
-    /// Numbers of its own for part `number` of what is going on.
+    /// Returns the numbers of part `number` of a test, which depend on those of no other part.
     pub fn part(&self, number: u64) -> Random {
         let mut part = Random(self.0 ^ (number + 1) << 40);
         part.below(1);

@@ -17,7 +17,7 @@ pub(super) struct Hand {
     replies: Lines<BufReader<ChildStdout>>,
 }
 
-/// Where the hand is to connect.
+/// The variable with the socket to which the hand connects.
 const SOCKET: &str = "FDPASSD_TEST_HAND";
 
 impl Hand {

@@ -123,7 +123,7 @@ fn a_stop_in_json_has_its_result() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
-/// Runs a verb in both ways: what it says in words, and what in JSON, on one line.
+/// Runs a verb twice, and returns its text and its JSON, which is one line.
 #[track_caller]
 fn both(daemon: &Running, arguments: &[&str]) -> (String, Value) {
     let words = ctl(daemon, &[arguments, &["--quiet"]].concat());

@@ -15,12 +15,12 @@ fn a_drained_daemon_is_healthy_and_not_ready() {
     let address = metrics_address(&daemon);
     daemon.ctl("drain").expect("it is drained");
     assert_eq!(
-        get(&address, "/readyz").said(),
+        get(&address, "/readyz").status_and_body(),
         (503, "the daemon is drained\n")
     );
-    assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
+    assert_eq!(get(&address, "/healthz").status_and_body(), (200, "ok\n"));
     daemon.ctl("undrain").expect("it is not any more");
-    assert_eq!(get(&address, "/readyz").said(), (200, "ok\n"));
+    assert_eq!(get(&address, "/readyz").status_and_body(), (200, "ok\n"));
 }
 
 #[test]
@@ -33,7 +33,10 @@ fn health_and_readiness_fail_without_a_ready_worker() {
         eventually("it is known that none is ready", || {
             (get(&address, path).status == 503).then_some(())
         });
-        assert_eq!(get(&address, path).said(), (503, "no worker is ready\n"));
+        assert_eq!(
+            get(&address, path).status_and_body(),
+            (503, "no worker is ready\n")
+        );
     }
     assert_eq!(get(&address, "/metrics").status, 200);
     switch.set("");
@@ -42,10 +45,10 @@ fn health_and_readiness_fail_without_a_ready_worker() {
         .filter(|pid| **pid != exporter(&daemon))
         .for_each(|pid| kernel::send(*pid, Signal::SIGKILL));
     eventually("one is ready again", || {
-        (get(&address, "/healthz").said() == (200, "ok\n")).then_some(())
+        (get(&address, "/healthz").status_and_body() == (200, "ok\n")).then_some(())
     });
     eventually("it can be sent clients again", || {
-        (get(&address, "/readyz").said() == (200, "ok\n")).then_some(())
+        (get(&address, "/readyz").status_and_body() == (200, "ok\n")).then_some(())
     });
 }
 
@@ -55,7 +58,7 @@ fn readiness_fails_during_a_stop() {
     let (address, pid) = (metrics_address(&daemon), exporter(&daemon));
     let execution = Execution::start(&daemon);
     daemon.signal("TERM");
-    let not_ready = |answer: &Answer| answer.said() == (503, "the daemon is stopping\n");
+    let not_ready = |answer: &Answer| answer.status_and_body() == (503, "the daemon is stopping\n");
     eventually("it is told", || {
         Some(get(&address, "/readyz")).filter(not_ready)
     });

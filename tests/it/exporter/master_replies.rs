@@ -58,7 +58,7 @@ fn a_master_that_does_not_answer_is_503_after_three_seconds() {
     }
     for http_client in &mut http_clients {
         assert_eq!(
-            http_client.answer().said(),
+            http_client.answer().status_and_body(),
             (503, "the daemon does not answer: no reply within 3s\n")
         );
     }
@@ -68,7 +68,7 @@ fn a_master_that_does_not_answer_is_503_after_three_seconds() {
         began.elapsed()
     );
     daemon.signal("CONT");
-    assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
+    assert_eq!(get(&address, "/healthz").status_and_body(), (200, "ok\n"));
 }
 
 /// A foreign process listens in the place of the control socket.
@@ -129,7 +129,7 @@ fn a_nonsense_reply_of_the_master_is_reported() {
         "no answer, and answers that are none"
     );
     drop((stranger, asked));
-    assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
+    assert_eq!(get(&address, "/healthz").status_and_body(), (200, "ok\n"));
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn a_killed_exporter_is_restarted_and_is_no_worker_death() {
         let killed = exporter(&daemon);
         kernel::send(killed, Signal::SIGKILL);
         // A request waits until then.
-        assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
+        assert_eq!(get(&address, "/healthz").status_and_body(), (200, "ok\n"));
         assert_ne!(exporter(&daemon), killed);
         let words = format!(
             "exporter (pid {killed}) killed by signal 9 (SIGKILL); its successor starts in "
@@ -110,7 +110,7 @@ fn the_exporter_has_only_the_listener_of_the_master() {
             .filter(|name| name.starts_with(kind))
             .count()
     };
-    // Its channel and the listener; the two ends by which its threads say that they are done; the poller.
+    // The channel and the listener; both ends of the pipe by which threads report that they are done; the poller.
     assert_eq!(
         (
             kinds("socket:"),

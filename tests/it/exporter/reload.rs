@@ -141,7 +141,7 @@ fn changed_hosts_apply_at_once_and_waiting_ones_are_answered() {
         .reload_with(&TCP.replace("node1.example.org", "node2"))
         .expect("it is applied");
     for http_client in &mut waiting {
-        assert_eq!(http_client.answer().said(), (200, "ok\n"));
+        assert_eq!(http_client.answer().status_and_body(), (200, "ok\n"));
     }
     assert_eq!((ask_as("node1.example.org"), ask_as("node2")), (403, 200));
     eventually("the one before is gone", || {

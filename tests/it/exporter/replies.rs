@@ -52,7 +52,7 @@ fn each_path_has_its_answer_and_head_is_get_without_the_body() {
             .replace("GET", "HEAD")
             .replace("\r\n\r\n", "\r\nOrigin: http://localhost\r\n\r\n");
         let head = ask(&address, request);
-        assert_eq!(head.said(), (status, ""), "{path}");
+        assert_eq!(head.status_and_body(), (status, ""), "{path}");
         for answer in [got, head] {
             assert_eq!(
                 answer.field("Content-Type"),
@@ -196,7 +196,7 @@ fn each_bad_request_gets_its_status_and_the_next_is_served() {
         .expect("it is taken");
     halfway.finish();
     assert_eq!(
-        halfway.answer().said(),
+        halfway.answer().status_and_body(),
         (400, "the request ends within its head\n")
     );
     let mut silent = HttpClient::connect(&address);
@@ -212,7 +212,7 @@ fn bytes_behind_a_request_do_not_destroy_the_reply() {
     for garbage in [request("/readyz"), "\0\u{fc}\r\n\r\n".repeat(20_000)] {
         for _ in 0..10 {
             assert_eq!(
-                ask(&address, format!("{}{garbage}", request("/healthz"))).said(),
+                ask(&address, format!("{}{garbage}", request("/healthz"))).status_and_body(),
                 (200, "ok\n")
             );
         }

@@ -30,13 +30,16 @@ fn a_trickling_http_client_times_out_and_delays_no_other() {
         });
         while !late.is_finished() {
             let asked = Instant::now();
-            assert_eq!(get(&address, "/healthz").said(), (200, "ok\n"));
+            assert_eq!(get(&address, "/healthz").status_and_body(), (200, "ok\n"));
             assert!(asked.elapsed() < soon, "it took {:?}", asked.elapsed());
             crate::common::let_pass(Duration::from_millis(100));
         }
         late.join().expect("it is answered")
     });
-    assert_eq!(late.said(), (408, "the request did not arrive within 5s\n"));
+    assert_eq!(
+        late.status_and_body(),
+        (408, "the request did not arrive within 5s\n")
+    );
     assert!(began.elapsed() > Duration::from_secs(5));
     assert_eq!(silent.answer().status, 408);
 }
@@ -53,7 +56,7 @@ fn fifty_slow_http_clients_keep_no_other_out() {
         &request("/metrics"),
     ] {
         let mut hostile: Vec<HttpClient> = (0..50).map(|_| HttpClient::connect(&address)).collect();
-        // Some are cut off before they have said it.
+        // Some are disconnected before they have sent it.
         hostile
             .iter_mut()
             .for_each(|http_client| drop(http_client.send(words)));
@@ -82,7 +85,7 @@ fn sixty_requests_at_once_are_answered_at_a_limited_rate() {
         .iter_mut()
         .for_each(|http_client| http_client.send(request("/healthz")).expect("it is taken"));
     for mut http_client in http_clients {
-        assert_eq!(http_client.answer().said(), (200, "ok\n"));
+        assert_eq!(http_client.answer().status_and_body(), (200, "ok\n"));
     }
     // A hundred a second, so that the master has time for others.
     assert!(

@@ -63,16 +63,16 @@ fn clients_of_an_unhealthy_worker_move_to_healthy_ones() {
     daemon.wait_for_log("is unhealthy: no database\\x1b[2J; ");
     daemon.wait_for_log(" clients moved to other workers");
     // The daemon is ready as long as one worker is.
-    assert_eq!(get(&address, "/readyz").said(), (200, "ok\n"));
+    assert_eq!(get(&address, "/readyz").status_and_body(), (200, "ok\n"));
     let health = get(&address, "/healthz");
     assert!(
         health.status == 200
             && health
-                .said()
+                .status_and_body()
                 .1
                 .contains(" is unhealthy: no database\\x1b[2J"),
         "{:?}",
-        health.said()
+        health.status_and_body()
     );
     let shown = ctl(&daemon, &["status"]).out;
     for words in [
@@ -111,7 +111,11 @@ fn clients_are_served_while_no_worker_is_healthy() {
     wait_for_states(&daemon, [Unhealthy, Unhealthy]);
     eventually("new clients should go elsewhere", || {
         let answer = get(&address, "/readyz");
-        let why = answer.said().1.matches("is unhealthy: no database").count();
+        let why = answer
+            .status_and_body()
+            .1
+            .matches("is unhealthy: no database")
+            .count();
         (answer.status == 503 && why == 2).then_some(())
     });
     // A supervisor must not restart the daemon, which serves.
@@ -121,7 +125,7 @@ fn clients_are_served_while_no_worker_is_healthy() {
     switch.set("");
     wait_for_states(&daemon, [Ready, Ready]);
     eventually("they may come again", || {
-        (get(&address, "/readyz").said() == (200, "ok\n")).then_some(())
+        (get(&address, "/readyz").status_and_body() == (200, "ok\n")).then_some(())
     });
 }
 

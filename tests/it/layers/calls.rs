@@ -11,7 +11,7 @@ use super::{ROOM_MAY_IMPORT, may, module_of, sources};
 /// The room that stands for `master/mod.rs`.
 const LOOP: &str = "mod";
 
-/// What is still against the arrows: the room, and the method or the field.
+/// Exceptions: the room, and the method or the field that it uses against the arrows.
 const KNOWN: &[(&str, &str)] = &[];
 
 #[test]

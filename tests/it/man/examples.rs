@@ -199,7 +199,7 @@ fn dumps(page: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
     displays.iter().filter_map(dump).collect()
 }
 
-/// Those of lines such as `7b 7d   {}`, which are told twice; nothing if these are no such lines.
+/// Returns the bytes of lines such as `7b 7d   {}`, which show each byte twice; `None` for other lines.
 fn bytes(lines: &str) -> Option<Vec<u8>> {
     let mut all = Vec::new();
     for line in lines.lines() {

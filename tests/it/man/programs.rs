@@ -154,7 +154,7 @@ fn the_signals_are_those_that_are_caught() {
 }
 
 /// Keys of the shipped configuration, with their sections as `[workers]count`, and what they are by default: nothing if it
-/// has them as examples only. Those of a listener are told in the comment of `listen`.
+/// has them as examples only. The comment of `listen` has those of a listener.
 fn shipped_keys() -> BTreeMap<String, String> {
     let nothing = tempfile::NamedTempFile::new().expect("a file");
     let dump = run(

@@ -13,11 +13,11 @@ fn the_manager_is_notified_of_a_reload_before_its_reply() {
     let daemon = manager.start("workers.count = 1");
     manager.wait_for("READY=1\nSTATUS=1 worker, 0 clients, generation 1");
     let mut asked = daemon.ctl_request("reload", ());
-    let began = manager.told_of_importance();
+    let began = manager.next_but_statuses();
     let rest = after_time(&began, "RELOADING=1\nMONOTONIC_USEC=");
     assert_eq!(rest, "STATUS=1 worker, 0 clients, generation 1; reloading");
     asked.reply().value().expect("it is applied");
-    let told: Vec<String> = std::iter::from_fn(|| manager.told_by_now()).collect();
+    let told: Vec<String> = std::iter::from_fn(|| manager.pending()).collect();
     assert!(
         told.iter()
             .any(|told| told.starts_with("READY=1\nSTATUS=1 worker, 0 clients, generation 2")),
@@ -26,11 +26,8 @@ fn the_manager_is_notified_of_a_reload_before_its_reply() {
 
     // A signal has no reply.
     daemon.signal("HUP");
-    after_time(
-        &manager.told_of_importance(),
-        "RELOADING=1\nMONOTONIC_USEC=",
-    );
-    assert!(manager.told_of_importance().starts_with("READY=1\nSTATUS="));
+    after_time(&manager.next_but_statuses(), "RELOADING=1\nMONOTONIC_USEC=");
+    assert!(manager.next_but_statuses().starts_with("READY=1\nSTATUS="));
 }
 
 #[test]
@@ -45,7 +42,7 @@ fn a_rejected_file_ends_the_reload_for_the_manager() {
         } else {
             daemon.ctl(ask).expect_err("it is rejected");
         }
-        let told = manager.told_of_importance();
+        let told = manager.next_but_statuses();
         let rest = after_time(&told, "RELOADING=1\nMONOTONIC_USEC=");
         let words = "READY=1\nSTATUS=1 worker, 0 clients, generation 1; last reload rejected: unknown key `";
         let message = rest
@@ -57,12 +54,12 @@ fn a_rejected_file_ends_the_reload_for_the_manager() {
     daemon
         .reload_with("workers.count = 1")
         .expect("it is applied");
-    let told = manager.told_of_importance();
+    let told = manager.next_but_statuses();
     let rejected =
         "; reloading; last reload rejected: unknown key `\\nMAINPID=1\\n\\x1b[2J`, expected";
     assert!(told.contains(rejected), "{told:?}");
     assert_eq!(
-        manager.told_of_importance(),
+        manager.next_but_statuses(),
         "READY=1\nSTATUS=1 worker, 0 clients, generation 2"
     );
 }
@@ -81,38 +78,32 @@ fn a_reload_that_is_rolled_back_or_given_up_is_over_as_well() {
     fs::write(&switch, "fail").expect("it is our directory");
     let fault = daemon.reload().expect_err("no worker becomes ready");
     assert_eq!(fault.code(), "rolled_back");
-    after_time(
-        &manager.told_of_importance(),
-        "RELOADING=1\nMONOTONIC_USEC=",
-    );
-    let told = manager.told_of_importance();
+    after_time(&manager.next_but_statuses(), "RELOADING=1\nMONOTONIC_USEC=");
+    let told = manager.next_but_statuses();
     let words = "READY=1\nSTATUS=1 worker, 0 clients, generation 1; last reload rolled back: its workers do not become";
     assert!(
         told.starts_with(words) && told.contains("the model cannot be loaded"),
         "{told}"
     );
 
-    // One that is going on is neither begun again nor ended by another one that is refused.
+    // A second reload, which is refused, neither begins nor ends the one in progress for the manager.
     fs::write(&switch, "hang").expect("it is our directory");
     let _asked = daemon.ctl_request("reload", ());
-    after_time(
-        &manager.told_of_importance(),
-        "RELOADING=1\nMONOTONIC_USEC=",
-    );
+    after_time(&manager.next_but_statuses(), "RELOADING=1\nMONOTONIC_USEC=");
     daemon.signal("HUP");
-    let told = manager.told_of_importance();
+    let told = manager.next_but_statuses();
     assert!(
         after_time(&told, "RELOADING=1\nMONOTONIC_USEC=").starts_with("READY=1\nSTATUS="),
         "{told}"
     );
     daemon.signal("TERM");
-    let told = manager.told_of_importance();
+    let told = manager.next_but_statuses();
     assert!(
         told.starts_with("READY=1\nSTATUS=")
             && told.contains("rolled back: the daemon is stopping"),
         "{told}"
     );
-    let told = manager.told_of_importance();
+    let told = manager.next_but_statuses();
     assert!(
         told.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC="),
         "{told}"

@@ -33,17 +33,17 @@ fn a_manager_that_does_not_read_delays_no_client() {
     // It looks from time to time whether it is read, and does nothing else.
     kernel::assert_waits(&[daemon.pid()], Duration::from_secs(1), 0.2);
 
-    (0..stuffed).for_each(|_| assert_eq!(manager.told(), "stuffing"));
-    assert!(manager.told_of_importance().starts_with("READY=1\n"));
-    assert!(manager.told_of_importance().starts_with("RELOADING=1\n"));
-    assert!(manager.told_of_importance().starts_with("READY=1\n"));
+    (0..stuffed).for_each(|_| assert_eq!(manager.next(), "stuffing"));
+    assert!(manager.next_but_statuses().starts_with("READY=1\n"));
+    assert!(manager.next_but_statuses().starts_with("RELOADING=1\n"));
+    assert!(manager.next_but_statuses().starts_with("READY=1\n"));
     assert!(
         manager
-            .told_of_importance()
+            .next_but_statuses()
             .contains("; last reload rejected: unknown key `listne`")
     );
     daemon.signal("TERM");
-    assert!(manager.told_of_importance().starts_with("STOPPING=1\n"));
+    assert!(manager.next_but_statuses().starts_with("STOPPING=1\n"));
     assert!(daemon.wait().success());
 }
 
@@ -52,14 +52,14 @@ fn a_manager_that_does_not_read_delays_no_client() {
 fn messages_that_the_kernel_refuses_are_sent_later() {
     let manager = Manager::new();
     let daemon = manager.start("workers.count = 1");
-    assert!(manager.told_of_importance().starts_with("READY=1\n"));
+    assert!(manager.next_but_statuses().starts_with("READY=1\n"));
     let inject = "sendmsg:error=ETOOMANYREFS:when=1..3";
     let Some(traced) = Traced::attach(daemon.pid(), "sendmsg", inject) else {
         return;
     };
     daemon.reload().expect("it is applied");
-    assert!(manager.told_of_importance().starts_with("RELOADING=1\n"));
-    assert!(manager.told_of_importance().starts_with("READY=1\n"));
+    assert!(manager.next_but_statuses().starts_with("RELOADING=1\n"));
+    assert!(manager.next_but_statuses().starts_with("READY=1\n"));
     assert!(traced.text().contains("RELOADING=1") && traced.text().contains("INJECTED"));
 }
 
@@ -100,7 +100,7 @@ fn an_abstract_address_is_as_good_as_a_path() {
         Setup::new(FDPASSD, "workers.count = 1").variable("NOTIFY_SOCKET", format!("@{name}"));
     let _daemon = setup.start().expect("the daemon serves");
     assert_eq!(
-        manager.told(),
+        manager.next(),
         "READY=1\nSTATUS=1 worker, 0 clients, generation 1"
     );
 }

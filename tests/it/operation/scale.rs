@@ -32,7 +32,7 @@ fn scaling_moves_clients_and_lasts_until_the_next_reload() {
             "{}",
             scaled.err
         );
-        // It is so when that is said, not some time later.
+        // The status has changed by the time of the reply.
         let status = daemon.status();
         assert_eq!(
             (status.count, status.count_origin),

@@ -21,7 +21,7 @@ pub(super) const CONTROL_AND_LOG: &[Row] = &[
     Row {
         key: "target",
         configs: ["", "log = { target = \"file\", file = \"{dir}/log\" }"],
-        probe: |daemon, _, _| panics_are_told(daemon, &["log"]),
+        probe: |daemon, _, _| panics_are_logged(daemon, &["log"]),
         shows: ["standard error", "log"],
     },
     Row {
@@ -30,7 +30,7 @@ pub(super) const CONTROL_AND_LOG: &[Row] = &[
             "log = { target = \"file\", file = \"{dir}/log-1\" }",
             "log = { target = \"file\", file = \"{dir}/log-2\" }",
         ],
-        probe: |daemon, _, _| panics_are_told(daemon, &["log-1", "log-2"]),
+        probe: |daemon, _, _| panics_are_logged(daemon, &["log-1", "log-2"]),
         shows: ["log-1", "log-2"],
     },
     Row {
@@ -137,7 +137,7 @@ fn asked_by(uid: u32, daemon: &Running, verb: &str) -> &'static str {
 }
 
 /// Where a worker logs that a method panics: which of these files, or standard error.
-fn panics_are_told(daemon: &Running, files: &[&str]) -> String {
+fn panics_are_logged(daemon: &Running, files: &[&str]) -> String {
     let text = |file: &&str| fs::read_to_string(daemon.directory().join(file)).unwrap_or_default();
     let counts = || -> Vec<usize> {
         let texts = files.iter().map(text).chain([daemon.stderr()]);

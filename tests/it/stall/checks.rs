@@ -72,8 +72,8 @@ fn idle_clients_cause_no_wake_ups_but_those_of_the_checks() {
     ping_all(&mut clients);
 }
 
-/// With more work than CPUs, workers that are only waiting for theirs are taken for stuck. For two seconds, or as many as
-/// the variable `STALL_SECONDS` says.
+/// With more work than CPUs, workers that are only waiting for theirs are taken for stuck. Runs for two seconds, or for
+/// `STALL_SECONDS`.
 #[test]
 fn workers_wrongly_taken_for_stuck_cause_no_error() {
     let daemon = start("workers.count = 2\nlimits.stall-timeout = \"10ms\"");

@@ -98,10 +98,10 @@ proptest! {
         let over = &world.over;
         for (_, life) in world.lives.iter_mut().filter(|(id, _)| !over.contains(id)) {
             let begin = Instant::now();
-            while life.heard < life.written && begin.elapsed() < Duration::from_secs(10) {
-                life.hear();
+            while life.received < life.written && begin.elapsed() < Duration::from_secs(10) {
+                life.receive();
             }
-            assert_eq!(life.heard, life.written);
+            assert_eq!(life.received, life.written);
         }
     }
 }

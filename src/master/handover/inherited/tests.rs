@@ -1,5 +1,5 @@
-//! What version 0.1.0 left, as it lay in its files: two clients over TCP and two over Unix sockets, of each kind one
-//! idle and one with half a frame. It was written by that version's own program.
+//! The state that version 0.1.0 leaves, read from samples that its own program wrote: two clients over TCP and two over
+//! Unix sockets, of each kind one idle and one with half a frame.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};

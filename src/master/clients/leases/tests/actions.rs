@@ -32,7 +32,7 @@ pub(super) enum Act {
         is_unix: bool,
     },
     Send(Index, u16),
-    Hear(Index),
+    Receive(Index),
     Give,
     Flush,
     /// The channel is full.
@@ -79,7 +79,7 @@ pub(super) fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         3 => any::<bool>().prop_map(|is_unix| Act::Accept { is_unix }),
         6 => (any::<Index>(), size()).prop_map(|(client, count)| Act::Send(client, count)),
-        2 => any::<Index>().prop_map(Act::Hear),
+        2 => any::<Index>().prop_map(Act::Receive),
         6 => Just(Act::Give),
         6 => Just(Act::Flush),
         1 => Just(Act::FlushFails),

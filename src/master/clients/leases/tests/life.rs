@@ -16,7 +16,7 @@ pub(super) struct Life {
     /// Bytes of replies that were made, that were written, and that the client has read.
     pub(super) replied: u64,
     pub(super) written: u64,
-    pub(super) heard: u64,
+    pub(super) received: u64,
     pub(super) faults: u8,
     pub(super) requests: u64,
 }
@@ -53,7 +53,7 @@ impl Life {
             Offsets::default()
         };
         let [sent, read, answered] = [offsets.received; 3];
-        let ([replied, written, heard], requests) = ([offsets.sent; 3], 0);
+        let ([replied, written, received], requests) = ([offsets.sent; 3], 0);
         let life = Life {
             peer,
             input,
@@ -63,7 +63,7 @@ impl Life {
             answered,
             replied,
             written,
-            heard,
+            received,
             faults: 0,
             requests,
         };
@@ -78,7 +78,7 @@ impl Life {
         );
     }
 
-    pub(super) fn hear(&mut self) {
+    pub(super) fn receive(&mut self) {
         let mut buffer = vec![0; 1 << 16];
         loop {
             let count = moved(self.peer.read(&mut buffer));
@@ -86,9 +86,10 @@ impl Life {
                 return;
             }
             assert!(
-                buffer[..count as usize] == bytes_of(self.output, self.heard..self.heard + count)
+                buffer[..count as usize]
+                    == bytes_of(self.output, self.received..self.received + count)
             );
-            self.heard += count;
+            self.received += count;
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) struct World {
     dying: Option<(u32, bool)>,
     /// All bytes that the worker ever wrote, and the leases that it has received.
     sum: Writes,
-    heard: u64,
+    received: u64,
 }
 
 impl World {
@@ -48,7 +48,7 @@ impl World {
             behind: BTreeSet::new(),
             dying: None,
             sum: Writes::default(),
-            heard: 0,
+            received: 0,
         }
     }
 
@@ -66,7 +66,7 @@ impl World {
                 self.unleased.push(unleased);
             }
             Act::Send(client, count) => self.life(client, |life| life.send((*count).into())),
-            Act::Hear(client) => self.life(client, Life::hear),
+            Act::Receive(client) => self.life(client, Life::receive),
             Act::Give => {
                 if self.leases.has_free_slot() && !self.unleased.is_empty() {
                     let unleased = self.unleased.remove(0);
@@ -132,7 +132,7 @@ impl World {
                     matches!(state, Some(LeaseState::Revoked | LeaseState::RevokedParked))
                 };
                 let taken: Vec<u32> = self.held.keys().copied().filter(is_taken).collect();
-                taken.into_iter().for_each(|slot| self.say(slot, false));
+                taken.into_iter().for_each(|slot| self.report(slot, false));
             }
             Act::GiveUp(slot) => {
                 if let Some(slot) = self.pick(slot).filter(|slot| !self.is_away(*slot)) {
@@ -142,7 +142,7 @@ impl World {
                         .slot(slot)
                         .expect("held")
                         .revoke(self.held[&slot].lease_number);
-                    self.say(slot, false);
+                    self.report(slot, false);
                 }
             }
             Act::Close(slot) => {
@@ -156,7 +156,7 @@ impl World {
                     if is_ours {
                         shared_slot.release(lease_number, LeaseState::Closed);
                     }
-                    self.say(slot, is_ours);
+                    self.report(slot, is_ours);
                 }
             }
         }
@@ -190,7 +190,7 @@ impl World {
         lease.is_some_and(|lease| lease.state == LeaseState::Away)
     }
 
-    fn say(&mut self, slot: u32, is_closed: bool) {
+    fn report(&mut self, slot: u32, is_closed: bool) {
         self.held.remove(&slot).expect("it is held");
         self.said.push((slot, is_closed));
     }
@@ -217,7 +217,7 @@ impl World {
                     "slot {} is leased twice",
                     lease.record.slot
                 );
-                self.heard += 1;
+                self.received += 1;
             }
         }
     }
@@ -299,7 +299,7 @@ impl World {
         assert_eq!(faults, interrupted);
         self.over
             .extend(recovery.ended.iter().map(|client| client.id));
-        (self.sum, self.heard) = (Writes::default(), 0);
+        (self.sum, self.received) = (Writes::default(), 0);
         self.held.clear();
         self.said.clear();
         self.behind.clear();
@@ -324,7 +324,7 @@ impl World {
         );
         assert_eq!(
             self.leases.given(),
-            self.heard + self.leases.outbox.len() as u64
+            self.received + self.leases.outbox.len() as u64
         );
     }
 }
