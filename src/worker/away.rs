@@ -224,6 +224,12 @@ impl WorkerLoop<'_> {
                 break;
             }
             let late = executor.requests.set_late(id, by);
+            // However this worker ends, the request must not run again.
+            if let Some(slot) = late.and_then(|(slot, _)| self.shm.slot(slot?)) {
+                let mut flags = slot.flags();
+                flags.timed_out = true;
+                slot.set_flags(flags);
+            }
             executor.cancel(id, CancelReason::Timeout);
             let (name, late) = (
                 executor.name(),
@@ -260,19 +266,6 @@ impl WorkerLoop<'_> {
     /// Ends this worker because of its executor. The master recovers the requests that are away, as from a death, except
     /// those of which the executor has received no byte.
     fn end_with_executor(&mut self, end: AppEnd, reason: String, service: &mut dyn Service) {
-        if let Some(executor) = &self.executor {
-            for (_, away) in executor
-                .requests
-                .all()
-                .filter(|(_, away)| away.late_at.is_some())
-            {
-                if let Some(slot) = away.slot.and_then(|slot| self.shm.slot(slot)) {
-                    let mut flags = slot.flags();
-                    flags.timed_out = true;
-                    slot.set_flags(flags);
-                }
-            }
-        }
         self.take_back_unwritten(service);
         let name = self.executor.as_deref().map_or("app", Executor::name);
         let reason = shortened(reason);

@@ -1,13 +1,15 @@
 //! Requests of an app that take long: timeouts, an app that does not answer, and clients that wait.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use fdpassd::testing::eventually;
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{counted, start, start_with};
-use crate::common::{kernel, let_pass};
+use super::{configuration, counted, kill, start, start_with};
+use crate::common::{FDPASSD, kernel, let_pass};
 
 #[test]
 fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
@@ -46,6 +48,59 @@ fn a_request_that_ignores_its_cancellation_ends_the_pair() {
     let status = daemon.status();
     assert_eq!((status.deaths_total, status.lost_total), (1, 0));
     assert_eq!(counted(&daemon, 1), ["never"], "it ran once");
+}
+
+/// The app ignores the cancellation, and is asked for longer than the test takes.
+const LATE: &str =
+    "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"10m\"";
+
+/// Sends two requests, and waits until both have exceeded their time.
+fn send_late_requests(daemon: &Running) -> [Client; 2] {
+    let mut clients = [daemon.connect(), daemon.connect()];
+    clients[0].request("never", Value::Null);
+    clients[1].request("idempotent_sleep", json!([600_000, "slept"]));
+    for method in ["never", "idempotent_sleep"] {
+        daemon.wait_for_log(&format!("method {method:?} exceeded request-timeout"));
+    }
+    clients
+}
+
+/// Both get `timeout`, and neither is executed once more.
+#[track_caller]
+fn expect_timeouts(clients: &mut [Client], counts: &Path) {
+    for client in clients {
+        let fault = client.reply().value().expect_err("it is late");
+        assert_eq!(fault.code(), "timeout");
+        assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    }
+    let counts = fs::read_to_string(counts).expect("the app has written it");
+    assert_eq!(counts.lines().count(), 2, "{counts}");
+}
+
+#[test]
+fn late_requests_get_timeout_although_their_worker_is_killed() {
+    let Some(daemon) = start(LATE) else {
+        return;
+    };
+    let mut clients = send_late_requests(&daemon);
+    kill(daemon.worker_pids()[0]);
+    expect_timeouts(&mut clients, &daemon.directory().join("counts"));
+}
+
+#[test]
+fn late_requests_get_timeout_although_the_master_is_killed() {
+    let Some(config) = configuration(LATE, "", &[]) else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+    let mut clients = send_late_requests(&daemon);
+    let counts = daemon.directory().join("counts");
+    daemon.signal("KILL");
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    expect_timeouts(&mut clients, &counts);
+    assert_eq!(next.status().lost_total, 0);
 }
 
 #[test]
@@ -94,7 +149,7 @@ fn clients_of_an_app_whose_loop_is_blocked_go_elsewhere() {
         assert_eq!(other.reply().value(), Ok(json!(number)));
     }
     assert!(!blocker.has_something(), "the others did not wait for it");
-    std::fs::write(&end, "").expect("it is ours");
+    fs::write(&end, "").expect("it is ours");
     assert_eq!(blocker.reply().value(), Ok(json!(end)));
     assert_eq!(daemon.status().deaths_total, 0);
 }
