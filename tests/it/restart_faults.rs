@@ -252,6 +252,37 @@ fn a_file_of_another_daemon_is_not_removed_after_a_restart() {
     assert!(path.exists());
 }
 
+/// One client waits at the old socket when its file is removed.
+#[test]
+fn a_restart_restores_a_removed_socket_file() {
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD, BOTH);
+    let mut clients = clients_of(&daemon);
+    let daemon = end(daemon);
+    let path = daemon.directory().join("rpc.sock");
+    let address = Address::Unix(path.clone());
+    let mut waiting = Client::connect(&address);
+    waiting.request("ping", 1);
+    fs::remove_file(&path).expect("it was left");
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let next = next.expect("the next master serves");
+    ping_all(&mut clients);
+    assert_eq!(waiting.reply().value(), Ok(json!(1)));
+    let mut another = Client::connect(&address);
+    assert_eq!(another.call("ping", 2), Ok(json!(2)));
+    let status = next.wait_until("the old listener has gone", |status| {
+        status.listeners.len() == 2
+    });
+    assert_eq!(status.listeners[1].outage, None);
+    // The one after it takes over the new socket.
+    let last = manager.setup(FDPASSD, "").start_after(end(next));
+    let last = last.expect("the next master serves");
+    let mut third = Client::connect(&address);
+    assert_eq!(third.call("ping", 3), Ok(json!(3)));
+    assert_eq!(another.call("ping", 4), Ok(json!(4)));
+    assert_eq!(last.status().lost_total, 0);
+}
+
 #[test]
 fn an_upgrade_does_not_remove_another_daemons_control_socket() {
     let mut daemon = crate::common::start("workers.count = 1");

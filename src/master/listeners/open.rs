@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::config::Listen;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
+use crate::master::listeners::outage::{FILE_GONE, Served};
 use crate::master::listeners::plan;
 use crate::master::{ActivatedSockets, Error};
 
@@ -17,7 +18,8 @@ pub(crate) enum OnOpenError {
     RetryLater,
 }
 
-/// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one.
+/// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one. If the
+/// file of that one is gone, a new one takes its place, as at a reload, unless it cannot be bound.
 pub(crate) fn open_new(
     entries: &[Listen],
     activated: &ActivatedSockets,
@@ -31,12 +33,19 @@ pub(crate) fn open_new(
     let wanted_count = wanted.len();
     let mut opened: Vec<Option<Listener>> = Vec::new();
     for (wanted, index) in wanted.iter().zip(existing) {
-        if index.is_some() {
+        let left = index.map(|index| &kept[index]);
+        if left.is_some_and(plan::keeps_reachable) {
             opened.push(None);
             continue;
         }
         *number += 1;
         let listener = Listener::open(*number, wanted, activated, keepalive);
+        if let (Err(e), Some(left)) = (&listener, left) {
+            // It stays as it is: clients may wait there.
+            log::error!("{}: {FILE_GONE}: {e}", left.name());
+            opened.push(None);
+            continue;
+        }
         let own =
             || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
         let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
@@ -70,8 +79,8 @@ pub(crate) fn open_new(
     }
 }
 
-/// Returns all listeners in the order of the configuration, followed by those that were left and are no longer wanted;
-/// and the numbers of the latter.
+/// Returns all listeners in the order of the configuration, followed by those that were left and are no longer wanted,
+/// or replaced; and the numbers of the latter.
 pub(crate) fn join_listeners(
     entries: &[Listen],
     activated: &ActivatedSockets,
@@ -84,6 +93,7 @@ pub(crate) fn join_listeners(
     let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
     let mut listeners = Vec::new();
     for ((wanted, index), opened) in wanted.iter().zip(existing).zip(opened) {
+        let index = index.filter(|_| opened.is_none());
         if let Some(mut listener) = index.and_then(|index| kept[index].take()) {
             listener.adopt_left(wanted.entry, keepalive);
             listener.set_source(&wanted.source);
