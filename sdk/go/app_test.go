@@ -264,6 +264,15 @@ func TestParamsThatDoNotFitAreBadParams(t *testing.T) {
 	equal(t, w.log(), "")
 }
 
+func TestParamsThatAreNestedDeeplyAreBadParams(t *testing.T) {
+	w := serving(t, "all", options{})
+	for _, depth := range []int{20000, 100000} {
+		params := strings.Repeat("[", depth) + strings.Repeat("]", depth)
+		equal(t, w.fault("echo", params)[:10], "bad_params")
+	}
+	equal(t, w.result("echo", "1"), "1")
+}
+
 func TestResultThatIsNotJSONIsInternal(t *testing.T) {
 	w := serving(t, "all", options{})
 	equal(t, w.fault("nan", ""), "internal: the result cannot be represented as JSON")

@@ -201,6 +201,7 @@ pub(super) enum AppCheck {
     Signals,
     Log,
     Params,
+    HardParams,
     Null,
     Integers,
     HalfFrames,

@@ -97,6 +97,16 @@ test('a result that is not JSON is internal', async (t) => {
   assert.equal((await worker.call('echo', '1')).result, 1);
 });
 
+test('params that are nested deeply are answered, and the app continues', async (t) => {
+  const worker = await serving(t);
+  for (const depth of [1000, 100000]) {
+    // At some depth of the stack, JSON.stringify fails where JSON.parse does not.
+    const { text } = await worker.call('echo', '['.repeat(depth) + ']'.repeat(depth));
+    assert.match(text, /^{"id":\d+,("result":\[+\]+|"error":{"code":"internal",.*})}$/);
+  }
+  assert.equal((await worker.call('echo', '1')).result, 1);
+});
+
 test('a result longer than a frame is internal', async (t) => {
   const worker = await serving(t, 'all', { env: { FDPASSD_MAX_FRAME: '200000' } });
   const error = { code: 'internal', message: 'the result is too long' };

@@ -30,6 +30,7 @@ pub(super) fn code_of(check: AppCheck) -> CheckCode {
         AppCheck::Signals => ends::signals,
         AppCheck::Log => log,
         AppCheck::Params => requests::params,
+        AppCheck::HardParams => requests::hard_params,
         AppCheck::Null => requests::null,
         AppCheck::Integers => requests::integers,
         AppCheck::HalfFrames => frames::half_frames,

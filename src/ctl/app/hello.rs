@@ -59,6 +59,7 @@ pub(super) fn check(hello: &Hello) -> Result<(), String> {
 
 /// Checks the metrics of a hello by the rules of the worker, which the workers' `apps::metrics` applies.
 fn check_metrics(metrics: &[AppMetric]) -> Result<(), String> {
+    // Two counters may be shown under one name.
     let mut names = BTreeSet::new();
     for AppMetric {
         name,
@@ -67,14 +68,14 @@ fn check_metrics(metrics: &[AppMetric]) -> Result<(), String> {
         buckets,
     } in metrics
     {
-        if !names.insert(name) {
-            return Err(format!("hello has the metric {name:?} twice"));
-        }
         let is_counter = *kind == MetricKind::Counter;
         let shown = match is_counter && !name.ends_with(COUNTER_END) {
             true => format!("{name}{COUNTER_END}"),
             false => name.clone(),
         };
+        if !names.insert(shown.clone()) {
+            return Err(format!("hello has the metric {shown:?} twice"));
+        }
         if !is_metric_name(&shown) {
             return Err(format!(
                 "{shown:?} is not a valid name for a metric: [a-zA-Z_][a-zA-Z0-9_]{{0,{}}}",

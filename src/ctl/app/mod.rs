@@ -32,8 +32,9 @@ pub(super) fn check(
     let mut results = Vec::new();
     let is_wanted = |check: &&AppCheck| arguments.only.is_empty() || arguments.only.contains(check);
     for check in AppCheck::value_variants().iter().filter(is_wanted) {
+        let is_dead = suite.is_dead;
         let result = suite.perform(*check);
-        if !session.json {
+        if !session.json && !is_dead {
             show(&result, session, out)?;
         }
         results.push(result);
@@ -53,9 +54,13 @@ pub(super) fn check(
             .map_err(Into::into)
             .and_then(|json| writeln!(out, "{json}"))
     } else {
+        let why = match suite.is_dead && skipped > 0 {
+            true => " because the app does not start",
+            false => "",
+        };
         writeln!(
             out,
-            "{passed} passed, {failed} failed, {skipped} skipped, {noted} noted"
+            "{passed} passed, {failed} failed, {skipped} skipped{why}, {noted} noted"
         )
     };
     written.map_err(Error::Output)?;

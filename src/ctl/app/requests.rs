@@ -99,6 +99,27 @@ pub(super) fn params(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailur
     CheckFinding::passed("params arrive as they were sent")
 }
 
+/// Params that a JSON library may refuse get any answer, and the app continues.
+pub(super) fn hard_params(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
+    const DEPTH: usize = 50_000;
+    if let Some(skipped) = lacks(suite, ECHO)? {
+        return Ok(skipped);
+    }
+    let nested =
+        |open: &str, close: &str| format!("{}1{}", open.repeat(DEPTH), close.repeat(DEPTH));
+    let (arrays, objects) = (nested("[", "]"), nested("{\"a\":", "}"));
+    let number = "1".repeat(5000);
+    for (what, params) in [
+        ("params that are nested deeply", &arrays),
+        ("objects that are nested deeply", &objects),
+        ("a number of 5000 digits", &number),
+    ] {
+        let answered = |app: &mut AppDialog| app.call(ECHO, Some(params)).map(drop);
+        suite.with(|app| answered(app).map_err(|text| format!("{what}: {text}")))?;
+    }
+    CheckFinding::passed("params that a JSON library may refuse are answered")
+}
+
 /// `null` is a result, and a request may have no params.
 pub(super) fn null(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {

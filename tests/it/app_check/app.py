@@ -70,7 +70,17 @@ def frames():
             # What follows the first frame is lost.
             yield json.loads(data[4 : 4 + struct.unpack("<I", data[:4])[0]])
         else:
-            yield json.loads(exactly(struct.unpack("<I", exactly(4))[0]))
+            body = exactly(struct.unpack("<I", exactly(4))[0])
+            try:
+                message = json.loads(body)
+            except (RecursionError, ValueError) as error:
+                kind = "depth" if isinstance(error, RecursionError) else "digits"
+                if MISTAKE == f"dies-of-{kind}" or isinstance(error, json.JSONDecodeError):
+                    raise
+                # The JSON is valid, but more than Python accepts.
+                fault({"id": int(body[6 : body.index(b",")])}, "bad_params", type(error).__name__)
+                continue
+            yield message
 
 
 def end():
@@ -144,6 +154,7 @@ METHODS = [{"name": name, "idempotent": True} for name in NAMES]
 HELLO = {"hello": 1, "methods": METHODS, "concurrency": CONCURRENCY, "closes": True, "later": {}}
 METRICS = {
     "metric-name": [{"name": "x" * 59, "type": "counter"}],
+    "metric-twice": [{"name": name, "type": "counter"} for name in ("orders", "orders_total")],
     "metric-help": [{"name": "x", "type": "counter", "help": "y" * 129}],
     "metric-end": [{"name": "x_count", "type": "histogram"}],
     "metric-buckets": [{"name": "x", "type": "histogram", "buckets": [2, 1]}],

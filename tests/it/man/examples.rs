@@ -37,7 +37,7 @@ fn the_app_in_python_works_when_it_is_pasted() {
     }
     let page = Page::of("fdpassd-app.7").section("EXAMPLES");
     let program = page.display_after("An app in Python without a library:");
-    assert_eq!(program.lines().count(), 12, "{program}");
+    assert_eq!(program.lines().count(), 14, "{program}");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("app.py");
     fs::write(&file, program).expect("it is our directory");
@@ -51,7 +51,11 @@ fn the_app_in_python_works_when_it_is_pasted() {
     let (request, answer) = dumps("fdpassd-app.7").remove(0);
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     let mut app = Command::new("sh")
-        .args(["-c", "exec python3 \"$0\" 3<&0 </dev/null", &file])
+        .args([
+            "-c",
+            "exec python3 \"$0\" 3<&0 </dev/null >/dev/null",
+            &file,
+        ])
         .stdin(std::os::fd::OwnedFd::from(theirs))
         .spawn()
         .expect("a shell");
@@ -61,6 +65,31 @@ fn the_app_in_python_works_when_it_is_pasted() {
     let mut written = vec![0; expected.len()];
     ours.read_exact(&mut written).expect("it answers");
     assert_eq!(written, expected);
+
+    // Params that Python cannot read, or cannot write again, are an error of their caller.
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let digits = "1".repeat(5000);
+    let params = (900..1000)
+        .map(deep)
+        .chain([deep(100_000), digits, "5".to_owned()]);
+    for (id, params) in (2..).zip(params) {
+        let body = format!("{{\"id\":{id},\"in\":\"twice\",\"params\":{params}}}");
+        let length = u32::try_from(body.len()).expect("it fits");
+        ours.write_all(&length.to_le_bytes())
+            .expect("it is connected");
+        ours.write_all(body.as_bytes()).expect("it is connected");
+        let mut length = [0; 4];
+        ours.read_exact(&mut length).expect("it answers");
+        let mut answer = vec![0; u32::from_le_bytes(length) as usize];
+        ours.read_exact(&mut answer).expect("it answers");
+        let answer = String::from_utf8(answer).expect("it is JSON");
+        let is_right = match params.len() {
+            1 => answer == format!("{{\"id\": {id}, \"result\": [5, 5]}}"),
+            5000.. => answer == format!("{{\"id\": {id}, \"error\": {{\"code\": \"crashed\"}}}}"),
+            _ => answer.starts_with(&format!("{{\"id\": {id}, ")),
+        };
+        assert!(is_right, "{answer:.200}");
+    }
     drop(ours);
     assert!(app.wait().expect("our child").success());
 }
