@@ -242,7 +242,10 @@ const SECTIONS: [(&str, &[&str]); 7] = [
     ),
     ("control", &["socket", "mode", "admin-group", "read-group"]),
     ("metrics", &["listen", "hosts"]),
-    ("log", &["target", "file", "format", "level"]),
+    (
+        "log",
+        &["target", "file", "format", "level", "slow-request"],
+    ),
 ];
 
 #[cfg(test)]

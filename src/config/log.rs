@@ -3,10 +3,12 @@
 //! The type is [`Log`] of the vocabulary, which has no defaults and accepts more than the file may have.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::notation::{Given, table, word};
+use super::durations::Timeout;
+use super::notation::{Given, Notation, OrNone, table, word};
 use super::values::AbsolutePath;
 use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
 
@@ -23,6 +25,8 @@ struct LogSection {
     format: LogFormat,
     #[serde(deserialize_with = "word")]
     level: LogLevel,
+    #[serde(with = "OrNone::<Timeout>")]
+    slow_request: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -35,6 +39,7 @@ pub(super) fn default() -> Log {
         file: None,
         format: LogFormat::default(),
         level: LogLevel::default(),
+        slow_request: None,
     }
 }
 

@@ -103,6 +103,7 @@ fn everything() -> Config {
         file: Some(PathBuf::from("/var/log/x")),
         format: LogFormat::Json,
         level: LogLevel::Trace,
+        slow_request: Some(Duration::from_millis(1500)),
     };
     config
 }

@@ -297,6 +297,7 @@ mod tests {
                 file: None,
                 format: LogFormat::Text,
                 level: LogLevel::Info,
+                slow_request: None,
             },
         )
         .expect("standard error is there");

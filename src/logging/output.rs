@@ -181,6 +181,7 @@ mod tests {
             file: Some(path.to_owned()),
             format: LogFormat::Text,
             level: LogLevel::Info,
+            slow_request: None,
         };
         to(LogDestination::open("fdpassd", &settings).expect("open"))
     }

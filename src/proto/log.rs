@@ -1,6 +1,7 @@
 //! The log of a process: its target, format and level.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ pub struct Log {
     pub format: LogFormat,
     /// The least important level that is written.
     pub level: LogLevel,
+    /// How long a request must execute to be logged; `None` logs none.
+    #[serde(default)]
+    pub slow_request: Option<Duration>,
 }
 
 named_variants! {
@@ -74,6 +78,7 @@ pub(super) mod tests {
             file: Some("/var/log/x".into()),
             format: LogFormat::Json,
             level: LogLevel::Debug,
+            slow_request: None,
         }
     }
 }

@@ -33,6 +33,7 @@ fn settings() -> Settings {
             file: None,
             format: LogFormat::Text,
             level: LogLevel::Error,
+            slow_request: None,
         },
     }
 }

@@ -220,6 +220,7 @@ fn all_values_are_read() {
         file: None,
         format: LogFormat::Text,
         level: LogLevel::Warn,
+        slow_request: None,
     };
     assert_eq!(config.log, log);
 }

@@ -37,7 +37,7 @@ fn a_byte_order_mark_and_carriage_returns_move_no_caret() {
     );
     refused(
         "log = { file = \"/ü\", «levle = 1 }",
-        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`",
+        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`, `slow-request`",
     );
 }
 

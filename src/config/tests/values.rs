@@ -6,7 +6,7 @@ use super::*;
 fn an_unknown_key_is_refused_with_a_suggestion() {
     let error = refused(
         "[log]\n«levle = 1\n",
-        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`",
+        "unknown key `levle`, expected one of `target`, `file`, `format`, `level`, `slow-request`",
     );
     assert_eq!(error.help(), Some("did you mean \"level\"?"));
     assert!(
@@ -234,6 +234,7 @@ fn a_duration_out_of_its_range_is_refused() {
         "limits.frame-timeout",
         "limits.send-timeout",
         "limits.request-timeout",
+        "log.slow-request",
     ];
     for key in keys.into_iter().chain(["workers.max-lifetime"]) {
         for wrong in ["0s", "15 parsecs", "", "366days", "auto", "584554531y"] {

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::Turn;
 use super::away::Departure;
+use super::{Tools, Turn};
 use crate::proto::frame::{ByteOrder, PREFIX};
+use crate::proto::names::ClientId;
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::shm::{Cursors, Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
@@ -70,8 +72,10 @@ impl Turn<'_, '_> {
         let (answered, replied) = (answered + total as u32, (replied + length) as u32);
         commit((header, slot), (number, is_error), answered, replied);
         if !is_inline {
-            self.tools.now = clock::monotonic();
+            let began = std::mem::replace(&mut self.tools.now, clock::monotonic());
             header.end_method(self.tools.now);
+            self.tools
+                .log_if_slow(self.connection.client, number, began);
         }
         self.count(answered, length);
         kill_points::pass(Point::AfterAnswered);
@@ -116,6 +120,29 @@ impl Turn<'_, '_> {
         self.answered += 1;
         self.unrecorded += 1;
         self.tools.served += 1;
+    }
+}
+
+impl Tools<'_> {
+    /// Logs that a request has been answered `now` that began at `began`, if it took at least `log.slow-request`.
+    #[inline]
+    pub(super) fn log_if_slow(&self, client: ClientId, method: u32, began: u64) {
+        if let Some(slow) = self.settings.log.slow_request {
+            let took = Duration::from_nanos(self.now.saturating_sub(began));
+            if took >= slow {
+                self.log_slow(client, method, took);
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn log_slow(&self, client: ClientId, method: u32, took: Duration) {
+        let names = self.service.names();
+        let name = names.get((method as usize).wrapping_sub(1));
+        let name = name.map_or("", |method| &method.name);
+        let ms = took.as_millis();
+        log::warn!("client {client}: slow request: method {name:?} took {ms} ms");
     }
 }
 

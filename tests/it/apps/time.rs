@@ -31,6 +31,20 @@ fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
 }
 
 #[test]
+fn a_slow_request_is_logged_with_its_time() {
+    let Some(daemon) = start("workers.count = 1\nlog.slow-request = \"200ms\"") else {
+        return;
+    };
+    let mut client = daemon.connect();
+    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    client
+        .call("sleep", json!([250, "slept"]))
+        .expect("a result");
+    daemon.wait_for_log("client 1: slow request: method \"sleep\" took ");
+    assert!(!daemon.stderr().contains("method \"echo\" took"));
+}
+
+#[test]
 fn a_request_that_ignores_its_cancellation_ends_the_pair() {
     let config =
         "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"500ms\"";

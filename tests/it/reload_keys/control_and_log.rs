@@ -69,7 +69,27 @@ pub(super) const CONTROL_AND_LOG: &[Row] = &[
         },
         shows: ["false", "true"],
     },
+    Row {
+        key: "slow-request",
+        configs: ["", "log.slow-request = \"50ms\""],
+        probe: |daemon, _, _| {
+            let count = |words: &str| daemon.stderr().matches(words).count();
+            let (slow, errors) = (count(SLOW), count("panicked"));
+            daemon.call("spin", 60).expect("it ends");
+            // No other request is slow.
+            daemon.call("ping", ()).expect("it ends");
+            daemon.call("panic", "on purpose").expect_err("it panics");
+            // Later lines are read later.
+            eventually("the panic is logged", || {
+                (count("panicked") > errors).then_some(())
+            });
+            (count(SLOW) - slow).to_string()
+        },
+        shows: ["0", "1"],
+    },
 ];
+
+const SLOW: &str = ": slow request: method \"spin\" took ";
 
 /// Only root can become a member of a group or another user.
 pub(super) const GROUPS: &[Row] = &[
