@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::TypedValueParser;
 use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
@@ -15,7 +14,9 @@ use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 
 mod values;
 
-use values::{address, daemon_name, instance, json, recycle, release, timeout, words, worker_id};
+use values::{
+    address, client_id, daemon_name, instance, json, recycle, release, timeout, words, worker_id,
+};
 
 /// Controls a running fdpassd
 #[derive(Debug, Parser)]
@@ -121,7 +122,7 @@ pub(super) enum CtlVerb {
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientsArguments {
     /// Only clients of this worker
-    #[arg(long, value_name = "WORKER", value_parser = worker_id())]
+    #[arg(long, value_name = "WORKER", value_parser = worker_id)]
     pub(super) worker: Option<WorkerId>,
 
     /// Sort by requests, age, idle or bytes, largest first
@@ -275,7 +276,7 @@ pub(super) enum ChangeVerb {
     /// Take all clients off a worker and keep it running for inspection
     Hold {
         /// The worker's id
-        #[arg(value_name = "WORKER", value_parser = worker_id())]
+        #[arg(value_name = "WORKER", value_parser = worker_id)]
         worker: WorkerId,
     },
     /// Return a held worker to service, or lift the quarantine of a method
@@ -307,7 +308,7 @@ pub(super) enum ChangeVerb {
     /// Close a client
     Kick {
         /// The number of the client, as "fdpassctl clients" shows it
-        #[arg(value_name = "CLIENT", value_parser = value_parser!(u64).map(ClientId))]
+        #[arg(value_name = "CLIENT", value_parser = client_id)]
         client: ClientId,
     },
     /// Reopen the log file after it was renamed

@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::session::{Session, parse};
 use crate::proto::control::{
     Drain, Hold, Kick, Kicked, MovedLoad, Rebalance, Rebalanced, Recycle, Release, ReloadParams,
-    Reloaded, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
+    Reloaded, Reopened, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::proto::text::Escaped;
 use crate::rpc_client::{self, RpcClient};
@@ -117,6 +117,10 @@ fn describe(
             };
             format!("{} (pid {pid}) stopped{killed}", Escaped(name))
         }
+        ChangeVerb::ReopenLog => match parse::<Reopened>(result)?.reopened {
+            true => "log file reopened".to_owned(),
+            false => "the log is not a file: there is nothing to reopen".to_owned(),
+        },
         _ => describe_settled(change, parse(result)?),
     })
 }
@@ -145,7 +149,6 @@ fn describe_settled(change: &ChangeVerb, Settled { workers, clients }: Settled) 
             are(clients, "client")
         ),
         ChangeVerb::Undrain => "clients are accepted again".to_owned(),
-        ChangeVerb::ReopenLog => "log file reopened".to_owned(),
         _ => ready,
     }
 }

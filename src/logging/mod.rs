@@ -131,11 +131,11 @@ fn log_level(level: LevelFilter) -> LogLevel {
     }
 }
 
-/// Opens the log file again, after it was renamed. Does nothing for another target.
+/// Opens the log file again, after it was renamed. Returns whether the target is a file.
 ///
 /// # Errors
 /// When the file cannot be opened; then lines still go to the old one.
-pub fn reopen() -> io::Result<()> {
+pub fn reopen() -> io::Result<bool> {
     with_output(Output::reopen)
 }
 
@@ -336,6 +336,7 @@ mod tests {
             file: file(name),
             format,
             level,
+            slow_request: None,
         };
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("read");
 

@@ -61,13 +61,14 @@ impl<E: Write> Output<E> {
         }
     }
 
-    pub(super) fn reopen(&mut self) -> io::Result<()> {
+    pub(super) fn reopen(&mut self) -> io::Result<bool> {
         self.write_repeats();
-        if let LogDestination::File(path, file, _) = &mut self.target {
-            *file = open_file(path)?;
-            self.torn = false;
-        }
-        Ok(())
+        let LogDestination::File(path, file, _) = &mut self.target else {
+            return Ok(false);
+        };
+        *file = open_file(path)?;
+        self.torn = false;
+        Ok(true)
     }
 
     /// Writes a line, or counts it if it repeats the last one.

@@ -11,7 +11,8 @@ use crate::master::{Master, metrics};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
     Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
-    Refusal, RefusalCode, ReloadParams, Scale, Settled, UpgradeTo, Upgraded, Verb, Version,
+    Refusal, RefusalCode, ReloadParams, Reopened, Scale, Settled, UpgradeTo, Upgraded, Verb,
+    Version,
 };
 use crate::sys::poll::PollEvent;
 
@@ -202,30 +203,38 @@ impl Master {
 
     fn reopen_log_file(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         request.no_params()?;
-        self.reopen_log(request.asker(), now)?;
-        Ok(Answer::Pending(PendingKind::Done(request.verb)))
+        let reopened = self.reopen_log(request.asker(), now)?;
+        request.reply(&Reopened { reopened })
     }
 
-    /// Opens the log file again, here and in all other processes of the daemon.
+    /// Opens the log file again, here and in all other processes of the daemon. Returns whether the log is a file.
     ///
     /// # Errors
-    /// `Refused` when the master cannot open it; lines still go to the file that was open.
-    pub(super) fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<(), Refusal> {
+    /// `Refused` when the master cannot open it; lines still go to the file that was open, or to standard error.
+    pub(super) fn reopen_log(&mut self, asker: Asker, now: Instant) -> Result<bool, Refusal> {
+        if let Some(why) = &self.settings.missing_log {
+            let why = format!("{why}; a reload opens the log file");
+            return Err(Refusal::new(RefusalCode::Refused, why));
+        }
         let opened = logging::reopen();
         self.workers.send_all(&ToWorker::Reopen, &self.poller);
         self.workers.zygotes.reopen_log();
         if let Some(exporter) = &mut self.exporter {
             exporter.reopen_log(now);
         }
-        opened.map_err(|e| {
+        let is_file = opened.map_err(|e| {
             let why = format!("{e}; still writing to the previous log file");
             Refusal::new(RefusalCode::Refused, why)
         })?;
-        let sentence = format_args!("{asker}: log file reopened");
-        self.telemetry
-            .events
-            .note(Kind::LogReopened, asker.about(), sentence);
-        Ok(())
+        if is_file {
+            let sentence = format_args!("{asker}: log file reopened");
+            self.telemetry
+                .events
+                .note(Kind::LogReopened, asker.about(), sentence);
+        } else {
+            log::info!("{asker}: the log is not a file, so there is nothing to reopen");
+        }
+        Ok(is_file)
     }
 
     /// Sends the replies whose results are there, at the end of an iteration of the loop.

@@ -26,7 +26,7 @@
 //! | `log-level` | [`SetLogLevel`] | [`LogLevelInForce`] | readers; with a level, admins |
 //! | `upgrade` | [`UpgradeTo`] | [`Upgraded`], when all workers are of the new program | admins; with `binary` root and the daemon's user |
 //! | `metrics` | none | [`Metrics`] | readers |
-//! | `reopen-log` | none | [`Settled`], at once | admins |
+//! | `reopen-log` | none | [`Reopened`], at once | admins |
 //!
 //! Admins are root, the daemon's user and members of `[control] admin-group`; readers are these, members of
 //! `read-group` and, if neither group is named, all users that can connect. The user, primary and supplementary groups
@@ -278,6 +278,13 @@ pub struct Settled {
     pub workers: u32,
     /// Connected clients.
     pub clients: u64,
+}
+
+/// The result of `reopen-log`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reopened {
+    /// Whether the log is a file. Otherwise there is nothing to reopen.
+    pub reopened: bool,
 }
 
 /// The outcome of a rebalancing.

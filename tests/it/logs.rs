@@ -92,6 +92,24 @@ fn reopen_log_opens_a_renamed_file_or_gives_the_reason() {
 }
 
 #[test]
+fn reopen_log_without_a_log_file_reports_that() {
+    let daemon = start("workers.count = 1");
+    let done = ctl(&daemon, &["reopen-log"]);
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (
+            Some(0),
+            "the log is not a file: there is nothing to reopen\n"
+        ),
+        "{}",
+        done.err
+    );
+    daemon.signal("USR1");
+    daemon.wait_for_log("SIGUSR1: the log is not a file, so there is nothing to reopen");
+    assert!(!ctl(&daemon, &["events"]).out.contains("log file reopened"));
+}
+
+#[test]
 fn lines_lost_by_a_blocked_log_are_counted() {
     let daemon = start(
         "log = { target = \"file\", file = \"/dev/full\", level = \"debug\" }\nworkers.count = 2",

@@ -263,7 +263,10 @@ fn an_unfit_program_is_refused_with_the_reason() {
             "is not a regular file",
         ),
         (PathBuf::from("/dev/null"), "is not a regular file"),
-        (PathBuf::from("/bin/true"), "and gave no result"),
+        (
+            PathBuf::from("/bin/true"),
+            "its check exited with status 0 and gave no result; it may be no version of fdpassd",
+        ),
         (PathBuf::from("/bin/false"), "exited with status 1"),
     ] {
         assert_refused(upgrade(&daemon, Some(&program)), "refused", words);

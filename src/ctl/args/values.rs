@@ -4,11 +4,10 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::value_parser;
 use serde_json::value::RawValue;
 
 use crate::proto::control::{Recycle, Release};
-use crate::proto::names::{Address, WorkerId, is_daemon_name};
+use crate::proto::names::{Address, ClientId, WorkerId, is_daemon_name};
 use crate::sys::zone;
 
 /// Parses one of these words, which shell completions offer.
@@ -21,18 +20,25 @@ pub(super) fn words<T: Copy + Send + Sync + 'static, const N: usize>(
     })
 }
 
-pub(super) fn worker_id() -> impl TypedValueParser<Value = WorkerId> {
-    value_parser!(u64).map(WorkerId)
+pub(super) fn worker_id(text: &str) -> Result<WorkerId, String> {
+    let id = text.parse().map(WorkerId);
+    id.map_err(|_| format!("expected a worker's id, {WORKER_IDS}"))
+}
+
+pub(super) fn client_id(text: &str) -> Result<ClientId, String> {
+    let id = text.parse().map(ClientId);
+    id.map_err(|_| {
+        "expected a client's id, a number in the column ID of `fdpassctl clients`".into()
+    })
 }
 
 /// Parses `all` or the id of a worker.
 pub(super) fn recycle(text: &str) -> Result<Recycle, String> {
     let worker = match text {
         "all" => None,
-        id => Some(WorkerId(
-            id.parse()
-                .map_err(|_| "expected a worker's id or \"all\"")?,
-        )),
+        id => Some(WorkerId(id.parse().map_err(|_| {
+            format!("expected \"all\" or a worker's id, {WORKER_IDS}")
+        })?)),
     };
     Ok(Recycle { worker })
 }
@@ -80,6 +86,9 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
 pub(super) fn json(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
 }
+
+/// Where the ids of workers are shown.
+const WORKER_IDS: &str = "a number in the column ID of `fdpassctl status`";
 
 /// The longest timeout: an `Instant` can be that far away on every system.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);

@@ -142,7 +142,12 @@ impl Master {
                 (upgrade.until, upgrade.is_same) = (now + UPGRADE_TIMEOUT, verdict == FIT_AND_SAME);
             }
             Some(verdict) if !is_fit(&verdict) => self.abandon_upgrade(&verdict),
-            _ => self.abandon_upgrade(&format!("its check {exit} and gave no result")),
+            _ => {
+                let name = Escaped(&self.name);
+                self.abandon_upgrade(&format!(
+                    "its check {exit} and gave no result; it may be no version of {name}"
+                ));
+            }
         }
     }
 

@@ -177,3 +177,26 @@ fn a_closed_pipe_is_no_error() {
         );
     }
 }
+
+#[test]
+fn a_word_in_place_of_an_id_is_answered_with_where_ids_are_shown() {
+    for (arguments, words) in [
+        (
+            &["clients", "--worker", "x"][..],
+            "expected a worker's id, a number in the column ID of `fdpassctl status`",
+        ),
+        (&["hold", "x"], "expected a worker's id, a number"),
+        (
+            &["recycle", "some"],
+            "expected \"all\" or a worker's id, a number",
+        ),
+        (
+            &["kick", "x"],
+            "expected a client's id, a number in the column ID of `fdpassctl clients`",
+        ),
+    ] {
+        let said = run(FDPASSCTL, arguments);
+        assert_eq!(said.code, Some(64), "{arguments:?}");
+        assert!(said.err.contains(words), "{}", said.err);
+    }
+}
