@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+use super::Turn;
 use super::away::Departure;
-use super::{Tools, Turn};
 use crate::proto::frame::{ByteOrder, PREFIX};
-use crate::proto::names::ClientId;
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::shm::{Cursors, Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
@@ -20,12 +19,11 @@ use crate::worker::reply::{Call, Fault, write_fault};
 impl Turn<'_, '_> {
     /// Answers the next frame, unless it leaves this worker.
     pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> FrameOutcome {
-        let deadline = self.tools.deadline();
         let call = Call {
             client: self.connection.client,
             peer: self.connection.peer,
             attempt: u32::from(self.flags.crash_count) + 1,
-            deadline,
+            deadline: self.tools.deadline(),
             socket: Some(self.connection.socket.as_fd()),
         };
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
@@ -74,8 +72,7 @@ impl Turn<'_, '_> {
         if !is_inline {
             let began = std::mem::replace(&mut self.tools.now, clock::monotonic());
             header.end_method(self.tools.now);
-            self.tools
-                .log_if_slow(self.connection.client, number, began);
+            self.log_if_slow(number, began);
         }
         self.count(answered, length);
         kill_points::pass(Point::AfterAnswered);
@@ -123,25 +120,25 @@ impl Turn<'_, '_> {
     }
 }
 
-impl Tools<'_> {
-    /// Logs that a request has been answered `now` that began at `began`, if it took at least `log.slow-request`.
+impl Turn<'_, '_> {
+    /// Logs that a request has been answered now that began at `began`, if it took at least `log.slow-request`.
     #[inline]
-    pub(super) fn log_if_slow(&self, client: ClientId, method: u32, began: u64) {
-        if let Some(slow) = self.settings.log.slow_request {
-            let took = Duration::from_nanos(self.now.saturating_sub(began));
+    pub(super) fn log_if_slow(&self, method: u32, began: u64) {
+        if let Some(slow) = self.tools.settings.log.slow_request {
+            let took = Duration::from_nanos(self.tools.now.saturating_sub(began));
             if took >= slow {
-                self.log_slow(client, method, took);
+                self.log_slow(method, took);
             }
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn log_slow(&self, client: ClientId, method: u32, took: Duration) {
-        let names = self.service.names();
+    fn log_slow(&self, method: u32, took: Duration) {
+        let names = self.tools.service.names();
         let name = names.get((method as usize).wrapping_sub(1));
         let name = name.map_or("", |method| &method.name);
-        let ms = took.as_millis();
+        let (client, ms) = (self.connection.client, took.as_millis());
         log::warn!("client {client}: slow request: method {name:?} took {ms} ms");
     }
 }

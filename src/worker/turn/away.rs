@@ -212,8 +212,7 @@ impl Turn<'_, '_> {
         let (answered, replied) = (total as u32, length as u32);
         commit((header, slot), (method, is_error), answered, replied);
         self.tools.now = clock::monotonic();
-        self.tools
-            .log_if_slow(self.connection.client, method, answer.request.began);
+        self.log_if_slow(method, answer.request.began);
         self.count(answered, length);
         kill_points::pass(Point::AfterAnswered);
     }
