@@ -257,7 +257,7 @@ fn open_exporter(
     Exporter::open(address, start, !origin.is_fresh(), now)
         .map(Some)
         .map_err(|e| {
-            OwnListeners::from_listeners(listeners, None, Some(control)).named_in(e, Some(address))
+            OwnListeners::from_listeners(listeners, None, Some(control)).explain(e, Some(address))
         })
 }
 

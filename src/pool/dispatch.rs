@@ -19,15 +19,15 @@ pub struct Candidate {
     /// Requests that the worker is executing.
     pub executing: u64,
     /// Leases that the worker has not picked up yet.
-    pub waiting: u64,
+    pub not_picked_up: u64,
     /// The share of the last seconds in which the worker was busy, from 0 to 1.
     pub busy: f64,
     /// Clients of the worker.
     pub clients: u64,
 }
 
-/// How long new clients wait for the worker whose turn it is and that has as many clients to pick up as are permitted. It
-/// usually has only not been scheduled; one that is stuck is skipped afterwards.
+/// How long new clients wait for the worker whose turn it is and that has as many clients to pick up as are permitted.
+/// It usually has only not been scheduled; one that is stuck is skipped afterwards.
 const PICK_UP_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Chooses workers, and keeps the position of the next one in turn.
@@ -69,8 +69,8 @@ impl Dispatcher {
         Some(chosen)
     }
 
-    /// Returns the index of the worker for the next new client, which [`Dispatcher::give_turn`] must be called for if there
-    /// is a client. `None` if no worker has capacity, or if the client must wait for a certain one.
+    /// Returns the index of the worker for the next new client, which [`Dispatcher::give_turn`] must be called for if
+    /// there is a client. `None` if no worker has capacity, or if the client must wait for a certain one.
     pub fn choose_fresh(&mut self, candidates: &[Candidate], now: Instant) -> Option<usize> {
         if self.policy == Dispatch::RoundRobin && self.must_wait(candidates, now) {
             return None;
@@ -141,8 +141,8 @@ impl Dispatcher {
     }
 }
 
-/// Returns what is compared: health first, then executing requests, then leases that are not picked up, then recent work,
-/// then clients.
+/// Returns what is compared: health first, then executing requests, then leases that are not picked up, then recent
+/// work, then clients.
 ///
 /// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows which worker was
 /// scheduled last, and a few percent of work are noise: either would split the clients of a quiet daemon 170 to 30.
@@ -151,7 +151,7 @@ fn load(c: &Candidate) -> (bool, bool, u64, u64, u64, u64) {
         c.is_unhealthy,
         c.is_leaving,
         c.executing,
-        c.waiting / 4,
+        c.not_picked_up / 4,
         (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
         c.clients,
     )
@@ -242,9 +242,9 @@ mod tests {
         workers[1].busy = 0.9;
         workers[2].clients = 500;
         assert_eq!(dispatcher.pick(&workers), Some(2));
-        workers[2].waiting = 8;
+        workers[2].not_picked_up = 8;
         assert_eq!(dispatcher.pick(&workers), Some(1));
-        workers[1].waiting = 15;
+        workers[1].not_picked_up = 15;
         assert_eq!(
             dispatcher.pick(&workers),
             Some(2),
@@ -259,13 +259,13 @@ mod tests {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(2);
         workers[0] = Candidate {
-            waiting: 3,
+            not_picked_up: 3,
             clients: 1,
             ..workers[0]
         };
         workers[1].clients = 2;
         assert_eq!(dispatcher.pick(&workers), Some(0));
-        workers[0].waiting = 4;
+        workers[0].not_picked_up = 4;
         assert_eq!(dispatcher.pick(&workers), Some(1));
     }
 

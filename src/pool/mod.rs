@@ -222,8 +222,8 @@ impl Pool {
     /// Returns the earliest start of the next worker of a seat without a fresh one; `None` if the seat does not wait.
     #[cfg(test)]
     fn due(&self, seat: usize) -> Option<Instant> {
-        let is_waiting = seat < self.wanted() && !self.has_fresh(seat) && !self.is_stopping();
-        self.seats.get(seat).filter(|_| is_waiting)?.due
+        let is_vacant = seat < self.wanted() && !self.has_fresh(seat) && !self.is_stopping();
+        self.seats.get(seat).filter(|_| is_vacant)?.due
     }
 
     /// Starts to replace all workers by those of another generation. Returns false during a roll or a stop.

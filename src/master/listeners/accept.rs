@@ -73,8 +73,8 @@ impl Listeners {
         after
     }
 
-    /// Accepts the clients that wait at one listener, as far as there is capacity, and at most `most`. Returns whether the
-    /// queue is empty.
+    /// Accepts the clients that wait at one listener, as far as there is capacity, and at most `most`. Returns whether
+    /// the queue is empty.
     fn accept(
         &mut self,
         index: usize,

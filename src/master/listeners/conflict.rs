@@ -30,30 +30,30 @@ impl OwnListeners {
         OwnListeners(clients.chain(metrics).chain(control).collect())
     }
 
-    /// Returns the same error, which names the daemon if the daemon itself holds the address. `wanted` is `None` for a
-    /// listener that is not bound by the daemon.
-    pub(crate) fn named_in(&self, error: Error, wanted: Option<&Address>) -> Error {
+    /// Replaces [`ANOTHER`] in an error if the daemon itself listens at the wanted address. `wanted` is `None` for a
+    /// listener that the daemon does not bind.
+    pub(crate) fn explain(&self, error: Error, wanted: Option<&Address>) -> Error {
         match self
             .0
             .iter()
-            .find(|(own, _)| wanted.is_some_and(|wanted| is_one(own, wanted)))
+            .find(|(own, _)| wanted.is_some_and(|wanted| exclude_each_other(own, wanted)))
         {
-            Some((own, whom)) => error.replace(
+            Some((own, purpose)) => error.replace(
                 ANOTHER,
-                &format!("the daemon itself listens there, at {own}, for {whom}"),
+                &format!("the daemon itself listens there, at {own}, for {purpose}"),
             ),
             None => error,
         }
     }
 }
 
-/// The words of an error for an address in use, before its holder is known.
+/// The part of an error about an address in use that [`OwnListeners::explain`] replaces.
 pub(crate) const ANOTHER: &str = "another process listens there";
 
 /// Returns whether the second address cannot be bound while the first one is.
-fn is_one(own: &Address, wanted: &Address) -> bool {
+fn exclude_each_other(own: &Address, wanted: &Address) -> bool {
     match (own, wanted) {
-        (Address::Tcp(own), Address::Tcp(wanted)) => is_one_port(own, wanted),
+        (Address::Tcp(own), Address::Tcp(wanted)) => share_port(own, wanted),
         // Two paths may lead to the same file.
         (Address::Unix(own), Address::Unix(wanted)) => {
             own == wanted || file(own).is_some_and(|own| file(wanted) == Some(own))
@@ -62,8 +62,8 @@ fn is_one(own: &Address, wanted: &Address) -> bool {
     }
 }
 
-/// Compares two ports; IPv6 listeners accept IPv6 only.
-fn is_one_port(own: &SocketAddr, wanted: &SocketAddr) -> bool {
+/// Returns whether two sockets would have the same port of an address; IPv6 listeners accept IPv6 only.
+fn share_port(own: &SocketAddr, wanted: &SocketAddr) -> bool {
     let is_any = own.ip().is_unspecified() || wanted.ip().is_unspecified();
     own.port() == wanted.port()
         && own.is_ipv4() == wanted.is_ipv4()
@@ -97,7 +97,7 @@ mod tests {
                 [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
             let own = OwnListeners(vec![(own, "clients")]);
             let error = own
-                .named_in(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
+                .explain(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
                 .to_string();
             assert_eq!(error.contains("the daemon itself"), is_held, "{error}");
         }

@@ -225,7 +225,7 @@ pub(crate) fn open_control(
             Ok((missing, Some(Outage::from_error(&e, now))))
         }
         (Err(e), None) => Err(OwnListeners::from_listeners(listeners, None, None)
-            .named_in(e, Some(&Address::Unix(path)))),
+            .explain(e, Some(&Address::Unix(path)))),
     }
 }
 

@@ -26,8 +26,8 @@ pub(crate) struct Listener {
     socket: OwnedFd,
     /// The source that the configuration names.
     pub(crate) source: SocketSource,
-    /// The configured source is unknown: a configuration that wants any port of this host gets this listener.
-    is_found: bool,
+    /// The configured source is unknown: the listener is kept for an entry that wants any port of its host.
+    has_unknown_source: bool,
     /// The actual address, with the port that the kernel chose if any port was wanted.
     pub(crate) address: Address,
     pub(crate) byte_order: OrderRule,
@@ -44,7 +44,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds and listens, or takes up a socket that was handed over. `number` must be new.
+    /// Binds and listens, or listens on a copy of an activated socket. `number` must be new.
     pub(crate) fn open(
         number: u32,
         wanted: &WantedListener<'_>,
@@ -95,7 +95,7 @@ impl Listener {
             number,
             socket,
             source,
-            is_found: false,
+            has_unknown_source: false,
             address,
             byte_order: entry.byte_order,
             accepted: 0,
@@ -143,8 +143,8 @@ impl Listener {
         socket: OwnedFd,
     ) -> Result<Listener, String> {
         let address: Address = record.address.parse()?;
-        let is_found = record.configured.is_empty();
-        let configured = if is_found {
+        let has_unknown_source = record.configured.is_empty();
+        let configured = if has_unknown_source {
             address.clone()
         } else {
             record.configured.parse()?
@@ -157,7 +157,7 @@ impl Listener {
         let entry = Listen::new(Source::Bound(configured.clone()));
         let source = SocketSource::Bound(configured);
         Ok(Listener {
-            is_found,
+            has_unknown_source,
             accepted: record.accepted,
             file,
             ..Listener::new(record.number, socket, source, address, entry)
@@ -173,11 +173,10 @@ impl Listener {
 
     /// Sets the source that the configuration names.
     pub(crate) fn set_source(&mut self, source: &SocketSource) {
-        (self.source, self.is_found) = (source.clone(), false);
+        (self.source, self.has_unknown_source) = (source.clone(), false);
     }
 
-    /// Returns whether the listener has the address that this entry wants, although it may have been made for another
-    /// one.
+    /// Returns whether the listener has the address of this source, which may not be the source that it was bound for.
     pub(crate) fn is_at(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.source) {
             (SocketSource::Bound(wanted), SocketSource::Bound(_)) => *wanted == self.address,
@@ -185,17 +184,17 @@ impl Listener {
         }
     }
 
-    /// Returns whether the listener is on the host of which an entry wants any port.
+    /// Returns whether this source is any port of the host of a listener whose own source is unknown.
     pub(crate) fn is_on_host(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.address) {
             (SocketSource::Bound(Address::Tcp(wanted)), Address::Tcp(address)) => {
-                self.is_found && wanted.port() == 0 && wanted.ip() == address.ip()
+                self.has_unknown_source && wanted.port() == 0 && wanted.ip() == address.ip()
             }
             _ => false,
         }
     }
 
-    /// Returns the address that it was bound to, as configured; `None` if it was handed over.
+    /// Returns the address to which it was bound, as configured; `None` for an activated socket.
     pub(crate) fn configured(&self) -> Option<&Address> {
         if let SocketSource::Bound(address) = &self.source {
             Some(address)
@@ -334,8 +333,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Returns the number of clients in the accept queue and its maximum; `None` for a Unix socket, for which the kernel does not
-    /// report them.
+    /// Returns the number of clients in the accept queue, and its maximum; `None` for a Unix socket, of which the
+    /// kernel does not report them.
     pub(crate) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
             Address::Tcp(_) if self.outage.is_none() => socket::queue(&self.socket).ok(),

@@ -18,8 +18,9 @@ pub(crate) enum OnOpenError {
     RetryLater,
 }
 
-/// Returns, for each listener of a configuration, the new one, or `None` where an earlier master has left one. If the
-/// file of that one is gone, a new one takes its place, as at a reload, unless it cannot be bound.
+/// Opens the listeners that a configuration wants and that are not among the kept ones of an earlier master. Returns
+/// one entry for each wanted listener: `None` for a kept one. A kept listener whose file is gone is replaced by a new one,
+/// as at a reload, unless that cannot be bound.
 pub(crate) fn open_new(
     entries: &[Listen],
     activated: &ActivatedSockets,
@@ -48,7 +49,7 @@ pub(crate) fn open_new(
         }
         let own =
             || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
-        let listener = listener.map_err(|e| own().named_in(e, wanted.address()));
+        let listener = listener.map_err(|e| own().explain(e, wanted.address()));
         let listener = match (listener, on_error) {
             (Ok(listener), _) => listener,
             (Err(e), OnOpenError::RetryLater) => {

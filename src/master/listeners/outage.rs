@@ -1,7 +1,7 @@
 //! Sockets of the daemon that no client can connect to: listeners, the control socket and the exporter's listener.
 //!
-//! Another holder of such a socket can end it, by shutdown(2) or by `ss -K`. It never listens again then: listen(2) on a
-//! TCP socket would make the kernel accept clients that are shut down from the start. Another socket is bound to the
+//! Another holder of such a socket can end it, by shutdown(2) or by `ss -K`. It never listens again then: listen(2) on
+//! a TCP socket would make the kernel accept clients that are shut down from the start. Another socket is bound to the
 //! same address instead. The poller reports the end as a hang-up, also for a disarmed listener: so it is handled in the
 //! iteration of the loop in which it occurs. A listener that the daemon itself has ended is not in the poller any more.
 //!

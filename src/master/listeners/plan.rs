@@ -31,10 +31,11 @@ pub(crate) enum SocketSource {
     Activated(usize),
 }
 
-/// Returns, for each entry of a new configuration, the index of the existing listener for it; the others must be bound.
-/// Port 0 is any port, so the first entry that asks for it gets the first listener that did, and so on.
+/// Returns for each wanted listener the index of the existing one that is kept for it; one without an index must be
+/// opened. Port 0 is any port, so the first wanted listener with it gets the first existing one that was bound with it,
+/// and so on.
 ///
-/// An existing listener that no entry wants by its source goes to an entry with its address, because no second socket
+/// An existing listener whose source is not wanted is kept for a wanted one with its address, because no second socket
 /// can be bound there.
 ///
 /// `may_keep` returns whether a listener can be kept at all.
@@ -65,8 +66,8 @@ pub(crate) fn match_existing(
     kept
 }
 
-/// Has [`match_existing`] keep the listeners that clients can find. A listener whose file is gone is replaced by another
-/// socket; clients in its queue are still served.
+/// Has [`match_existing`] keep the listeners that clients can find. A listener whose file is gone is replaced by
+/// another socket; clients in its queue are still served.
 pub(crate) fn keeps_reachable(listener: &Listener) -> bool {
     !listener.is_file_gone()
 }

@@ -65,8 +65,8 @@ pub(crate) struct SocketFile {
     pub(crate) path: PathBuf,
     /// Device and inode number; 0 for a missing file.
     pub(crate) identity: FileIdentity,
-    /// User and group that the file was created with, which are the defaults.
-    born: (u32, u32),
+    /// User and group with which the file was created.
+    default_owner: (u32, u32),
     /// The access that was set last.
     access: Option<Access>,
     /// The file is left: it belongs to the next master, or to the previous one until this master serves.
@@ -77,18 +77,19 @@ impl SocketFile {
     /// Creates the record for the file of a socket that was just bound.
     pub(crate) fn new(path: &Path) -> io::Result<SocketFile> {
         let found = fs::symlink_metadata(path)?;
-        let born = (found.uid(), found.gid());
+        let default_owner = (found.uid(), found.gid());
         Ok(SocketFile {
             path: path.to_owned(),
             identity: identity(&found),
-            born,
+            default_owner,
             access: None,
             is_left: false,
         })
     }
 
-    /// Restores the record of the file that an earlier master, or this process before an upgrade, has bound. Another file
-    /// at its path belongs to another process. Version 0.1.0 recorded no identity: then it is the file at the path.
+    /// Restores the record of the file that an earlier master, or this process before an upgrade, has bound. Another
+    /// file at its path belongs to another process. Version 0.1.0 recorded no identity: then the file at the path
+    /// counts as the same.
     pub(crate) fn restore(path: &Path, recorded: Option<FileIdentity>) -> SocketFile {
         match SocketFile::new(path) {
             Ok(file) if recorded.is_none_or(|recorded| recorded == file.identity) => file,
@@ -106,7 +107,7 @@ impl SocketFile {
         SocketFile {
             path: path.to_owned(),
             identity: (0, 0),
-            born: (0, 0),
+            default_owner: (0, 0),
             access: None,
             is_left: false,
         }
@@ -127,8 +128,14 @@ impl SocketFile {
 
     /// Returns the user and the group that the file must have.
     fn owner_by(&self, access: &Access) -> (u32, u32) {
-        let uid = access.owner.as_ref().map_or(self.born.0, |owner| owner.uid);
-        let gid = access.group.as_ref().map_or(self.born.1, |group| group.gid);
+        let uid = access
+            .owner
+            .as_ref()
+            .map_or(self.default_owner.0, |owner| owner.uid);
+        let gid = access
+            .group
+            .as_ref()
+            .map_or(self.default_owner.1, |group| group.gid);
         (uid, gid)
     }
 

@@ -1,9 +1,9 @@
 //! Listeners that a restart leaves to systemd.
 //!
-//! The file names `systemd:NAME`, and no socket of that name was handed over: from the next master on, systemd must
-//! listen. Its socket unit binds the address between the two masters, and cannot do so while one of the daemon's
-//! listeners is in the service manager's store. So the leaving master accepts the clients that wait at the listeners
-//! that the file does not name any more, and closes these listeners.
+//! The configuration file now has `systemd:NAME` instead of an address, and this master has no socket of that name:
+//! from the next master on, systemd listens there. Its socket unit binds the address between the two masters, which
+//! fails while a listener of the daemon is in the service manager's store. So the leaving master accepts the clients
+//! that wait at the listeners that the file does not name any more, and closes these listeners.
 
 use crate::config::{Config, Source};
 use crate::master::clients::Clients;

@@ -86,7 +86,7 @@ impl Master {
             self.exporter.as_ref(),
             self.settings.config.metrics.listen.as_ref(),
         )
-        .map_err(|e| rejected(&own().named_in(e, listen)))?;
+        .map_err(|e| rejected(&own().explain(e, listen)))?;
         let listeners = self.plan_listeners(config).map_err(|e| rejected(&e))?;
         // Clients that stay bring along what is parked of them: some of it perhaps since a configuration before the one
         // in force, if there were clients ever since.
@@ -139,7 +139,7 @@ impl Master {
                 None => {
                     number += 1;
                     let opened = Listener::open(number, wanted, activated, keepalive)
-                        .map_err(|e| self.own_addresses().named_in(e, wanted.address()))?;
+                        .map_err(|e| self.own_addresses().explain(e, wanted.address()))?;
                     PlannedListener::New(Box::new(opened))
                 }
             });

@@ -156,7 +156,8 @@ impl Reloads {
         reload.into_iter().chain(check).min()
     }
 
-    /// Returns what a control client that requests a check waits for: the next check, which reads the files as they are then.
+    /// Returns what a control client that requests a check waits for: the next check, which reads the files as they are
+    /// then.
     pub(crate) fn next_check(&self) -> PendingKind {
         PendingKind::Checked(self.checks.last + 1)
     }

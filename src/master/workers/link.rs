@@ -171,7 +171,7 @@ impl Worker {
         self.send_unsent()
     }
 
-    /// Sends the waiting leases in as few messages as possible. Returns the clients that were withdrawn because the
+    /// Sends the queued leases in as few messages as possible. Returns the clients that were withdrawn because the
     /// channel is full.
     pub(super) fn send_leases(&mut self) -> Vec<Recovered> {
         self.try_send_leases().unwrap_or_else(|e| {

@@ -283,7 +283,7 @@ impl Worker {
             is_unhealthy: self.unhealthy.is_some(),
             is_leaving: false,
             executing: header.in_progress(),
-            waiting: self.leases.given().saturating_sub(picked_up),
+            not_picked_up: self.leases.given().saturating_sub(picked_up),
             busy: header.busy(now),
             clients: self.leases.clients() as u64,
         }
@@ -297,16 +297,16 @@ impl Worker {
             Intake::Full { .. } | Intake::Refused => false,
             Intake::Throttled { picked_up: then } => picked_up > then,
         };
-        let waiting = self.leases.given().saturating_sub(picked_up);
-        accepts && waiting < window && self.leases.has_free_slot()
+        let not_picked_up = self.leases.given().saturating_sub(picked_up);
+        accepts && not_picked_up < window && self.leases.has_free_slot()
     }
 
     /// Returns whether the worker may be given a fresh client: few fresh ones wait behind a request that blocks it, and
     /// while others move to it, it still gets some.
     fn accepts_fresh(&self, picked_up: u64) -> bool {
-        let waiting = self.fresh.iter().rev();
-        let waiting = waiting.take_while(|number| **number > picked_up).count();
-        waiting < WINDOW && self.accepts(picked_up, RESCUE_WINDOW + WINDOW as u64)
+        let fresh = self.fresh.iter().rev();
+        let not_picked_up = fresh.take_while(|number| **number > picked_up).count();
+        not_picked_up < WINDOW && self.accepts(picked_up, RESCUE_WINDOW + WINDOW as u64)
     }
 
     /// Notes that the lease given last is that of a new client.
@@ -332,8 +332,8 @@ impl Worker {
         if !self.accepts(picked_up, window) {
             return 0;
         }
-        let waiting = self.leases.given().saturating_sub(picked_up);
-        let left = usize::try_from(window.saturating_sub(waiting)).unwrap_or(usize::MAX);
+        let not_picked_up = self.leases.given().saturating_sub(picked_up);
+        let left = usize::try_from(window.saturating_sub(not_picked_up)).unwrap_or(usize::MAX);
         left.min(self.leases.free_slots())
     }
 
