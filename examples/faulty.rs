@@ -1,11 +1,12 @@
 //! A daemon with every fault that a method, a state or its programmer can have. It is for the tests only.
 //!
-//! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state, or `garbage` in the channel,
-//! or `long-failure` or `long-health`, a report there with a long text,
-//! in all seats or, as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such
-//! as `two-methods` of one name; `no-methods`, for an app; `mute` instead of the answer to `check-handover`. With `lock` a state has a lock that
-//! no other state may have at the same time. With `thread-in-main` or `hang-in-main`, `main` of a zygote does that. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread that always writes and starts programs; with
-//! `second-thread` the daemon does not run in the first thread.
+//! The variable `FAULTY` selects a fault from the start: `fail`, `panic`, `exit` or `hang` instead of making the state,
+//! or `garbage` in the channel, or `long-failure` or `long-health`, a report there with a long text, in all seats or,
+//! as in `fail:1`, in one; `fail-again` at the second making of the state; errors of the program, such as `two-methods`
+//! of one name; `no-methods`, for an app; `mute` instead of the answer to `check-handover`. With `lock` a state has a
+//! lock that no other state may have at the same time. With `thread-in-main` or `hang-in-main`, `main` of a zygote does
+//! that. With `file:PATH` the file has the fault for workers made from then on. With `writer` the state has a thread
+//! that always writes and starts programs; with `second-thread` the daemon does not run in the first thread.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -288,8 +289,8 @@ fn with_damage(daemon: Daemon<State>) -> Daemon<State> {
             "close_others",
             |_, (how, count): (String, usize), _| close_others(&how, count).map_err(io_fault),
         ))
-        // The same, when the writer of a FIFO decides. The numbers stay valid: in a debug build, the drop of one that is
-        // not aborts the process.
+        // The same, when the writer of a FIFO decides. The numbers stay valid: in a debug build, the drop of one that
+        // is not aborts the process.
         .method(Method::new("close_others_after", |_, path: String, _| {
             let read = read_line(&path);
             read.and_then(|_| close_others("file", 12))

@@ -7,8 +7,8 @@
 //! mebibytes = 64
 //! ```
 //!
-//! `sum` adds entries of the table. For the tests, `leaves = "a thread"`, `leaves = "an error"` and `leaves = "a panic"`
-//! make the loading fail, and `leaves = "nothing"` makes it last for ever.
+//! `sum` adds entries of the table. For the tests, `leaves = "a thread"`, `leaves = "an error"` and `leaves = "a
+//! panic"` make the loading fail, and `leaves = "nothing"` makes it last for ever.
 
 use std::hash::{BuildHasher, RandomState};
 use std::process::ExitCode;

@@ -5,8 +5,8 @@
 //! cargo run --bin fdpassctl -- call sleep 300 --to 127.0.0.1:8080
 //! ```
 //!
-//! `record` appends to the file that the key `record` of the table `[waitd]` names. With the key `start_after`, a worker
-//! becomes ready only when that file exists.
+//! `record` appends to the file that the key `record` of the table `[waitd]` names. With the key `start_after`, a
+//! worker becomes ready only when that file exists.
 
 use std::fs::File;
 use std::io::{self, Write};

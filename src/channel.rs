@@ -108,8 +108,8 @@ impl<Tx, Rx> AsFd for Channel<Tx, Rx> {
 
 /// Space for the longest message; one serves all channels of a process.
 ///
-/// The space of one that is dropped is that of the next one. A forked worker thus uses that of its zygote, of which only
-/// the pages with a message are copied; new space would be cleared in whole.
+/// The space of one that is dropped is that of the next one. A forked worker thus uses that of its zygote, of which
+/// only the pages with a message are copied; new space would be cleared in whole.
 #[derive(Debug)]
 pub struct Scratch(Box<[u8]>);
 

@@ -177,7 +177,8 @@ impl<C: 'static, P: Send + Sync + 'static> Daemon<(), C, P> {
 }
 
 impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
-    /// Sets the version that `-V` and the status show, such as `env!("CARGO_PKG_VERSION")`; the default is fdpassd's own.
+    /// Sets the version that `-V` and the status show, such as `env!("CARGO_PKG_VERSION")`; the default is fdpassd's
+    /// own.
     #[must_use]
     pub fn version(mut self, version: &'static str) -> Daemon<S, C, P> {
         self.version = version;
@@ -195,9 +196,10 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
     /// client: the client has left, was closed, or was moved to another worker. The last call counts.
     ///
     /// It is called after the last request of the client in this worker. After a move, the next request of the client
-    /// runs in another worker, whose state knows nothing of it; the client may also come back. So the state is the place
-    /// for what can be rebuilt: a cache, a prepared statement. The function is not called when the worker dies, as its
-    /// state dies as well. It has no deadline and should take microseconds: all clients of the worker wait for it.
+    /// runs in another worker, whose state knows nothing of it; the client may also come back. So the state is the
+    /// place for what can be rebuilt: a cache, a prepared statement. The function is not called when the worker dies,
+    /// as its state dies as well. It has no deadline and should take microseconds: all clients of the worker wait for
+    /// it.
     ///
     /// ```no_run
     /// use std::collections::HashMap;
@@ -227,12 +229,12 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
     /// Sets a function by which a worker finds out whether it can do its work: whether it reaches its database, for
     /// example. The last call counts.
     ///
-    /// A worker calls it before it is ready, and from then on at this interval, of 100 ms or more, between two turns. An
-    /// error at the start is that of a constructor that fails: the worker does not become ready, and a reload is rolled
-    /// back. Later, an unhealthy worker gives its clients to healthy ones and gets new ones only if no healthy worker
-    /// has capacity. While no worker is healthy, clients stay and are served, so that methods can return faults of their
-    /// own; `/readyz` answers 503, so that a load balancer sends new clients elsewhere. `fdpassctl status` and the
-    /// events `worker_unhealthy` and `worker_healthy` have the reason.
+    /// A worker calls it before it is ready, and from then on at this interval, of 100 ms or more, between two turns.
+    /// An error at the start is that of a constructor that fails: the worker does not become ready, and a reload is
+    /// rolled back. Later, an unhealthy worker gives its clients to healthy ones and gets new ones only if no healthy
+    /// worker has capacity. While no worker is healthy, clients stay and are served, so that methods can return faults
+    /// of their own; `/readyz` answers 503, so that a load balancer sends new clients elsewhere. `fdpassctl status` and
+    /// the events `worker_unhealthy` and `worker_healthy` have the reason.
     ///
     /// The function should take microseconds, as all clients of the worker wait for it. One that waits for a server
     /// belongs in a thread of the state, whose last result the function returns. An idle worker wakes up for it.
@@ -300,8 +302,8 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
     }
 
     /// Runs the daemon in the role that its arguments select: as master, as one of its workers, as its exporter, or to
-    /// test a configuration. Returns the exit code for `main`. An error of the program, such as two methods of one name,
-    /// is printed, and the exit code is 70.
+    /// test a configuration. Returns the exit code for `main`. An error of the program, such as two methods of one
+    /// name, is printed, and the exit code is 70.
     ///
     /// It should be called by the first thread of the process. The kernel keeps the account of no other thread until
     /// the master reads it, and a client of a Unix socket is closed if its worker is killed while it writes to it.

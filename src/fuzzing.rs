@@ -1,8 +1,9 @@
 //! The decoders of bytes from outside the process, as functions that must never panic whatever the bytes are.
 //!
-//! Compiled for tests and with `--cfg fuzzing`; not part of the public API. The programs in `fuzz/` call these functions with
-//! bytes that a fuzzer searches for, and the tests below with those of `fuzz/corpus`. Each function also checks what else
-//! must hold for its decoder, such as that a decoded message is the same after it was encoded and decoded again.
+//! Compiled for tests and with `--cfg fuzzing`; not part of the public API. The programs in `fuzz/` call these
+//! functions with bytes that a fuzzer searches for, and the tests below with those of `fuzz/corpus`. Each function also
+//! checks what else must hold for its decoder, such as that a decoded message is the same after it was encoded and
+//! decoded again.
 
 use serde_json::value::RawValue;
 

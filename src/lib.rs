@@ -49,8 +49,8 @@
 //!   asynchronous methods. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs
 //!   in a database or a file that all workers share: see `examples/counterd.rs` and README.md (*Where to keep state*).
 //! * **Settings.** [`Daemon::config`] reads the table `[NAME]` of your daemon from its configuration.
-//! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`. A
-//!   panic in another thread is logged with the name of the thread and ends only that thread.
+//! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`.
+//!   A panic in another thread is logged with the name of the thread and ends only that thread.
 //! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers.
 //! * **Metrics.** [`WorkerInfo::metrics`] declares counters and histograms of your daemon.
 //! * **Clients that leave.** [`Daemon::on_close`] is called when a client leaves the worker, also if it moves to
@@ -108,8 +108,8 @@
 //! protocol       proto                                       plain data, no I/O
 //! ```
 //!
-//! A module imports only from rows below its own; `testing` also imports `daemon`. `ARCHITECTURE.md` describes the rest: the shared memory, the channel,
-//! the turn, the order of the loop, and where to change what.
+//! A module imports only from rows below its own; `testing` also imports `daemon`. `ARCHITECTURE.md` describes the
+//! rest: the shared memory, the channel, the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]
 

@@ -264,7 +264,8 @@ impl Write for RpcClient {
     }
 }
 
-/// A copy of a [`RpcClient`]'s connection, with which another thread closes it. Bytes that have arrived can still be read.
+/// A copy of a [`RpcClient`]'s connection, with which another thread closes it. Bytes that have arrived can still be
+/// read.
 #[derive(Debug)]
 pub struct Closer(UnixStream);
 

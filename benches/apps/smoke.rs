@@ -1,5 +1,5 @@
-//! The test of the benchmark, run by `cargo test --benches`: each scenario for a moment against fdpassd without an app, and
-//! with one in Python.
+//! The test of the benchmark, run by `cargo test --benches`: each scenario for a moment against fdpassd without an app,
+//! and with one in Python.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -25,8 +25,8 @@ pub(crate) struct Options {
     #[command(flatten)]
     measure: MeasureOptions,
 
-    /// An environment of Python with orjson, uvicorn, uvloop, httptools, gunicorn and granian, which are installed into it
-    /// if they are missing [default: one in the target directory]
+    /// An environment of Python with orjson, uvicorn, uvloop, httptools, gunicorn and granian, which are installed into
+    /// it if they are missing [default: one in the target directory]
     #[arg(long, value_name = "DIR")]
     venv: Option<PathBuf>,
 }

@@ -7,8 +7,8 @@ use super::failure::Result;
 use super::load::{Load, Pace, Plan, Report};
 use super::server::Running;
 
-/// Puts this load on a server for a warm-up and a window. Returns the report of the window, and the server's CPU time in
-/// it.
+/// Puts this load on a server for a warm-up and a window. Returns the report of the window, and the server's CPU time
+/// in it.
 pub(crate) fn measure(
     running: &Running,
     plan: Plan,

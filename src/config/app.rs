@@ -23,8 +23,8 @@ pub struct AppConfig {
     /// The program and its arguments; empty if there is no app.
     #[serde(deserialize_with = "command", skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// The working directory. [`Config::load`](super::Config::load) sets the default, the directory of the file that has
-    /// the command.
+    /// The working directory. [`Config::load`](super::Config::load) sets the default, the directory of the file that
+    /// has the command.
     #[serde(with = "Given::<AbsolutePath>")]
     pub directory: Option<PathBuf>,
     /// Variables besides those of the daemon.
@@ -60,8 +60,8 @@ pub struct AppConfig {
     pub(super) context: AppContext,
 }
 
-/// The context of the keys of an app, as it was when the configuration was loaded. A restart or an upgrade that keeps the
-/// configuration also keeps this, and looks up nothing.
+/// The context of the keys of an app, as it was when the configuration was loaded. A restart or an upgrade that keeps
+/// the configuration also keeps this, and looks up nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct AppContext {

@@ -98,8 +98,8 @@ impl Error {
         Error::at(origin, text, offset..offset, &message, None)
     }
 
-    /// Creates an error that the parser or a type has found. `own` is the name of the daemon's own table, if there may be
-    /// one.
+    /// Creates an error that the parser or a type has found. `own` is the name of the daemon's own table, if there may
+    /// be one.
     pub(super) fn from_toml(
         source: &SourceText,
         error: &toml::de::Error,

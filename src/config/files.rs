@@ -22,8 +22,8 @@ const MAX_DROP_INS: usize = 64;
 /// Where a configuration is read.
 #[derive(Clone, Copy, Debug)]
 pub enum ConfigPlace<'a> {
-    /// In `file` if it is given, else in the standard file if it exists; and in the files in the directory of a standard
-    /// file.
+    /// In `file` if it is given, else in the standard file if it exists; and in the files in the directory of a
+    /// standard file.
     Files {
         file: Option<&'a Path>,
         standard: &'a Path,

@@ -90,8 +90,8 @@ fn merge(merged: &mut Table, more: Table) {
     }
 }
 
-/// Refuses texts that leave out keys in force because a file is empty, as a file is while it is being written, or because
-/// no file exists, as while the only one is being replaced. `main` is the file that would be the first.
+/// Refuses texts that leave out keys in force because a file is empty, as a file is while it is being written, or
+/// because no file exists, as while the only one is being replaced. `main` is the file that would be the first.
 pub(super) fn check_not_emptied(
     texts: &[SourceText],
     main: &str,

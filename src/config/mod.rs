@@ -70,8 +70,8 @@ pub const MAX_HOSTS: usize = 64;
 
 /// The whole configuration.
 ///
-/// [`Config::load`] and [`Config::parse_kept`] return one. Deserializing it directly leaves out the checks of keys against
-/// each other.
+/// [`Config::load`] and [`Config::parse_kept`] return one. Deserializing it directly leaves out the checks of keys
+/// against each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
@@ -101,13 +101,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks the configuration of a daemon. A file has at most [`MAX_FILE`] bytes and may be a pipe. Without a
-    /// file it is the default.
+    /// Reads and checks the configuration of a daemon. A file has at most [`MAX_FILE`] bytes and may be a pipe. Without
+    /// a file it is the default.
     ///
     /// # Errors
-    /// A file that cannot be read, a key in two files; the first syntax error, unknown key or invalid value, then an error
-    /// in the daemon's own table, then the first conflict between values, and then a key of the app that refers to
-    /// something that is missing.
+    /// A file that cannot be read, a key in two files; the first syntax error, unknown key or invalid value, then an
+    /// error in the daemon's own table, then the first conflict between values, and then a key of the app that refers
+    /// to something that is missing.
     pub fn load(place: ConfigPlace<'_>) -> Result<Loaded, Error> {
         merge::parse(&place.read(Pipes::Read)?, Rule::for_file(), |config| {
             check::check(config)?;
@@ -167,9 +167,9 @@ impl Config {
         merge::parse(&[text], rule, |config| check::check(config)).map(|loaded| loaded.config)
     }
 
-    /// Parses the configuration of the previous master, which had these identities. Users and groups have their numbers;
-    /// without them they are looked up, and one that cannot be resolved has no members. The daemon's own table is not
-    /// checked: workers report that they cannot read it, while their clients stay.
+    /// Parses the configuration of the previous master, which had these identities. Users and groups have their
+    /// numbers; without them they are looked up, and one that cannot be resolved has no members. The daemon's own table
+    /// is not checked: workers report that they cannot read it, while their clients stay.
     ///
     /// # Errors
     /// Those of [`Config::load`], except for files, names and the table.
@@ -182,8 +182,8 @@ impl Config {
         Config::parse_with(text, origin, names, known)
     }
 
-    /// As [`Config::parse_kept`], but looks up the users and groups that have access. The context of the app is still as
-    /// before: a name that is missing now would keep it from starting.
+    /// As [`Config::parse_kept`], but looks up the users and groups that have access. The context of the app is still
+    /// as before: a name that is missing now would keep it from starting.
     ///
     /// # Errors
     /// Those of [`Config::parse_kept`].
@@ -252,8 +252,8 @@ impl Config {
             .map_or_else(String::new, OwnTable::to_text)
     }
 
-    /// Returns whether a daemon of this name cannot have a table of its own, because every configuration has a table, or
-    /// a key, of that name.
+    /// Returns whether a daemon of this name cannot have a table of its own, because every configuration has a table,
+    /// or a key, of that name.
     pub(crate) fn has_section(name: &str) -> bool {
         keys::sections().contains(&name) || name == "listen"
     }

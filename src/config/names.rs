@@ -121,7 +121,8 @@ pub(super) fn group(name: &str) -> Result<Group, Rejection> {
     })
 }
 
-/// Resolves a name as this thread does at the moment. `known` returns what has the number of these identities, or [`NONE`].
+/// Resolves a name as this thread does at the moment. `known` returns what has the number of these identities, or
+/// [`NONE`].
 fn resolve<T>(
     name: &str,
     kind: &str,

@@ -1,7 +1,7 @@
 //! The table of a daemon's own: `[NAME]` in the configuration of a daemon of that name, if its program reads one.
 //!
-//! Its type belongs to the program, so it is kept as TOML, and each process of the daemon parses what it needs. The name
-//! and the type are set once per process, before a configuration is read.
+//! Its type belongs to the program, so it is kept as TOML, and each process of the daemon parses what it needs. The
+//! name and the type are set once per process, before a configuration is read.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;

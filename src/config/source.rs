@@ -38,7 +38,8 @@ impl SourceText {
         span
     }
 
-    /// Finds the key of the first level whose value is at this place. Returns its name, and the value if that is a string.
+    /// Finds the key of the first level whose value is at this place. Returns its name, and the value if that is a
+    /// string.
     pub(super) fn top_key_at(&self, value: &Range<usize>) -> Option<(String, Option<String>)> {
         let (document, _) = DeTable::parse_recoverable(&self.text);
         let mut all = document.get_ref().iter();

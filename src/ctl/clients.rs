@@ -1,5 +1,5 @@
-//! The connected clients. They are requested page by page, so that no request keeps the daemon busy for long, and sorted
-//! here.
+//! The connected clients. They are requested page by page, so that no request keeps the daemon busy for long, and
+//! sorted here.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;

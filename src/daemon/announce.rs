@@ -49,7 +49,8 @@ fn ctl_command(program: &Path) -> String {
     .to_owned()
 }
 
-/// Returns the path of fdpassctl in the directory by which this program was started, if a shell can read it as one word.
+/// Returns the path of fdpassctl in the directory by which this program was started, if a shell can read it as one
+/// word.
 fn sibling_ctl() -> Option<String> {
     let started = std::env::args_os().next()?;
     let directory = Path::new(&started).parent()?;

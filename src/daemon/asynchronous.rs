@@ -6,16 +6,16 @@ use crate::daemon::Daemon;
 use crate::worker::{AsyncCall, Fault, Method};
 
 impl<S: Clone + Send + 'static, C: 'static, L: Send + Sync + 'static> Daemon<S, C, L> {
-    /// Adds a method that waits, such as for a database: [`Method::new_async`] is the same as a value, which can also be
-    /// [idempotent](Method::idempotent). Needs the feature `tokio`.
+    /// Adds a method that waits, such as for a database: [`Method::new_async`] is the same as a value, which can also
+    /// be [idempotent](Method::idempotent). Needs the feature `tokio`.
     ///
-    /// The method returns a future. A worker executes up to [`Daemon::concurrency`] of them at a time, in a thread of its
-    /// own with a current-thread runtime of tokio. Other methods run in the thread of the worker's loop. A future need
-    /// not be [`Send`]. It must not block its thread: all requests of the worker wait then, and after `stall-timeout` its
-    /// other clients are moved. [`tokio::task::spawn_blocking`] is for what blocks.
+    /// The method returns a future. A worker executes up to [`Daemon::concurrency`] of them at a time, in a thread of
+    /// its own with a current-thread runtime of tokio. Other methods run in the thread of the worker's loop. A future
+    /// need not be [`Send`]. It must not block its thread: all requests of the worker wait then, and after
+    /// `stall-timeout` its other clients are moved. [`tokio::task::spawn_blocking`] is for what blocks.
     ///
-    /// Each request gets a clone of the state. A type behind an [`Arc`](std::sync::Arc) is shared by all requests of the
-    /// worker, also with methods that are not asynchronous. The state's constructor can wait for a future by
+    /// Each request gets a clone of the state. A type behind an [`Arc`](std::sync::Arc) is shared by all requests of
+    /// the worker, also with methods that are not asynchronous. The state's constructor can wait for a future by
     /// [`tokio::runtime::Handle::block_on`], as in the example.
     ///
     /// * At most one request of a client executes at a time, so its replies have the order of its requests.

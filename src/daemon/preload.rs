@@ -16,10 +16,10 @@ impl<C: 'static> Daemon<(), C> {
     /// The function receives the daemon's own table of the configuration. A reload calls it again, for the new
     /// generation; if it fails or panics, the reload is rolled back. `start-timeout` includes its time.
     ///
-    /// In a zygote it runs in a thread of its own, which then ends: so nothing that is kept for each thread, such as the
-    /// keys of hash tables or a random generator, is copied to the workers. A generator in the value itself is copied
-    /// and must be seeded again by [`Daemon::state`]. A connection or file that it opens is open in all workers. If it
-    /// leaves a thread behind, the zygote does not become ready, because a forked process has one thread.
+    /// In a zygote it runs in a thread of its own, which then ends: so nothing that is kept for each thread, such as
+    /// the keys of hash tables or a random generator, is copied to the workers. A generator in the value itself is
+    /// copied and must be seeded again by [`Daemon::state`]. A connection or file that it opens is open in all workers.
+    /// If it leaves a thread behind, the zygote does not become ready, because a forked process has one thread.
     ///
     /// ```no_run
     /// use std::collections::BTreeSet;

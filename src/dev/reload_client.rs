@@ -95,8 +95,9 @@ impl ReloadClient {
         }
     }
 
-    /// Requests a reload by SIGHUP if the daemon serves. The signal is sent once for a change. If the control socket can
-    /// be reached again, the reload is requested there as well, because a signal during another reload has no effect.
+    /// Requests a reload by SIGHUP if the daemon serves. The signal is sent once for a change. If the control socket
+    /// can be reached again, the reload is requested there as well, because a signal during another reload has no
+    /// effect.
     fn reload_without_socket(&mut self, error: &Error) -> ReloadAttempt {
         self.read_start();
         match (self.start, self.without_socket) {

@@ -43,8 +43,8 @@ impl Line {
         line
     }
 
-    /// Returns the text for people, not escaped: the message and, in a line of a daemon's author, ` name=value` for each
-    /// field.
+    /// Returns the text for people, not escaped: the message and, in a line of a daemon's author, ` name=value` for
+    /// each field.
     pub(super) fn text(&self) -> Cow<'_, str> {
         if !self.shows_fields || self.fields.is_empty() {
             return Cow::Borrowed(&self.message);

@@ -17,9 +17,9 @@
 //! the name of a line's own field is renamed: `pid` to `worker_pid`; `time`, `level`, `name` and `message` to
 //! `event_time` and so on, in JSON and in the journal alike.
 //!
-//! In a worker, each line also has the worker's id, and a line that a method logs the client and the method ([`scope`]).
-//! The text formats show the fields of lines of the daemon's author, behind the message; sentences of this crate contain
-//! what is in theirs.
+//! In a worker, each line also has the worker's id, and a line that a method logs the client and the method
+//! ([`scope`]). The text formats show the fields of lines of the daemon's author, behind the message; sentences of this
+//! crate contain what is in theirs.
 //!
 //! A message equal to the one before is counted for ten seconds ([`repeats`]). The count is written before the next
 //! line, or by [`log::Log::flush`] at the end.

@@ -61,8 +61,8 @@ impl ClientLimits {
         )
     }
 
-    /// Returns the most clients with shared memory of this layout, which may have fewer slots: they depend on the longest
-    /// frame of the clients that are connected.
+    /// Returns the most clients with shared memory of this layout, which may have fewer slots: they depend on the
+    /// longest frame of the clients that are connected.
     pub(super) fn clients_in(&self, layout: Layout) -> u64 {
         self.clients.min(layout.slots().into())
     }

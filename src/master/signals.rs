@@ -46,7 +46,8 @@ impl SignalQueue {
         std::mem::take(&mut self.read)
     }
 
-    /// Returns whether a signal to stop repeats the one before: timeout(1) sends it to its child, then to the whole group.
+    /// Returns whether a signal to stop repeats the one before: timeout(1) sends it to its child, then to the whole
+    /// group.
     fn is_echo(&mut self, signal: Signal, now: Instant) -> bool {
         let is_echo = matches!(self.last_stop, Some((same, at)) if same == signal && now < at + SIGNAL_ECHO_INTERVAL);
         if !is_echo {

@@ -99,8 +99,8 @@ pub enum ToMaster {
     Failed(Failed),
     /// Slots whose clients the worker ended.
     Closed(Vec<u32>),
-    /// Slots whose leases the worker, which retires, has given up; and slots whose leases were revoked, when the worker's
-    /// copies of their sockets are closed.
+    /// Slots whose leases the worker, which retires, has given up; and slots whose leases were revoked, when the
+    /// worker's copies of their sockets are closed.
     Released(Vec<u32>),
     /// The worker picked up leases.
     HasCapacity,

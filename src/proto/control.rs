@@ -357,8 +357,9 @@ pub struct Stopped {
     pub killed: u64,
 }
 
-/// Returns the possible paths of the control socket of daemon `name`. The daemon binds the first unless it is configured
-/// otherwise; fdpassctl tries all in this order. Both skip the one in [`temporary`] if that is another user's.
+/// Returns the possible paths of the control socket of daemon `name`. The daemon binds the first unless it is
+/// configured otherwise; fdpassctl tries all in this order. Both skip the one in [`temporary`] if that is another
+/// user's.
 ///
 /// `var` reads the environment, `uid` is the effective user.
 #[must_use]

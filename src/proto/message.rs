@@ -72,8 +72,8 @@ pub(super) mod tests {
 
     use super::Message;
 
-    /// Checks that a message is decoded as it was encoded, and that no part of its datagram and no longer one is decoded
-    /// as the same. Returns the length of the datagram.
+    /// Checks that a message is decoded as it was encoded, and that no part of its datagram and no longer one is
+    /// decoded as the same. Returns the length of the datagram.
     #[track_caller]
     pub(in crate::proto) fn assert_round_trip<M: Message + PartialEq + Debug>(
         message: &M,

@@ -25,7 +25,8 @@ impl<T: Display> Display for Escaped<T> {
     }
 }
 
-/// Shows JSON without white space between its values with the same characters escaped, as JSON does: its value is the same.
+/// Shows JSON without white space between its values with the same characters escaped, as JSON does: its value is the
+/// same.
 #[derive(Clone, Copy, Debug)]
 pub struct EscapedJson<T>(pub T);
 

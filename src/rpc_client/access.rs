@@ -7,7 +7,8 @@ use std::path::Path;
 /// Returns a sentence that names the users who may connect to the socket at `path`, as far as modes show it: connecting
 /// requires permission to write to the socket, and to search the directories in its path (unix(7)).
 pub(super) fn describe_permission(path: &Path) -> String {
-    // If the metadata of the path cannot be read, it is in a directory that may not be searched: the first readable one.
+    // If the metadata of the path cannot be read, it is in a directory that may not be searched: the first readable
+    // one.
     let barrier = path
         .ancestors()
         .find_map(|place| Some((place, fs::metadata(place).ok()?)));

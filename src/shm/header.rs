@@ -72,9 +72,9 @@ const METHODS: usize = 1664;
 /// own.
 pub(super) const COUNTED_METHODS: u32 = 192;
 
-/// The words of a worker as a whole. The worker writes them; the master asks for a message, notes the app and its kill of
-/// the worker, and sets the words of the writes when the worker is gone. By the words of the writes, of the next commit
-/// and of the app, clients are recovered; all others are only shown or compared.
+/// The words of a worker as a whole. The worker writes them; the master asks for a message, notes the app and its kill
+/// of the worker, and sets the words of the writes when the worker is gone. By the words of the writes, of the next
+/// commit and of the app, clients are recovered; all others are only shown or compared.
 #[derive(Clone, Copy, Debug)]
 pub struct Header<'a>(&'a [AtomicU64]);
 
@@ -193,7 +193,8 @@ impl<'a> Header<'a> {
         Some(self.load(PACKED_AT)).filter(|at| *at > 0)
     }
 
-    /// Master: notes that the shared memory is packed now, or is about to be. A worker whose master is gone does so itself.
+    /// Master: notes that the shared memory is packed now, or is about to be. A worker whose master is gone does so
+    /// itself.
     pub fn set_packed_at(&self, now: u64) {
         self.0[PACKED_AT].store(now, Ordering::Release);
     }

@@ -17,16 +17,16 @@
 //!
 //! During a lease only the worker writes a slot, except for the lease word: one side takes an idle client by
 //! compare-exchange, and only that side changes the word then. In the header the master writes the request for
-//! `HasCapacity`, which the worker clears, the identity of the app, whether it killed the worker for its duration, when it
-//! has packed the memory, and how many closed clients it knows; after a takeover it also clears the number of clients
-//! that are not unpacked. **The master trusts nothing that it reads here**: states are decoded, positions bounded, counters
-//! only shown or compared.
+//! `HasCapacity`, which the worker clears, the identity of the app, whether it killed the worker for its duration, when
+//! it has packed the memory, and how many closed clients it knows; after a takeover it also clears the number of
+//! clients that are not unpacked. **The master trusts nothing that it reads here**: states are decoded, positions
+//! bounded, counters only shown or compared.
 //!
 //! *The kernel counts the bytes.* Once a worker is dead, the master asks the kernel how many bytes were ever read from
 //! a client (R) or queued to it (W). The shared memory has the positions of its buffers in these streams, stored before
-//! the call. No position is stored after recv or send: if SIGKILL arrives during the call, the call completes, but
-//! no further instruction is executed. Only how much a write to a Unix client took is noted after it; without that note the account of the thread
-//! counts.
+//! the call. No position is stored after recv or send: if SIGKILL arrives during the call, the call completes, but no
+//! further instruction is executed. Only how much a write to a Unix client took is noted after it; without that note
+//! the account of the thread counts.
 
 mod counters;
 mod header;

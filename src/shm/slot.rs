@@ -178,8 +178,8 @@ impl<'a, W: Word> Slot<'a, W> {
         None
     }
 
-    /// Worker: begins the turn in which a request that was away is answered. Returns false if none of this lease is away.
-    /// Only the worker ends this state, so no other process can come first.
+    /// Worker: begins the turn in which a request that was away is answered. Returns false if none of this lease is
+    /// away. Only the worker ends this state, so no other process can come first.
     #[must_use]
     pub fn claim_away(&self, number: u32) -> bool {
         let state = LeaseState::Away;

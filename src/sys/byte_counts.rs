@@ -4,10 +4,10 @@
 //! complete, and the next instruction never runs.
 //!
 //! * TCP has both ([`read`]); Linux 4.6 and newer (`tcpi_notsent_bytes`).
-//! * A Unix stream socket decrements an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF of
-//!   socket(7), which is not used for peeking here.
-//! * The bytes that were written to it by the call that a death interrupted are in the kernel's I/O account of the thread
-//!   ([`ProcessWrites`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
+//! * A Unix stream socket decrements an offset with each byte that is read from it ([`arm`], [`received`]): SO_PEEK_OFF
+//!   of socket(7), which is not used for peeking here.
+//! * The bytes that were written to it by the call that a death interrupted are in the kernel's I/O account of the
+//!   thread ([`ProcessWrites`]): `wchar` and `syscw` of proc_pid_io(5), where the kernel has task I/O accounting.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -239,8 +239,8 @@ impl Writes {
 /// The account of the first thread of another process, without other threads and children, opened while that runs. It
 /// can be read until the process is collected.
 ///
-/// The files of a process that has ended belong to root (proc_pid(5)), so other users can only read what they have opened
-/// before.
+/// The files of a process that has ended belong to root (proc_pid(5)), so other users can only read what they have
+/// opened before.
 #[derive(Debug)]
 pub struct ProcessWrites {
     pid: u32,

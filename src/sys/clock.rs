@@ -18,7 +18,8 @@ pub fn thread_cpu() -> u64 {
     ran.tv_sec().unsigned_abs() * 1_000_000_000 + ran.tv_nsec().unsigned_abs()
 }
 
-/// Returns a duration in nanoseconds. One of more than 584 years is `u64::MAX`, as is the deadline of a wait without end.
+/// Returns a duration in nanoseconds. One of more than 584 years is `u64::MAX`, as is the deadline of a wait without
+/// end.
 #[must_use]
 pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

@@ -196,8 +196,8 @@ impl EmergencyHandoff {
         }
     }
 
-    /// Lets the signal handler wait until the result is dropped, so that it finds each lease in the channel or registered.
-    /// The thread that serves must not wait for anything before that.
+    /// Lets the signal handler wait until the result is dropped, so that it finds each lease in the channel or
+    /// registered. The thread that serves must not wait for anything before that.
     pub fn hold_off(&'static self) -> HeldOff {
         self.is_held_off.store(true, Ordering::Release);
         HeldOff(&self.is_held_off)

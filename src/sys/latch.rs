@@ -32,8 +32,8 @@ impl ExecutionLatch {
         LatchGuard(self)
     }
 
-    /// Closes the latch, and waits until the thread has left guarded code, at most about 1 s. Safe in a signal handler of
-    /// another thread.
+    /// Closes the latch, and waits until the thread has left guarded code, at most about 1 s. Safe in a signal handler
+    /// of another thread.
     pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
         for _ in 0..MAX_CHECKS {

@@ -33,8 +33,9 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// Those of setsockopt(2) and listen(2), which for TCP reports another listener by EADDRINUSE.
 pub fn listen(listener: &OwnedFd, backlog: u32) -> io::Result<()> {
-    // One tick of the kernel, the shortest timeout: it bounds an accept(2) that blocks because another holder has cleared
-    // O_NONBLOCK and another process has accepted the client. SO_RCVTIMEO applies to accept(2) as well (socket(7)).
+    // One tick of the kernel, the shortest timeout: it bounds an accept(2) that blocks because another holder has
+    // cleared O_NONBLOCK and another process has accepted the client. SO_RCVTIMEO applies to accept(2) as well
+    // (socket(7)).
     setsockopt(listener, ReceiveTimeout, &TimeVal::new(0, 1))?;
     refuse_descriptors(listener);
     // nix's type refuses values above the C library's SOMAXCONN; the kernel's own limit applies.
@@ -96,8 +97,8 @@ pub enum AcceptResult {
 /// Accepts the next client from the queue of a listener. Skips clients that left while they waited.
 ///
 /// # Errors
-/// Those of accept4(2). EINTR is [`AcceptResult::Empty`]: the poller will report the listener again, after the signal was
-/// handled.
+/// Those of accept4(2). EINTR is [`AcceptResult::Empty`]: the poller will report the listener again, after the signal
+/// was handled.
 pub fn accept(listener: impl AsFd, attempt: AcceptTry) -> io::Result<AcceptResult> {
     let listener = listener.as_fd();
     let mut attempt = attempt;

@@ -59,7 +59,8 @@ fn is_refusal_available() -> bool {
     })
 }
 
-/// Whether RPC clients were left to another process, which has copies of their sockets: nothing may be received from them.
+/// Whether RPC clients were left to another process, which has copies of their sockets: nothing may be received from
+/// them.
 static ARE_CLIENTS_LEFT: AtomicBool = AtomicBool::new(false);
 
 /// Makes the drop of an RPC client's socket leave its contents alone. For a process that is about to exit.

@@ -114,7 +114,8 @@ impl Poller {
         Ok(self.epoll.delete(fd)?)
     }
 
-    /// Waits for events until `timeout` is over, or without end if it is `None`. Replaces the contents of `ready` by them.
+    /// Waits for events until `timeout` is over, or without end if it is `None`. Replaces the contents of `ready` by
+    /// them.
     ///
     /// # Errors
     /// Those of epoll_wait(2) except EINTR.

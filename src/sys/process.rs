@@ -41,7 +41,8 @@ pub fn kill_child(pid: u32) -> io::Result<()> {
     Ok(kill(pid_of(pid), Signal::SIGKILL)?)
 }
 
-/// Kills a child that leads a process group, and all processes in the group, at once: none can fork out of it in between.
+/// Kills a child that leads a process group, and all processes in the group, at once: none can fork out of it in
+/// between.
 ///
 /// # Errors
 /// Those of killpg(3).
@@ -65,7 +66,8 @@ pub fn end_group_with_its_leader() {
     }
 }
 
-/// Makes this process the parent of its descendants' orphans (PR_SET_CHILD_SUBREAPER of prctl(2)). It must collect them.
+/// Makes this process the parent of its descendants' orphans (PR_SET_CHILD_SUBREAPER of prctl(2)). It must collect
+/// them.
 ///
 /// # Errors
 /// Those of prctl(2).

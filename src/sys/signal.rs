@@ -139,7 +139,8 @@ pub fn survive_file_size_limit() -> io::Result<()> {
 /// Whether an ignored signal has arrived.
 static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Ignores the signals that a terminal or an operator sends to a whole group: a worker ends when its master requests it.
+/// Ignores the signals that a terminal or an operator sends to a whole group: a worker ends when its master requests
+/// it.
 ///
 /// By handlers that do nothing, not by SIG_IGN, which programs started by a method would inherit. SIGTTIN and SIGTTOU
 /// are blocked instead: with a handler, a method's write to a terminal with `stty tostop` would be retried forever.

@@ -121,8 +121,9 @@ impl Identity {
     }
 }
 
-/// The numbers by which this process sees all users and groups that its user namespace does not map (user_namespaces(7)).
-/// They identify no user or group. None where each user or group is mapped, as outside of such a namespace.
+/// The numbers by which this process sees all users and groups that its user namespace does not map
+/// (user_namespaces(7)). They identify no user or group. None where each user or group is mapped, as outside of such a
+/// namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unmapped {
     /// The number of unmapped users.

@@ -131,8 +131,8 @@ impl ServiceManager {
         self.lock().stored.retain(|(name, _)| !is_forgotten(name));
     }
 
-    /// Like [`ServiceManager::forget_those`], when no daemon runs. Listeners end at once, even if a process that another
-    /// test just starts still has copies of them: it closes them when it executes its program.
+    /// Like [`ServiceManager::forget_those`], when no daemon runs. Listeners end at once, even if a process that
+    /// another test just starts still has copies of them: it closes them when it executes its program.
     pub fn forget_after_end(&self, is_forgotten: impl Fn(&str) -> bool) {
         let stored = &mut self.lock().stored;
         for (_, listener) in stored.extract_if(.., |(name, _)| is_forgotten(name)) {

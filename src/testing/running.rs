@@ -138,7 +138,8 @@ impl Running {
         serde_json::from_value(status).expect("the status is that of proto::control")
     }
 
-    /// Waits until the status satisfies `is_so` and returns it. `awaited` describes the condition if it does not come true.
+    /// Waits until the status satisfies `is_so` and returns it. `awaited` describes the condition if it does not come
+    /// true.
     #[track_caller]
     pub fn wait_until(&self, awaited: &str, is_so: impl Fn(&Status) -> bool) -> Status {
         eventually(awaited, || Some(self.status()).filter(&is_so))

@@ -78,7 +78,8 @@ impl Setup {
     /// Starts the daemon and waits until it reports on standard output that it serves.
     ///
     /// # Errors
-    /// If it does not within [`TIMEOUT`](crate::testing::TIMEOUT). The error has the exit code and standard error of a daemon that refused to start.
+    /// If it does not within [`TIMEOUT`](crate::testing::TIMEOUT). The error has the exit code and standard error of a
+    /// daemon that refused to start.
     pub fn start(self) -> Result<Running, Error> {
         self.start_in(Directory::new().map_err(Error::setup)?)
     }

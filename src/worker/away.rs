@@ -263,8 +263,8 @@ impl WorkerLoop<'_> {
         }
     }
 
-    /// Ends this worker because of its executor. The master recovers the requests that are away, as from a death, except
-    /// those of which the executor has received no byte.
+    /// Ends this worker because of its executor. The master recovers the requests that are away, as from a death,
+    /// except those of which the executor has received no byte.
     fn end_with_executor(&mut self, end: AppEnd, reason: String, service: &mut dyn Service) {
         self.take_back_unwritten(service);
         let name = self.executor.as_deref().map_or("app", Executor::name);

@@ -76,7 +76,8 @@ pub(super) enum WaitingFor {
 }
 
 impl Connection {
-    /// Returns a client that was leased, in the state that its slot shows. `cookie` is that of its socket, if there is one.
+    /// Returns a client that was leased, in the state that its slot shows. `cookie` is that of its socket, if there is
+    /// one.
     pub(super) fn new(
         lease: &Lease,
         socket: OwnedFd,

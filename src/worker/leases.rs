@@ -1,4 +1,5 @@
-//! Clients that a worker gets and leaves: leases that it picks up, gives up, or finds revoked, and clients that it closes.
+//! Clients that a worker gets and leaves: leases that it picks up, gives up, or finds revoked, and clients that it
+//! closes.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,8 +21,8 @@ use crate::sys::handoff::HeldOff;
 use crate::sys::socket;
 
 impl WorkerLoop<'_> {
-    /// Takes over clients. Their requests may have arrived already, so each gets a turn at once. `held_off` is from before
-    /// they were received.
+    /// Takes over clients. Their requests may have arrived already, so each gets a turn at once. `held_off` is from
+    /// before they were received.
     pub(super) fn pick_up(
         &mut self,
         leases: &[Lease],
@@ -83,8 +84,9 @@ impl WorkerLoop<'_> {
         }
     }
 
-    /// Closes a client whose slot is claimed. The order matters: a registration outlives close() while the master has a copy;
-    /// without the shutdown that copy would delay the FIN; and when the lease word is stored, nothing else may be left to do.
+    /// Closes a client whose slot is claimed. The order matters: a registration outlives close() while the master has a
+    /// copy; without the shutdown that copy would delay the FIN; and when the lease word is stored, nothing else may be
+    /// left to do.
     pub(super) fn close(&mut self, index: u32) {
         let connection = self.connections.get(index);
         if connection.is_some_and(|connection| !connection.has_its_socket()) {

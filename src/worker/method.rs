@@ -217,8 +217,8 @@ impl<S> fmt::Debug for Method<S> {
 #[cfg(feature = "tokio")]
 impl<S: Clone + Send + 'static> Method<S> {
     /// Returns a method that waits without keeping its worker from other clients: it returns a future, and a worker has
-    /// many of them at a time, see [`Daemon::concurrency`](crate::Daemon::concurrency). Its state, and what it may do, are
-    /// described at [`Daemon::async_method`](crate::Daemon::async_method).
+    /// many of them at a time, see [`Daemon::concurrency`](crate::Daemon::concurrency). Its state, and what it may do,
+    /// are described at [`Daemon::async_method`](crate::Daemon::async_method).
     ///
     /// Params that are no `P` are answered with `bad_params`, a panic with `crashed`. If its worker dies in it, the
     /// method does not run again, and its caller gets `crashed`, unless it is [idempotent](Method::idempotent).

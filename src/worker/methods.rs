@@ -205,8 +205,8 @@ pub(crate) trait Service {
         order: Order,
     ) -> Result<usize, Failure>;
 
-    /// Returns whether this process runs code that is not fdpassd's: methods, functions such as those for health, threads
-    /// of the state or of `main`. They may close descriptors that are not theirs.
+    /// Returns whether this process runs code that is not fdpassd's: methods, functions such as those for health,
+    /// threads of the state or of `main`. They may close descriptors that are not theirs.
     fn runs_other_code(&self) -> bool;
 
     /// Returns the method's name and that of its replies, if an app or a runtime executes it.

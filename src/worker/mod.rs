@@ -116,7 +116,8 @@ struct Time {
     now: u64,
     /// One instant by both clocks.
     epoch: (Instant, u64),
-    /// Iterations of the loop in a row in which deadlines were not checked, because more events had to be processed first.
+    /// Iterations of the loop in a row in which deadlines were not checked, because more events had to be processed
+    /// first.
     deferred: usize,
 }
 

@@ -1,8 +1,8 @@
 //! The accounts of parked bytes, and the choice of the client that is closed when they are too many.
 //!
 //! Every client may always park 4 KiB. Bytes above that count; once three quarters of `buffers` are used, the client
-//! that has waited for longest, for the rest of its frame or for a permit, receives `overloaded` and is closed. A client
-//! whose request is away is not closed, but its bytes count.
+//! that has waited for longest, for the rest of its frame or for a permit, receives `overloaded` and is closed. A
+//! client whose request is away is not closed, but its bytes count.
 //!
 //! A large region that its client no longer needs is kept for some time, because the next frame of that client may need
 //! it again, and returning pages costs more than a short frame. The size of these regions is limited as well.
@@ -57,8 +57,8 @@ impl Parking {
         self.total
     }
 
-    /// Sets the parked bytes of a slot's client, whose frame began at `since`. A client that may not be closed counts as
-    /// well.
+    /// Sets the parked bytes of a slot's client, whose frame began at `since`. A client that may not be closed counts
+    /// as well.
     pub(super) fn park(&mut self, slot: u32, bytes: u64, since: u64, may_be_closed: bool) {
         self.uncount(slot);
         let counts = bytes.saturating_sub(FREE);

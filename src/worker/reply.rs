@@ -30,11 +30,12 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Returns whether the client could still receive the reply, for a method that takes long. Each call is one poll(2).
+    /// Returns whether the client could still receive the reply, for a method that takes long. Each call is one
+    /// poll(2).
     ///
     /// A client has left if its connection is closed on both sides or broken. A Unix client that closes its socket has
-    /// left at once. A TCP client that closes its socket cannot be distinguished from one that has shut down its sending
-    /// side and waits for the reply, until something is sent to it: see [`Call::is_half_closed`].
+    /// left at once. A TCP client that closes its socket cannot be distinguished from one that has shut down its
+    /// sending side and waits for the reply, until something is sent to it: see [`Call::is_half_closed`].
     #[must_use]
     pub fn is_connected(&self) -> bool {
         let has_left = |socket| poll::has_ended(socket).unwrap_or(false);

@@ -1,8 +1,8 @@
 //! Clients whose leases are over, while only this process could keep them.
 //!
-//! From the end of a lease until the client is leased to another worker or packed, only the master has it. If the master
-//! is killed in that time, this process packs the client, so it keeps its socket until the master has closed the slot
-//! ([`LeftSlot`](crate::shm::LeftSlot)). Without another master to come, nothing is kept.
+//! From the end of a lease until the client is leased to another worker or packed, only the master has it. If the
+//! master is killed in that time, this process packs the client, so it keeps its socket until the master has closed the
+//! slot ([`LeftSlot`](crate::shm::LeftSlot)). Without another master to come, nothing is kept.
 
 use std::time::Duration;
 
@@ -83,8 +83,8 @@ impl RevokedClients {
 }
 
 impl WorkerLoop<'_> {
-    /// Keeps the socket of a client whose lease is over. A worker that retires reports that at once, as its clients move
-    /// only then; another one when its copy is closed, because its slot is then used again.
+    /// Keeps the socket of a client whose lease is over. A worker that retires reports that at once, as its clients
+    /// move only then; another one when its copy is closed, because its slot is then used again.
     pub(super) fn keep_revoked(&mut self, slot: u32, connection: Connection) {
         let is_reported = self.ending.is_retiring || self.handoff.is_none();
         if is_reported {

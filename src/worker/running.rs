@@ -223,10 +223,11 @@ impl<S: 'static> RunningService<S> {
         }
     }
 
-    /// Replaces the state after a panic. The old one is dropped first: it may hold a lock, a port or a file that the new
-    /// one needs.
+    /// Replaces the state after a panic. The old one is dropped first: it may hold a lock, a port or a file that the
+    /// new one needs.
     ///
-    /// If futures use the state as well, it cannot be dropped: the worker keeps it until another worker has taken its place.
+    /// If futures use the state as well, it cannot be dropped: the worker keeps it until another worker has taken its
+    /// place.
     fn renew(&mut self) -> Result<(), String> {
         if self.is_shared {
             self.is_spent = true;

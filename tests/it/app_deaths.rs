@@ -1,5 +1,5 @@
-//! Apps, workers and masters are killed while many requests are away. Each request appends a line to a file: one that is
-//! not idempotent at most once, the others at most twice.
+//! Apps, workers and masters are killed while many requests are away. Each request appends a line to a file: one that
+//! is not idempotent at most once, the others at most twice.
 
 use std::collections::HashMap;
 use std::fs;

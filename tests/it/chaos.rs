@@ -26,18 +26,18 @@ use crate::common::{at_rest, faulty, kernel};
 
 const CLIENTS: u64 = 12;
 
-/// Reloads to other counts, byte orders, limits and listeners, scaling, recycling, holding, rebalancing, draining, kills,
-/// faults, stops for less and more than `stall-timeout` and `request-timeout`, bad files: all at random, under clients of
-/// both byte orders over TCP and Unix. They pipeline frames of no byte to `max-frame` in pieces of all sizes, read with
-/// pauses, half close, break off in a frame, send one that is too large, or vanish.
+/// Reloads to other counts, byte orders, limits and listeners, scaling, recycling, holding, rebalancing, draining,
+/// kills, faults, stops for less and more than `stall-timeout` and `request-timeout`, bad files: all at random, under
+/// clients of both byte orders over TCP and Unix. They pipeline frames of no byte to `max-frame` in pieces of all
+/// sizes, read with pauses, half close, break off in a frame, send one that is too large, or vanish.
 ///
-/// Idempotent requests are answered right, once and in order, and no connection is closed; but for one that was executing at
-/// two deaths, which has crashed. Others are answered with their result or `crashed`, and have had their effect at most
-/// once, and once if there is a result. The daemon has counted the same; nothing is left behind.
+/// Idempotent requests are answered right, once and in order, and no connection is closed; but for one that was
+/// executing at two deaths, which has crashed. Others are answered with their result or `crashed`, and have had their
+/// effect at most once, and once if there is a result. The daemon has counted the same; nothing is left behind.
 ///
-/// Runs for six seconds, or for `CHAOS_SECONDS`, with the seed `CHAOS_SEED`, or another one each time. The seed determines
-/// the actions and the data; the timing differs from run to run. An hour:
-/// `CHAOS_SECONDS=3600 cargo test --release --test it chaos:: -- --nocapture`, after `cargo build --release --examples`.
+/// Runs for six seconds, or for `CHAOS_SECONDS`, with the seed `CHAOS_SEED`, or another one each time. The seed
+/// determines the actions and the data; the timing differs from run to run. An hour: `CHAOS_SECONDS=3600 cargo test
+/// --release --test it chaos:: -- --nocapture`, after `cargo build --release --examples`.
 #[test]
 fn every_request_is_answered_once_in_order_under_random_faults() {
     let seed = variable("CHAOS_SEED").unwrap_or_else(|| {

@@ -76,7 +76,8 @@ impl Container {
         command
     }
 
-    /// Starts a shell with this script in the container, and waits for the shell only. The caller has its standard input.
+    /// Starts a shell with this script in the container, and waits for the shell only. The caller has its standard
+    /// input.
     #[track_caller]
     fn run(&self, script: &str) -> Child {
         let mut shell = self

@@ -215,8 +215,8 @@ fn counters_that_a_worker_scribbled_are_not_believed() {
     }
 }
 
-/// Workers are killed, replaced and moved from, and masters end in every way, under clients that read every reply before they
-/// leave. Clients and daemon must have counted the same. Runs for four seconds, or for `STORM_SECONDS`.
+/// Workers are killed, replaced and moved from, and masters end in every way, under clients that read every reply
+/// before they leave. Clients and daemon must have counted the same. Runs for four seconds, or for `STORM_SECONDS`.
 #[test]
 fn counters_are_exact_after_random_kills() {
     const CLIENTS: usize = 8;

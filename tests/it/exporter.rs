@@ -20,8 +20,8 @@ use crate::common::http::get;
 const TCP: &str =
     "workers.count = 2\nmetrics = { listen = \"127.0.0.1:0\", hosts = [\"node1.example.org\"] }";
 
-/// Longest wait for a reply that nothing delays: two seconds, which is less than any timeout of the exporter, and more on a
-/// machine that is so busy that a reply takes long anyway.
+/// Longest wait for a reply that nothing delays: two seconds, which is less than any timeout of the exporter, and more
+/// on a machine that is so busy that a reply takes long anyway.
 fn soon(address: &Address) -> Duration {
     let began = Instant::now();
     assert_eq!(get(address, "/healthz").status, 200);

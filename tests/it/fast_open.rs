@@ -1,7 +1,7 @@
 //! Clients by TCP Fast Open, whose first request comes with their SYN and is served before the handshake is complete.
 //!
-//! The loopback of a network namespace of the test's own is stopped after the SYN, so the handshake lasts as long as the test
-//! wants. Where no such namespace can be made, or tc(8) is missing, the tests are skipped.
+//! The loopback of a network namespace of the test's own is stopped after the SYN, so the handshake lasts as long as
+//! the test wants. Where no such namespace can be made, or tc(8) is missing, the tests are skipped.
 
 use std::fs;
 use std::io::Read;

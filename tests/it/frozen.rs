@@ -27,8 +27,8 @@ impl Frozen {
         frozen
     }
 
-    /// Stops master, workers and exporter when all of them sleep: a process that is stopped just when an event ends its wait
-    /// cannot know how long it has waited.
+    /// Stops master, workers and exporter when all of them sleep: a process that is stopped just when an event ends its
+    /// wait cannot know how long it has waited.
     #[track_caller]
     fn all(daemon: &Running, control_clients: usize) -> Frozen {
         at_rest_with(daemon, control_clients, || ());

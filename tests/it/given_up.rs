@@ -18,9 +18,9 @@ const CLIENTS: u64 = 40;
 /// Longer than a test lasts: the traced process is killed in it.
 const HELD: Duration = Duration::from_secs(600);
 
-/// Has workers give up clients by `act`, and kills the master as soon as those of the worker in seat 1 have been given up.
-/// The master is held for so long at the end of each message: then it has neither leased nor packed them. `log` is logged before the message to the worker; with it,
-/// each worker is executing a request then.
+/// Has workers give up clients by `act`, and kills the master as soon as those of the worker in seat 1 have been given
+/// up. The master is held for so long at the end of each message: then it has neither leased nor packed them. `log` is
+/// logged before the message to the worker; with it, each worker is executing a request then.
 #[track_caller]
 fn kill_amid(act: impl FnOnce(&Running) -> Option<Client>, log: Option<&str>, held: Duration) {
     let manager = ServiceManager::new();

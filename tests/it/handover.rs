@@ -1,5 +1,5 @@
-//! A restart when what it finds is not what was left: a store that lost something, a state file that cannot be read, fewer
-//! descriptors, fewer slots.
+//! A restart when what it finds is not what was left: a store that lost something, a state file that cannot be read,
+//! fewer descriptors, fewer slots.
 
 mod killed_master;
 mod saved_state;

@@ -1,4 +1,5 @@
-//! Workers that die just there, wherever that is: each point of `src/worker/kill_points.rs`, with what becomes of the requests.
+//! Workers that die just there, wherever that is: each point of `src/worker/kill_points.rs`, with what becomes of the
+//! requests.
 
 use std::collections::HashMap;
 use std::fs;
@@ -34,10 +35,11 @@ fn start_with(point: &str, n: u32, fault: &str) -> Running {
     daemon
 }
 
-/// Pings, large ones that come in parts, and requests that count, each with a number, from one client. Returns the number of
-/// each that counts and whether it got its result; all else has to be as if nothing had happened.
+/// Pings, large ones that come in parts, and requests that count, each with a number, from one client. Returns the
+/// number of each that counts and whether it got its result; all else has to be as if nothing had happened.
 ///
-/// If `is_executing`, a ping may have crashed: two workers that both come to their last passing with it are all it takes.
+/// If `is_executing`, a ping may have crashed: two workers that both come to their last passing with it are all it
+/// takes.
 fn talk(
     address: &Address,
     name: &str,
@@ -89,8 +91,9 @@ fn talk(
     (counted, crashed)
 }
 
-/// Lets clients of both kinds talk while workers die at this point, each at its `n`-th passing. Returns, for each request
-/// that counts, whether it got its result and how often it was done. The daemon has counted every reply, and each once.
+/// Lets clients of both kinds talk while workers die at this point, each at its `n`-th passing. Returns, for each
+/// request that counts, whether it got its result and how often it was done. The daemon has counted every reply, and
+/// each once.
 #[track_caller]
 fn outcomes(point: &str, n: u32, is_executing: bool) -> Vec<(bool, usize)> {
     outcomes_with("", point, n, is_executing)
@@ -290,7 +293,8 @@ fn ctl_at(control: &Path, arguments: &[&str]) -> Said {
     Program::start(&mut command).finish()
 }
 
-/// The account of a thread that is not the first one is gone when its worker is: the client that was written to is closed.
+/// The account of a thread that is not the first one is gone when its worker is: the client that was written to is
+/// closed.
 #[test]
 fn a_death_amid_an_unaccounted_write_closes_the_client() {
     for point in ["before-write", "after-write"] {

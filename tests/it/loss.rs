@@ -1,8 +1,8 @@
 //! No byte is lost or sent twice while workers are killed: on a link that drops packets, and over Unix sockets
 //! under full load. `LOSS_SECONDS` sets the length of each test, `LOSS_SEED` the seed.
 //!
-//! The link is the loopback of a network namespace that the test enters by running itself again under `unshare -rn`. Where
-//! that is not allowed, or tc(8) is missing, the test is skipped.
+//! The link is the loopback of a network namespace that the test enters by running itself again under `unshare -rn`.
+//! Where that is not allowed, or tc(8) is missing, the test is skipped.
 
 use std::env;
 use std::fs;
@@ -78,7 +78,8 @@ fn over_unix_sockets_no_byte_is_lost_or_doubled_at_deaths() {
     println!("{told}");
 }
 
-/// If a worker dies in the middle of a write, the kernel's account of the thread that wrote, and of no other, has the bytes.
+/// If a worker dies in the middle of a write, the kernel's account of the thread that wrote, and of no other, has the
+/// bytes.
 #[test]
 fn over_unix_sockets_another_thread_may_write_while_workers_die() {
     let config = r#"
@@ -137,8 +138,8 @@ struct Seen {
     crashed: AtomicU64,
 }
 
-/// All clients ask while all that happens to the daemon, each thing as often as it weighs, for a time and until enough has
-/// happened. Returns a summary.
+/// All clients ask while all that happens to the daemon, each thing as often as it weighs, for a time and until enough
+/// has happened. Returns a summary.
 fn run(
     daemon: &Running,
     happens: &[(&str, u64)],

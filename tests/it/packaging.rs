@@ -191,8 +191,8 @@ fn the_exposure_of_the_unit_is_low() {
     let with = |drop_in| read(&format!("packaging/systemd/drop-ins/{drop_in}"));
     let (level, with_private) = exposure(&(unit.clone() + &with("private-network.conf")));
     assert!(level <= 0.5, "{level}: {with_private:?}");
-    // 1.4 without ProtectControlGroups=no, which Delegate= needs, as the daemon creates cgroups. Without any other of its
-    // settings, it stays 1.5.
+    // 1.4 without ProtectControlGroups=no, which Delegate= needs, as the daemon creates cgroups. Without any other of
+    // its settings, it stays 1.5.
     let (level, with_apps) = exposure(&(unit + &with("apps.conf")));
     assert!(level <= 1.5, "{level}: {with_apps:?}");
     let opened: Vec<&str> = with_apps.difference(&exposed).map(String::as_str).collect();

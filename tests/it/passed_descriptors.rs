@@ -108,8 +108,8 @@ fn sockets(daemon: &Running) -> Sockets {
     }
 }
 
-/// Everybody is served: new clients by the master, requests by the only worker, HTTP by the exporter. None of them waits for
-/// longer than the patience of the tests, which is far below a minute.
+/// Everybody is served: new clients by the master, requests by the only worker, HTTP by the exporter. None of them
+/// waits for longer than the patience of the tests, which is far below a minute.
 #[track_caller]
 fn assert_all_served(daemon: &Running) {
     for address in daemon.addresses() {

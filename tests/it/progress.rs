@@ -240,7 +240,8 @@ fn follow_shows_a_death_and_the_end() {
 fn an_upgrade_is_followed_through() {
     let directory = tempfile::tempdir().expect("a directory");
     let program = directory.path().join("fdpassd");
-    // By a process of its own, for a program that is open for writing cannot be run: another test's child may have a copy.
+    // By a process of its own, for a program that is open for writing cannot be run: another test's child may have a
+    // copy.
     let copied = Command::new("cp")
         .arg(FDPASSD)
         .arg(&program)

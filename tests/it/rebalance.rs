@@ -14,8 +14,8 @@ use crate::common::program::ctl;
 /// apart, and after a move there is a pause of 3 s.
 const SEVERAL_LOOKS: Duration = Duration::from_secs(5);
 
-/// By design this takes about eight seconds: a worker warms up, loads differ in two measurements, and then no client may
-/// move for some time.
+/// By design this takes about eight seconds: a worker warms up, loads differ in two measurements, and then no client
+/// may move for some time.
 #[test]
 fn busy_clients_spread_after_scaling_up_and_idle_ones_stay() {
     const IDLE: usize = 40;

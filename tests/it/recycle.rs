@@ -214,8 +214,9 @@ fn moves_do_not_prolong_the_idle_timeout() {
     );
 }
 
-/// Clients that send as many requests as they can get equal shares of the workers, and idle clients cost little. Prints the
-/// cost of a process per request. Runs for a second, or for `RECYCLE_SECONDS`, with 100 idle clients, or `RECYCLE_IDLE`.
+/// Clients that send as many requests as they can get equal shares of the workers, and idle clients cost little. Prints
+/// the cost of a process per request. Runs for a second, or for `RECYCLE_SECONDS`, with 100 idle clients, or
+/// `RECYCLE_IDLE`.
 #[test]
 fn equally_greedy_clients_get_equal_shares() {
     let number = |name: &str, usual: u64| {

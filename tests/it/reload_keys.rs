@@ -21,8 +21,8 @@ use crate::common::let_pass;
 struct Row {
     key: &'static str,
     configs: [&'static str; 2],
-    /// Shows the effect of the key. The last argument is whether the second configuration is in force: then the effect is
-    /// waited for.
+    /// Shows the effect of the key. The last argument is whether the second configuration is in force: then the effect
+    /// is waited for.
     probe: fn(&Running, &Switch, bool) -> String,
     shows: [&'static str; 2],
 }
@@ -40,8 +40,8 @@ fn the_rows_cover_every_key() {
         .filter_map(key)
         .filter(|key| !key.contains([' ', '"']))
         .collect();
-    // Keys of an entry of `listen`, which has a sentence for a change, or with a name that two sections share. One must not
-    // change: see reload.rs.
+    // Keys of an entry of `listen`, which has a sentence for a change, or with a name that two sections share. One must
+    // not change: see reload.rs.
     keys.extend([
         "byte-order",
         "backlog",

@@ -174,8 +174,8 @@ fn a_stop_takes_the_listeners_from_the_service_manager() {
         let mut names = stored.iter();
         (!names.any(|name| name.starts_with("fdpassd-listener"))).then_some(())
     });
-    // This process is the service manager: a child that another test forks has copies of its descriptors until it executes
-    // its program.
+    // This process is the service manager: a child that another test forks has copies of its descriptors until it
+    // executes its program.
     eventually("nothing listens", || TcpStream::connect(address).err());
     execution.finish().expect_end();
     assert!(daemon.wait().success());

@@ -133,7 +133,8 @@ fn a_worker_whose_ping_cannot_be_sent_is_not_stuck() {
 
 #[test]
 fn interrupted_calls_are_made_again() {
-    // Not sendto: a handler of signals wakes the loop by it. The kernel never interrupts that call, and it is not repeated.
+    // Not sendto: a handler of signals wakes the loop by it. The kernel never interrupts that call, and it is not
+    // repeated.
     let calls = "epoll_wait,accept4,recvmsg,sendmsg,recvfrom,waitid";
     let inject = format!("inject={calls}:error=EINTR:when=2+3");
     let trace = format!("trace={calls}");

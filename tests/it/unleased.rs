@@ -327,7 +327,8 @@ fn an_interrupted_request_waits_for_its_app_in_the_next_master() {
     assert_eq!((status.clients, status.lost_total), (CLIENTS, 0));
 }
 
-/// The worker is about to report the end of its app when its master is killed: only the next one can recover its clients.
+/// The worker is about to report the end of its app when its master is killed: only the next one can recover its
+/// clients.
 #[test]
 fn clients_outlive_an_app_and_its_master_killed_together() {
     const DELAY: Duration = Duration::from_millis(700);

@@ -104,8 +104,8 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
 
 #[test]
 fn worker_deaths_during_an_upgrade_are_noticed() {
-    // The master is stopped when the snapshot is written and the old program still runs, which does not notice the death,
-    // and just before the new one runs, for which SIGCHLD waits. With a single worker no other death is a hint.
+    // The master is stopped when the snapshot is written and the old program still runs, which does not notice the
+    // death, and just before the new one runs, for which SIGCHLD waits. With a single worker no other death is a hint.
     let (early, late) = ("memfd_create:signal=STOP:when=2", "execve:signal=STOP");
     for (call, workers, victims) in [(early, 1, 1), (early, 2, 1), (late, 2, 1), (late, 2, 2)] {
         let programs = Programs::new();

@@ -1,7 +1,7 @@
 //! The models of the textbooks and fdpassd's, side by side: `cargo bench --bench peers -- --models`.
 //!
-//! The CPU time of a connection, the effect of slow clients on others, the distribution of connections among the workers,
-//! and the effect of a killed worker. `docs/models.md` has the result.
+//! The CPU time of a connection, the effect of slow clients on others, the distribution of connections among the
+//! workers, and the effect of a killed worker. `docs/models.md` has the result.
 
 mod instance;
 mod plot;

@@ -161,8 +161,8 @@ pub(super) fn share_of_short(instance: &Instance) -> Result<f64> {
     })
 }
 
-/// Kills a worker. Returns how many of [`LONG`] connections end with it, and whether a new one is served then; `None` if
-/// the server has only one process.
+/// Kills a worker. Returns how many of [`LONG`] connections end with it, and whether a new one is served then; `None`
+/// if the server has only one process.
 pub(super) fn kill(instance: Instance) -> Result<(Option<usize>, bool)> {
     if instance.model == Model::Iterative {
         let pid = Client::connect(instance.address()).and_then(|mut client| client.call("pid"));

@@ -1,5 +1,5 @@
-//! Many idle clients over few and over many workers: what a connection and a look at the daemon cost, and how long other
-//! clients wait while all of them move.
+//! Many idle clients over few and over many workers: what a connection and a look at the daemon cost, and how long
+//! other clients wait while all of them move.
 
 mod daemon;
 mod moves;

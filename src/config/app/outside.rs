@@ -1,5 +1,5 @@
-//! The context that the keys of an app refer to: programs, files, users. Read when a configuration is loaded, so that a mistake is
-//! shown with its place before a worker is started.
+//! The context that the keys of an app refer to: programs, files, users. Read when a configuration is loaded, so that a
+//! mistake is shown with its place before a worker is started.
 
 use std::ffi::OsString;
 use std::io;

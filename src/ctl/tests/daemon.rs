@@ -42,7 +42,8 @@ impl Daemon {
         Daemon { is_done, ..daemon }
     }
 
-    /// Answers requests by verb and params on any number of connections, and closes one for whose request it has no answer.
+    /// Answers requests by verb and params on any number of connections, and closes one for whose request it has no
+    /// answer.
     pub(super) fn that_answers(
         answer: impl Fn(&str, &Value) -> Option<String> + Send + Sync + 'static,
     ) -> Daemon {

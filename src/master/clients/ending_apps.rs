@@ -216,8 +216,8 @@ impl Clients {
         self.check_ending_apps(telemetry, now);
     }
 
-    /// Returns the clients without a worker whose bytes are known: those that can be leased, and those that wait for the
-    /// end of an app.
+    /// Returns the clients without a worker whose bytes are known: those that can be leased, and those that wait for
+    /// the end of an app.
     pub(crate) fn all_unleased(&self) -> impl Iterator<Item = &Unleased> {
         let ending = self.ending_apps.iter().flat_map(|ending| &ending.clients);
         self.unleased.iter().chain(ending)

@@ -282,8 +282,8 @@ impl Leases {
         }
     }
 
-    /// Handles the worker's message that it has released this slot: that it has given the client up, or that it uses the
-    /// slot no longer.
+    /// Handles the worker's message that it has released this slot: that it has given the client up, or that it uses
+    /// the slot no longer.
     pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
         if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
             self.vacate(slot, shm);

@@ -212,8 +212,8 @@ impl Clients {
         }
     }
 
-    /// Recovers the clients of a dead worker. `written` is what its thread has written; `is_timed_out` is whether it was
-    /// killed for its request.
+    /// Recovers the clients of a dead worker. `written` is what its thread has written; `is_timed_out` is whether it
+    /// was killed for its request.
     pub(crate) fn recover_left(
         &self,
         orphan: &Rc<OrphanedShm>,

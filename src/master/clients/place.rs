@@ -23,8 +23,8 @@ pub(crate) struct OrphanedShm {
 }
 
 impl OrphanedShm {
-    /// Returns the shared memory of a dead worker with its record, now that its counters are in the totals. `written` is
-    /// what its thread has written.
+    /// Returns the shared memory of a dead worker with its record, now that its counters are in the totals. `written`
+    /// is what its thread has written.
     pub(crate) fn new(record: ShmRecord, shm: MasterShm, written: Option<Writes>) -> OrphanedShm {
         if let Some(written) = written {
             shm.header().set_final_writes(written);

@@ -41,7 +41,8 @@ impl Refusals {
         Some(std::mem::take(&mut self.unreported))
     }
 
-    /// Reports the refusal of a request: a forbidden one as an event, others that would have changed something in the log.
+    /// Reports the refusal of a request: a forbidden one as an event, others that would have changed something in the
+    /// log.
     pub(super) fn report(
         &mut self,
         request: &ControlRequest,

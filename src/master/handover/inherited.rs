@@ -33,8 +33,8 @@ use crate::sys::inherited::{Found, examine};
 /// Descriptors of each socket that systemd has passed: the socket, and its listener's copy.
 const DESCRIPTORS_PER_ACTIVATED: u64 = 2;
 
-/// Returns the number of descriptors for clients, workers and listeners: `limit` minus those of `activated` sockets that
-/// systemd has passed, and those of the store with `queues` handoff queues.
+/// Returns the number of descriptors for clients, workers and listeners: `limit` minus those of `activated` sockets
+/// that systemd has passed, and those of the store with `queues` handoff queues.
 pub(crate) fn available_descriptors(limit: u64, activated: usize, queues: usize) -> u64 {
     let queues = if queues > 0 || store::is_wanted() {
         HandoffQueues::wanted(limit).max(queues as u64)

@@ -189,8 +189,8 @@ impl Master {
         }
     }
 
-    /// Packs the clients of all workers, before these give them up or exit: if this master is killed before the end of the
-    /// restart, the next one has them.
+    /// Packs the clients of all workers, before these give them up or exit: if this master is killed before the end of
+    /// the restart, the next one has them.
     fn pack_leased(&mut self) {
         let Some(store) = &mut self.handover.store else {
             return;

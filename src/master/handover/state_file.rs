@@ -125,8 +125,8 @@ pub(crate) struct SavedState {
 }
 
 impl SavedState {
-    /// Returns the state without the last deaths of the workers, which only the status shows: if each of many seats has a
-    /// long one, the state is too long.
+    /// Returns the state without the last deaths of the workers, which only the status shows: if each of many seats has
+    /// a long one, the state is too long.
     fn without_deaths(&self) -> SavedState {
         let mut shorter = self.clone();
         for seat in &mut shorter.seats {

@@ -7,8 +7,8 @@
 //! none waits any more         the queues are emptied
 //! ```
 //!
-//! Only the master has the clients of a dead worker, so they are packed at once. Clients that a live worker gave back are
-//! usually leased in the same iteration of the loop; those that are not are packed at its end.
+//! Only the master has the clients of a dead worker, so they are packed at once. Clients that a live worker gave back
+//! are usually leased in the same iteration of the loop; those that are not are packed at its end.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -259,8 +259,8 @@ fn can_be_packed(unleased: &Unleased) -> bool {
 }
 
 impl Master {
-    /// Leaves the clients that were taken over in the datagrams of the earlier master. If these must not stay, packs the
-    /// clients again, and then removes them.
+    /// Leaves the clients that were taken over in the datagrams of the earlier master. If these must not stay, packs
+    /// the clients again, and then removes them.
     pub(crate) fn keep_packed(&mut self, earlier: &EarlierDatagrams, now: Instant) {
         let is_usable = !earlier.has_stray && earlier.descriptors as u64 <= self.descriptors;
         let Some(store) = self.handover.store.as_mut().filter(|_| is_usable) else {
@@ -293,8 +293,8 @@ impl Master {
         self.keep_unleased(Leasing::Done, now);
     }
 
-    /// Packs the clients that wait for a worker: before leases are made, only if the wait is long or only the master has
-    /// them. Empties the queues when no client waits.
+    /// Packs the clients that wait for a worker: before leases are made, only if the wait is long or only the master
+    /// has them. Empties the queues when no client waits.
     pub(crate) fn keep_unleased(&mut self, leasing: Leasing, now: Instant) {
         let Some(store) = &mut self.handover.store else {
             return;
@@ -323,8 +323,8 @@ impl Master {
             packed.due = None;
             return;
         }
-        // A wait for a worker that becomes ready, or for the end of an app, is long. Packing clients of a dead worker copies
-        // nothing.
+        // A wait for a worker that becomes ready, or for the end of an app, is long. Packing clients of a dead worker
+        // copies nothing.
         let is_urgent = |unleased: &Unleased| unleased.place.is_some() && can_be_packed(unleased);
         let must_pack = leasing == Leasing::Done
             || self.workers.ready().next().is_none()

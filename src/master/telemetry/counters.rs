@@ -286,8 +286,8 @@ impl Tally {
         }
     }
 
-    /// Adds the metrics of the daemon's own in a worker. A metric that has become another kind, or has other buckets in a
-    /// newer worker, begins again, as Prometheus allows.
+    /// Adds the metrics of the daemon's own in a worker. A metric that has become another kind, or has other buckets in
+    /// a newer worker, begins again, as Prometheus allows.
     pub(crate) fn add_own(&mut self, metrics: Vec<OwnMetric>) {
         for metric in metrics {
             let is_full = self.own.len() >= MAX_OWN;

@@ -180,8 +180,8 @@ impl Workers {
         self.send(id, ToWorker::Stop(Stop { within }), poller);
     }
 
-    /// Revokes the leases of all clients of a worker that are in no turn. The time `excused` does not count against them.
-    /// Returns their number; the worker must be notified afterwards.
+    /// Revokes the leases of all clients of a worker that are in no turn. The time `excused` does not count against
+    /// them. Returns their number; the worker must be notified afterwards.
     pub(super) fn revoke_all(
         &mut self,
         id: WorkerId,

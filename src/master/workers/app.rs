@@ -77,8 +77,8 @@ impl Worker {
                 self.shm.header().set_app(app);
                 log::debug!("{}: its app is process {pid}", self.name());
             }
-            // A worker does not collect its app, so both have ended, and the app was collected first: the message is read
-            // last. Otherwise the worker is wrong, and has no app.
+            // A worker does not collect its app, so both have ended, and the app was collected first: the message is
+            // read last. Otherwise the worker is wrong, and has no app.
             None => log::debug!("{}: its app {pid} is no process of its own", self.name()),
         }
     }

@@ -128,8 +128,8 @@ impl Workers {
         }
     }
 
-    /// Returns whether a new client can be leased. If not, the workers that it waits for are asked to report when they have
-    /// capacity: all, or the one whose turn it is.
+    /// Returns whether a new client can be leased. If not, the workers that it waits for are asked to report when they
+    /// have capacity: all, or the one whose turn it is.
     pub(crate) fn have_capacity(&self, awaited: Option<WorkerId>) -> bool {
         let awaited = awaited.and_then(|id| self.ready().find(|worker| worker.id == id));
         if let Some(worker) = awaited {

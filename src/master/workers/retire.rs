@@ -1,5 +1,5 @@
-//! Moves the clients of retiring workers in parts. Between two parts the loop serves everything else, and a client that has
-//! not moved yet is served by its worker as before.
+//! Moves the clients of retiring workers in parts. Between two parts the loop serves everything else, and a client that
+//! has not moved yet is served by its worker as before.
 
 use crate::master::clients::Clients;
 use crate::master::telemetry::Telemetry;
@@ -112,8 +112,8 @@ impl Workers {
         self.send(retiring.id, ToWorker::Retire, poller);
     }
 
-    /// Returns how many clients can be leased to ready workers that pick them up soon. If none can, all workers are asked
-    /// to report when they pick up more.
+    /// Returns how many clients can be leased to ready workers that pick them up soon. If none can, all workers are
+    /// asked to report when they pick up more.
     fn space_for_movers(&self) -> usize {
         let of_worker = |worker: &Worker| worker.space(MOVE_WINDOW);
         let space: usize = self.ready().map(of_worker).sum();

@@ -124,8 +124,8 @@ impl Workers {
     }
 
     /// Revokes the leases of as many clients that are in no turn, and has them leased to the other worker, if that has
-    /// picked up its last ones. Clients with bytes in shared memory stay: for a moment their bytes would exist twice, and
-    /// the workers may have died for lack of memory. Returns the number of moved clients.
+    /// picked up its last ones. Clients with bytes in shared memory stay: for a moment their bytes would exist twice,
+    /// and the workers may have died for lack of memory. Returns the number of moved clients.
     fn move_share(
         &mut self,
         share: Share,

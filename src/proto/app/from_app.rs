@@ -262,8 +262,8 @@ fn both_or_neither(which: &str) -> AppError {
     AppError::Malformed(format!("the answer has {which} of result and error"))
 }
 
-/// Reads any bytes as the body of a frame: the usual form of an answer is read as any other form is, and a result is one
-/// JSON value of the body.
+/// Reads any bytes as the body of a frame: the usual form of an answer is read as any other form is, and a result is
+/// one JSON value of the body.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(body: &[u8]) {
     let read = FromApp::parse(body);

@@ -14,8 +14,8 @@ const FILES: [&str; 2] = ["memory.events", "memory.oom_control"];
 pub struct OomCount(PathBuf);
 
 impl OomCount {
-    /// Finds the count: that of the cgroup which has the apps' cgroups as well, else of the own cgroup or of the nearest
-    /// one above it with the memory controller. Without any, the count is that of the system, in /proc/vmstat.
+    /// Finds the count: that of the cgroup which has the apps' cgroups as well, else of the own cgroup or of the
+    /// nearest one above it with the memory controller. Without any, the count is that of the system, in /proc/vmstat.
     #[must_use]
     pub fn of_process() -> OomCount {
         let with_apps = AppCgroups::of_process().ok();

@@ -1,7 +1,7 @@
 //! How child processes end, and how they are collected.
 //!
-//! These functions call waitid(2) and waitpid(2) of libc and read numbers. nix knows the signals that have names only: it
-//! returns EINVAL for a child that a real-time signal has killed.
+//! These functions call waitid(2) and waitpid(2) of libc and read numbers. nix knows the signals that have names only:
+//! it returns EINVAL for a child that a real-time signal has killed.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::{fmt, io, mem, ptr};
@@ -90,8 +90,8 @@ pub fn end_of(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
 fn find_ended(kind: libc::idtype_t, id: libc::id_t) -> Result<Option<(u32, Exit)>, Errno> {
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     loop {
-        // SAFETY: a siginfo_t consists of numbers, for which 0 is a value. waitid(2) writes one. Of its union it has set
-        // the pid and the status, or they are still 0.
+        // SAFETY: a siginfo_t consists of numbers, for which 0 is a value. waitid(2) writes one. Of its union it has
+        // set the pid and the status, or they are still 0.
         let (waited, pid, code, status) = unsafe {
             let mut info: siginfo_t = mem::zeroed();
             let waited = libc::waitid(kind, id, &raw mut info, flags);

@@ -123,8 +123,8 @@ impl SiblingForker {
         match Errno::result(forked)? {
             0 => {
                 let (head, length) = self.robust_list;
-                // SAFETY: the list is where the C library has it, in the child's copy of the memory. Without it, the end of
-                // the child would not be noticed by others that wait for a robust mutex.
+                // SAFETY: the list is where the C library has it, in the child's copy of the memory. Without it, the
+                // end of the child would not be noticed by others that wait for a robust mutex.
                 unsafe { libc::syscall(libc::SYS_set_robust_list, head, length) };
                 Ok(Forked::Child)
             }

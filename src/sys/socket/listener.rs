@@ -135,7 +135,8 @@ pub fn queue(listener: impl AsFd) -> io::Result<(u32, u32)> {
     let mut length = mem::size_of_val(&info) as libc::socklen_t;
     let (fd, value) = (listener.as_fd().as_raw_fd(), (&raw mut info).cast());
     let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
-    // SAFETY: `value` points to `length` bytes that this function may write. nix would panic where the kernel writes fewer.
+    // SAFETY: `value` points to `length` bytes that this function may write. nix would panic where the kernel writes
+    // fewer.
     Errno::result(unsafe { libc::getsockopt(fd, level, option, value, &raw mut length) })?;
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }

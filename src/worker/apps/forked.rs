@@ -1,7 +1,7 @@
 //! An app that the zygote of the apps forks. `proto/app/preload.rs` has the messages.
 //!
-//! The app is a child of the zygote, which reports its end on a line, and collects it only when the worker has closed the
-//! line: until then the pid is that of the app, as of one that the worker has started.
+//! The app is a child of the zygote, which reports its end on a line, and collects it only when the worker has closed
+//! the line: until then the pid is that of the app, as of one that the worker has started.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

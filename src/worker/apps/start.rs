@@ -42,8 +42,8 @@ pub(in crate::worker) struct StartingApp {
 
 impl StartingApp {
     /// Starts an app. `cgroups` is the directory for a cgroup of its own, if it gets one; `max_reply` is the longest
-    /// reply in bytes. The zygote of `forker` forks it, if there is one. `master` is the channel to the master, whose end
-    /// ends the wait for that.
+    /// reply in bytes. The zygote of `forker` forks it, if there is one. `master` is the channel to the master, whose
+    /// end ends the wait for that.
     ///
     /// # Errors
     /// Why it cannot be started, for the operator: a sentence without its subject.

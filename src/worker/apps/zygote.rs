@@ -1,8 +1,8 @@
-//! The zygote of the apps of a generation: the app's program, started once by the zygote of the workers. It loads what its
-//! copies share, and forks the app of each worker.
+//! The zygote of the apps of a generation: the app's program, started once by the zygote of the workers. It loads what
+//! its copies share, and forks the app of each worker.
 //!
-//! Its descriptor 3 is a socket of datagrams, whose other end the forked workers have: no process stands between a worker
-//! and the zygote of its app. It ends when all of them have closed that end, and the last of its apps has ended.
+//! Its descriptor 3 is a socket of datagrams, whose other end the forked workers have: no process stands between a
+//! worker and the zygote of its app. It ends when all of them have closed that end, and the last of its apps has ended.
 
 use std::io;
 use std::os::fd::OwnedFd;

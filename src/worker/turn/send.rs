@@ -120,7 +120,8 @@ impl Turn<'_, '_> {
     /// Reads and discards bytes that the client sends after its last reply.
     pub(super) fn linger(&mut self) -> Option<WaitingFor> {
         if self.connection.watched.is_none() {
-            // The first turn in this worker. The previous one may have died, or lost the lease, just before it did this.
+            // The first turn in this worker. The previous one may have died, or lost the lease, just before it did
+            // this.
             socket::finish_writing(&self.connection.socket);
         }
         let open = self
@@ -167,8 +168,9 @@ fn transmit(
             |_| {},
         );
     }
-    // The thread's account is stored before the write, and the accepted bytes after it. After a death between the two the
-    // account shows the outcome, as the thread has called write(2) once or not yet. A signal handler could write, too.
+    // The thread's account is stored before the write, and the accepted bytes after it. After a death between the two
+    // the account shows the outcome, as the thread has called write(2) once or not yet. A signal handler could write,
+    // too.
     let _held_back = HeldBack::all();
     header.begin_write(slot, at, writes.and_then(|writes| writes.sum().ok()));
     write(

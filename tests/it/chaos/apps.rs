@@ -186,8 +186,8 @@ impl Havoc<'_> {
                 2 => self.kill_all(&daemon, "all"),
                 _ => {}
             }
-            // Only the master has the clients of a dead worker until it has packed them. It need not have leased them, and
-            // their apps need not have ended.
+            // Only the master has the clients of a dead worker until it has packed them. It need not have leased them,
+            // and their apps need not have ended.
             let victims = std::mem::take(&mut self.victims);
             daemon.wait_until("each death is known", |status| {
                 let mut pids = status.workers.iter().flat_map(|worker| {
@@ -209,13 +209,13 @@ impl Havoc<'_> {
     }
 }
 
-/// Kills of apps, workers, both, all and masters, with stops, reloads, recycling, holding, draining, scaling, rebalancing,
-/// restarts and upgrades among them, under clients whose requests take up to 60 ms in their apps. Some leave before the
-/// answer.
+/// Kills of apps, workers, both, all and masters, with stops, reloads, recycling, holding, draining, scaling,
+/// rebalancing, restarts and upgrades among them, under clients whose requests take up to 60 ms in their apps. Some
+/// leave before the answer.
 ///
-/// Idempotent requests are answered right and in order, but for one that was executing at two deaths, which has crashed.
-/// Others are answered with their result or `crashed`, and have run at most once, and once if there is a result. No client
-/// is lost; no process and no descriptor is left.
+/// Idempotent requests are answered right and in order, but for one that was executing at two deaths, which has
+/// crashed. Others are answered with their result or `crashed`, and have run at most once, and once if there is a
+/// result. No client is lost; no process and no descriptor is left.
 ///
 /// `CHAOS_SEED`, `CHAOS_SECONDS`: as in the test of native methods.
 #[test]

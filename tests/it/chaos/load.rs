@@ -263,8 +263,8 @@ impl Load<'_> {
         );
     }
 
-    /// Requests that are made together, with frames of some size in all. The first of a connection whose order is found out
-    /// must have a length that is too large if it is read in the other.
+    /// Requests that are made together, with frames of some size in all. The first of a connection whose order is found
+    /// out must have a length that is too large if it is read in the other.
     fn requests(&mut self, tells_order: bool) -> Vec<Request> {
         let depth = 1 + self
             .random
@@ -305,8 +305,8 @@ impl Load<'_> {
                 }
             }
             64..68 => {
-                // Once in a connection for longer than a request may take under some configurations: the third time it would
-                // be closed.
+                // Once in a connection for longer than a request may take under some configurations: the third time it
+                // would be closed.
                 let may_be_long =
                     self.random.once_in(30) && !std::mem::replace(&mut self.has_slept, true);
                 let milliseconds = if may_be_long {

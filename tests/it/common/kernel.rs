@@ -31,8 +31,8 @@ pub fn cpu_ticks_if_there(pid: u32) -> Option<u64> {
     )
 }
 
-/// Returns the state of a process: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and is not collected
-/// yet; `None` when it is gone.
+/// Returns the state of a process: `S` when it sleeps, `T` when it was stopped, `Z` when it has ended and is not
+/// collected yet; `None` when it is gone.
 pub fn state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
@@ -61,8 +61,8 @@ pub fn stop(pid: u32) {
 
 /// Returns how often each of these processes has gone to sleep, if all of them sleep or are stopped.
 ///
-/// One that was preempted on its way to sleep is in that state already, but the kernel counts it only later. Its system call
-/// can be read only when it sleeps, so that is waited for.
+/// One that was preempted on its way to sleep is in that state already, but the kernel counts it only later. Its system
+/// call can be read only when it sleeps, so that is waited for.
 pub fn all_at_rest(processes: &[u32]) -> Option<Vec<u64>> {
     let asleep = |pid: &u32| {
         let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
@@ -102,8 +102,8 @@ pub fn all_children(pid: u32) -> Vec<u32> {
     pids.filter(is_child).collect()
 }
 
-/// Asserts that these processes together use at most this share of one CPU while this time passes, however long that really
-/// takes.
+/// Asserts that these processes together use at most this share of one CPU while this time passes, however long that
+/// really takes.
 #[track_caller]
 pub fn assert_waits(processes: &[u32], time: Duration, share: f64) {
     let ticks = || -> u64 { processes.iter().map(|pid| cpu_ticks(*pid)).sum() };

@@ -24,8 +24,8 @@ pub struct Load {
 pub struct Habit {
     /// Requests under way, one at the least.
     pub pipelined: usize,
-    /// How long it keeps a worker of the faulty daemon busy before each numbered request, in ms. The worker blocks for that
-    /// time, which counts as busy and needs no CPU time.
+    /// How long it keeps a worker of the faulty daemon busy before each numbered request, in ms. The worker blocks for
+    /// that time, which counts as busy and needs no CPU time.
     pub block: u64,
     /// How long it does nothing after a reply.
     pub pause: Duration,

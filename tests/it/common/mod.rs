@@ -80,8 +80,9 @@ pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
     at_rest_with(daemon, 0, measure)
 }
 
-/// As [`at_rest`], while this number of control clients is connected. A connection that the test has closed is one until
-/// every program that another test starts is executed: before that, it has copies of all descriptors of the tests.
+/// As [`at_rest`], while this number of control clients is connected. A connection that the test has closed is one
+/// until every program that another test starts is executed: before that, it has copies of all descriptors of the
+/// tests.
 #[track_caller]
 pub fn at_rest_with<T>(daemon: &Running, control_clients: usize, measure: impl Fn() -> T) -> T {
     let control = control_socket(daemon);

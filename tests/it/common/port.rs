@@ -11,8 +11,8 @@ use nix::sys::socket::{
 
 /// A TCP port that a process gets only by asking for its number.
 ///
-/// A socket is bound to the port and does not listen. So the kernel chooses this port for no socket that is bound to port
-/// 0 or connects. A socket with SO_REUSEADDR, as every listener of the daemon, can bind it and listen.
+/// A socket is bound to the port and does not listen. So the kernel chooses this port for no socket that is bound to
+/// port 0 or connects. A socket with SO_REUSEADDR, as every listener of the daemon, can bind it and listen.
 #[derive(Debug)]
 pub struct Reserved {
     /// With its port.
@@ -35,8 +35,8 @@ impl Reserved {
     /// A port of all addresses, of IPv6 and of IPv4; its address is `[::]`.
     #[track_caller]
     pub fn of_both_families() -> Reserved {
-        // The kernel knows of no port for both: one that is free for the first is tried for the second. Those that are not
-        // are held until then, so that each is tried once.
+        // The kernel knows of no port for both: one that is free for the first is tried for the second. Those that are
+        // not are held until then, so that each is tried once.
         let mut held = Vec::new();
         loop {
             let (v6, v4) = (new(AddressFamily::Inet6), new(AddressFamily::Inet));

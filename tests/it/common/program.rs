@@ -150,7 +150,8 @@ pub fn ctl(daemon: &Running, arguments: &[&str]) -> Said {
     Program::start(&mut ctl_command(daemon, arguments)).finish()
 }
 
-/// A value of `--timeout` that ends soon, and not before fdpassctl has sent its request: it is measured how long that takes.
+/// A value of `--timeout` that ends soon, and not before fdpassctl has sent its request: it is measured how long that
+/// takes.
 pub fn short_timeout(daemon: &Running) -> String {
     let began = Instant::now();
     let said = ctl(daemon, &["rebalance", "--dry-run"]);
@@ -241,7 +242,8 @@ impl OtherUser {
         command
     }
 
-    /// Returns a command that runs a program by setpriv(1) as a user, with this primary group and these supplementary ones.
+    /// Returns a command that runs a program by setpriv(1) as a user, with this primary group and these supplementary
+    /// ones.
     pub fn command_in(
         &self,
         program: impl AsRef<Path>,

@@ -120,8 +120,8 @@ fn an_empty_file_is_applied_by_force_only() {
     );
 }
 
-/// Starts the daemon in a mount namespace where its directory is `/etc`, with a file next to the standard one. Needs root; the
-/// test is skipped where that is impossible.
+/// Starts the daemon in a mount namespace where its directory is `/etc`, with a file next to the standard one. Needs
+/// root; the test is skipped where that is impossible.
 fn start_with_standard_file(config: &str, drop_in: &str) -> Option<Running> {
     let is_possible = Command::new("unshare")
         .args(["--mount", "mount", "--bind", "/tmp", "/etc"])

@@ -14,8 +14,8 @@ use crate::common::{FDPASSD, let_pass};
 
 use super::make_fifo;
 
-/// Starts a daemon in a namespace of mounts, where /etc/group can become one that never answers. Skips the test where there
-/// are no such namespaces.
+/// Starts a daemon in a namespace of mounts, where /etc/group can become one that never answers. Skips the test where
+/// there are no such namespaces.
 fn start_with_names(config: &str) -> Option<(Running, TempDir)> {
     let place = tempfile::tempdir().expect("a directory");
     let namespace: &[&str] = if OtherUser::if_root().is_some() {

@@ -14,8 +14,8 @@ const STARTS: &str = "?clone,?clone3,?fork,?vfork";
 /// Messages that pack the clients of a dead worker: its shared memory, and their sockets.
 const PACKED: usize = 2;
 
-/// Kills one worker, and the master when it makes this one of these system calls. If the clients are packed by then, the
-/// next master has them all. Returns whether they were.
+/// Kills one worker, and the master when it makes this one of these system calls. If the clients are packed by then,
+/// the next master has them all. Returns whether they were.
 #[track_caller]
 fn kill_worker_and_master(workers: usize, calls: &str, number: usize) -> Option<bool> {
     let manager = ServiceManager::new();

@@ -199,8 +199,8 @@ fn clients_without_room_in_the_queue_are_counted() {
     }
 }
 
-/// Until it takes nothing more. The kernel accepts one more datagram, of any length, as long as any space is left (unix(7),
-/// SO_SNDBUF): the space of two of these is that of the shared memory and of one datagram of clients.
+/// Until it takes nothing more. The kernel accepts one more datagram, of any length, as long as any space is left
+/// (unix(7), SO_SNDBUF): the space of two of these is that of the shared memory and of one datagram of clients.
 fn fill(queue: &UnixDatagram) {
     queue.set_nonblocking(true).expect("set");
     for length in [3000, 1] {

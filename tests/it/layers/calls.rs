@@ -1,6 +1,7 @@
-//! The calls between rooms of `master`. An import map does not see a method call: every method of `Master` can be called
-//! wherever there is a `Master`. So a room calls only methods that rooms before it on the map define, and uses only the
-//! fields of `Master` whose types these rooms define. The loop alone, which is `master/mod.rs`, may call and use all.
+//! The calls between rooms of `master`. An import map does not see a method call: every method of `Master` can be
+//! called wherever there is a `Master`. So a room calls only methods that rooms before it on the map define, and uses
+//! only the fields of `Master` whose types these rooms define. The loop alone, which is `master/mod.rs`, may call and
+//! use all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -210,8 +211,8 @@ fn functions(block: TokenStream) -> impl Iterator<Item = String> {
     names.into_iter()
 }
 
-/// Collects the methods, as `name()`, and the fields that these tokens use of a receiver of these names, and the functions that
-/// they name as `Master::…` or `Self::…`.
+/// Collects the methods, as `name()`, and the fields that these tokens use of a receiver of these names, and the
+/// functions that they name as `Master::…` or `Self::…`.
 fn uses(tokens: TokenStream, receivers: &[&str], used: &mut BTreeSet<String>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     for (at, token) in tokens.iter().enumerate() {

@@ -66,7 +66,8 @@ fn arrows_of_ctl(sources: &[(String, String)]) -> BTreeSet<(String, String)> {
     arrows
 }
 
-/// Removes arrows to files without imports, and from files that are not imported, until none is left but those of circles.
+/// Removes arrows to files without imports, and from files that are not imported, until none is left but those of
+/// circles.
 fn circle_in(mut arrows: BTreeSet<(String, String)>) -> BTreeSet<String> {
     loop {
         let (from, to): (BTreeSet<String>, BTreeSet<String>) = arrows.iter().cloned().unzip();

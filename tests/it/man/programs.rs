@@ -153,8 +153,8 @@ fn the_signals_are_those_that_are_caught() {
     assert_eq!(Page::of("fdpassd.8").section("SIGNALS").words("Dv"), caught);
 }
 
-/// Keys of the shipped configuration, with their sections as `[workers]count`, and what they are by default: nothing if it
-/// has them as examples only. The comment of `listen` has those of a listener.
+/// Keys of the shipped configuration, with their sections as `[workers]count`, and what they are by default: nothing if
+/// it has them as examples only. The comment of `listen` has those of a listener.
 fn shipped_keys() -> BTreeMap<String, String> {
     let nothing = tempfile::NamedTempFile::new().expect("a file");
     let dump = run(

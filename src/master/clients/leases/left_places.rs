@@ -7,8 +7,8 @@ use crate::master::clients::client::Unleased;
 use crate::master::clients::place::ClientPlace;
 use crate::shm::{ClientBytes, LeftSlot};
 
-/// The most bytes of clients that exist twice while the leases to a worker are not sent, and after how many the leases must
-/// be sent: a worker may have died for lack of memory.
+/// The most bytes of clients that exist twice while the leases to a worker are not sent, and after how many the leases
+/// must be sent: a worker may have died for lack of memory.
 const MAX_KEPT_LEN: usize = 4 << 20;
 const KEPT_LEN: usize = 1 << 20;
 
@@ -24,8 +24,8 @@ pub(super) struct LeftPlaces {
     has_moved: bool,
 }
 
-/// The place of a client until its lease is sent: if the master is killed before, the next one recovers the client there.
-/// Dropping it closes the place, and then frees the bytes there.
+/// The place of a client until its lease is sent: if the master is killed before, the next one recovers the client
+/// there. Dropping it closes the place, and then frees the bytes there.
 #[derive(Debug)]
 struct LeftPlace {
     place: ClientPlace,

@@ -38,8 +38,8 @@ impl UnpackSpace {
         }
     }
 
-    /// Returns how many clients may be open, with this many shared memories, before a datagram of `next` descriptors. If
-    /// one datagram needs nearly all, only some of its descriptors are opened, so that other clients are kept.
+    /// Returns how many clients may be open, with this many shared memories, before a datagram of `next` descriptors.
+    /// If one datagram needs nearly all, only some of its descriptors are opened, so that other clients are kept.
     pub(super) fn before(&self, shms: usize, next: usize) -> usize {
         let free = self.open.saturating_sub(shms + next);
         free.max(self.clients / 2).max(1)

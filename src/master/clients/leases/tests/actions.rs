@@ -42,8 +42,8 @@ pub(super) enum Act {
     Turn(Index, Plan),
     /// The worker hands a request over to its app, and perhaps dies before that is complete.
     Depart(Index, bool),
-    /// The app answers: bytes of the frame and of its reply, and how many of the reply are written. The next request may
-    /// go away in the same turn, and the worker may die in it.
+    /// The app answers: bytes of the frame and of its reply, and how many of the reply are written. The next request
+    /// may go away in the same turn, and the worker may die in it.
     Answer(Index, [u16; 3], bool, Option<Point>),
     /// The worker looks for revoked leases.
     Look,
