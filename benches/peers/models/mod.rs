@@ -217,7 +217,7 @@ fn print(figures: &[Figures], caption: &str) -> Result<()> {
     let head = [
         "CPU a connection, us",
         "longest wait, ms",
-        "beside slow clients, ms",
+        "with slow clients, ms",
         "share of 64 that stay",
         "of 1,000 short ones",
         "lost with a worker",
@@ -247,7 +247,7 @@ fn print(figures: &[Figures], caption: &str) -> Result<()> {
             }),
             match figures.serves_on {
                 true => "serves on",
-                false => "serves nobody",
+                false => "ends",
             }
             .to_owned(),
         ];

@@ -28,7 +28,7 @@ pub(super) fn draw(figures: &[Figures], file: &Path) -> Result<()> {
             figures.micros.median
         }),
         (
-            "longest wait beside 4 slow clients, ms (not served: 1000)",
+            "longest wait with 4 slow clients, ms (not served: 1000)",
             |figures| figures.waits[1].unwrap_or(NOT_SERVED),
         ),
         (

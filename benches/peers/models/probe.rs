@@ -161,7 +161,7 @@ pub(super) fn share_of_short(instance: &Instance) -> Result<f64> {
     })
 }
 
-/// Kills a worker. Returns how many of [`LONG`] connections end with it, and whether a new one is served then; `None`
+/// Kills the worker with the most connections. Returns how many of [`LONG`] connections end with it, and whether a new one is served then; `None`
 /// if the server has only one process.
 pub(super) fn kill(instance: Instance) -> Result<(Option<usize>, bool)> {
     if instance.model == Model::Iterative {
@@ -170,14 +170,22 @@ pub(super) fn kill(instance: Instance) -> Result<(Option<usize>, bool)> {
         return Ok((None, serves(&instance)));
     }
     let (mut clients, pids) = open_long(&instance)?;
-    let workers = instance.fdpassd().map(|daemon| daemon.worker_pids());
-    let worker = workers.as_ref().unwrap_or(&pids).first();
-    instance.kill(*worker.context("no worker")?)?;
+    let worker = match instance.fdpassd() {
+        Some(daemon) => daemon.worker_pids().first().copied(),
+        None => busiest(&pids),
+    };
+    instance.kill(worker.context("no worker")?)?;
     let lost = clients
         .iter_mut()
         .filter_map(|client| client.call("ping").err());
     let lost = lost.count();
     Ok((Some(lost), serves(&instance)))
+}
+
+/// Returns the process that serves the most of these connections.
+fn busiest(pids: &[u32]) -> Option<u32> {
+    let count = |wanted: u32| pids.iter().filter(|pid| **pid == wanted).count();
+    pids.iter().copied().max_by_key(|pid| count(*pid))
 }
 
 fn serves(instance: &Instance) -> bool {
