@@ -130,7 +130,6 @@ pub fn wait_before_failing(is_restarted: bool, is_awaited: bool) {
         return;
     };
     let until = Instant::now() + wait;
-    // The end of a child interrupts the wait as well.
     while stops.take().is_empty() {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() || poll::wait_for(&stops, Interest::Read, left).is_err() {

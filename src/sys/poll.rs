@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -158,8 +158,8 @@ pub fn is_shortage(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::ENOSPC | Errno::ENOMEM))
 }
 
-/// Waits for this one descriptor; returns whether it got ready, or ended, within `timeout`. A signal may make it return
-/// true too early.
+/// Waits for this one descriptor; returns whether it got ready, or ended, within `timeout`. A signal does not end the
+/// wait, so that callers can rely on the result.
 ///
 /// # Errors
 /// Those of poll(2) except EINTR.
@@ -170,10 +170,15 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
         Interest::Write => PollFlags::POLLOUT,
         Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
     };
-    match poll_one(fd, flags, in_milliseconds(Some(timeout))) {
-        Ok(found) => Ok(!found.is_empty()),
-        Err(Errno::EINTR) => Ok(true),
-        Err(e) => Err(e.into()),
+    let begin = Instant::now();
+    loop {
+        let left = timeout.saturating_sub(begin.elapsed());
+        match poll_one(&fd, flags, in_milliseconds(Some(left))) {
+            Ok(found) => return Ok(!found.is_empty()),
+            // poll(2) fails with EINTR even if the time is 0.
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 
