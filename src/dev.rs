@@ -150,6 +150,7 @@ fn become_program(name: &str, arguments: &[String]) -> io::Error {
 /// When it was started by hand, or cannot watch files.
 pub fn run(watched: &str) -> Result<(), String> {
     process::end_with_parent();
+    process::unblock_signals();
     let watched: Watched =
         serde_json::from_str(watched).map_err(|_| "watch is for `fdpassd dev` alone".to_owned())?;
     let patterns = watched

@@ -144,6 +144,7 @@ static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 ///
 /// By handlers that do nothing, not by SIG_IGN, which programs started by a method would inherit. SIGTTIN and SIGTTOU
 /// are blocked instead: with a handler, a method's write to a terminal with `stty tostop` would be retried forever.
+/// All other signals are let through: they were held back since this process was started.
 ///
 /// # Errors
 /// Those of sigaction(2) and pthread_sigmask(3).
@@ -153,7 +154,7 @@ pub fn ignore_group_signals() -> io::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(arrived))?;
     }
     let terminal = SigSet::from_iter([signal::Signal::SIGTTIN, signal::Signal::SIGTTOU]);
-    Ok(terminal.thread_block()?)
+    Ok(terminal.thread_set_mask()?)
 }
 
 /// Returns whether an ignored signal has arrived since the last call.

@@ -8,6 +8,9 @@ use std::path::Path;
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::app_hangs::DeadDisk;
@@ -313,4 +316,44 @@ fn a_socket_that_systemd_does_not_hand_over_ends_no_client() {
     expect_kept(&next, &mut clients);
     let stale = next.status().config_stale.expect("an entry is missing");
     assert!(stale.contains("cannot listen on systemd:rpc"), "{stale}");
+}
+
+/// systemd sends SIGTERM to all processes of the daemon, also to those that start in that moment.
+#[test]
+fn signals_do_not_keep_a_restart_from_leaving_an_address_to_systemd() {
+    let manager = ServiceManager::new();
+    let mut daemon = start(&manager, FDPASSD, "workers.count = 1");
+    assert!(manager.stored().contains(&"fdpassd-listener.1".to_owned()));
+    let mut client = daemon.connect();
+    assert_eq!(client.call("ping", 1), Ok(json!(1)));
+    daemon.write_config("listen = [\"systemd:rpc\"]\nworkers.count = 1");
+    daemon.signal("TERM");
+    let master = Pid::from_raw(daemon.pid().cast_signed());
+    let children = format!("/proc/{master}/task/{master}/children");
+    // The wait collects nothing: the pid stays the master's.
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    eventually("the master ends, with signals at each of its steps", || {
+        (0..10_000).find_map(|_| {
+            kill(master, Signal::SIGCHLD).expect("it is a child of this process");
+            let children = fs::read_to_string(&children).unwrap_or_default();
+            for child in children.split_whitespace() {
+                // One that has ended since is no fault.
+                let _ = kill(
+                    Pid::from_raw(child.parse().expect("a pid")),
+                    Signal::SIGTERM,
+                );
+            }
+            let ended = waitid(Id::Pid(master), flags).expect("it is a child");
+            (ended != WaitStatus::StillAlive).then_some(())
+        })
+    });
+    assert!(daemon.wait().success());
+    daemon.wait_for_log("no longer listening on ");
+    let stored = manager.stored();
+    assert!(
+        !stored
+            .iter()
+            .any(|name| name.starts_with("fdpassd-listener")),
+        "{stored:?}"
+    );
 }

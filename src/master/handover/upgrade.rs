@@ -255,7 +255,7 @@ pub fn name_process(name: &str) {
 }
 
 /// Checks in the child whether this program can continue with the snapshot that is standard input, and writes the
-/// verdict after it.
+/// verdict after it. Signals stay held back: one for all processes of the daemon must not end the check.
 ///
 /// # Errors
 /// The reason why it cannot.

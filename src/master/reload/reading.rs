@@ -307,7 +307,8 @@ fn rejection(error: &config::Error) -> Refusal {
     }
 }
 
-/// Runs the child: reads the request from standard input, and writes the answer behind it.
+/// Runs the child: reads the request from standard input, and writes the answer behind it. Signals stay held back: the
+/// one that a service manager sends to all processes at a restart must not end it.
 ///
 /// # Errors
 /// When it was not started by a master.

@@ -17,6 +17,7 @@ use nix::unistd::execve;
 
 use super::{FileId, oom_score, user};
 use crate::sys::limit;
+use crate::sys::signal::HeldBack;
 
 /// Variables that a service manager sets for the process it has started, and for no other (systemd.exec(5)).
 pub(super) const MANAGER_VARIABLES: [&str; 7] = [
@@ -106,6 +107,10 @@ impl Executable {
     /// the environment without what the service manager has set for this process. Returns its pid;
     /// [`collect`](super::collect) collects it.
     ///
+    /// Signals that it receives wait until it calls [`unblock_signals`] or
+    /// [`ignore_group_signals`](crate::sys::signal::ignore_group_signals): a service manager sends a signal to all
+    /// processes of the daemon, also to those that have just started (KillMode=control-group of systemd.kill(5)).
+    ///
     /// # Errors
     /// Those of fork and of exec: posix_spawn(3) returns both.
     pub fn spawn<A: AsRef<OsStr>>(
@@ -123,12 +128,13 @@ impl Executable {
             command.env(oom_score::VARIABLE, score);
         }
         command.arg0(name).args(arguments).stdin(Stdio::from(stdin));
+        let _held_back = HeldBack::all();
         // The handle is dropped without waiting: the master collects all children.
         Ok(command.spawn().map_err(limit::named)?.id())
     }
 }
 
-/// Lets signals through that were held back while this process became another program.
+/// Lets signals through that were held back while this process was started, or became another program.
 pub fn unblock_signals() {
     // It fails for a bad argument only.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
