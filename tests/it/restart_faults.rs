@@ -357,3 +357,28 @@ fn signals_do_not_keep_a_restart_from_leaving_an_address_to_systemd() {
         "{stored:?}"
     );
 }
+
+#[test]
+fn a_client_that_left_between_two_masters_is_not_lost_with_the_second() {
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD, "workers.count = 1");
+    let mut staying = daemon.connect();
+    assert_eq!(staying.call("ping", 1), Ok(json!(1)));
+    let mut leaving = daemon.connect();
+    leaving.request("ping", "x".repeat(1 << 20));
+    assert!(leaving.has_something());
+    let daemon = end(daemon);
+    // Its reply is unread, so this resets the connection.
+    drop(leaving);
+    let next = manager.setup(FDPASSD, "").start_after(daemon);
+    let mut next = next.expect("the next master serves");
+    next.wait_for_log("took over 1 client from the previous master; none lost");
+    next.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    });
+    next.signal("KILL");
+    next.wait();
+    let last = manager.setup(FDPASSD, "").start_after(next);
+    let last = last.expect("the last master serves");
+    expect_kept(&last, std::slice::from_mut(&mut staying));
+}

@@ -81,6 +81,8 @@ impl Master {
         }
         self.clients
             .recount_addresses(&self.settings.config.limits, self.workers.leased());
+        // Those that have left, or were lost, must not be counted again if this master is killed.
+        self.clients.write_figures(&self.telemetry);
         self.store_all(now);
         // The totals must include the counters of the shared memory that is packed again.
         if !earlier.counts.is_empty() {
