@@ -136,6 +136,18 @@ class Both(unittest.TestCase):
                 error = worker.call(method, params)["error"]
                 self.assertEqual(error, {"code": "bad_params", "message": message})
 
+    def test_a_log_whose_reader_is_gone_does_not_end_the_app(self) -> None:
+        for worker in self.both():
+            assert worker.process.stdout is not None
+            worker.process.stdout.close()  # Standard error is the same pipe.
+            for _ in range(3):
+                self.assertEqual(worker.call("fail")["error"], {"code": "crashed", "message": "KeyError"})
+            self.assertEqual(worker.call("echo", 1), {"result": 1})
+            echo, leave = worker.request("echo", 2), worker.request("leave", "a reason")
+            worker.send(echo, leave)
+            self.assertEqual(worker.read(), {"id": echo["id"], "result": 2})
+            self.assertEqual(worker.process.wait(TIMEOUT), 1)
+
     def test_an_exception_is_crashed_and_its_traceback_in_the_log(self) -> None:
         for worker in self.both():
             error = worker.call("fail")["error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import shlex
@@ -280,7 +281,8 @@ def status_of(error: SystemExit) -> int:
     """Returns the exit status that Python has for this, after it has printed a reason that is no number."""
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
-    print(error.code, file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        print(error.code, file=sys.stderr)
     return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -17,9 +18,10 @@ def line_by_line() -> None:
 
 
 def log_error(text: str) -> None:
-    """Writes lines of the level "error" with one write."""
-    sys.stderr.write("".join(f"<3>{line}\n" for line in text.splitlines()))
-    sys.stderr.flush()
+    """Writes lines of the level "error" with one write, if the log can be written: no answer depends on it."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write("".join(f"<3>{line}\n" for line in text.splitlines()))
+        sys.stderr.flush()
 
 
 def log_exception(what: str, error: BaseException) -> None:
