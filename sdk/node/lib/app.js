@@ -1,6 +1,6 @@
 import { Call } from './call.js';
 import { Channel } from './channel.js';
-import { className, cut, describe, isFault } from './fault.js';
+import { className, cut, describe, isAbort, isFault } from './fault.js';
 import { encode } from './json.js';
 import { halves, Metrics } from './metrics.js';
 import { descriptor, isSocket, logError, maxFrame, ownCommand } from './process.js';
@@ -235,7 +235,7 @@ export class App {
   #fail(id, call, error) {
     if (isFault(error)) return this.#fault(id, error.code, error.message);
     // A method that stops because it was told to has no bug.
-    if (!(call.isCancelled && error === call.signal.reason)) logError(`the method ${call.method} failed`, error);
+    if (!(call.isCancelled && isAbort(error, call.signal.reason))) logError(`the method ${call.method} failed`, error);
     this.#fault(id, 'crashed', className(error));
   }
 

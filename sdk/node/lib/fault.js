@@ -29,6 +29,15 @@ export function isFault(thrown) {
   }
 }
 
+/** Returns whether this was thrown because a signal was aborted for this reason: Node's functions wrap the reason. */
+export function isAbort(thrown, reason) {
+  try {
+    return thrown === reason || (thrown.name === 'AbortError' && thrown.cause === reason);
+  } catch {
+    return false; // a Proxy, null or undefined
+  }
+}
+
 /** Returns the class of a thrown value. Its message is not for clients: it may contain secrets. */
 export function className(thrown) {
   try {

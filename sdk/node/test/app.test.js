@@ -191,8 +191,17 @@ test('cancel aborts the signal; the call is still answered', async (t) => {
   worker.send({ cancel: late.id, why: 'timeout' });
   assert.deepEqual((await worker.answer(late.id)).error, { code: 'crashed', message: 'TimeoutError' });
   await worker.logged(/cancelled: AbortError true\ncancelled: TimeoutError true/);
+  // Node's own functions throw an error of their own.
+  for (const why of ['gone', 'timeout']) {
+    const timer = worker.body('wait_by_timer');
+    worker.send(timer.text, { cancel: timer.id, why });
+    assert.deepEqual((await worker.answer(timer.id)).error, { code: 'crashed', message: 'AbortError' });
+  }
+  const undo = worker.body('wait_then_fail');
+  worker.send(undo.text, { cancel: undo.id, why: 'gone' });
+  await worker.logged(/the method wait_then_fail failed: Error: the undo failed/);
   // A method that stops because of the signal has no bug.
-  assert.doesNotMatch(worker.stderr, /failed/);
+  assert.doesNotMatch(worker.stderr, /the method (wait|wait_by_timer) failed/);
   const look = worker.body('wait_then_look', '100');
   worker.send(look.text, { cancel: look.id, why: 'gone' });
   assert.deepEqual((await worker.answer(look.id)).result, { isAborted: true, name: 'AbortError' });

@@ -1,7 +1,7 @@
 // One app with everything.
 
 import { spawn } from 'node:child_process';
-import { appendFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { App, Fault, Raw } from 'fdpassd';
 
@@ -43,6 +43,11 @@ app.method('wait', (_, call) => {
       reject(call.signal.reason);
     });
   });
+});
+app.method('wait_by_timer', (_, call) => sleep(60_000, undefined, { signal: call.signal }));
+app.method('wait_then_fail', async (_, call) => {
+  await sleep(60_000, undefined, { signal: call.signal }).catch(() => {});
+  throw new Error('the undo failed', { cause: call.signal.reason });
 });
 app.method('wait_then_look', async (ms, call) => {
   await new Promise((resolve) => setTimeout(resolve, ms));
@@ -105,14 +110,10 @@ app.method('throw_outside', () => {
   });
   return 'before';
 });
-app.method('block', (ms) => {
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
-});
 app.method('print', (count) => {
   for (let i = 0; i < count; i++) console.log(`${i} ${'x'.repeat(200)}`);
 });
 app.method('environment', () => Object.keys(process.env).filter((name) => name.startsWith('FDPASSD_')));
-app.method('append', (file) => appendFileSync(file, 'x'));
 app.method('spawn', async () => {
   const child = spawn('sleep', ['60'], { stdio: 'ignore' });
   await new Promise((resolve) => child.on('spawn', resolve));
