@@ -169,8 +169,9 @@ func (a *App) setHealth(health string) {
 func (a *App) appendHealth() {
 	if a.health == "" {
 		a.append(map[string]any{"health": nil})
-	} else {
-		a.append(map[string]any{"health": a.health})
+	} else if !a.append(map[string]any{"health": a.health}) {
+		// A text that is cut may be too long as JSON, in which a control character has six bytes.
+		a.append(map[string]any{"health": "unhealthy"})
 	}
 }
 

@@ -301,6 +301,14 @@ func TestFaultIsTheErrorOfTheClient(t *testing.T) {
 	w.logged("<3>method fault: .*timeout")
 }
 
+func TestErrorWithATextLongerThanAFrameIsAnsweredWithoutIt(t *testing.T) {
+	w := serving(t, "all", options{env: []string{"FDPASSD_MAX_FRAME=4160"}})
+	control := strings.Repeat(`\u0001`, 1000)
+	equal(t, w.fault("fault", `{"code":"out_of_tea","message":"`+control+`"}`), "out_of_tea: ")
+	w.result("health", `"`+control+`"`)
+	equal(t, string(w.next("health", func(f *frame) bool { return f.Health != nil }).Health), `"unhealthy"`)
+}
+
 func TestOtherErrorIsCrashedWithItsType(t *testing.T) {
 	w := serving(t, "all", options{})
 	equal(t, w.fault("plain_error", ""), "crashed: fs.PathError")

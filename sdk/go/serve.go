@@ -194,12 +194,15 @@ func (a *App) answerFault(c *callContext, fault Error) {
 		Code    string `json:"code"`
 		Message string `json:"message"`
 	}
-	c.end(context.Canceled)
-	a.mu.Lock()
-	a.append(struct {
+	type answer struct {
 		ID    uint64 `json:"id"`
 		Error error_ `json:"error"`
-	}{c.id, error_{fault.Code, cut(fault.Message)}})
+	}
+	c.end(context.Canceled)
+	a.mu.Lock()
+	if !a.append(answer{c.id, error_{fault.Code, cut(fault.Message)}}) {
+		a.append(answer{c.id, error_{Code: fault.Code}})
+	}
 	a.answered(c)
 }
 

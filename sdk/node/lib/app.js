@@ -102,7 +102,12 @@ export class App {
   #setHealth(health) {
     if (health === this.#health) return;
     this.#health = health;
-    if (this.#hasGreeted) this.#send({ health });
+    if (this.#hasGreeted) this.#sendHealth();
+  }
+
+  // A text that is cut may be too long as JSON, in which a control character has six bytes.
+  #sendHealth() {
+    if (!this.#send({ health: this.#health })) this.#send({ health: 'unhealthy' });
   }
 
   run() {
@@ -141,7 +146,7 @@ export class App {
     };
     if (!this.#send(hello)) return this.#failStart(new Error('the list of methods is longer than a frame may be'));
     this.#hasGreeted = true;
-    if (this.#health !== null) this.#send({ health: this.#health });
+    if (this.#health !== null) this.#sendHealth();
     this.#channel.beforeWrite = () => {
       for (const metrics of this.#metrics.take()) this.#sendMetrics(metrics);
     };
@@ -240,7 +245,8 @@ export class App {
   }
 
   #fault(id, code, message) {
-    this.#send({ id, error: { code, message: cut(String(message)) } });
+    const error = { code, message: cut(String(message)) };
+    if (!this.#send({ id, error })) this.#send({ id, error: { code, message: '' } });
   }
 
   #cancel({ cancel, why }) {

@@ -133,6 +133,15 @@ test('a Fault is the error of the client', async (t) => {
   await worker.logged(/the code "timeout" is reserved for the daemon/);
 });
 
+test('an error whose text is longer than a frame is answered without it', async (t) => {
+  const worker = await serving(t, 'all', { env: { FDPASSD_MAX_FRAME: '4160' } });
+  const control = '\u0001'.repeat(1000);
+  const { error } = await worker.call('fault', JSON.stringify({ code: 'out_of_tea', message: control }));
+  assert.deepEqual(error, { code: 'out_of_tea', message: '' });
+  await worker.call('health', JSON.stringify(control));
+  assert.equal((await worker.next((frame) => frame.health !== undefined)).health, 'unhealthy');
+});
+
 test('half of a surrogate pair is replaced in texts for the worker', async (t) => {
   const worker = await serving(t);
   for (const message of ['\ud83d!', '\ude00', `${'x'.repeat(999)}😀`]) {

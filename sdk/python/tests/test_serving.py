@@ -528,3 +528,25 @@ class Length(unittest.TestCase):
             (length,) = struct.unpack("<I", worker._exactly(4))
             self.assertLessEqual(length, 500)
             self.assertEqual(json.loads(worker._exactly(length))["error"]["code"], "x")
+
+    def test_health_longer_than_a_frame_is_sent_without_its_text(self) -> None:
+        for kind in ("def", "async def"):
+            code = f"app = App()\n@app.method\n{kind} ill(text: str): app.unhealthy(text)\n"
+            with Worker(code, max_frame=4160) as worker:
+                worker.begin()
+                worker.send(worker.request("ill", "\x01" * 1000))
+                self.assertIn({"health": "unhealthy"}, [worker.read(), worker.read()])
+
+    def test_an_app_whose_hello_is_longer_than_a_frame_says_why(self) -> None:
+        for kind in ("def", "async def"):
+            code = f"app = App()\nfor i in range(100):\n @app.method(name=f'method_{{i}}')\n {kind} method(): pass\n"
+            with Worker(code, max_frame=1000) as worker:
+                why = "the list of methods is longer than a frame may be"
+                self.assertEqual(worker.read(), {"failed": f"ValueError: {why}"})
+                self.assertEqual(worker.wait()[0], 1)
+
+    def test_an_app_that_cannot_start_for_a_long_reason_says_so(self) -> None:
+        code = "app = App()\n@app.start\ndef start(): raise ValueError('\\x01' * 1000)\n"
+        with Worker(code, max_frame=4160) as worker:
+            self.assertEqual(worker.read(), {"failed": "the app cannot start; its log has the reason"})
+            self.assertEqual(worker.wait()[0], 1)

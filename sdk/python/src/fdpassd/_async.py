@@ -55,12 +55,13 @@ async def _serve(app: App, inherited: Inherited, connection: _Connection) -> Non
     try:
         for function in app._at_start:
             await _run(function)
+        hello = connection.frame(app._hello())
     except BaseException as error:
         stream.sendall(connection.frame(why_failed(error)))
         end(1)
     try:
         # Nothing else is written before, and the worker reads.
-        stream.sendall(connection.frame(app._hello()))
+        stream.sendall(hello)
     except OSError:
         end()
     stream.setblocking(False)

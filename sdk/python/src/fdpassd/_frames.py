@@ -28,6 +28,10 @@ _FRAME = " frame"
 _MAX_TEXT = 1000
 
 
+#: What is sent instead of texts for the operator that are too long as JSON, in which a control character has six bytes.
+_SHORT = {"health": "unhealthy", "failed": "the app cannot start; its log has the reason"}
+
+
 def cut(text: str) -> str:
     """Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is no UTF-8."""
     if len(text) > _MAX_TEXT:
@@ -103,7 +107,7 @@ class Writer:
         return message
 
     def send(self, message: dict[str, Any]) -> None:
-        self._push(self._dumps(message))
+        self._push(self._body(message))
 
     def metrics(self, metrics: dict[str, Any]) -> list[bytes]:
         """Returns the bodies of frames with metrics. May be called by any thread."""
@@ -149,7 +153,7 @@ class Writer:
 
     def frame(self, message: dict[str, Any]) -> bytes:
         """Returns one frame, for a write of its own. May be called by any thread, unlike everything else."""
-        return self.framed([self._dumps(message)])
+        return self.framed([self._body(message)])
 
     def framed(self, bodies: list[bytes]) -> bytes:
         """Returns these bodies as frames."""
@@ -160,6 +164,18 @@ class Writer:
         frames = b"".join(self.frames)
         self.frames.clear()
         return frames
+
+    def _body(self, message: dict[str, Any]) -> bytes:
+        """Returns a message that is no answer as JSON.
+
+        :raises ValueError: A hello is longer than the worker accepts.
+        """
+        body = self._dumps(message)
+        if len(body) <= self._max_frame:
+            return body
+        if "hello" in message:
+            raise ValueError("the list of methods is longer than a frame may be")
+        return self._dumps({name: _SHORT[name] for name in message})
 
     def _push(self, body: bytes) -> None:
         self.frames.append(_LENGTH.pack(len(body)))

@@ -30,10 +30,11 @@ def serve(app: App, inherited: Inherited) -> NoReturn:
     try:
         for function in app._at_start:
             function()
+        hello = loop.frame(app._hello())
     except BaseException as error:
         loop.notify(why_failed(error))
         end(1)
-    loop.notify(app._hello())
+    loop.write(hello)
     app._metrics.changed = loop.on_metrics
     app._serve_with(loop.notify)
     loop.on_metrics()
@@ -149,18 +150,21 @@ class _Loop:
                 self._flush()
         else:
             for metrics in self._app._metrics.take():
-                self._write(self._writer.framed(self._writer.metrics(metrics)))
+                self.write(self._writer.framed(self._writer.metrics(metrics)))
+
+    def frame(self, message: dict[str, Any]) -> bytes:
+        return self._writer.frame(message)
 
     def notify(self, message: dict[str, Any]) -> None:
         """Sends a message, from any thread."""
-        self._write(self._writer.frame(message))
+        self.write(self.frame(message))
 
     def _flush(self) -> None:
         self._writer.send_metrics(self._app._metrics)
         if self._writer.frames:
-            self._write(self._writer.take())
+            self.write(self._writer.take())
 
-    def _write(self, frames: bytes) -> None:
+    def write(self, frames: bytes) -> None:
         with self._lock:
             self._socket.sendall(frames)
 
