@@ -143,7 +143,8 @@ func (a *App) Health(every time.Duration, call func(context.Context) error) {
 // Healthy reports that the app can work. It is healthy at first.
 func (a *App) Healthy() { a.setHealth("") }
 
-// Unhealthy reports that the app cannot work, and why. The daemon is then not ready; requests still arrive.
+// Unhealthy reports that the app cannot work, and why, for the operator. An unhealthy app gets clients only if no healthy
+// one has capacity; if all are unhealthy, /readyz is 503.
 func (a *App) Unhealthy(reason string) {
 	if reason == "" {
 		reason = "unhealthy"

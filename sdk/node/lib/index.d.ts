@@ -41,7 +41,10 @@ export class App {
   /** Reports that the app can work. It is healthy at first. */
   healthy(): void;
 
-  /** Reports that the app cannot work, and why. The daemon shows that and is not ready; requests still arrive. */
+  /**
+   * Reports that the app cannot work, and why, for the operator. An unhealthy app gets clients only if no healthy one has
+   * capacity; if all are unhealthy, `/readyz` is 503.
+   */
   unhealthy(reason: string): void;
 
   /**

@@ -180,7 +180,10 @@ class App:
         return decorate
 
     def unhealthy(self, reason: str) -> None:
-        """Reports why the app is not healthy. Its worker is then not ready. May be called by any thread."""
+        """Reports why the app is not healthy, for the operator. May be called by any thread.
+
+        An unhealthy app gets clients only if no healthy one has capacity; if all are unhealthy, ``/readyz`` is 503.
+        """
         self._set_health(reason or "unhealthy")
 
     def healthy(self) -> None:
