@@ -137,6 +137,14 @@ fn clients_come_in_pages_of_a_thousand() {
         .clients,
         []
     );
+    // The worker that was asked for is before the position, or behind it.
+    for after in [u64::MAX, worker.0 + 1] {
+        let params = json!({ "worker": worker, "after": { "worker": after, "slot": 0 } });
+        let behind = page(&daemon, params);
+        assert_eq!((behind.clients, behind.next), (vec![], None), "{after}");
+    }
+    let params = json!({ "worker": worker, "after": { "worker": 0, "slot": u32::MAX } });
+    assert_eq!(page(&daemon, params).clients.len(), expected);
     let fault = daemon
         .ctl_with("clients", json!({ "worker": 999 }))
         .expect_err("there is none");

@@ -70,7 +70,10 @@ impl Snapshot<'_> {
             }
         }
         let last = asked.worker.unwrap_or(WorkerId(u64::MAX));
-        for (id, worker) in self.workers.all.range(from.worker..=last) {
+        // The requester chooses the position and the worker. The position may be behind the worker, and `range` panics
+        // if its begin is greater than its end.
+        let wanted = self.workers.all.range(from.worker..);
+        for (id, worker) in wanted.take_while(|(id, _)| **id <= last) {
             let begin = if *id == from.worker { from.slot } else { 0 };
             let end = worker.leases.used().max(begin);
             let until = end.min(begin.saturating_add((PAGE_LEN - looked_at) as u32));
@@ -82,19 +85,15 @@ impl Snapshot<'_> {
             );
             looked_at += (until - begin) as usize;
             if until < end {
-                return Ok(ClientsPage {
-                    clients,
-                    next: Some(Cursor {
-                        worker: *id,
-                        slot: until,
-                    }),
+                let next = Some(Cursor {
+                    worker: *id,
+                    slot: until,
                 });
+                return Ok(ClientsPage { clients, next });
             }
         }
-        Ok(ClientsPage {
-            clients,
-            next: None,
-        })
+        let next = None;
+        Ok(ClientsPage { clients, next })
     }
 
     fn unleased_client(&self, unleased: &Unleased) -> ClientStatus {
