@@ -53,9 +53,9 @@ struct Options {
 /// Reports errors of the program, in which no role can run.
 pub(super) fn refuse_program(name: &str, mistakes: &[String]) -> ExitCode {
     for mistake in mistakes {
-        fail(name, EX_SOFTWARE, mistake);
+        refuse(name, EX_SOFTWARE, mistake);
     }
-    ExitCode::from(EX_SOFTWARE)
+    wait_before_failing(ExitCode::from(EX_SOFTWARE), false)
 }
 
 /// Runs a daemon from its arguments to its exit code.
@@ -200,7 +200,7 @@ fn start(
     let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
     let (activated, origin) = match MasterOrigin::from_environment(config) {
         Ok(found) => found,
-        Err(e) => return refuse(name, e.status(), &e),
+        Err(e) => return wait_before_failing(refuse(name, e.status(), &e), false),
     };
     let is_awaited = activated.is_awaited();
     let code = match in_force(loaded, &origin) {
@@ -223,6 +223,12 @@ fn start(
             None,
         ),
     };
+    wait_before_failing(code, is_awaited)
+}
+
+/// Waits before a start fails, so that the service manager does not give the daemon up, which would close its clients.
+/// `is_awaited` is whether a client waits at a socket of a socket unit. Returns the exit code.
+fn wait_before_failing(code: ExitCode, is_awaited: bool) -> ExitCode {
     if code != ExitCode::SUCCESS {
         let is_final = FINAL.map(ExitCode::from).contains(&code);
         master::wait_before_failing(!is_final, is_awaited);

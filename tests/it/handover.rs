@@ -7,6 +7,7 @@ mod version_0_1_0;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, Setup, eventually};
@@ -78,11 +79,17 @@ fn a_failed_start_loses_no_client() {
     let daemon = end(daemon);
     let good =
         std::fs::read_to_string(daemon.directory().join("config.toml")).expect("it is there");
-    // There are too few descriptors for anything.
-    let error = limited(&manager, 40, &good)
-        .start()
-        .expect_err("there is none for a client");
-    assert_eq!(error.code(), Some(71), "{error}");
+    // There are too few descriptors for anything. Without a wait, systemd would soon give the daemon up.
+    let runtime = tempfile::tempdir().expect("a directory");
+    for waits in [false, true] {
+        let begin = Instant::now();
+        let error = limited(&manager, 40, &good)
+            .variable("RUNTIME_DIRECTORY", runtime.path())
+            .start()
+            .expect_err("there is none for a client");
+        assert_eq!(error.code(), Some(71), "{error}");
+        assert!(!waits || begin.elapsed() >= Duration::from_secs(1));
+    }
     manager.forget_those(|name| name == STATE_FILE);
     let error = manager
         .setup(FDPASSD, &format!("{good}\nworkers.cuont = 1"))
