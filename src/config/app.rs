@@ -282,13 +282,17 @@ fn without_nul(text: &str) -> Result<String, Rejection> {
         .ok_or(Rejection::Unexpected)
 }
 
+/// Returns whether this can be the name of an environment variable.
+fn is_variable_name(name: &str) -> bool {
+    let is_within = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+    !name.is_empty()
+        && name.bytes().all(is_within)
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
 /// Checks the name of an environment variable that an operator sets for an app.
 fn check_variable(name: &str) -> Result<(), String> {
-    let is_within = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
-    if name.is_empty()
-        || !name.bytes().all(is_within)
-        || name.starts_with(|first: char| first.is_ascii_digit())
-    {
+    if !is_variable_name(name) {
         return Err(format!(
             "{name:?} is not a name of letters, digits and \"_\""
         ));

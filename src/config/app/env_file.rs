@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::check_variable;
+use super::{check_variable, is_variable_name};
 
 /// Why a file is refused.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +39,11 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<String, String>, Mistake> {
         let name = reader
             .name()
             .ok_or_else(|| fail("a line has the form KEY=VALUE".to_owned()))?;
+        if !is_variable_name(&name) {
+            // Without its KEY, a line begins with a part of the secret.
+            let message = "a line has the form KEY=VALUE, with a KEY of letters, digits and \"_\"";
+            return Err(fail(message.to_owned()));
+        }
         check_variable(&name).map_err(fail)?;
         let value = reader.value().map_err(|message| fail(message.to_owned()))?;
         if value.contains('\0') {
@@ -69,15 +74,9 @@ impl EnvFileReader<'_> {
         self.rest.peek().copied()
     }
 
-    /// Skips a comment, which a backslash continues like any other line.
+    /// Skips a comment. A backslash does not continue it, as since systemd 254.
     fn skip_line(&mut self) {
-        while let Some(c) = self.next() {
-            match c {
-                '\\' => drop(self.next()),
-                '\n' => return,
-                _ => {}
-            }
-        }
+        while self.next().is_some_and(|c| c != '\n') {}
     }
 
     /// Reads the name and the `=`.
@@ -94,31 +93,31 @@ impl EnvFileReader<'_> {
         Some(name.trim_end().to_owned())
     }
 
-    /// Reads a value to the end of its line. Quotes may begin and end anywhere in it.
+    /// Reads a value to the end of its line. Quotes count at its beginning and behind other quotes; after any other
+    /// character they are plain.
     fn value(&mut self) -> Result<String, &'static str> {
         let mut value = String::new();
+        let mut has_begun = false;
         // White space at the end counts only within quotes or behind a backslash.
         let mut kept = 0;
-        while matches!(self.rest.peek(), Some(c) if *c != '\n' && c.is_whitespace()) {
-            self.next();
-        }
         while let Some(c) = self.next() {
             match c {
                 '\n' => break,
-                '\'' => {
-                    self.quoted('\'', &mut value)?;
-                    kept = value.len();
-                }
-                '"' => {
-                    self.quoted('"', &mut value)?;
+                '\'' | '"' if !has_begun => {
+                    self.quoted(c, &mut value)?;
                     kept = value.len();
                 }
                 '\\' => {
+                    has_begun = true;
                     // A backslash at the end of a line continues the value in the next one.
                     value.extend(self.next().filter(|c| *c != '\n'));
                     kept = value.len();
                 }
-                c => value.push(c),
+                c if !has_begun && c.is_whitespace() => {}
+                c => {
+                    has_begun = true;
+                    value.push(c);
+                }
             }
         }
         let end = value[kept..].trim_end().len();
@@ -150,9 +149,9 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_systemd_reads_them() {
-        let text = "\u{feff}# a comment\n; another \\\n   of two lines\n\n\
+        let text = "\u{feff}# a comment\n; another \\\n\n\
                     PLAIN=one two  \n  SPACED  =  x\nEMPTY=\nSINGLE='a \\ \"b\"  '\nDOUBLE=\"a \\\"b\\\" \\$c \\n\"\n\
-                    MIXED=a\"b c\"d'e'\nCONTINUED=one \\\ntwo\nLINES=\"one\ntwo\"\nESCAPED=a\\ \\#\\\\ \nHASH=a#b\n\
+                    MIXED=a\"b c\"d'e'\nJSON={\"a\":1}\nIT=it's\nTWO='x' \"y\"z'\nCONTINUED=one \\\ntwo\nLINES=\"one\ntwo\"\nESCAPED=a\\ \\#\\\\ \nHASH=a#b\n\
                     PLAIN=again\r\nLAST=end";
         let expected = [
             ("CONTINUED", "one two"),
@@ -160,12 +159,15 @@ mod tests {
             ("EMPTY", ""),
             ("ESCAPED", "a #\\"),
             ("HASH", "a#b"),
+            ("IT", "it's"),
+            ("JSON", "{\"a\":1}"),
             ("LAST", "end"),
             ("LINES", "one\ntwo"),
-            ("MIXED", "ab cde"),
+            ("MIXED", "a\"b c\"d'e'"),
             ("PLAIN", "again"),
             ("SINGLE", "a \\ \"b\"  "),
             ("SPACED", "x"),
+            ("TWO", "xyz'"),
         ];
         let found = parse(text).expect("it is good");
         let found: Vec<(&str, &str)> = found
@@ -176,22 +178,17 @@ mod tests {
         assert_eq!(parse(""), Ok(BTreeMap::new()));
     }
 
+    const FORM: &str = "a line has the form KEY=VALUE, with a KEY of letters, digits and \"_\"";
+
     #[test]
     fn a_mistake_has_its_line_and_not_its_text() {
         for (text, line, message) in [
             ("A=1\nsecret\n", 2, "a line has the form KEY=VALUE"),
             ("A='\n\n'\n secret", 4, "a line has the form KEY=VALUE"),
-            (
-                "export A=1",
-                1,
-                "\"export A\" is not a name of letters, digits and \"_\"",
-            ),
-            (
-                "1A=1",
-                1,
-                "\"1A\" is not a name of letters, digits and \"_\"",
-            ),
-            ("=1", 1, "\"\" is not a name of letters, digits and \"_\""),
+            ("export A=1", 1, FORM),
+            ("1A=1", 1, FORM),
+            ("=1", 1, FORM),
+            ("postgres://u:secret@h/db?sslmode=require", 1, FORM),
             ("\nA=\"secret\n\n", 2, "a quote is not closed"),
             ("A=\"secret\\", 1, "a quote is not closed"),
             ("A=a\0", 1, "the value of A contains NUL"),
