@@ -94,14 +94,18 @@ pub enum AcceptResult {
     Ended,
 }
 
+/// The most connections that one call of [`accept`] skips. A security module or a filter that refuses the call leaves the
+/// connection in the queue, so that skipping would not end.
+const MAX_SKIPPED: u32 = 64;
+
 /// Accepts the next client from the queue of a listener. Skips clients that left while they waited.
 ///
 /// # Errors
-/// Those of accept4(2). EINTR is [`AcceptResult::Empty`]: the poller will report the listener again, after the signal
+/// Those of accept4(2), also those of a connection if there are 64 in succession. EINTR is [`AcceptResult::Empty`]: the poller will report the listener again, after the signal
 /// was handled.
 pub fn accept(listener: impl AsFd, attempt: AcceptTry) -> io::Result<AcceptResult> {
     let listener = listener.as_fd();
-    let mut attempt = attempt;
+    let (mut attempt, mut skipped) = (attempt, 0);
     loop {
         match attempt {
             AcceptTry::First => set_nonblocking(listener)?,
@@ -116,14 +120,16 @@ pub fn accept(listener: impl AsFd, attempt: AcceptTry) -> io::Result<AcceptResul
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(AcceptResult::Empty),
             Err(Errno::EINVAL) => return Ok(AcceptResult::Ended),
             // accept(2): errors of the connection itself, to be treated like "try again".
-            Err(Errno::ECONNABORTED | Errno::EPROTO | Errno::EPERM) => {}
             Err(
-                Errno::ENETDOWN
+                Errno::ECONNABORTED
+                | Errno::EPROTO
+                | Errno::EPERM
+                | Errno::ENETDOWN
                 | Errno::EHOSTDOWN
                 | Errno::ENONET
                 | Errno::EHOSTUNREACH
                 | Errno::ENETUNREACH,
-            ) => {}
+            ) if skipped < MAX_SKIPPED => skipped += 1,
             Err(e) => return Err(e.into()),
         }
     }
@@ -218,6 +224,57 @@ mod tests {
         assert_eq!(accept_now(listener.as_fd()).map(|_| ()), Err(Errno::EAGAIN));
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+
+    /// Makes accept4(2) fail with EPERM in this thread, as a security module does: the connection stays in the queue.
+    fn refuse_to_accept() {
+        let step = |code: u32, value: u32, (yes, no): (u8, u8)| libc::sock_filter {
+            code: code as u16,
+            jt: yes,
+            jf: no,
+            k: value,
+        };
+        let (load, compare, end) = (
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            libc::BPF_RET | libc::BPF_K,
+        );
+        let mut steps = [
+            // The number of the call is at the begin of struct seccomp_data.
+            step(load, 0, (0, 0)),
+            step(compare, libc::SYS_accept4 as u32, (0, 1)),
+            step(end, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, (0, 0)),
+            step(end, libc::SECCOMP_RET_ALLOW, (0, 0)),
+        ];
+        let program = libc::sock_fprog {
+            len: steps.len() as u16,
+            filter: steps.as_mut_ptr(),
+        };
+        let filter = libc::SECCOMP_MODE_FILTER;
+        // SAFETY: the kernel copies the program, which outlives the call. Both change only this thread.
+        let results = unsafe {
+            [
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+                libc::prctl(libc::PR_SET_SECCOMP, filter, &raw const program),
+            ]
+        };
+        assert_eq!(results, [0, 0]);
+    }
+
+    #[test]
+    fn accept_gives_up_when_each_connection_is_refused() {
+        let std = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let at = std.local_addr().expect("it is bound");
+        let listener = OwnedFd::from(std);
+        let _client = TcpStream::connect(at).expect("it listens");
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            refuse_to_accept();
+            let result = accept(&listener, AcceptTry::First);
+            let _ = send.send(result.map(|_| ()).map_err(|e| e.kind()));
+        });
+        let result = receive.recv_timeout(Duration::from_secs(10));
+        assert_eq!(result, Ok(Err(io::ErrorKind::PermissionDenied)));
     }
 
     #[test]
