@@ -17,7 +17,8 @@ pub(super) struct Repeats(Option<Last>);
 #[derive(Debug)]
 struct Last {
     level: Level,
-    message: String,
+    /// With the fields that are shown: a line of a daemon's author may differ in these alone.
+    text: String,
     written: Instant,
     times: u64,
 }
@@ -31,7 +32,8 @@ impl Repeats {
     /// written.
     pub(super) fn count(&mut self, line: &Line, now: Instant) -> bool {
         let last = self.0.as_mut().filter(|last| {
-            (last.level, &last.message) == (line.level, &line.message)
+            last.level == line.level
+                && last.text == line.text()
                 && now < last.written + REPEAT_INTERVAL
         });
         last.map(|last| last.times += 1).is_some()
@@ -50,7 +52,7 @@ impl Repeats {
     pub(super) fn remember(&mut self, line: Line, now: Instant) {
         self.0 = Some(Last {
             level: line.level,
-            message: line.message,
+            text: line.text().into_owned(),
             written: now,
             times: 0,
         });
@@ -104,6 +106,22 @@ mod tests {
             written(&[(0, Info, "a"), (0, Debug, "a"), (0, Debug, "a")]),
             ["INFO a", "DEBUG a", "DEBUG last message repeated 1 time"]
         );
+    }
+
+    #[test]
+    fn lines_of_an_author_that_differ_in_a_field_are_not_repetitions() {
+        let paid = |order: u64| {
+            let fields = [("order", log::kv::Value::from(order))];
+            let line = Line::from_parts(Level::Info, "paid", &fields);
+            Line {
+                shows_fields: true,
+                ..line
+            }
+        };
+        let (mut repeats, now) = (Repeats::new(), Instant::now());
+        repeats.remember(paid(17), now);
+        assert!(!repeats.count(&paid(18), now));
+        assert!(repeats.count(&paid(17), now));
     }
 
     #[test]
