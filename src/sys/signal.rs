@@ -160,5 +160,8 @@ pub fn ignore_group_signals() -> io::Result<()> {
 /// Returns whether an ignored signal has arrived since the last call.
 pub fn take_ignored() -> bool {
     let arrived = IGNORED.get();
-    arrived.is_some_and(|arrived| arrived.swap(false, Ordering::Relaxed))
+    // Most calls find none, and only a write takes the cache line.
+    arrived.is_some_and(|arrived| {
+        arrived.load(Ordering::Relaxed) && arrived.swap(false, Ordering::Relaxed)
+    })
 }

@@ -220,6 +220,8 @@ impl<'c> WorkerLoop<'c> {
         self.receive_first_frames(service)?;
         while !self.is_finished() {
             let timeout = self.timeout();
+            // A signal that arrived since the last wait does not interrupt this one.
+            signal::take_ignored();
             self.time.clock.begin_wait(self.time.now, timeout);
             let woken_by = self.poller.wait(&mut ready, timeout)?;
             let was_stopped = woken_by == Woken::Interrupted && !signal::take_ignored();
