@@ -193,7 +193,8 @@ pub fn arm(socket: impl AsFd) -> io::Result<()> {
 /// Those of getsockopt(2) and setsockopt(2).
 pub fn rearm(socket: impl AsFd) -> io::Result<()> {
     let left = getsockopt(&socket, PeekOffset)?;
-    if u64::from(left.unsigned_abs()) < ROUND / 2 {
+    // -1: it was never armed, and a count that began now would be wrong.
+    if (0..(ROUND / 2) as c_int).contains(&left) {
         setsockopt(&socket, PeekOffset, &(left + ROUND as c_int))?;
     }
     Ok(())
@@ -416,6 +417,15 @@ mod tests {
         let (bytes, calls) = (before.bytes + 12_345, before.calls + 1);
         assert_eq!(after, Writes { bytes, calls });
         assert!(written_by_process(pid).expect("an account").bytes >= bytes + 9 * 777);
+    }
+
+    #[test]
+    fn a_socket_that_was_never_armed_has_no_count() {
+        let (mut client, server) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        client.write_all(b"some bytes").expect("write");
+        rearm(&server).expect("it is a socket");
+        let error = received(&server, 0).expect_err("it was never armed");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
