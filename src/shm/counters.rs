@@ -129,6 +129,7 @@ impl MasterShm {
 
 /// All counters of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Requests by method and result, at twice the method's number, plus 1 for an error.
     methods: Vec<u64>,
@@ -162,6 +163,14 @@ impl Default for Counters {
 }
 
 impl Counters {
+    /// Returns these counters of another version with as many numbers as this one has.
+    #[must_use]
+    pub fn in_this_version(mut self) -> Counters {
+        self.methods.resize(2 * COUNTED_METHODS as usize, 0);
+        self.durations.resize(BUCKETS, 0);
+        self
+    }
+
     /// Reads the current counters of a worker.
     #[must_use]
     pub fn read(header: Header<'_>) -> Counters {
@@ -325,6 +334,16 @@ mod tests {
         let master = MasterShm::new(layout).expect("memfd");
         let worker = WorkerShm::map(master.file().try_clone().expect("dup"), layout).expect("mmap");
         (master, worker)
+    }
+
+    #[test]
+    fn counters_of_another_version_have_as_many_numbers_as_this_one() {
+        for record in ["{}", r#"{"methods":[1,2,3],"durations":[4],"other":5}"#] {
+            let counters: Counters = serde_json::from_str(record).expect("it is a record");
+            let counters = counters.in_this_version();
+            assert_eq!(counters.methods.len(), 2 * COUNTED_METHODS as usize);
+            assert_eq!(counters.durations.len(), BUCKETS);
+        }
     }
 
     /// Commits and counts a reply of ten bytes as a turn does, up to this many stores. Returns whether it was

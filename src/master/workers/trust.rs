@@ -34,7 +34,7 @@ impl Believed {
     /// Creates the record of a worker whose counters are rejected: these were its last plausible ones.
     pub(crate) fn with_counters(counters: Counters, at: Instant) -> Believed {
         Believed {
-            counters,
+            counters: counters.in_this_version(),
             at,
             is_broken: true,
         }
