@@ -37,13 +37,13 @@ impl Header<'_> {
     pub fn durations(&self) -> impl Iterator<Item = u64> {
         self.0[DURATIONS..DURATIONS + BUCKETS]
             .iter()
-            .map(|word| word.load(Ordering::Relaxed))
+            .map(|word| word.load(Ordering::Acquire))
     }
 
     /// Returns the duration of all requests together, in ns.
     #[must_use]
     pub fn duration_sum(&self) -> u64 {
-        self.load(DURATION_SUM)
+        self.0[DURATION_SUM].load(Ordering::Acquire)
     }
 
     fn second(&self, second: u64) -> &[AtomicU64] {
@@ -63,12 +63,17 @@ impl Header<'_> {
         let cell = self.this_second(now);
         bump(&cell[1], requests);
         bump(&cell[BUCKETS_AT + bucket(took)], requests);
-        self.add(DURATIONS + bucket(took), requests);
+        let count = &self.0[DURATIONS + bucket(took)];
+        // Release: a reader relies on the order of these stores, see `Counters::read`.
+        count.store(
+            count.load(Ordering::Relaxed).wrapping_add(requests),
+            Ordering::Release,
+        );
         // A corrupt sum must not wrap round to a plausible one.
         let sum = self
             .load(DURATION_SUM)
             .saturating_add(requests.saturating_mul(took));
-        self.0[DURATION_SUM].store(sum, Ordering::Relaxed);
+        self.0[DURATION_SUM].store(sum, Ordering::Release);
     }
 
     /// Worker: records that its loop was busy for `busy` ns up to `now`.
