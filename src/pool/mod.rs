@@ -308,6 +308,7 @@ impl Pool {
         self.has_changed = true;
         self.stop_by = Some(by);
         self.roll = None;
+        self.paced_until = None;
         for member in &mut self.members {
             if let MemberState::Draining { until, .. } = &mut member.state {
                 *until = by.min(*until);
@@ -342,6 +343,17 @@ impl Pool {
         (member.is_ready() || member.is_starting())
             && member.generation == self.target.generation
             && member.spent.is_none()
+    }
+
+    /// Returns the worker that stays in the seat of one that leaves, if it serves.
+    #[must_use]
+    pub fn successor(&self, id: WorkerId) -> Option<WorkerId> {
+        let seat = self.member(id)?.seat;
+        let stays = |member: &&Member| {
+            let serves = member.is_ready() && !member.is_stalled;
+            member.seat == seat && member.id != id && serves && self.is_fresh(member)
+        };
+        self.members().filter(stays).map(|member| member.id).max()
     }
 
     /// Returns whether a worker will be replaced when its successor is ready, or is not needed.

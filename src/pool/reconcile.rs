@@ -231,10 +231,10 @@ impl Pool {
 
     /// Returns whether the pool gives up.
     pub(super) fn is_hopeless(&self) -> bool {
+        // A seat that the next pass adds has not failed yet.
+        let wanted = self.seats.get(..self.target.count);
         !self.ever_ready
-            && self.seats[..self.target.count]
-                .iter()
-                .all(|seat| seat.streak >= self.target.tries)
+            && wanted.is_some_and(|seats| seats.iter().all(|seat| seat.streak >= self.target.tries))
     }
 
     /// Drains ready workers whose seat has another worker or is not wanted, and kills such starting ones. Workers of
@@ -384,5 +384,7 @@ impl Pool {
 /// Marks a worker as killed: only its exit can follow.
 fn kill(member: &mut Member, why: Late) -> Action {
     member.state = MemberState::Killed;
+    // Nothing more can be done if it is not gone then.
+    member.kill_by = None;
     Action::Kill { id: member.id, why }
 }

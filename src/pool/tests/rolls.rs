@@ -325,3 +325,40 @@ fn few_successors_start_at_the_same_moment() {
     }
     assert_eq!(turn(&mut pool, later + YOUTH), [], "a quarter is starting");
 }
+
+#[test]
+fn a_stop_ends_the_pace_of_successors() {
+    let now = Instant::now();
+    let mut pool = ready_pool(64, now);
+    assert!(pool.reload(target(2, 64)));
+    turn(&mut pool, now);
+    assert!(pool.deadline().is_some_and(|due| due < now + DRAIN));
+    pool.stop(now + DRAIN);
+    turn(&mut pool, now);
+    assert_eq!(pool.deadline(), Some(now + DRAIN), "it would spin");
+}
+
+#[test]
+fn a_worker_that_ends_before_new_seats_have_theirs_gives_up_nothing() {
+    let now = Instant::now();
+    let mut pool = Pool::new(target(1, 1), now, 1);
+    turn(&mut pool, now);
+    pool.reload(target(2, 3));
+    assert!(pool.exited(w(1), false, now).is_some());
+    assert_eq!(spawned(&turn(&mut pool, now)).len(), 3);
+}
+
+#[test]
+fn the_successor_of_a_worker_is_the_one_that_stays_in_its_seat() {
+    let now = Instant::now();
+    let mut pool = ready_pool(8, now);
+    assert_eq!(pool.successor(w(3)), None);
+    assert!(pool.reload(target(2, 8)));
+    let spawned = spawned(&ready(&mut pool, now));
+    for (seat, id) in spawned {
+        let before = w(seat as u64 + 1);
+        assert_eq!(pool.successor(before), Some(id));
+        assert_eq!(pool.successor(id), None);
+    }
+    assert_eq!(pool.successor(w(8)), None, "its seat comes later");
+}

@@ -21,6 +21,8 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
     assert_eq!((turn(&mut pool, at(8)), pool.deadline()), (vec![], None));
     assert!(pool.stalled(w(1), Some(at(9))), "marked again");
     assert_eq!(turn(&mut pool, at(9))[0], kill(1, Late::Stalled));
+    // A process in the kernel may outlive SIGKILL for long; it is not looked at again.
+    assert_eq!(pool.member(w(1)).and_then(|member| member.kill_by), None);
     assert_eq!(
         spawned(&pool.reconcile(at(9))),
         [],
