@@ -180,7 +180,8 @@ impl Master {
             );
             self.clients.check_handshakes(&mut self.telemetry, now);
             self.clients.check_ending_apps(&mut self.telemetry, now);
-            // Starting a worker takes a while.
+            // Starting a worker takes a while. Clients that another one can serve do not wait for it.
+            self.lease_before_starts();
             self.keep_unleased(Leasing::Ahead, now);
             self.reconcile(now)?;
             let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
@@ -199,6 +200,15 @@ impl Master {
             self.complete_requests(now);
         }
         Ok(())
+    }
+
+    /// Leases the clients without a worker, unless all workers end: these have packed what they had.
+    fn lease_before_starts(&mut self) {
+        if !self.lifecycle.is_ending() && !self.clients.unleased.is_empty() {
+            let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+            self.workers.lease_unleased(clients, telemetry);
+            self.workers.flush_leases(clients, telemetry, &self.poller);
+        }
     }
 
     /// Handles events, those of control clients aside. Returns the numbers of the listeners where clients wait, and of

@@ -352,3 +352,22 @@ fn clients_move_in_parts_and_new_ones_are_accepted_between() {
     let status = daemon.status();
     assert_eq!((status.moved_total, status.lost_total), (IDLE + 2, 0));
 }
+
+#[test]
+fn each_worker_keeps_as_many_clients_as_its_seat_had() {
+    let daemon = start("workers.count = 8");
+    let mut clients: Vec<Client> = (0..80).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    let counts = |status: &Status| -> Vec<u64> {
+        let workers = status.workers.iter();
+        workers.map(|worker| worker.clients).collect()
+    };
+    let before = counts(&daemon.status());
+    assert_eq!(before.iter().sum::<u64>(), 80, "{before:?}");
+    daemon.reload().expect("the configuration is good");
+    let after = daemon.wait_until("all clients have moved", |status| {
+        status.leaving.is_empty() && counts(status).iter().sum::<u64>() == 80
+    });
+    assert_eq!(counts(&after), before);
+    ping_all(&mut clients);
+}

@@ -36,7 +36,7 @@ impl Workers {
                 let meant = unleased.to.and_then(|to| {
                     fitting
                         .iter()
-                        .position(|c| c.worker == to && c.has_capacity)
+                        .position(|c| c.worker == to && c.has_capacity && !c.is_unhealthy)
                 });
                 let Some(index) = meant.or_else(|| clients.dispatcher.pick(&fitting)) else {
                     clients.unleased.push_front(unleased);

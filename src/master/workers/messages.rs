@@ -9,6 +9,7 @@ use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
+use crate::master::workers::retire::to_successor;
 use crate::master::workers::worker::{Doom, Life, Worker};
 use crate::pool::Why;
 use crate::proto::channel::{Ready, SpentReason, Stop, ToMaster, ToWorker, VERSION};
@@ -209,6 +210,7 @@ impl Workers {
                 }
             }
         }
+        let given_up = to_successor(given_up, self.pool.successor(id));
         clients.requeue(given_up, Reason::Drain, telemetry);
     }
 

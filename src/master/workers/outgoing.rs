@@ -58,12 +58,15 @@ impl Workers {
         let Some(outgoing) = &mut self.outgoing else {
             return false;
         };
-        outgoing.next_check = now + TICK;
-        let is_late = outgoing.until <= now;
         if self.all.is_empty() {
             self.outgoing = None;
             return false;
         }
+        if now < outgoing.next_check {
+            return true;
+        }
+        outgoing.next_check = now + TICK;
+        let is_late = outgoing.until <= now;
         for id in self.ids() {
             self.revoke_all(id, (Reason::Restart, Duration::ZERO), clients, telemetry);
             let Some(worker) = self

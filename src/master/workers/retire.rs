@@ -2,6 +2,8 @@
 //! has not moved yet is served by its worker as before.
 
 use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
+use crate::master::clients::leases::Recovered;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
@@ -28,6 +30,16 @@ pub(super) struct Retiring {
     /// The first slot that was not looked at.
     next: u32,
     moved: usize,
+}
+
+/// Has these clients leased to the worker that stays in the seat of theirs, if there is one: so each seat keeps its
+/// number of clients, whatever the order in which workers are replaced.
+pub(super) fn to_successor(
+    recovered: Vec<Recovered>,
+    to: Option<WorkerId>,
+) -> impl Iterator<Item = Recovered> {
+    let meant = move |unleased| Unleased { to, ..unleased };
+    recovered.into_iter().map(move |it| it.map(meant))
 }
 
 impl Workers {
@@ -71,6 +83,7 @@ impl Workers {
         self.awaits_pick_up = space == 0;
         let mut left = space.min(MAX_PART);
         while let Some(mut retiring) = self.retiring.pop_front() {
+            let to = self.pool.successor(retiring.id);
             // Without a record the worker has ended, and its clients are recovered.
             let Some(worker) = self.all.get_mut(&retiring.id) else {
                 continue;
@@ -79,7 +92,7 @@ impl Workers {
                 .leases
                 .revoke_from(&mut retiring.next, left, &worker.shm);
             let is_over = retiring.next >= worker.leases.used();
-            let moved = clients.requeue(revoked, Reason::Drain, telemetry);
+            let moved = clients.requeue(to_successor(revoked, to), Reason::Drain, telemetry);
             retiring.moved += moved;
             left = left.saturating_sub(moved);
             if is_over {
