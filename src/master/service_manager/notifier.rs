@@ -307,8 +307,11 @@ impl Manager {
         else {
             return;
         };
-        watchdog.due = now + watchdog.interval;
-        if self.unsent.is_empty() {
+        // The message follows those that wait: after a whole interval more, the manager would find the daemon dead.
+        if !self.unsent.is_empty() {
+            watchdog.due = now + RETRY_INTERVAL;
+        } else {
+            watchdog.due = now + watchdog.interval;
             self.notify(&[NotifyState::Watchdog], now);
         }
     }
@@ -331,6 +334,7 @@ fn watchdog_interval(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Option
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
+    use std::path::Path;
 
     use super::*;
 
@@ -367,10 +371,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn descriptors_that_wait_displace_no_message() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path().join("notify");
+    /// Returns a manager whose socket is full, and its receiver. The directory must outlive them.
+    fn full(directory: &Path) -> (Manager, UnixDatagram) {
+        let path = directory.join("notify");
         let receiver = UnixDatagram::bind(&path).expect("bind");
         receiver.set_nonblocking(true).expect("fcntl");
         let mut manager = Manager {
@@ -387,6 +390,39 @@ mod tests {
             manager.notify(&[NotifyState::Watchdog], Instant::now());
         }
         manager.unsent.clear();
+        (manager, receiver)
+    }
+
+    #[test]
+    fn a_watchdog_message_follows_those_that_wait() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (mut manager, receiver) = full(directory.path());
+        let now = Instant::now();
+        manager.notify(&[NotifyState::Ready], now);
+        manager.watchdog = Some(Watchdog {
+            interval: Duration::from_secs(10),
+            due: now,
+        });
+        manager.pulse(now);
+        let due = |manager: &Manager| manager.watchdog.expect("it is set").due;
+        assert!(due(&manager) <= now + RETRY_INTERVAL);
+
+        let (mut received, mut buffer) = (String::new(), [0; 100]);
+        while receiver.recv(&mut buffer).is_ok() {}
+        let later = now + RETRY_INTERVAL;
+        manager.send(later);
+        manager.pulse(later);
+        while let Ok(length) = receiver.recv(&mut buffer) {
+            received += &String::from_utf8_lossy(&buffer[..length]);
+        }
+        assert_eq!(received, "READY=1WATCHDOG=1");
+        assert_eq!(due(&manager), later + Duration::from_secs(10));
+    }
+
+    #[test]
+    fn descriptors_that_wait_displace_no_message() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (mut manager, receiver) = full(directory.path());
         manager.notify(&[NotifyState::Ready], Instant::now());
         for _ in 0..2 * MAX_UNSENT {
             let (_, theirs) = fd::pipe().expect("a pipe");
