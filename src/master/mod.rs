@@ -195,7 +195,7 @@ impl Master {
             self.report_to_manager(now);
             self.complete_requests(now);
             self.write_changed_state();
-            self.advance_upgrade(now);
+            self.advance_upgrade_without_signals(now);
             // An upgrade does not return unless it was refused.
             self.complete_requests(now);
         }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use crate::master::Master;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::RefusalCode;
-use crate::sys::signal::{Signal, Signals};
+use crate::sys::poll::{self, Interest};
+use crate::sys::signal::{HeldBack, Signal, Signals};
 
 /// Two signals to stop within this time count as one.
 const SIGNAL_ECHO_INTERVAL: Duration = Duration::from_millis(200);
@@ -34,6 +35,12 @@ impl SignalQueue {
         !self.read.is_empty()
     }
 
+    /// Returns whether a signal was caught that is not handled yet. The next wait reports it.
+    fn is_caught(&self) -> bool {
+        let is_readable = || poll::wait_for(&self.signals, Interest::Read, Duration::ZERO);
+        self.has_arrived() || is_readable().unwrap_or(true)
+    }
+
     /// Reads the signals that have interrupted a wait. Returns whether this process was stopped: then there is none, or
     /// one to continue. A signal of a child reports only that it was stopped, too.
     pub(super) fn was_stopped(&mut self) -> bool {
@@ -58,6 +65,18 @@ impl SignalQueue {
 }
 
 impl Master {
+    /// Advances an upgrade, unless a signal was caught that is not handled yet: execve(2) would discard it. Signals that
+    /// arrive from now on are held back, and wait for the next program.
+    pub(super) fn advance_upgrade_without_signals(&mut self, now: Instant) {
+        if self.handover.upgrade.is_none() {
+            return;
+        }
+        let _held_back = HeldBack::all();
+        if !self.signals.is_caught() {
+            self.advance_upgrade(now);
+        }
+    }
+
     pub(super) fn handle_signals(&mut self, now: Instant) {
         for signal in self.signals.take() {
             match signal {

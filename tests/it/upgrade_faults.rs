@@ -103,6 +103,25 @@ fn a_program_that_cannot_be_run_after_all_changes_nothing() {
 }
 
 #[test]
+fn a_signal_just_before_an_upgrade_is_not_lost() {
+    // The master gets it when it collects the child that has checked the snapshot, which it does in the iteration of
+    // the loop that ends with execve(2), and when it writes the snapshot.
+    for (call, when) in [("wait4", 1), ("memfd_create", 2)] {
+        let programs = Programs::new();
+        let program = programs.copy(Path::new(FDPASSD));
+        let mut daemon = Running::start(&program, BOTH).expect("it serves");
+        daemon.wait_for_workers();
+        let inject = format!("{call}:signal=TERM:when={when}");
+        let Some(traced) = Traced::attach(daemon.pid(), call, &inject) else {
+            return;
+        };
+        let _asker = begin(&daemon, Some(&program));
+        assert_eq!(daemon.wait().code(), Some(0), "{call}: {}", traced.text());
+        assert!(traced.text().contains("SIGTERM"), "{}", traced.text());
+    }
+}
+
+#[test]
 fn worker_deaths_during_an_upgrade_are_noticed() {
     // The master is stopped when the snapshot is written and the old program still runs, which does not notice the
     // death, and just before the new one runs, for which SIGCHLD waits. With a single worker no other death is a hint.
