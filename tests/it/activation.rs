@@ -59,6 +59,22 @@ fn refused(setup: Setup) -> (Option<i32>, String) {
 }
 
 #[test]
+fn a_socket_of_a_unit_named_after_the_daemon_is_served() {
+    // systemd's default name of a socket is that of its unit; the second is also the begin of a name in the store.
+    for name in ["fdpassd-rpc.socket", "fdpassd-listener.socket"] {
+        let bound = Bound::tcp("127.0.0.1:0");
+        let config = format!("listen = [\"systemd:{name}\"]\nworkers.count = 1");
+        let setup = Setup::new(FDPASSD, &config).handed(name, bound.copy());
+        let daemon = setup.start().expect("the daemon serves");
+        assert_eq!(addresses(&daemon), [bound.address.to_string()]);
+        let mut client = Client::connect(&bound.address);
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+        let log = daemon.stderr();
+        assert!(!log.contains("state file"), "{log}");
+    }
+}
+
+#[test]
 fn sockets_of_one_name_are_all_served_like_own_listeners() {
     let directory = tempfile::tempdir().expect("a directory");
     let (v4, v6) = (Bound::tcp("127.0.0.1:0"), Bound::tcp("[::1]:0"));

@@ -18,7 +18,10 @@ use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};
 
 /// Prefix of the names of descriptors that a master has left for the next.
-pub(crate) const STORE_PREFIX: &str = "fdpassd-";
+const STORE_PREFIX: &str = "fdpassd-";
+
+/// The words after the prefix in names that a master uses; a number may follow, behind a dot.
+const STORED_KINDS: [&str; 4] = ["book", "boat", "listener", "canary"];
 
 /// Most descriptors that are taken over.
 const MAX_DESCRIPTORS: usize = 65_536;
@@ -59,7 +62,7 @@ impl ActivatedSockets {
     /// Removes and returns the descriptors that an earlier master has left.
     pub(crate) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
         self.0
-            .extract_if(.., |(name, _)| name.starts_with(STORE_PREFIX))
+            .extract_if(.., |(name, _)| is_of_master(name))
             .collect()
     }
 
@@ -214,6 +217,15 @@ impl ActivatedSockets {
         }
         sentence
     }
+}
+
+/// Returns whether a master has left the descriptor of this name. By default, systemd names a socket after its unit,
+/// which may be `fdpassd-rpc.socket`.
+fn is_of_master(name: &str) -> bool {
+    let kind = name
+        .strip_prefix(STORE_PREFIX)
+        .and_then(|rest| rest.split('.').next());
+    kind.is_some_and(|kind| STORED_KINDS.contains(&kind)) && !name.ends_with(".socket")
 }
 
 /// Returns the names of the descriptors left open for process `pid`, in the order of the descriptors.
