@@ -12,6 +12,7 @@ use crate::common::faulty::{Execution, example};
 use crate::common::load::Load;
 use crate::common::program::ctl;
 use crate::common::restart::{How, restart};
+use crate::common::upgrade::{Programs, upgrade};
 use crate::common::{FDPASSD, kernel, metrics, ping_all, ping_of, pong_of};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
@@ -246,6 +247,9 @@ fn a_bad_file_or_address_ends_no_existing_client() {
     assert!(stale.contains("unknown key `cuont`"), "{stale}");
     let shown = ctl(&daemon, &["status", "--json"]);
     assert!(shown.out.contains("config_stale"), "{shown:?}");
+    let programs = Programs::new();
+    upgrade(&daemon, Some(&programs.copy(Path::new(FDPASSD)))).expect("it is fit");
+    assert_eq!(daemon.status().config_stale, Some(stale));
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("it has one");

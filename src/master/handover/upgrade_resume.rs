@@ -179,7 +179,7 @@ impl UpgradeSnapshot {
             is_dev,
             activated,
             origin: MasterOrigin::Upgraded(Box::new(inherited), Box::new(carried_over)),
-            config_stale: None,
+            config_stale: self.stale,
             missing_log: None,
         };
         Ok((setup, log.map(File::from)))

@@ -48,6 +48,9 @@ pub(crate) struct UpgradeSnapshot {
     #[serde(default)]
     pub(crate) same: Option<bool>,
     pub(crate) up: Duration,
+    /// Why the configuration in force is not that of the file.
+    #[serde(default)]
+    pub(crate) stale: Option<String>,
     pub(crate) control: (RawFd, Exact),
     /// The file of the control socket.
     #[serde(default)]
@@ -217,6 +220,7 @@ impl Master {
             executable: self.handover.executable_path.clone(),
             same: Some(self.handover.upgrade.as_ref().is_some_and(Upgrade::is_same)),
             up: self.started.elapsed(),
+            stale: self.settings.stale.clone(),
             control: (
                 number(self.control.listener.as_fd()),
                 Exact(self.control.listener.path().to_owned()),
