@@ -150,6 +150,11 @@ fn requests_above_the_concurrency_queue_in_their_order() {
         assert_eq!(client.reply().value(), Ok(json!(number.to_string())));
     }
     let lines = recorded(&daemon, 12);
+    let begun: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("begun "))
+        .collect();
+    assert_eq!(begun, ["0", "1", "2", "3", "4", "5"]);
     let mut under_way = 0i32;
     for line in &lines {
         under_way += if line.starts_with("begun") { 1 } else { -1 };

@@ -349,18 +349,19 @@ fn a_death_between_release_and_report_loses_no_client() {
         .take(20)
         .map(Client::connect)
         .collect();
-    let whole = clients[0].frame(ping_of(5_000));
+    let whole = clients[0].frame(ping_of(50_000));
     for round in 0..3 {
         for client in &mut clients {
-            client.send(&whole[..3_000]);
+            client.send(&whole[..30_000]);
         }
+        // The first 4 KiB of each client are not counted.
         daemon.wait_until("all have parked", |s| {
-            s.workers.iter().map(|w| w.clients).sum::<u64>() == 20
+            s.workers.iter().map(|w| w.parked_bytes).sum::<u64>() >= 20 * 25_900
         });
         daemon.ctl("recycle").expect("successors serve");
         for client in &mut clients {
-            client.send(&whole[3_000..]);
-            assert!(client.receive() == pong_of(5_000), "round {round}");
+            client.send(&whole[30_000..]);
+            assert!(client.receive() == pong_of(50_000), "round {round}");
         }
     }
     let status = daemon.status();

@@ -22,7 +22,7 @@ fn start(how: &str) -> Running {
     daemon
 }
 
-/// Asks until all four workers have answered: returns the processes that have loaded, the workers, and their numbers.
+/// Asks all four workers: returns the processes that have loaded, the workers, and their numbers.
 fn asked(daemon: &Running) -> (BTreeSet<u64>, BTreeSet<u64>, BTreeSet<String>) {
     let (mut loaded, mut workers, mut numbers) =
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -38,6 +38,7 @@ fn asked(daemon: &Running) -> (BTreeSet<u64>, BTreeSet<u64>, BTreeSet<String>) {
         let sum = client.call("sum", json!([1000, 1003])).expect("a result");
         assert_eq!(sum, json!(3003));
     }
+    assert_eq!(workers.len(), 4, "{workers:?}");
     (loaded, workers, numbers)
 }
 
