@@ -194,7 +194,7 @@ fn a_request_that_took_too_long_is_not_run_by_the_next_master() {
     let manager = ServiceManager::new();
     let config = "workers.count = 1\nlimits.request-timeout = \"500ms\"\n";
     let daemon = start(&manager, example("faulty"), config);
-    let calls = "clone,clone3,vfork";
+    let calls = "?clone,?clone3,?vfork";
     let inject = format!("{calls}:error=EAGAIN");
     let Some(traced) = Traced::attach(daemon.pid(), calls, &inject) else {
         return;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fdpassd::proto::control::Verb;
 use toml::Table;
@@ -310,26 +311,18 @@ fn read(file: &Path) -> String {
     fs::read_to_string(file).unwrap_or_else(|e| panic!("cannot read {}: {e}", file.display()))
 }
 
-/// All files of the repository.
+/// All files of the repository, and new ones, but none that the tools of other languages make.
 fn files() -> Vec<PathBuf> {
-    // By the tools of other languages.
-    let made = ["__pycache__", ".mypy_cache", "node_modules"];
-    let not_ours = [".git", "target", "fuzz/corpus", "fuzz/target"].map(|name| root().join(name));
-    let mut files = Vec::new();
-    let mut folders = vec![root().to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder can be read") {
-            let path = entry.expect("an entry can be read").path();
-            let is_made = made.iter().any(|name| path.ends_with(name));
-            if is_made || not_ours.contains(&path) {
-                continue;
-            }
-            if path.is_dir() {
-                folders.push(path)
-            } else {
-                files.push(path)
-            }
-        }
-    }
-    files
+    let mut command = Command::new("git");
+    command.args(["-c", "safe.directory=*", "ls-files", "-z"]);
+    command.args(["--cached", "--others", "--exclude-standard"]);
+    let listed = command.current_dir(root()).output().expect("git runs");
+    assert!(listed.status.success(), "{listed:?}");
+    let names = String::from_utf8(listed.stdout).expect("names are UTF-8");
+    names
+        .split_terminator('\0')
+        .filter(|name| !name.starts_with("fuzz/corpus/"))
+        .map(|name| root().join(name))
+        .filter(|path| path.is_file()) // It may be removed, and that not committed yet.
+        .collect()
 }

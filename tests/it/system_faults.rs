@@ -175,8 +175,8 @@ fn a_worker_that_cannot_be_started_is_started_later() {
     for (calls, error) in [
         ("memfd_create", "ENOMEM"),
         ("socketpair", "EMFILE"),
-        ("clone,clone3,vfork", "EAGAIN"),
-        ("clone,clone3,vfork", "ENOMEM"),
+        ("?clone,?clone3,?vfork", "EAGAIN"),
+        ("?clone,?clone3,?vfork", "ENOMEM"),
     ] {
         let inject = format!("inject={calls}:error={error}:when=3..4");
         let trace = format!("trace={calls}");
