@@ -42,7 +42,7 @@ pub(super) struct Connection {
     pub(super) waits: WaitingFor,
     /// The event that the poller watches it for; `None` until it is added.
     pub(super) watched: Option<Interest>,
-    /// Bytes read since the kernel's count was last rearmed, for a Unix client.
+    /// Bytes read since the kernel's count was last rearmed, for a Unix client; at most `u32::MAX`.
     pub(super) unarmed: u32,
     /// Bytes that the client may still send during the lingering close.
     pub(super) linger_bytes: u32,

@@ -79,7 +79,8 @@ impl Turn<'_, '_> {
                 kill_points::pass(Point::AfterReceive);
                 self.have += n;
                 self.moved = true;
-                self.connection.unarmed += n as u32;
+                // The count of a TCP client is neither used nor reset.
+                self.connection.unarmed = self.connection.unarmed.saturating_add(n as u32);
             }
             Ok(Moved::Nothing) => {}
             Ok(Moved::Shortage) => self.connection.is_refused = true,
