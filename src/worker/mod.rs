@@ -193,6 +193,9 @@ impl<'c> WorkerLoop<'c> {
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
         let served = self.serve_to_end(service);
+        if self.ending.broken.is_some() && !self.ending.is_orphaned {
+            self.take_back_unwritten(service);
+        }
         let has_reported = self.master.send_app_gone();
         let handoff = self.handoff.filter(|_| has_reported);
         let late = handoff.map(|handoff| self.master.await_stop(handoff));

@@ -1,5 +1,7 @@
 //! A worker alone: the test is its master, and runs every step of it.
 
+mod of_app;
+
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;

@@ -66,21 +66,8 @@ impl StartingApp {
         };
         let zygote = born.line.as_ref().map(ZygoteLine::zygote);
         let not_watched = |e| format!("cannot be watched: {e}");
-        let app = App {
-            cgroup: cgroups.and_then(|cgroups| own_cgroup(&cgroups, born.process.pid)),
-            process: born.process,
-            line: born.line,
-            wire: Wire::new(born.wire, max_reply + ENVELOPE_LEN),
-            output: born.output,
-            last_lines: LastLines::default(),
-            info: AppInfo::default(),
-            metrics: AppMetrics::default(),
-            wants_closes: false,
-            max_memory: spec.max_memory,
-            memory_checked: clock::monotonic(),
-            probes: 0,
-            watched: [Interest::Read; 2],
-        };
+        let cgroup = cgroups.and_then(|cgroups| own_cgroup(&cgroups, born.process.pid));
+        let app = App::new(born, cgroup, max_reply, spec.max_memory);
         let poller = Poller::new(8).map_err(not_watched)?;
         app.watch(&poller).map_err(not_watched)?;
         Ok(StartingApp {
@@ -225,6 +212,30 @@ fn own_cgroup(cgroups: &AppCgroups, pid: u32) -> Option<AppCgroupGuard> {
 }
 
 impl App {
+    /// Returns an app that has not sent its hello yet. `max_reply` is the longest reply in bytes.
+    pub(super) fn new(
+        born: BornApp,
+        cgroup: Option<AppCgroupGuard>,
+        max_reply: usize,
+        max_memory: Option<u64>,
+    ) -> App {
+        App {
+            process: born.process,
+            line: born.line,
+            cgroup,
+            wire: Wire::new(born.wire, max_reply + ENVELOPE_LEN),
+            output: born.output,
+            last_lines: LastLines::default(),
+            info: AppInfo::default(),
+            metrics: AppMetrics::default(),
+            wants_closes: false,
+            max_memory,
+            memory_checked: clock::monotonic(),
+            probes: 0,
+            watched: [Interest::Read; 2],
+        }
+    }
+
     /// Waits for the first frame.
     fn await_hello(&mut self, poller: &mut Poller) -> Result<Hello, String> {
         let mut ready = Vec::new();
@@ -314,3 +325,28 @@ const BEFORE_HELLO: &str = " before its hello";
 
 /// How long an app that has closed its end may take to exit before that is what is wrong with it.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
+
+#[cfg(test)]
+impl App {
+    /// Returns an app that executes nothing, and the end of its wire that the test has instead of it.
+    pub(in crate::worker) fn of_test(max_reply: usize) -> io::Result<(App, std::os::fd::OwnedFd)> {
+        let (wire, theirs) = process::wire()?;
+        let (_, unused) = process::wire()?;
+        let program = AppProgram {
+            command: &["sleep".to_owned(), "1000".to_owned()],
+            directory: None,
+            environment: &BTreeMap::new(),
+            identity: None,
+            umask: None,
+            cgroups: None,
+            parent_death: ParentDeathSignal::Kill,
+        };
+        let born = BornApp {
+            process: process::spawn_app(program, unused, AppStdio::Null)?,
+            line: None,
+            wire,
+            output: None,
+        };
+        Ok((App::new(born, None, max_reply, None), theirs))
+    }
+}

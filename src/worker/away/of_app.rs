@@ -160,7 +160,7 @@ impl WorkerLoop<'_> {
     }
 
     /// Takes back the requests of which no byte was written to the app: the app cannot have begun them.
-    pub(super) fn take_back_unwritten(&mut self, service: &mut dyn Service) {
+    pub(in crate::worker) fn take_back_unwritten(&mut self, service: &mut dyn Service) {
         let Some(executor) = &mut self.executor else {
             return;
         };

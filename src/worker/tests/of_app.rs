@@ -1,0 +1,106 @@
+//! A worker with an app: the test is its master and its app.
+
+use super::*;
+use crate::proto::app::AppMethod;
+use crate::worker::apps::{self, App, AppService};
+use crate::worker::away::ExecutorKind;
+
+/// The app's end of the wire.
+struct AppEnd(UnixStream);
+
+impl AppEnd {
+    fn send(&mut self, body: &str) {
+        self.0.write_all(&frame(body)).expect("the socket has room");
+    }
+
+    /// Returns the bytes that the worker has written.
+    fn read(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = self.0.read_to_end(&mut bytes);
+        let blocks = |e: std::io::Error| e.kind() == ErrorKind::WouldBlock;
+        assert!(read.is_err_and(blocks), "the worker has closed the wire");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Gives the worker an app with this many permits.
+fn add_app(worker: &mut WorkerLoop<'_>, permits: u32) -> AppEnd {
+    let (app, theirs) = App::of_test(MAX_FRAME as usize).expect("a process and a socket pair");
+    let theirs = UnixStream::from(theirs);
+    theirs.set_nonblocking(true).expect("fcntl");
+    let executor = Executor::new(ExecutorKind::App(app), permits);
+    executor.watch(&worker.poller).expect("epoll");
+    worker.executor = Some(Box::new(executor));
+    AppEnd(theirs)
+}
+
+/// Adds the method `order` of the app.
+fn with_orders(own: &mut RunningService<()>) -> AppService<'_> {
+    let method = AppMethod {
+        name: "order".to_owned(),
+        idempotent: false,
+        reply: None,
+    };
+    AppService::new(own, vec![method]).expect("a valid name")
+}
+
+fn order(params: &str) -> Vec<u8> {
+    frame(&format!(r#"{{"in":"order","params":{params}}}"#))
+}
+
+/// Returns how many requests are away.
+fn away(worker: &WorkerLoop<'_>) -> usize {
+    let executor = worker.executor.as_ref().expect("it has an app");
+    executor.requests.count()
+}
+
+/// Processes what the app has sent.
+fn receive(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
+    let received = worker.attend_executor(apps::WIRE, service);
+    received.expect("the wire can be read");
+}
+
+fn flush(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
+    worker.flush_executor(service).expect("the wire is open");
+}
+
+#[test]
+fn a_request_that_was_taken_back_is_not_written_to_the_app() {
+    let (mut master, mut theirs) = Master::new();
+    let mut worker = master.worker(&mut theirs, settings());
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 8);
+    let mut client = master.lease_new(0);
+    // Both are ready in one iteration of the loop: the request, and then a frame that ends the pair.
+    client.send(&order("1"));
+    app.send("no JSON");
+    step(&mut worker, &mut service);
+    assert_eq!(away(&worker), 1);
+    receive(&mut worker, &mut service);
+    assert!(worker.ending.broken.is_some());
+    flush(&mut worker, &mut service);
+    // The next worker executes it.
+    assert_eq!(master.state(0), Some(LeaseState::Parked));
+    assert_eq!(master.unread(0), order("1"));
+    assert_eq!(app.read(), "", "the app lives on for a while");
+}
+
+/// Whatever ends the worker before it has written the request.
+#[test]
+fn a_request_that_was_not_written_is_taken_back_by_a_worker_that_breaks_off() {
+    let (mut master, mut theirs) = Master::new();
+    let mut worker = master.worker(&mut theirs, settings());
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 8);
+    let mut client = master.lease_new(0);
+    client.send(&order("1"));
+    step(&mut worker, &mut service);
+    assert_eq!(away(&worker), 1);
+    worker.break_off("a test");
+    flush(&mut worker, &mut service);
+    assert_eq!(app.read(), "");
+    worker.serve(&mut service).expect_err("it breaks off");
+    assert_eq!(master.state(0), Some(LeaseState::Parked));
+}
