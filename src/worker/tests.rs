@@ -557,11 +557,50 @@ fn a_tcp_client_may_send_any_number_of_bytes() {
         worker_with_client(&mut master, &mut theirs, settings());
     let connection = worker.connections.get_mut(0).expect("it was leased");
     connection.peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
-    // What it has reached after 3.75 GiB.
+    // Almost the count after 3.75 GiB.
     connection.unarmed = u32::MAX - 3;
     for number in 0..3 {
         client.send(&ping(&number.to_string()));
         worker.run_turn(0, &Purpose::Serve, &mut service);
         assert!(client.read_replies().contains("pong"));
     }
+}
+
+#[test]
+fn an_event_of_a_client_that_waits_for_its_turn_gives_it_no_other() {
+    let (mut master, mut theirs) = Master::new();
+    let (mut worker, mut service, mut client) =
+        worker_with_client(&mut master, &mut theirs, settings());
+    let request = frame(r#"{"in":"killed_at"}"#);
+    const REQUESTS: usize = 20;
+    client.send(&request.repeat(REQUESTS));
+    worker.run_turn(0, &Purpose::Serve, &mut service);
+    let (mut replies, mut turns) = (client.read_replies(), 1);
+    assert_eq!(worker.again, [0], "each request takes 3 ms");
+    // The kernel has more bytes of it.
+    client.send(&request);
+    let event = PollEvent {
+        token: 1 << 32,
+        readable: true,
+        writable: false,
+        has_ended: false,
+    };
+    worker.serve_client(event, &mut service);
+    assert_eq!(worker.again, [0]);
+    assert_eq!(client.read_replies(), "");
+    assert_eq!(worker.timeout(), Some(Duration::ZERO));
+    while let [slot] = worker.again[..] {
+        worker.again.clear();
+        worker.run_turn(slot, &Purpose::Serve, &mut service);
+        replies += &client.read_replies();
+        turns += 1;
+    }
+    assert_eq!(count(&replies, "\"out\""), REQUESTS + 1);
+    assert!(turns > 4, "{turns}");
+    // When no frame is left, an event gives it a turn again.
+    client.send(&request);
+    worker.serve_client(event, &mut service);
+    assert_eq!(count(&client.read_replies(), "\"out\""), 1);
+    let connection = worker.connections.get(0).expect("it stays");
+    assert_eq!(connection.waits, WaitingFor::Request);
 }

@@ -17,7 +17,11 @@ impl WorkerLoop<'_> {
         let (slot, lease_number) = (event.token as u32, (event.token >> 32) as u32);
         let current = self.connections.get(slot);
         let is_due = current.is_some_and(|connection| {
-            connection.lease_number == lease_number && connection.shortage.until().is_none()
+            // A client that waits for its next turn is in `again` and is served after the events of this iteration.
+            // With another turn for each event, it would be in `again` once more in each iteration.
+            connection.lease_number == lease_number
+                && connection.shortage.until().is_none()
+                && connection.waits != WaitingFor::Turn
         });
         if is_due && !self.handle_away_event(slot, event) {
             self.run_turn(slot, &Purpose::Serve, service);

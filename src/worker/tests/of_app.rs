@@ -86,7 +86,6 @@ fn a_request_that_was_taken_back_is_not_written_to_the_app() {
     assert_eq!(app.read(), "", "the app lives on for a while");
 }
 
-/// Whatever ends the worker before it has written the request.
 #[test]
 fn a_request_that_was_not_written_is_taken_back_by_a_worker_that_breaks_off() {
     let (mut master, mut theirs) = Master::new();
