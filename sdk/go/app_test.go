@@ -495,6 +495,15 @@ func TestMetrics(t *testing.T) {
 	equal(t, sum, 9999*10000/2)
 }
 
+func TestCounterGetsAtMostWhatTheDaemonCounts(t *testing.T) {
+	app := New()
+	orders := app.Counter("orders", "")
+	must(t, orders.Add(maxCount))
+	must(t, orders.Add(maxCount))
+	app.takeMetrics()
+	equal(t, string(app.out[4:]), `{"metrics":{"orders":9007199254740992}}`)
+}
+
 func TestMetricsRefuseWhatTheyCannotCount(t *testing.T) {
 	w := serving(t, "all", options{})
 	w.next("metrics", metrics)

@@ -125,7 +125,7 @@ func (a *App) takeMetrics() {
 			values = values[maxObservations:]
 		}
 		if len(values) > 0 || m.sum > 0 {
-			added = append(added, addition{m.Name, m.sum, values})
+			added = append(added, addition{m.Name, math.Min(m.sum, maxCount), values})
 		}
 	}
 	if len(added) > 0 {

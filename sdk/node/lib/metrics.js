@@ -68,7 +68,7 @@ export class Metrics {
     const first = {};
     const frames = [first];
     for (const [name, value] of this.#pending) {
-      first[name] = typeof value === 'number' ? value : value.slice(0, MAX_OBSERVATIONS);
+      first[name] = typeof value === 'number' ? Math.min(value, MAX_COUNT) : value.slice(0, MAX_OBSERVATIONS);
       for (let at = MAX_OBSERVATIONS; at < value.length; at += MAX_OBSERVATIONS) {
         frames.push({ [name]: value.slice(at, at + MAX_OBSERVATIONS) });
       }

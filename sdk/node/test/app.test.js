@@ -307,6 +307,9 @@ test('metrics are sent with the answers of their turn', async (t) => {
   }
   await worker.call('count', '9007199254740992');
   assert.equal((await worker.next((frame) => frame.metrics)).metrics.orders, 2 ** 53);
+  // The daemon counts no larger number of one frame.
+  worker.send(worker.body('count', '9007199254740992').text, worker.body('count', '9007199254740992').text);
+  assert.equal((await worker.next((frame) => frame.metrics)).metrics.orders, 2 ** 53);
 });
 
 test('many observations are split into several frames', async (t) => {

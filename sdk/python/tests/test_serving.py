@@ -550,3 +550,13 @@ class Length(unittest.TestCase):
         with Worker(code, max_frame=4160) as worker:
             self.assertEqual(worker.read(), {"failed": "the app cannot start; its log has the reason"})
             self.assertEqual(worker.wait()[0], 1)
+
+
+class Sums(unittest.TestCase):
+    def test_a_counter_gets_at_most_what_the_worker_counts(self) -> None:
+        for kind in ("def", "async def"):
+            code = f"app = App()\nc = app.counter('c', '')\n@app.method\n{kind} add():\n c.add(2**53)\n c.add(2**53)\n"
+            with Worker(code) as worker:
+                worker.begin()
+                worker.send(worker.request("add"))
+                self.assertIn({"metrics": {"c": 2**53}}, [worker.read(), worker.read()])

@@ -15,8 +15,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 #: The most that is added to a counter at once: larger whole numbers are not exact in the daemon.
 _MAX_COUNT = 1 << 53
 
-#: The most that a counter gets with one frame: JSON packages refuse integers of more than 64 bits.
-_MAX_SUM = (1 << 64) - 1
+#: The most that a counter gets with one frame: the worker ignores more.
+_MAX_SUM = _MAX_COUNT
 
 #: The most observations in one frame, which has a limit.
 _MAX_OBSERVATIONS = 256
