@@ -96,7 +96,7 @@ export class App {
   }
 
   unhealthy(reason) {
-    this.#setHealth(cut(String(reason)));
+    this.#setHealth(cut(String(reason) || 'unhealthy'));
   }
 
   #setHealth(health) {

@@ -150,6 +150,8 @@ test('half of a surrogate pair is replaced in texts for the worker', async (t) =
   }
   await worker.call('health', '"no \\ud83d"');
   assert.equal((await worker.next((frame) => frame.health)).text, '{"health":"no \ufffd"}');
+  await worker.call('health', '""');
+  assert.equal((await worker.next((frame) => frame.health !== undefined)).health, 'unhealthy');
   await worker.call('health', 'null');
   const failed = new Worker(t, 'fails', { env: { HALF: '1' } });
   assert.equal((await failed.next()).text, '{"failed":"TypeError: no database \ufffd"}');
