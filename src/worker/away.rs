@@ -298,6 +298,8 @@ impl WorkerLoop<'_> {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || executor.has_ended()? {
+                // The answers that have arrived count.
+                self.receive_answers(service)?;
                 break;
             }
             if executor.retry_at().is_some() {
@@ -312,6 +314,8 @@ impl WorkerLoop<'_> {
                 break;
             }
         }
+        // The app is killed before the clients are packed, and did not execute what was not written to it.
+        self.take_back_unwritten(service);
         #[cfg(feature = "tokio")]
         self.halt_futures(service);
         Ok(())

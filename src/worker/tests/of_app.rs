@@ -13,6 +13,10 @@ impl AppEnd {
         self.0.write_all(&frame(body)).expect("the socket has room");
     }
 
+    fn answer(&mut self, id: u64) {
+        self.send(&format!(r#"{{"id":{id},"result":{id}}}"#));
+    }
+
     /// Returns the bytes that the worker has written.
     fn read(&mut self) -> String {
         let mut bytes = Vec::new();
@@ -46,6 +50,11 @@ fn with_orders(own: &mut RunningService<()>) -> AppService<'_> {
 
 fn order(params: &str) -> Vec<u8> {
     frame(&format!(r#"{{"in":"order","params":{params}}}"#))
+}
+
+/// Returns params of 110 KB: three of them do not fit into the wire.
+fn long(number: usize) -> String {
+    format!("\"{number} {}\"", "x".repeat(110_000))
 }
 
 /// Returns how many requests are away.
@@ -102,4 +111,34 @@ fn a_request_that_was_not_written_is_taken_back_by_a_worker_that_breaks_off() {
     assert_eq!(app.read(), "");
     worker.serve(&mut service).expect_err("it breaks off");
     assert_eq!(master.state(0), Some(LeaseState::Parked));
+}
+
+#[test]
+fn what_an_app_has_answered_counts_although_the_master_is_gone() {
+    let (mut master, mut theirs) = Master::new();
+    let mut worker = master.worker(&mut theirs, settings());
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 8);
+    let mut clients: Vec<Client> = (0..5).map(|slot| master.lease_new(slot)).collect();
+    for (slot, client) in clients.iter_mut().enumerate() {
+        step(&mut worker, &mut service);
+        let bytes = order(&long(slot));
+        client.send_long(&bytes, slot as u32, &mut worker, &mut service);
+        flush(&mut worker, &mut service);
+    }
+    // The wire is full. No byte of the last request is written.
+    assert_eq!(away(&worker), 5);
+    app.answer(1);
+    // `restart-grace` is 0.
+    worker
+        .await_answers(&mut service)
+        .expect("the wire is open");
+    assert!(clients[0].read_replies().contains(r#""result":1"#));
+    let states = [0, 1, 4].map(|slot| master.state(slot).expect("a lease"));
+    assert_eq!(
+        states,
+        [LeaseState::Idle, LeaseState::Away, LeaseState::Parked]
+    );
+    assert!(master.unread(4) == order(&long(4)));
 }
