@@ -113,6 +113,8 @@ pub struct Reply<'a> {
     call: Call<'a>,
     name: &'a str,
     has_result: bool,
+    /// The result is written whole.
+    is_complete: bool,
 }
 
 impl<'a> Reply<'a> {
@@ -122,6 +124,7 @@ impl<'a> Reply<'a> {
             call,
             name,
             has_result: false,
+            is_complete: false,
         }
     }
 
@@ -137,7 +140,9 @@ impl<'a> Reply<'a> {
     /// `internal` if the reply would be too long, or has a result already.
     pub fn raw(&mut self, result: &RawValue) -> Result<(), Fault> {
         self.begin()?;
-        self.write(&[result.get().as_bytes(), rpc::CLOSE])
+        self.write(&[result.get().as_bytes(), rpc::CLOSE])?;
+        self.is_complete = true;
+        Ok(())
     }
 
     /// Sets the result to a value. NaN and infinities become `null`, as JSON has none.
@@ -150,7 +155,9 @@ impl<'a> Reply<'a> {
             true => self.too_long(),
             false => internal(format!("the result cannot be written as JSON: {e}")),
         })?;
-        self.write(&[rpc::CLOSE])
+        self.write(&[rpc::CLOSE])?;
+        self.is_complete = true;
+        Ok(())
     }
 
     fn begin(&mut self) -> Result<(), Fault> {
@@ -177,10 +184,17 @@ impl<'a> Reply<'a> {
     }
 
     /// Completes the frame in the buffer and returns its length. Without a result it is `null`.
+    ///
+    /// # Errors
+    /// `internal` if the reply would be too long, or a result was not written whole.
     pub(crate) fn seal(mut self, order: ByteOrder) -> Result<usize, Fault> {
         if !self.has_result {
             self.begin()?;
             self.write(&[NULL.as_bytes(), rpc::CLOSE])?;
+        } else if !self.is_complete {
+            return Err(internal(
+                "the result could not be written, and the method has not returned that error",
+            ));
         }
         Ok(self.out.seal(order))
     }
@@ -323,6 +337,9 @@ mod tests {
         let mut reply = Reply::new(&mut buffer, "a_r", call());
         let fault = reply.json(&"x".repeat(100)).expect_err("too long");
         assert_eq!(fault.code(), "internal");
+        // The method ignores that.
+        let fault = reply.seal(ByteOrder::Little).expect_err("half a result");
+        assert!(fault.message().contains("not returned"), "{fault}");
         let long = Fault::new("x".repeat(200), "y");
         let length = write_fault(&mut buffer, ByteOrder::Little, &long);
         let reply = std::str::from_utf8(&buffer[4..length]).expect("text");
