@@ -142,3 +142,29 @@ fn what_an_app_has_answered_counts_although_the_master_is_gone() {
     );
     assert!(master.unread(4) == order(&long(4)));
 }
+
+#[test]
+fn no_request_after_the_answer_of_an_app_exceeds_max_requests() {
+    let (mut master, mut theirs) = Master::new();
+    let limits = Settings {
+        max_requests: Some(1),
+        ..settings()
+    };
+    let mut worker = master.worker(&mut theirs, limits);
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 8);
+    let mut client = master.lease_new(0);
+    client.send(&[order("1"), ping("2")].concat());
+    step(&mut worker, &mut service);
+    app.answer(1);
+    receive(&mut worker, &mut service);
+    assert!(worker.ending.is_retiring);
+    let replies = client.read_replies();
+    assert!(
+        replies.contains("order_r") && !replies.contains("pong"),
+        "{replies}"
+    );
+    // The next worker answers it.
+    assert_eq!(master.unread(0), ping("2"));
+}

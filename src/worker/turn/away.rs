@@ -153,7 +153,10 @@ impl Turn<'_, '_> {
         // Other code of this process may have closed the descriptor while the request was away.
         self.is_doubtful = self.tools.runs_other_code;
         self.commit_answer(answer, total, order);
-        if self.tools.may_continue && self.has_space_for_replies(answer.request.began)? {
+        if self.tools.may_continue
+            && !self.tools.has_reached_limit()
+            && self.has_space_for_replies(answer.request.began)?
+        {
             self.serve_frames(self.tools.now).ok()?;
         }
         self.end(answer.request.began, false)
