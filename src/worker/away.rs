@@ -93,6 +93,7 @@ impl WorkerLoop<'_> {
         let left = self.settings.requests_left(self.served);
         let executor = self.executor.as_mut()?;
         if !executor.takes_requests() {
+            executor.requests.end_call();
             return None;
         }
         let connections = &self.connections;

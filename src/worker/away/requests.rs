@@ -120,7 +120,7 @@ impl Requests {
     }
 
     /// Takes the first client that still waits according to `waits`, if its request may be handed over now. It stays
-    /// called until the next call of this function.
+    /// called until the next call of this function or of [`Requests::end_call`].
     pub(in crate::worker) fn call_next(
         &mut self,
         left: Option<u64>,
@@ -140,6 +140,11 @@ impl Requests {
         self.queue.pop_front();
         self.called = Some(next.slot);
         Some(next)
+    }
+
+    /// Records that the turn of the client that was called is over.
+    pub(in crate::worker) fn end_call(&mut self) {
+        self.called = None;
     }
 
     /// Returns whether this client is called from the queue.

@@ -168,3 +168,51 @@ fn no_request_after_the_answer_of_an_app_exceeds_max_requests() {
     // The next worker answers it.
     assert_eq!(master.unread(0), ping("2"));
 }
+
+#[test]
+fn a_client_that_was_called_passes_the_queue_only_once() {
+    let (mut master, mut theirs) = Master::new();
+    let mut worker = master.worker(&mut theirs, settings());
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 3);
+    let mut clients: Vec<Client> = (0..7).map(|slot| master.lease_new(slot)).collect();
+    for (slot, client) in clients.iter_mut().enumerate() {
+        step(&mut worker, &mut service);
+        let bytes = match slot {
+            0..3 => order("0"),
+            5 => [order(&long(5)), order("\"its second\"")].concat(),
+            6 => order("\"the last\""),
+            _ => order(&long(slot)),
+        };
+        client.send_long(&bytes, slot as u32, &mut worker, &mut service);
+    }
+    assert_eq!(away(&worker), 3);
+    flush(&mut worker, &mut service);
+    for id in 1..=3 {
+        app.answer(id);
+    }
+    receive(&mut worker, &mut service);
+    // The wire accepts no more after the third of the queue.
+    worker.call_queued(&mut service);
+    assert_eq!(away(&worker), 3);
+    let mut written = String::new();
+    while worker
+        .executor
+        .as_ref()
+        .is_some_and(|executor| executor.has_unwritten())
+    {
+        flush(&mut worker, &mut service);
+        written += &app.read();
+    }
+    assert!(written.contains("\"5 x"));
+    app.answer(6);
+    receive(&mut worker, &mut service);
+    worker.call_queued(&mut service);
+    flush(&mut worker, &mut service);
+    let next = app.read();
+    assert!(
+        next.contains("the last") && !next.contains("its second"),
+        "{next}"
+    );
+}
