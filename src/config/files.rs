@@ -92,12 +92,19 @@ fn read_text(path: &Path, pipes: Pipes) -> Result<SourceText, Error> {
     }
 }
 
+/// Returns the standard file, unless it does not exist. One that cannot be reached, such as a symbolic link into a file
+/// system that is not mounted yet, does: reading it is an error, and the defaults do not replace it.
+#[must_use]
+pub fn standard_if_any(standard: &Path) -> Option<PathBuf> {
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let found = fs::symlink_metadata(standard);
+    (!found.is_err_and(|error| is_missing(&error))).then(|| standard.to_owned())
+}
+
 fn list(file: Option<&Path>, standard: &Path) -> Result<Vec<PathBuf>, Error> {
     let base = file.unwrap_or(standard);
-    let mut files = Vec::new();
-    if file.is_some() || base.exists() {
-        files.push(base.to_owned());
-    }
+    let first = file.map(Path::to_owned);
+    let mut files = Vec::from_iter(first.or_else(|| standard_if_any(standard)));
     if is_standard(base, standard) {
         let directory = base.with_extension("d");
         let fail = |why: &str| Error::from_file(&directory.display().to_string(), why);
@@ -139,7 +146,10 @@ fn drop_ins(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+    use crate::config::Config;
 
     /// Creates a standard file `x.toml` and its directory, each file with its text.
     pub(crate) fn set(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
@@ -197,5 +207,25 @@ pub(super) mod tests {
             error.message().starts_with("at most 64 files are read"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_standard_file_that_cannot_be_reached_is_an_error() {
+        let (directory, standard) = set(&[("plain", "")]);
+        for target in [
+            directory.path().join("none"),
+            directory.path().join("plain/x"),
+        ] {
+            symlink(&target, &standard).expect("it is ours");
+            let error = Config::load(ConfigPlace::new(None, None, &standard));
+            let message = error.expect_err("it is a link to nothing").in_one_line();
+            assert!(
+                message.contains("x.toml: cannot read the file: "),
+                "{message}"
+            );
+            fs::remove_file(&standard).expect("it is ours");
+        }
+        let loaded = Config::load(ConfigPlace::new(None, None, &standard));
+        assert_eq!(loaded.expect("the default").config, Config::default());
     }
 }

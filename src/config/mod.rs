@@ -41,7 +41,7 @@ pub use self::app::AppConfig;
 use self::check::Conflict;
 pub use self::control::{ControlConfig, Mode};
 pub use self::error::Error;
-pub use self::files::ConfigPlace;
+pub use self::files::{ConfigPlace, standard_if_any};
 pub use self::keys::{Keys, Loaded, quoted};
 pub use self::limits::Limits;
 pub use self::listen::{Access, Listen, Source};

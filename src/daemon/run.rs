@@ -119,7 +119,7 @@ fn run_options(options: &Options, name: &str, version: &'static str) -> ExitCode
         return print(&format!("{name} {version}\n"));
     }
     let standard_file = standard_file(name);
-    let standard = || standard_file.exists().then(|| standard_file.clone());
+    let standard = || config::standard_if_any(&standard_file);
     let config_file = options.config.clone().or_else(standard);
     let place = ConfigPlace::new(None, config_file.as_deref(), &standard_file);
     let loaded = Config::load(place);

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use crate::config::{Config, Count, Keys, Loaded};
+use crate::config::{Config, Count, Keys, Loaded, standard_if_any};
 use crate::master::memory::Memory;
 use crate::proto::control::{COMMAND_LINE, LastReload, Origin};
 use crate::proto::log::LogLevel;
@@ -96,11 +96,7 @@ impl SettingsInForce {
 
     /// Returns the file that a reload reads, if there is one.
     pub(super) fn next_file(&self) -> Option<PathBuf> {
-        let standard = || {
-            self.standard_file
-                .exists()
-                .then(|| self.standard_file.clone())
-        };
+        let standard = || standard_if_any(&self.standard_file);
         if self.command_line.is_some() {
             return None;
         }
