@@ -8,6 +8,7 @@ use crate::dev::ServingReport;
 use crate::logging;
 use crate::master::Announce;
 use crate::proto::names::Address;
+use crate::proto::text::Escaped;
 
 /// Prints the daemon's addresses and how to call it, in one line on standard output, and reports to the process that
 /// watches files, if there is one, that the daemon serves.
@@ -25,7 +26,8 @@ pub(super) fn announcer(
             Ok(address) => address.reachable().to_string(),
             Err(_) => first.to_owned(),
         };
-        let listens = addresses.join(", ");
+        // A file name may contain any character.
+        let (listens, to) = (Escaped(addresses.join(", ")), Escaped(to));
         logging::announce(&format!(
             "{name} {version} listens on {listens}; call it: {ctl} call ping '{{\"hello\":1}}' --to {to}\n"
         ));

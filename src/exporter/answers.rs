@@ -72,11 +72,11 @@ fn health(status: &Status) -> String {
     let stale = status
         .config_stale
         .as_ref()
-        .map(|why| format!("the previous configuration is in force: {why}"));
+        .map(|why| format!("the previous configuration is in force: {}", Escaped(why)));
     let warnings: Vec<String> = status
         .missing
         .iter()
-        .map(|missing| format!("missing: {missing}"))
+        .map(|missing| format!("missing: {}", Escaped(missing)))
         .chain(stale)
         .chain(unhealthy_workers(status))
         .collect();

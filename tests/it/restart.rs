@@ -13,7 +13,7 @@ use crate::common::load::Load;
 use crate::common::program::ctl;
 use crate::common::restart::{How, restart};
 use crate::common::upgrade::{Programs, upgrade};
-use crate::common::{FDPASSD, kernel, metrics, ping_all, ping_of, pong_of};
+use crate::common::{FDPASSD, http, kernel, metrics, ping_all, ping_of, pong_of};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 
@@ -236,15 +236,22 @@ fn a_bad_file_or_address_ends_no_existing_client() {
     let daemon = start(
         &manager,
         FDPASSD,
-        "workers.count = 1\nlimits.max-frame = \"128KiB\"",
+        "workers.count = 1\nlimits.max-frame = \"128KiB\"\nmetrics.listen = \"127.0.0.1:0\"",
     );
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");
-    daemon.write_config("workers.cuont = 1");
+    daemon.write_config("workers.\"cuo\\u001bnt\" = 1");
     let daemon = restart(&manager, daemon, How::Term, Path::new(FDPASSD));
     client.call("ping", 2).expect("a pong");
     let stale = daemon.status().config_stale.expect("it is told");
-    assert!(stale.contains("unknown key `cuont`"), "{stale}");
+    assert!(stale.contains("unknown key `cuo\u{1b}nt`"), "{stale}");
+    let health = http::get(&http::metrics_address(&daemon), "/healthz");
+    assert_eq!(health.status, 200, "{health:?}");
+    // Nothing in it acts in a terminal.
+    assert!(
+        health.body.contains("unknown key `cuo\\x1bnt`"),
+        "{health:?}"
+    );
     let shown = ctl(&daemon, &["status", "--json"]);
     assert!(shown.out.contains("config_stale"), "{shown:?}");
     let programs = Programs::new();
