@@ -9,6 +9,9 @@ pub const MAX_HELP_LEN: usize = 128;
 /// The most bounds of a histogram.
 pub const MAX_BOUNDS: usize = 16;
 
+/// The largest number that is added to a counter at once: no larger one is exact in JSON's usual numbers.
+const MAX_COUNT: f64 = (1u64 << 53) as f64;
+
 /// The end of the name of a counter as it is shown.
 pub const COUNTER_END: &str = "_total";
 
@@ -36,4 +39,10 @@ pub fn are_bounds(bounds: &[f64]) -> bool {
 #[must_use]
 pub fn is_help(help: &str) -> bool {
     help.len() <= MAX_HELP_LEN && !help.contains(|c: char| c.is_control())
+}
+
+/// Returns whether a number of an app may be added to a counter: an exact count.
+#[must_use]
+pub fn is_count(n: f64) -> bool {
+    (0.0..=MAX_COUNT).contains(&n) && n.fract() == 0.0
 }

@@ -157,6 +157,21 @@ fn a_wrong_hello_is_named() {
                 "undeclared",
                 "the metric \"orders\" is not declared",
             ),
+            (
+                "probe",
+                "fraction",
+                "0.5 is no count for the metric \"orders\"",
+            ),
+            (
+                "probe",
+                "huge-count",
+                "1e300 is no count for the metric \"orders\"",
+            ),
+            (
+                "probe",
+                "counted-histogram",
+                "the metric \"orders\" is of another type",
+            ),
         ],
     );
     assert_failures(

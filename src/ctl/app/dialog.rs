@@ -10,6 +10,7 @@ use super::hello;
 use super::process::Process;
 use crate::proto::app::{AppError, AppFault, AppRequest, FromApp, Hello, MetricKind, Samples};
 use crate::proto::names::{ClientId, Peer};
+use crate::proto::own_metrics::is_count;
 use crate::proto::text::Escaped;
 use crate::sys::process::Exit;
 
@@ -192,7 +193,10 @@ impl AppDialog {
             let declared = self.hello.metrics.iter().find(|m| m.name == *name);
             match (declared.map(|metric| metric.kind), samples) {
                 (None, _) => return Err(format!("the metric {name:?} is not declared")),
-                (Some(MetricKind::Counter), Samples::Add(number)) if *number >= 0.0 => {}
+                (Some(MetricKind::Counter), Samples::Add(number)) if is_count(*number) => {}
+                (Some(MetricKind::Counter), Samples::Add(number)) => {
+                    return Err(format!("{number:?} is no count for the metric {name:?}"));
+                }
                 (Some(MetricKind::Histogram), Samples::Observe(_)) => {}
                 _ => return Err(format!("the metric {name:?} is of another type")),
             }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::proto::app::{AppMetric, MetricKind, Samples};
+use crate::proto::own_metrics::is_count;
 use crate::worker::metrics::{Counter, Histogram, WorkerMetrics};
 
 /// The bounds of a histogram that declares none: seconds, as Prometheus' libraries have them.
@@ -71,10 +72,3 @@ impl AppMetrics {
         }
     }
 }
-
-/// Returns whether a number is an exact count: no larger one is exact in JSON's usual numbers.
-fn is_count(n: f64) -> bool {
-    (0.0..=MAX_COUNT).contains(&n) && n.fract() == 0.0
-}
-
-const MAX_COUNT: f64 = (1u64 << 53) as f64;

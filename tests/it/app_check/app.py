@@ -159,6 +159,9 @@ METRICS = {
     "metric-end": [{"name": "x_count", "type": "histogram"}],
     "metric-buckets": [{"name": "x", "type": "histogram", "buckets": [2, 1]}],
     "metrics": [{"name": f"x{n}", "type": "counter"} for n in range(65)],
+    "fraction": [{"name": "orders", "type": "counter"}],
+    "huge-count": [{"name": "orders", "type": "counter"}],
+    "counted-histogram": [{"name": "orders", "type": "histogram"}],
 }
 if MISTAKE in METRICS:
     HELLO["metrics"] = METRICS[MISTAKE]
@@ -200,6 +203,8 @@ if MISTAKE == "hello-twice":
     send(HELLO)
 elif MISTAKE == "undeclared":
     send({"metrics": {"orders": 1}})
+elif MISTAKE in ("fraction", "huge-count", "counted-histogram"):
+    send({"metrics": {"orders": {"fraction": 0.5, "huge-count": 1e300}.get(MISTAKE, 1)}})
 
 for message in frames():
     if "in" in message:
