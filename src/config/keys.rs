@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::Config;
+use super::own::{key_on_one_line, on_one_line};
 use crate::proto::control::{Change, Key, KeyOrigin};
 
 /// The keys of a file, with their sections: `listen`, `workers.count`.
@@ -32,7 +33,7 @@ pub(super) fn keys_of(text: &str) -> Keys {
     for (name, value) in document.get_ref() {
         match value.get_ref() {
             DeValue::Table(section) => {
-                let full = |key: &str| format!("{}.{key}", name.get_ref());
+                let full = |key: &str| full_name(name.get_ref(), &key_on_one_line(key));
                 keys.extend(section.keys().map(|key| full(key.get_ref())));
             }
             _ => drop(keys.insert(name.get_ref().to_string())),
@@ -155,7 +156,7 @@ impl Config {
                 "" => Some(&table),
                 _ => table.get(*section).and_then(Value::as_table),
             };
-            let value = |key| table?.get(key).map(Value::to_string);
+            let value = |key| table?.get(key).map(shown);
             let mut values: Vec<_> = keys
                 .iter()
                 .map(|key| (*section, *key, value(*key)))
@@ -182,7 +183,16 @@ fn full_name(section: &str, key: &str) -> String {
 /// Returns a string as a value in TOML, on one line.
 #[must_use]
 pub fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
+    shown(&Value::from(text))
+}
+
+/// Returns a value in TOML on one line. The notation of the `toml` crate has more lines for a text with newlines.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.contains('\n') {
+        true => on_one_line(value),
+        false => text,
+    }
 }
 
 /// Returns the names of all tables that every configuration has.
@@ -250,7 +260,10 @@ const SECTIONS: [(&str, &[&str]); 7] = [
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::own::OwnTable;
 
     fn parse(text: &str) -> Config {
         Config::parse(text, "test").expect("a configuration")
@@ -280,6 +293,49 @@ mod tests {
                 .is_none_or(|value| !value.contains('\n'))
                 && entry.origin == KeyOrigin::Default
         }));
+    }
+
+    #[test]
+    fn values_with_newlines_are_on_one_line() {
+        let path = "/etc/a\nb\u{7f}";
+        let text = format!(
+            "[app]\ncommand = [\"true\", \"a\\nb\"]\nenvironment-file = {}\nenvironment = {{ CERT = \"-----\\nMIIB\\n\" }}\n",
+            quoted(path)
+        );
+        let config = parse(&text);
+        assert_eq!(
+            config.app.environment_file.as_deref(),
+            Some(Path::new(path))
+        );
+        for Key { key, value, .. } in config.entries(&Keys::new()) {
+            assert!(value.is_none_or(|value| !value.contains('\n')), "{key}");
+        }
+        assert!(!quoted(path).contains('\n'), "{}", quoted(path));
+        assert_eq!(parse(&config.dump()), config, "{}", config.dump());
+    }
+
+    #[test]
+    fn own_keys_have_the_same_name_in_the_file_and_in_the_table() {
+        let text = "[spelld]\n\"a b\" = 1\n\"é\" = 2\nplain = 3\n";
+        let own = OwnTable {
+            name: "spelld".to_owned(),
+            keys: text.parse::<Table>().expect("TOML")["spelld"]
+                .as_table()
+                .expect("a table")
+                .clone(),
+        };
+        let config = Config {
+            own: Some(own),
+            ..Config::default()
+        };
+        let entries = config.entries(&keys_of(text));
+        let of_file = |entry: &&Key| entry.origin == KeyOrigin::File;
+        let names: Vec<&str> = entries
+            .iter()
+            .filter(of_file)
+            .map(|entry| entry.key.as_str())
+            .collect();
+        assert_eq!(names, ["spelld.\"a b\"", "spelld.\"é\"", "spelld.plain"]);
     }
 
     #[test]

@@ -223,7 +223,8 @@ impl OwnTable {
     }
 }
 
-fn on_one_line(value: &Value) -> String {
+/// Returns a value in TOML on one line.
+pub(super) fn on_one_line(value: &Value) -> String {
     match value {
         Value::String(text) => string_on_one_line(text),
         Value::Array(values) => {
@@ -240,7 +241,8 @@ fn on_one_line(value: &Value) -> String {
     }
 }
 
-fn key_on_one_line(key: &str) -> String {
+/// Returns a key as it is written in TOML.
+pub(super) fn key_on_one_line(key: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     match key.is_empty() || !key.chars().all(is_bare) {
         true => string_on_one_line(key),
