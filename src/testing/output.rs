@@ -1,5 +1,6 @@
 //! The output of the daemon's processes.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -23,8 +24,16 @@ pub(super) struct ProcessOutput {
 #[derive(Debug)]
 pub(super) struct WrittenOutput {
     source: File,
-    pub(super) text: String,
+    /// A character may be read in two parts.
+    bytes: Vec<u8>,
     pub(super) ended: bool,
+}
+
+impl WrittenOutput {
+    /// Returns all that was written.
+    pub(super) fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
 }
 
 impl ProcessOutput {
@@ -33,7 +42,7 @@ impl ProcessOutput {
         let readable = source.try_clone().expect("there is room for a descriptor");
         let written = WrittenOutput {
             source,
-            text: String::new(),
+            bytes: Vec::new(),
             ended: false,
         };
         let output = Arc::new(ProcessOutput {
@@ -59,10 +68,7 @@ impl ProcessOutput {
             && poll::wait_for(&written.source, Interest::Read, Duration::ZERO).unwrap_or(true)
         {
             match written.source.read(&mut buffer) {
-                Ok(n @ 1..) => {
-                    let text = String::from_utf8_lossy(&buffer[..n]);
-                    written.text.push_str(&text);
-                }
+                Ok(n @ 1..) => written.bytes.extend_from_slice(&buffer[..n]),
                 _ => written.ended = true,
             }
         }
@@ -90,8 +96,8 @@ impl ProcessOutput {
         self.written
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .text
-            .clone()
+            .text()
+            .into_owned()
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -99,5 +105,27 @@ impl ProcessOutput {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::sys::fd;
+
+    #[test]
+    fn a_character_may_be_written_in_parts() {
+        let (reader, writer) = fd::pipe().expect("a pipe");
+        let output = ProcessOutput::from_pipe(reader);
+        let mut writer = File::from(writer);
+        let (first, rest) = "é\n".as_bytes().split_at(1);
+        writer.write_all(first).expect("there is room");
+        assert_eq!(output.text(), "\u{fffd}");
+        writer.write_all(rest).expect("there is room");
+        drop(writer);
+        assert!(output.wait(|output| output.ended));
+        assert_eq!(output.text(), "é\n");
     }
 }

@@ -227,7 +227,7 @@ impl Running {
     #[track_caller]
     pub fn wait_for_log(&self, words: &str) {
         assert!(
-            self.log.wait(|log| log.text.contains(words)),
+            self.log.wait(|log| log.text().contains(words)),
             "the daemon did not log {words:?}"
         );
     }

@@ -132,7 +132,7 @@ impl Setup {
 
         running
             .output
-            .wait(|output| output.ended || output.text.contains(SERVES));
+            .wait(|output| output.ended || output.text().contains(SERVES));
         if !running.output.text().contains(SERVES) {
             return Err(Error::did_not_serve(running));
         }

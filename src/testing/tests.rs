@@ -133,7 +133,7 @@ fn dropping_a_daemon_ends_all_its_processes() {
     let script = "trap '' TERM; sleep 1000 & echo up; sleep 1000";
     let running = played_by(script, PathBuf::new(), directory);
     let output = Arc::clone(&running.output);
-    assert!(running.output.wait(|output| output.text == "up\n"));
+    assert!(running.output.wait(|output| output.text() == "up\n"));
     drop(running);
     assert!(output.wait(|output| output.ended) && !path.exists());
 }
