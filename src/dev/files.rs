@@ -14,6 +14,9 @@ const MAX_DIRECTORIES: usize = 8192;
 /// The longest wait of one system call.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// The longest wait for the end of changes: a file that is written all the time must not delay the reload for ever.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+
 /// Extensions that stand for one language.
 const FAMILIES: [&[&str]; 1] = [&["js", "mjs", "cjs", "ts", "mts", "cts"]];
 
@@ -42,18 +45,20 @@ impl Files {
         Ok(files)
     }
 
-    /// Waits until a file has changed and none has changed for `quiet` since. Returns the first one.
+    /// Waits until a file has changed and none has changed for `quiet` since, or for [`MAX_WAIT`] since the change.
+    /// Returns the first one.
     ///
     /// # Errors
-    /// Those of watching directories.
+    /// Those of watching directories, and the end of the root.
     pub(super) fn wait_for_change(&mut self, quiet: Duration) -> io::Result<PathBuf> {
         let mut changed = None;
-        let mut until = None;
+        let mut until: Option<Instant> = None;
+        let mut last = None;
         loop {
             let timeout = match until {
                 None => LONG,
                 Some(until) => {
-                    let left = Instant::saturating_duration_since(&until, Instant::now());
+                    let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero()
                         && let Some(first) = changed.take()
                     {
@@ -67,7 +72,8 @@ impl Files {
                 self.take(change, &mut matching)?;
             }
             if let Some(path) = matching {
-                until = Some(Instant::now() + quiet);
+                let last = *last.get_or_insert_with(|| Instant::now() + MAX_WAIT);
+                until = Some(last.min(Instant::now() + quiet));
                 changed.get_or_insert(path);
             }
         }
@@ -94,7 +100,16 @@ impl Files {
     /// Handles a change. `matching` is the first file that matches.
     fn take(&mut self, change: DirectoryChange, matching: &mut Option<PathBuf>) -> io::Result<()> {
         match change {
-            DirectoryChange::Gone(directory) => drop(self.directories.remove(&directory)),
+            DirectoryChange::Moved(directory) => {
+                if self.directories.get(&directory) == Some(&self.root) {
+                    return Err(self.root_gone());
+                }
+            }
+            DirectoryChange::Gone(directory) => {
+                if self.directories.remove(&directory).as_ref() == Some(&self.root) {
+                    return Err(self.root_gone());
+                }
+            }
             DirectoryChange::Overflow => {
                 let root = self.root.clone();
                 self.add(&root, matching)?;
@@ -116,6 +131,10 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    fn root_gone(&self) -> io::Error {
+        io::Error::other(format!("{} was removed or replaced", self.root.display()))
     }
 
     fn check(&self, path: &Path, matching: &mut Option<PathBuf>) {
@@ -233,7 +252,12 @@ fn normal(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     fn write(root: &Path, name: &str) {
         let path = root.join(name);
@@ -290,6 +314,49 @@ mod tests {
         let first = patterns(&["python3", &absolute("main.js"), "app.py"]);
         assert_eq!(first, Some((here.clone(), vec!["**/*.py".to_owned()])));
         assert_eq!(patterns(&[&absolute("server"), "-m", "shop"]), None);
+    }
+
+    #[test]
+    fn a_file_that_is_always_written_is_reported() {
+        let place = tempfile::tempdir().expect("a directory");
+        let root = place.path().to_owned();
+        let mut files = Files::new(&root, vec![PathPattern::new("*.py")]).expect("inotify");
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            let quiet = Duration::from_millis(500);
+            // The test does not wait for it after a failure.
+            let _ = tell.send(files.wait_for_change(quiet));
+        });
+        let begin = Instant::now();
+        let found = loop {
+            write(&root, "app.py");
+            match told.recv_timeout(Duration::from_millis(10)) {
+                Ok(found) => break found,
+                Err(_) => assert!(begin.elapsed() < TIMEOUT, "the change is not reported"),
+            }
+        };
+        assert_eq!(found.expect("it is watched"), Path::new("app.py"));
+    }
+
+    #[test]
+    fn the_end_of_the_root_is_an_error() {
+        let place = tempfile::tempdir().expect("a directory");
+        let changes: [fn(&Path) -> io::Result<()>; 2] = [
+            |root| fs::remove_dir_all(root),
+            |root| fs::rename(root, root.with_extension("old")),
+        ];
+        for change in changes {
+            let root = place.path().join("root");
+            fs::create_dir_all(root.join("sub")).expect("it is ours");
+            let mut files = Files::new(&root, vec![PathPattern::new("*.py")]).expect("inotify");
+            let (tell, told) = mpsc::channel();
+            let quiet = Duration::from_millis(1);
+            thread::spawn(move || tell.send(files.wait_for_change(quiet)));
+            change(&root).expect("it is ours");
+            let waited = told.recv_timeout(TIMEOUT).expect("the watching ends");
+            let error = waited.expect_err("the root is gone").to_string();
+            assert!(error.contains("/root was removed or replaced"), "{error}");
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::sys::process;
 /// The longest wait for the outcome of a reload, far above `start-timeout` and `drain-timeout`.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// The longest wait for the version of the daemon at a place. It may be another daemon, which is stopped and never replies.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// After SIGHUP, this number of attempts may find no control socket. Then the reload that the signal has requested must
 /// be enough.
 const MAX_ATTEMPTS_WITHOUT_SOCKET: u32 = 5;
@@ -149,18 +152,23 @@ impl ReloadClient {
     /// [`Error::NotRunning`] only if no place has a daemon that may be the master.
     fn connect(&self) -> Result<RpcClient, Error> {
         let var = |name: &str| std::env::var_os(name);
-        self.connect_at(&places(&self.name, process::user(), var))
+        self.connect_at(&places(&self.name, process::user(), var), VERSION_TIMEOUT)
     }
 
-    fn connect_at(&self, places: &[PathBuf]) -> Result<RpcClient, Error> {
+    fn connect_at(&self, places: &[PathBuf], timeout: Duration) -> Result<RpcClient, Error> {
         let mut failed = None;
         for place in places {
             let place = std::slice::from_ref(place);
-            let connect =
-                || RpcClient::connect_control(&self.name, place, Deadline::new(RELOAD_TIMEOUT));
-            let version = connect().and_then(|mut daemon| daemon.ask(Verb::Version));
-            match version.map(|version| serde_json::from_str::<Version>(version.get())) {
-                Ok(Ok(version)) if version.pid == self.pid => return connect(),
+            let daemon = RpcClient::connect_control(&self.name, place, Deadline::new(timeout));
+            let asked = daemon.and_then(|mut daemon| {
+                let version = daemon.ask(Verb::Version)?;
+                Ok((daemon, serde_json::from_str::<Version>(version.get())))
+            });
+            match asked {
+                Ok((mut daemon, Ok(version))) if version.pid == self.pid => {
+                    daemon.extend(Deadline::new(RELOAD_TIMEOUT));
+                    return Ok(daemon);
+                }
                 Ok(_) => {}
                 // The master's socket does not deny its own user anything: this one is another daemon's.
                 Err(Error::NotRunning { .. } | Error::Forbidden(_)) => {}
@@ -176,7 +184,9 @@ impl ReloadClient {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
     use std::thread;
 
     use super::*;
@@ -186,14 +196,40 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let places = [directory.path().join("none"), directory.path().join("own")];
         let master = ReloadClient::new("shop".to_owned(), 1);
-        let error = master.connect_at(&places).expect_err("there is none");
+        let error = master
+            .connect_at(&places, VERSION_TIMEOUT)
+            .expect_err("there is none");
         assert!(matches!(error, Error::NotRunning { .. }), "{error}");
         let listener = UnixListener::bind(&places[1]).expect("it is ours");
         let closing = thread::spawn(move || drop(listener.accept()));
         let error = master
-            .connect_at(&places)
+            .connect_at(&places, VERSION_TIMEOUT)
             .expect_err("it closes connections");
         assert!(!matches!(error, Error::NotRunning { .. }), "{error}");
         closing.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_daemon_that_never_replies_delays_no_reload_for_long() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [stopped, own] = ["stopped", "own"].map(|name| directory.path().join(name));
+        let _stopped = UnixListener::bind(&stopped).expect("it is ours");
+        let listener = UnixListener::bind(&own).expect("it is ours");
+        let master = thread::spawn(move || {
+            let (mut client, _) = listener.accept().expect("a connection");
+            let result = r#"{"out":"version","result":{"name":"shop","version":"1","pid":1}}"#;
+            let length = u32::try_from(result.len()).expect("it is short");
+            let reply = [&length.to_le_bytes(), result.as_bytes()].concat();
+            client.write_all(&reply).expect("it is read");
+        });
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            let client = ReloadClient::new("shop".to_owned(), 1);
+            tell.send(client.connect_at(&[stopped, own], Duration::from_millis(100)))
+        });
+        let connected = told.recv_timeout(Duration::from_secs(30));
+        let connected = connected.expect("it does not wait for a stopped daemon");
+        connected.expect("the master is found at the second place");
+        master.join().expect("no panic");
     }
 }

@@ -31,6 +31,8 @@ pub enum DirectoryChange {
         /// Whether it is a directory.
         is_directory: bool,
     },
+    /// The directory has another path now.
+    Moved(WatchId),
     /// The directory is no longer watched, because it was removed.
     Gone(WatchId),
     /// The kernel has dropped changes.
@@ -56,6 +58,7 @@ impl DirectoryWatch {
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         Ok(WatchId(self.0.add_watch(directory, flags)?))
     }
@@ -78,6 +81,9 @@ impl DirectoryWatch {
             }
             if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                 return Some(DirectoryChange::Gone(directory));
+            }
+            if event.mask.contains(AddWatchFlags::IN_MOVE_SELF) {
+                return Some(DirectoryChange::Moved(directory));
             }
             let is_directory = event.mask.contains(AddWatchFlags::IN_ISDIR);
             // A file that was created is not complete before it is closed.
