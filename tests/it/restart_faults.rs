@@ -368,8 +368,8 @@ fn a_client_that_left_between_two_masters_is_not_lost_with_the_second() {
     let mut staying = daemon.connect();
     assert_eq!(staying.call("ping", 1), Ok(json!(1)));
     let mut leaving = daemon.connect();
-    leaving.request("ping", "x".repeat(1 << 20));
-    assert!(leaving.has_something());
+    leaving.request("ping", "x".repeat(1 << 19));
+    eventually("there is a reply", || leaving.has_something().then_some(()));
     let daemon = end(daemon);
     // Its reply is unread, so this resets the connection.
     drop(leaving);
