@@ -135,17 +135,17 @@ fn a_connection_that_ends_early_has_no_reply() {
 #[test]
 fn a_daemon_that_does_not_answer_is_a_timeout() {
     let until_closed = |mut client: UnixStream| drop(client.read_to_end(&mut Vec::new()));
-    let ran = Daemon::start(until_closed).asked(&["status", "--timeout", "20ms"]);
+    let ran = Daemon::start(until_closed).asked(&["status", "--timeout", "1s"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (ExitStatus::NoReply, "fdpassctl: no reply within 20ms\n")
+        (ExitStatus::NoReply, "fdpassctl: no reply within 1s\n")
     );
     // The same for a reply that has no end.
     let ran = Daemon::start(|mut client| {
         let _ = client.write_all(&[8, 0, 0, 0, b' ']);
         let _ = client.read_to_end(&mut Vec::new());
     })
-    .asked(&["status", "--timeout", "20ms"]);
+    .asked(&["status", "--timeout", "1s"]);
     assert_eq!(ran.exit, ExitStatus::NoReply);
 }
 

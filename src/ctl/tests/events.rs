@@ -309,7 +309,7 @@ fn the_timeout_ends_the_progress_too() {
             .and(None),
     });
     let socket = daemon.socket.clone();
-    let ran = ctl(&["reload", "--timeout", "300ms", "-s", &socket], &[]);
+    let ran = ctl(&["reload", "--timeout", "3s", "-s", &socket], &[]);
     let said = "fdpassctl: fdpassd (pid 4711) is still reloading; it continues, as the verb \"status\" shows\n";
     assert_eq!((ran.exit, ran.err.as_str()), (ExitStatus::StillGoing, said));
     drop(tell);
@@ -451,9 +451,9 @@ fn following_ends_if_the_daemon_does_not_answer() {
         next_request(&mut client).expect("a request");
         assert_eq!(next_request(&mut client), None);
     });
-    let ran = daemon.asked(&["events", "-f", "--timeout", "50ms"]);
+    let ran = daemon.asked(&["events", "-f", "--timeout", "1s"]);
     assert_eq!(
         (ran.exit, ran.err.as_str()),
-        (ExitStatus::NoReply, "fdpassctl: no reply within 50ms\n")
+        (ExitStatus::NoReply, "fdpassctl: no reply within 1s\n")
     );
 }

@@ -142,7 +142,7 @@ fn repeated_pages_are_an_invalid_reply() {
     let slot = std::sync::atomic::AtomicU32::new(1);
     let endless =
         move |_: &str, _: &Value| Some(page(&[], Some((1, slot.fetch_add(1, Ordering::Relaxed)))));
-    let ran = Daemon::that_answers(endless).asked(&["clients", "--timeout", "100ms"]);
+    let ran = Daemon::that_answers(endless).asked(&["clients", "--timeout", "1s"]);
     assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::NoReply, ""));
     let ran = Daemon::that_replies([page(&[client(1, 1)], Some((1, 1)))]).asked(&["clients"]);
     assert_eq!(
