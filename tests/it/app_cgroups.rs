@@ -9,6 +9,7 @@ use crate::app_deaths::kill_9;
 use crate::common::delegation::DelegatedCgroup;
 use crate::common::needs::skip;
 use crate::common::program::run;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::{FDPASSD, start};
 
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_cgroups/app.py");
@@ -32,9 +33,7 @@ impl Delegated {
         let manager = ServiceManager::new();
         let daemon = cgroup.setup(&manager, FDPASSD, &config(2)).start();
         let daemon = daemon.expect("it serves");
-        daemon.wait_until("the store is confirmed", |status| {
-            status.restart_keeps_clients
-        });
+        wait_for_confirmed_store(&daemon);
         let delegated = Delegated {
             daemon,
             manager,

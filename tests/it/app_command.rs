@@ -212,8 +212,10 @@ fn dev_waits_for_code_that_starts() {
     place.write_text("raise ValueError('no')");
     let mut daemon = place.spawn("dev");
     daemon.wait_for_argument("await-change");
-    place.write_text("raise ValueError('not yet')");
-    daemon.wait_for_argument("dev");
+    place.write_text("open('begun', 'w'); raise ValueError('not yet')");
+    eventually("the app runs again", || {
+        place.0.path().join("begun").exists().then_some(())
+    });
     daemon.wait_for_argument("await-change");
     place.write(3);
     let mut client = Place::connect(&mut daemon);

@@ -9,7 +9,6 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use fdpassd::proto::control::Status;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::errno::Errno;
@@ -20,7 +19,7 @@ use serde_json::json;
 use crate::common::needs::skip;
 use crate::common::program::run;
 use crate::common::random::Random;
-use crate::common::restart::{self, How};
+use crate::common::restart::{self, How, wait_for_confirmed_store};
 use crate::common::{FDPASSD, kernel, let_pass, start};
 
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_deaths/app.py");
@@ -326,9 +325,7 @@ fn kills_of_masters_lose_nothing_and_keep_the_order() {
     let manager = ServiceManager::new();
     let daemon = manager.setup(FDPASSD, &config).start();
     let mut daemon = daemon.expect("it serves");
-    daemon.wait_until("the store is confirmed", |status: &Status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     daemon.wait_for_workers();
     let shoppers = Shoppers::start(&daemon, CLIENTS);
     for how in [How::ALL, How::ALL].concat() {

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::common::faulty::example;
 use crate::common::read;
+use crate::common::restart::wait_for_confirmed_store;
 
 const SENDERS: usize = 4;
 const ADDITIONS: u64 = 50;
@@ -119,6 +120,7 @@ fn the_count_outlives_the_master() {
     let mut client = daemon.connect();
     assert_eq!(add(&mut client, "a", 1), 1);
     for (number, signal) in [(2, "TERM"), (3, "KILL")] {
+        wait_for_confirmed_store(&daemon);
         daemon.signal(signal);
         let next = with_state(manager.setup(&program, CONFIG));
         daemon = next.start_after(daemon).expect("the next master serves");

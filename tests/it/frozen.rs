@@ -11,10 +11,11 @@ use nix::unistd::Pid;
 use crate::common::faulty::{self, Execution};
 use crate::common::http::{HttpClient, metrics_address};
 use crate::common::program::control_socket;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::{FDPASSD, at_rest, at_rest_with, kernel, let_pass, ping_of, pong_of};
 
 /// Longer than all that is waited for here: the control socket and the exporter give 5 s.
-const STILL: Duration = Duration::from_millis(5_500);
+const STILL: Duration = Duration::from_millis(10_500);
 
 /// Processes that stand still until this is dropped.
 struct Frozen(Vec<u32>);
@@ -61,7 +62,7 @@ fn halves(daemon: &Running, count: usize) -> Vec<(Client, Vec<u8>)> {
 fn time_in_a_frozen_cgroup_expires_no_timeout() {
     let daemon = faulty::start(
         "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\nmetrics.listen = \"127.0.0.1:0\"\n\
-         [limits]\nframe-timeout = \"3s\"\nidle-timeout = \"3s\"\nsend-timeout = \"3s\"\nrequest-timeout = \"3s\"\n\
+         [limits]\nframe-timeout = \"10s\"\nidle-timeout = \"10s\"\nsend-timeout = \"10s\"\nrequest-timeout = \"10s\"\n\
          stall-timeout = \"500ms\"",
     );
     daemon.wait_for_workers();
@@ -139,7 +140,7 @@ fn time_in_a_frozen_cgroup_expires_no_timeout() {
 #[test]
 fn a_frozen_master_alone_expires_no_timeout_of_a_worker() {
     let daemon = faulty::start(
-        "workers.count = 2\nlimits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"",
+        "workers.count = 2\nlimits.request-timeout = \"10s\"\nlimits.stall-timeout = \"500ms\"",
     );
     daemon.wait_for_workers();
     let execution = Execution::start(&daemon);
@@ -168,7 +169,7 @@ fn a_frozen_master_alone_expires_no_timeout_of_a_worker() {
 #[test]
 fn a_frozen_worker_alone_expires_no_timeout_of_its_clients() {
     let daemon = faulty::start(
-        "workers.count = 1\n[limits]\nframe-timeout = \"2s\"\nidle-timeout = \"2s\"\nstall-timeout = \"10m\"\n\
+        "workers.count = 1\n[limits]\nframe-timeout = \"6s\"\nidle-timeout = \"6s\"\nstall-timeout = \"10m\"\n\
          request-timeout = \"none\"",
     );
     daemon.wait_for_workers();
@@ -182,7 +183,7 @@ fn a_frozen_worker_alone_expires_no_timeout_of_its_clients() {
         .iter_mut()
         .take(2)
         .for_each(|(client, rest)| client.send(rest));
-    let_pass(Duration::from_secs(3));
+    let_pass(Duration::from_millis(6_500));
     drop(frozen);
     let_pass(Duration::from_millis(500));
     frames
@@ -206,7 +207,7 @@ fn a_frozen_worker_alone_expires_no_timeout_of_its_clients() {
 #[test]
 fn bytes_that_arrive_during_a_method_are_not_late() {
     let daemon = faulty::start(
-        "workers.count = 1\n[limits]\nframe-timeout = \"2s\"\nidle-timeout = \"2s\"\nstall-timeout = \"10m\"\n\
+        "workers.count = 1\n[limits]\nframe-timeout = \"6s\"\nidle-timeout = \"6s\"\nstall-timeout = \"10m\"\n\
          request-timeout = \"none\"",
     );
     daemon.wait_for_workers();
@@ -218,7 +219,7 @@ fn bytes_that_arrive_during_a_method_are_not_late() {
         .iter_mut()
         .for_each(|(client, rest)| client.send(rest));
     idle.request("ping", 1);
-    let_pass(Duration::from_secs(3));
+    let_pass(Duration::from_millis(6_500));
     drop(execution.finish());
     for (client, _) in &mut frames {
         assert!(client.receive() == pong_of(100), "the reply is another one");
@@ -232,15 +233,16 @@ fn time_without_a_master_expires_no_timeout_of_its_clients() {
     for how in ["TERM", "KILL"] {
         let manager = ServiceManager::new();
         let config =
-            "workers.count = 1\nlimits = { frame-timeout = \"2s\", idle-timeout = \"2s\" }";
+            "workers.count = 1\nlimits = { frame-timeout = \"6s\", idle-timeout = \"6s\" }";
         let mut daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+        wait_for_confirmed_store(&daemon);
         daemon.wait_for_workers();
         let mut frames = halves(&daemon, 4);
         let mut idle = daemon.connect();
         idle.call("ping", 0).expect("a pong");
         daemon.signal(how);
         daemon.wait();
-        let_pass(Duration::from_millis(2_500));
+        let_pass(Duration::from_millis(6_500));
         let daemon = manager
             .setup(FDPASSD, "")
             .start_after(daemon)

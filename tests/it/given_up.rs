@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::faulty::{Execution, example};
-use crate::common::restart::terminate;
+use crate::common::restart::{terminate, wait_for_confirmed_store};
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, ping_all};
 
@@ -28,9 +28,7 @@ fn kill_amid(act: impl FnOnce(&Running) -> Option<Client>, log: Option<&str>, he
         .setup(example("faulty"), CONFIG)
         .start()
         .expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let connect = |i: u64| {
         let mut client = Client::connect(&daemon.addresses()[(i % 2) as usize]);
         assert_eq!(client.call("ping", i), Ok(json!(i)));
@@ -104,9 +102,7 @@ fn clients_outlive_a_master_killed_as_a_worker_picks_them_up() {
     let manager = ServiceManager::new();
     let config = CONFIG.replace("count = 2", "count = 1") + "limits.restart-grace = \"5ms\"\n";
     let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let (master, worker) = (daemon.pid(), daemon.worker_pids()[0]);
     let inject = "getsockopt:delay_exit=1000000";
     let Some(traced) = Traced::attach(worker, "getsockopt", inject) else {
@@ -144,9 +140,7 @@ fn clients_outlive_a_master_killed_as_a_worker_picks_them_up() {
 fn moved_clients_of_a_worker_killed_with_its_master_are_counted() {
     let manager = ServiceManager::new();
     let mut daemon = manager.setup(FDPASSD, CONFIG).start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     daemon.wait_for_workers();
     let _clients: Vec<_> = (0..CLIENTS)
         .map(|i| {
@@ -178,9 +172,7 @@ fn moved_clients_of_a_worker_killed_with_its_master_are_counted() {
 fn clients_of_a_worker_killed_with_its_master_are_counted() {
     let manager = ServiceManager::new();
     let mut daemon = manager.setup(FDPASSD, CONFIG).start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     daemon.wait_for_workers();
     let connect = |i: u64| {
         let mut client = daemon.connect();

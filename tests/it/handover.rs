@@ -13,6 +13,7 @@ use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, Setup, eventually};
 
 use crate::common::faulty::example;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::upgrade::Programs;
 use crate::common::{FDPASSD, ping_all, ping_of, pong_of};
 
@@ -150,9 +151,7 @@ fn a_full_daemon_keeps_every_client_at_the_same_limit() {
             let manager = ServiceManager::new();
             let setup = limited(&manager, limit, config);
             let daemon = setup.start().expect("it serves");
-            let status = daemon.wait_until("the store is confirmed", |status| {
-                status.restart_keeps_clients
-            });
+            let status = wait_for_confirmed_store(&daemon);
             let max = status.max_clients;
             let mut clients = clients_of(&daemon, max as usize);
             let daemon = end_by(daemon, how);
@@ -251,6 +250,7 @@ impl Halfway {
 #[track_caller]
 fn start(manager: &ServiceManager, config: &str) -> Running {
     let daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+    wait_for_confirmed_store(&daemon);
     daemon.wait_for_workers();
     daemon
 }

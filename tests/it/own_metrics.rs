@@ -9,6 +9,7 @@ use fdpassd::testing::{Running, ServiceManager, eventually};
 use crate::common::faulty::{self, example};
 use crate::common::http::{get, metrics_address};
 use crate::common::program::ctl;
+use crate::common::restart::wait_for_confirmed_store;
 
 /// Returns the value of a sample, by its name and labels.
 fn sample(text: &str, name: &str) -> Option<f64> {
@@ -104,9 +105,7 @@ fn counts_outlive_panics_upgrades_and_restarts() {
                 assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
             }
             signal => {
-                daemon.wait_until("the store is confirmed", |status| {
-                    status.restart_keeps_clients
-                });
+                wait_for_confirmed_store(&daemon);
                 daemon.signal(signal);
                 let next = manager.setup(&program, config);
                 daemon = next.start_after(daemon).expect("the next master serves");

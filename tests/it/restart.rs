@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::common::faulty::{Execution, example};
 use crate::common::load::Load;
 use crate::common::program::ctl;
-use crate::common::restart::{How, restart};
+use crate::common::restart::{How, restart, wait_for_confirmed_store};
 use crate::common::upgrade::{Programs, upgrade};
 use crate::common::{FDPASSD, http, kernel, metrics, ping_all, ping_of, pong_of};
 
@@ -319,9 +319,7 @@ fn repeated_restarts_and_kills_lose_no_client() {
         .collect();
     let load = Load::start(&daemon, 4, 2);
     load.wait_for(5);
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let kept = manager.stored().len();
     for round in 0..20 {
         daemon = restart(
@@ -334,9 +332,7 @@ fn repeated_restarts_and_kills_lose_no_client() {
     }
     ping_all(&mut idle);
     load.finish();
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     assert_eq!(manager.stored().len(), kept, "nothing piles up");
     let status = daemon.wait_until("the load has left", |status| status.clients == 50);
     assert_eq!(
@@ -366,9 +362,7 @@ fn start(manager: &ServiceManager, program: &str, config: &str) -> Running {
     let daemon = manager.setup(program, config).start().expect("it serves");
     daemon.wait_for_workers();
     // A master that is killed before that leaves an incomplete store.
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     daemon
 }
 

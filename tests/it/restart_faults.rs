@@ -18,6 +18,7 @@ use crate::common::faulty::{Execution, example};
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
 use crate::common::program::run;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, ping_all};
 
@@ -29,9 +30,7 @@ const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers
 fn start(manager: &ServiceManager, program: impl AsRef<Path>, config: &str) -> Running {
     let setup = manager.setup(program.as_ref(), config);
     let daemon = setup.start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     daemon
 }
 
@@ -309,9 +308,7 @@ fn a_socket_that_systemd_does_not_hand_over_ends_no_client() {
     let config = "listen = [\"systemd:rpc\"]\nworkers.count = 1\n";
     let setup = manager.setup(FDPASSD, config).handed("rpc", listener);
     let daemon = setup.start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&address)).collect();
     ping_all(&mut clients);
     let next = manager.setup(FDPASSD, "").start_after(end(daemon));
@@ -376,9 +373,7 @@ fn a_client_that_left_between_two_masters_is_not_lost_with_the_second() {
     let next = manager.setup(FDPASSD, "").start_after(daemon);
     let mut next = next.expect("the next master serves");
     next.wait_for_log("took over 1 client from the previous master; none lost");
-    next.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&next);
     next.signal("KILL");
     next.wait();
     let last = manager.setup(FDPASSD, "").start_after(next);

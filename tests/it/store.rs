@@ -4,6 +4,7 @@ use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 
 use crate::common::faulty::{Execution, example};
 use crate::common::program::ctl;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::{FDPASSD, metrics, ping_all};
 
 const LOSES: &str = "a restart would lose all clients: the service manager keeps no descriptors of this daemon, or not all";
@@ -30,9 +31,7 @@ fn an_emptied_store_is_filled_again() {
         manager.told().iter().any(lost).then_some(())
     });
     manager.limit(None);
-    daemon.wait_until("all of it is stored again", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     assert_eq!(stored(&manager), names);
     assert!(metrics::text(&daemon).contains("\nfdpassd_restart_keeps_clients 1\n"));
     for sentence in [
@@ -134,9 +133,7 @@ fn descriptors_that_the_store_drops_at_the_end_are_reported() {
         )
         .start()
         .expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let execution = Execution::start(&daemon);
     daemon.signal("TERM");
     daemon.wait_for_log("keeping 1 client for the next master");
@@ -155,9 +152,7 @@ fn start(manager: &ServiceManager, program: &str) -> Running {
         .start()
         .expect("it serves");
     daemon.wait_for_workers();
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     daemon
 }
 

@@ -15,6 +15,7 @@ use crate::common::kernel;
 use crate::common::needs::skip;
 use crate::common::program::run;
 use crate::common::random::Random;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, let_pass, ping_of, pong_of};
 
@@ -44,9 +45,7 @@ fn start(manager: &ServiceManager, config: &str) -> (Running, Vec<Client>) {
 
 fn serve(setup: Setup) -> (Running, Vec<Client>) {
     let daemon = setup.start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let connect = |i: u64| {
         let mut client = Client::connect(&daemon.addresses()[(i % 2) as usize]);
         assert_eq!(client.call("order", json!({ "n": i })), Ok(json!(i)));

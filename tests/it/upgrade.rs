@@ -15,6 +15,7 @@ use crate::common::faulty::{Execution, example, whoami};
 use crate::common::load::Load;
 use crate::common::needs::skip_part;
 use crate::common::program::{FDPASSCTL, Program, control_socket, run, wait_for_clients};
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::upgrade::{Programs, assert_refused, begin, upgrade, verdict};
 use crate::common::{FDPASSD, kernel, ping_all, start};
 
@@ -382,9 +383,7 @@ fn an_upgrade_does_not_wait_and_is_refused_during_a_change() {
 /// Returns the descriptors that the manager has confirmed to keep.
 #[track_caller]
 fn stored_for(manager: &ServiceManager, daemon: &Running) -> Vec<String> {
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(daemon);
     let mut stored = manager.stored();
     stored.sort();
     stored

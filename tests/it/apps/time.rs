@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{configuration, counted, kill, start, start_with};
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::{FDPASSD, kernel, let_pass};
 
 #[test]
@@ -108,6 +109,7 @@ fn late_requests_get_timeout_although_the_master_is_killed() {
     };
     let manager = ServiceManager::new();
     let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+    wait_for_confirmed_store(&daemon);
     let mut clients = send_late_requests(&daemon);
     let counts = daemon.directory().join("counts");
     daemon.signal("KILL");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{config, recorded, wait_for_away};
 use crate::common::faulty::example;
 use crate::common::kernel;
-use crate::common::restart::{How, restart};
+use crate::common::restart::{How, restart, wait_for_confirmed_store};
 use crate::common::strace::Traced;
 
 /// Starts a daemon with one worker.
@@ -74,9 +74,7 @@ fn futures_are_not_polled_while_a_signal_handler_packs() {
     daemon.wait_until("the loop is blocked", |status| {
         status.workers[0].executing == 2
     });
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let inject = format!("sendmsg:delay_enter={}", DELAY.as_micros());
     let Some(traced) = Traced::attach(worker, "sendmsg", &inject) else {
         return;

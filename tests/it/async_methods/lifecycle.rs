@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{config, recorded, runtime_thread, start, wait_for_away, wait_for_begun};
 use crate::common::faulty::example;
-use crate::common::restart::{How, restart, terminate};
+use crate::common::restart::{How, restart, terminate, wait_for_confirmed_store};
 
 /// Sends requests that take a while, one by each new client, and waits until all of them have begun.
 fn away(daemon: &Running, count: usize, milliseconds: u64) -> Vec<Client> {
@@ -116,10 +116,8 @@ fn a_master_killed_during_a_restart_loses_no_client() {
     let started = manager.setup(example("waitd"), &text).start();
     let mut daemon = started.expect("it serves");
     daemon.wait_for_workers();
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
-    let mut waits = away(&daemon, 1, 4_000);
+    wait_for_confirmed_store(&daemon);
+    let mut waits = away(&daemon, 1, 10_000);
     let mut others: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
     let halves: Vec<Vec<u8>> = others
         .iter_mut()

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::variable;
 use crate::app_deaths::{Habits, Shoppers, apps, config, end, journal, kill_9};
 use crate::common::random::Random;
-use crate::common::restart::{self, How};
+use crate::common::restart::{self, How, wait_for_confirmed_store};
 use crate::common::{FDPASSD, at_rest, kernel, let_pass};
 
 const CLIENTS: u64 = 144;
@@ -177,9 +177,7 @@ impl Havoc<'_> {
         let how = self.random.pick(&How::ALL);
         let _door = self.shoppers.close_door();
         if how == How::Kill {
-            daemon.wait_until("the store is confirmed", |status| {
-                status.restart_keeps_clients
-            });
+            wait_for_confirmed_store(&daemon);
             match self.random.below(4) {
                 0 => self.kill_one(&daemon, "worker"),
                 1 => self.kill_one(&daemon, "worker and app"),
@@ -227,9 +225,7 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
     let duration = Duration::from_secs(variable("CHAOS_SECONDS").unwrap_or(6));
     let manager = ServiceManager::new();
     let mut daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     // At the end the last master has taken over as well.
     daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
     let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use fdpassd::proto::control::Status;
 use fdpassd::testing::{Running, ServiceManager};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -26,6 +27,15 @@ impl How {
     pub const ALL: [How; 4] = [How::Term, How::Kill, How::TermAll, How::Upgrade];
 }
 
+/// Waits until the service manager has confirmed what the next master needs. A master that is killed before may leave
+/// an incomplete store, and loses its clients.
+#[track_caller]
+pub fn wait_for_confirmed_store(daemon: &Running) -> Status {
+    daemon.wait_until("the store is confirmed", |status| {
+        status.restart_keeps_clients
+    })
+}
+
 /// Sends SIGTERM to a worker, if it still runs.
 #[track_caller]
 pub fn terminate(worker: u32) {
@@ -42,10 +52,7 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
     }
     let workers = daemon.worker_pids();
     if how == How::Kill {
-        // A master that is killed before that leaves an incomplete store: so may the first master.
-        daemon.wait_until("the store is confirmed", |status| {
-            status.restart_keeps_clients
-        });
+        wait_for_confirmed_store(&daemon);
         daemon.signal("KILL");
         daemon.wait();
     } else {

@@ -4,7 +4,7 @@ use fdpassd::testing::{ServiceManager, eventually};
 
 use super::{BOTH, Halfway, clients_of, start};
 use crate::app_deaths::kill_9;
-use crate::common::restart::terminate;
+use crate::common::restart::{terminate, wait_for_confirmed_store};
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, ping_all};
 
@@ -27,9 +27,7 @@ fn kill_worker_and_master(workers: usize, calls: &str, number: usize) -> Option<
     let daemon = start(&manager, &config);
     let mut clients = clients_of(&daemon, 8);
     let mut halfway = Halfway::start(&daemon);
-    daemon.wait_until("the store is confirmed", |status| {
-        status.restart_keeps_clients
-    });
+    wait_for_confirmed_store(&daemon);
     let (master, pids) = (daemon.pid(), daemon.worker_pids());
     let inject = format!("{calls}:signal=KILL:when={number}");
     let traced = Traced::attach(master, calls, &inject)?;

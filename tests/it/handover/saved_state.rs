@@ -9,7 +9,7 @@ use fdpassd::testing::{Client, ServiceManager, eventually};
 use serde_json::json;
 
 use crate::common::faulty::example;
-use crate::common::restart::{self as common_restart, How};
+use crate::common::restart::{self as common_restart, How, wait_for_confirmed_store};
 use crate::common::{metrics, ping_all};
 
 use super::{BOTH, Halfway, STATE_FILE, clients_of, end, end_by, restart, start};
@@ -118,9 +118,7 @@ fn the_remains_of_a_store_are_taken_over() {
         let manager = ServiceManager::new();
         let daemon = start(&manager, BOTH);
         let mut clients = clients_of(&daemon, 20);
-        daemon.wait_until("the store is confirmed", |status| {
-            status.restart_keeps_clients
-        });
+        wait_for_confirmed_store(&daemon);
         let daemon = end(daemon);
         let stored = manager.stored().len();
         manager.forget_after_end(|name| name.starts_with(lost));
@@ -162,9 +160,7 @@ fn clients_without_room_in_the_queue_are_counted() {
         let manager = ServiceManager::new();
         let daemon = start(&manager, "workers.count = 1");
         let mut clients = clients_of(&daemon, 600);
-        daemon.wait_until("all queues are stored", |status| {
-            status.restart_keeps_clients
-        });
+        wait_for_confirmed_store(&daemon);
         // All of it is full except for this number of datagrams.
         for name in manager
             .stored()

@@ -75,14 +75,13 @@ fn asynchronous_methods_run_in_forked_workers() {
 
 #[test]
 fn a_worker_whose_zygote_does_not_answer_is_late() {
-    let daemon = crate::common::start(
-        "workers = { count = 2, start = \"fork\", start-timeout = \"500ms\" }",
-    );
+    let daemon =
+        crate::common::start("workers = { count = 2, start = \"fork\", start-timeout = \"3s\" }");
     daemon.wait_for_workers();
     let first = zygote(&daemon, None);
     kernel::stop(first);
     daemon.kill_worker(0);
-    daemon.wait_for_log("was not ready within 500ms: its zygote has not forked it; killing zygote");
+    daemon.wait_for_log("was not ready within 3s: its zygote has not forked it; killing zygote");
     let second = zygote(&daemon, Some(first));
     let status = daemon.wait_for_workers();
     assert_eq!(status.failed_starts_total, 1);
@@ -125,7 +124,7 @@ fn a_stop_does_not_wait_for_a_zygote_that_is_stopped() {
     let began = Instant::now();
     daemon.signal("TERM");
     assert!(daemon.wait().success());
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(20), "it has drained");
 }
 
 /// Kills a process, which may have ended.
