@@ -14,7 +14,7 @@ use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
 use crate::common::program::{
-    FDPASSCTL, OtherUser, Program, control_client, control_socket, ctl, wait_for_clients,
+    FDPASSCTL, OtherUser, Program, control_client, control_socket, ctl, install, wait_for_clients,
 };
 use crate::common::{kernel, let_pass, start};
 
@@ -248,7 +248,7 @@ fn refused_requests_of_a_reader_are_reported_by_a_limit() {
         fs::set_permissions(path, Permissions::from_mode(0o777)).expect("it is ours");
     }
     let tool = other.directory().join("fdpassctl");
-    fs::copy(FDPASSCTL, &tool).expect("there is room");
+    install(Path::new(FDPASSCTL), &tool, 0o755);
     let script = format!(
         "for i in 1 2 3 4 5 6 7; do for j in 1 2 3 4 5 6; do {} -s {} scale 3; done; done",
         tool.display(),

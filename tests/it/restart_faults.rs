@@ -1,8 +1,8 @@
 //! Faults outside the daemon when a master takes over clients: none of them is lost.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::app_hangs::DeadDisk;
 use crate::common::faulty::{Execution, example};
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
-use crate::common::program::run;
+use crate::common::program::{install_text, run};
 use crate::common::restart::wait_for_confirmed_store;
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, ping_all};
@@ -77,8 +77,7 @@ fn a_socket_file_of_another_user_ends_no_client() {
         "#!/bin/sh\nexec setpriv {} {} {FDPASSD} \"$@\"\n",
         without[0], without[1]
     );
-    fs::write(&program, script).expect("it is ours");
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("it is ours");
+    install_text(&script, &program, 0o755);
     let next = manager.setup(&program, "").start_after(daemon);
     let next = next.expect("the next master serves");
     next.wait_for_log("cannot change the listener unix:");

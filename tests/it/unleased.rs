@@ -1,8 +1,7 @@
 //! The master is killed while clients wait for a worker: the next one serves them.
 
 use std::collections::HashMap;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::common::kernel;
 use crate::common::needs::skip;
-use crate::common::program::run;
+use crate::common::program::{install_text, run};
 use crate::common::random::Random;
 use crate::common::restart::wait_for_confirmed_store;
 use crate::common::strace::Traced;
@@ -292,8 +291,7 @@ fn masters_killed_while_they_start_lose_no_waiting_client() {
         let script = format!(
             "#!/bin/sh\n(sleep 0.{moment:03}; kill -KILL $$) >/dev/null 2>&1 &\nexec {FDPASSD} \"$@\"\n"
         );
-        fs::write(&program, script).expect("it is ours");
-        fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("it is ours");
+        install_text(&script, &program, 0o755);
         let next = manager.setup(&program, &config).start();
         next.expect_err("it is killed while it starts");
     }

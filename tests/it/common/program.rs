@@ -1,7 +1,7 @@
 //! A program that ends by itself.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::needs::skip;
 
@@ -171,6 +171,27 @@ pub fn control_client(daemon: &Running) -> Client {
     Client::connect(&Address::Unix(control_socket(daemon)))
 }
 
+/// Copies a program with this mode, in the place of what has this name: that may still run.
+///
+/// By a process of its own: a program that is open for writing cannot be run, and a child that another test starts at
+/// that time has a copy of all that is open here.
+#[track_caller]
+pub fn install(program: &Path, copy: &Path, mode: u32) {
+    let mode = format!("--mode={mode:o}");
+    let mut command = Command::new("install");
+    let installed = command.arg(mode).arg(program).arg(copy).status();
+    let installed = installed.expect("install(1) runs");
+    assert!(installed.success(), "install {}", program.display());
+}
+
+/// As [`install`], a program of this text.
+#[track_caller]
+pub fn install_text(text: &str, path: &Path, mode: u32) {
+    let mut written = NamedTempFile::new().expect("a file");
+    written.write_all(text.as_bytes()).expect("there is room");
+    install(written.path(), path, mode);
+}
+
 /// Waits until exactly this number is connected to a Unix socket, accepted or not: the kernel lists each of them by the
 /// listener's path.
 #[track_caller]
@@ -270,14 +291,7 @@ impl OtherUser {
         let name = program.file_name().expect("a program has a name");
         let copy = self.directory.path().join(name);
         if !copy.exists() {
-            // By a process of its own: a program that is open for writing cannot be run, and a child that another test
-            // starts at that time has a copy of all that is open here.
-            let copied = Command::new("cp")
-                .arg(program)
-                .arg(&copy)
-                .status()
-                .expect("cp runs");
-            assert!(copied.success(), "cp {}", program.display());
+            install(program, &copy, 0o755);
         }
         copy
     }

@@ -3,11 +3,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use fdpassd::testing::{Client, Running};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use super::program::{install, install_text};
 
 /// Programs in a directory that other users cannot change.
 pub struct Programs(TempDir);
@@ -39,24 +40,13 @@ impl Programs {
     /// A copy of that name, which may be in a directory among them.
     pub fn copy_to(&self, program: &Path, name: impl AsRef<Path>) -> PathBuf {
         let copy = self.0.path().join(name);
-        // By a process of its own: a program that is open for writing cannot be run, and a child that another test
-        // starts at that time has a copy of all that is open here.
-        // A copy of this name may still be running, and is not overwritten.
-        let copied = Command::new("cp")
-            .arg("--remove-destination")
-            .arg(program)
-            .arg(&copy)
-            .status()
-            .expect("cp runs");
-        assert!(copied.success(), "cp {}", program.display());
-        fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
+        install(program, &copy, 0o755);
         copy
     }
 
     pub fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
         let path = self.0.path().join(name);
-        fs::write(&path, text).expect("it can be written");
-        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is ours");
+        install_text(text, &path, mode);
         path
     }
 }

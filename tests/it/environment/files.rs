@@ -1,18 +1,18 @@
 //! Configurations, logs and paths: pipes, limits of size, names that are not UTF-8.
 
 use std::ffi::OsString;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fdpassd::testing::Running;
 
 use crate::common::needs::skip;
-use crate::common::program::{FDPASSCTL, OtherUser, Program, ctl, run};
+use crate::common::program::{FDPASSCTL, OtherUser, Program, ctl, install, run};
 use crate::common::{FDPASSD, start};
 
 use super::make_fifo;
@@ -240,8 +240,7 @@ fn a_program_that_cannot_be_read_is_named() {
         return;
     };
     let program = other.directory().join("unreadable");
-    fs::copy(FDPASSD, &program).expect("there is room");
-    fs::set_permissions(&program, Permissions::from_mode(0o711)).expect("it is ours");
+    install(Path::new(FDPASSD), &program, 0o711);
     let config = other.directory().join("c.toml");
     let text = "listen = [\"127.0.0.1:0\"]\n[control]\nsocket = \"/tmp/never-made-by-fdpassd\"\n";
     fs::write(&config, text).expect("it is our directory");
