@@ -14,11 +14,21 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::libc::off_t;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::limit;
 
-/// The size of a page in bytes on all supported machines; a larger one only makes holes coarser.
+/// The unit of offsets in shared files, in bytes: the smallest size of a page. The kernel of another machine may have
+/// pages of 16 or 64 KiB, which make holes coarser.
 pub const PAGE: u64 = 4096;
+
+/// Returns the size of the kernel's pages, in bytes. Offsets of mappings must be multiples of it.
+fn page_size() -> u64 {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u64::try_from(size).ok())
+        .filter(|size| size.is_power_of_two())
+        .unwrap_or(PAGE)
+}
 
 /// Returns a file of `length` bytes in memory, whose pages exist only once they are used. It is sealed: no process can
 /// shrink it, which would cause a SIGBUS in readers, nor make it grow.
@@ -76,16 +86,19 @@ impl Words {
     /// Maps the first `count` words of the file.
     ///
     /// # Errors
-    /// Those of mmap(2); `InvalidInput` when the file is shorter.
+    /// Those of mmap(2); `InvalidInput` when the file is shorter, or the offset not a multiple of 8.
     pub fn map(file: &File, count: usize) -> io::Result<Words> {
         Words::map_at(file, 0, count)
     }
 
-    /// Maps `count` words of the file from `offset`, which is a multiple of [`PAGE`].
+    /// Maps `count` words of the file from `offset`, which is a multiple of 8 bytes.
     ///
     /// # Errors
     /// As [`Words::map`].
     pub fn map_at(file: &File, offset: u64, count: usize) -> io::Result<Words> {
+        if !offset.is_multiple_of(8) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         Mapping::new(file, offset, count.saturating_mul(8)).map(Words)
     }
 }
@@ -94,10 +107,11 @@ impl Deref for Words {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, readable and writable, lives as long as `self`, and the file cannot
-        // shrink (checked to be long enough, and sealed). AtomicU64 may be shared with other processes, which change it
-        // by atomic or plain stores; every bit pattern is one of its values.
-        unsafe { std::slice::from_raw_parts(self.0.start.cast().as_ptr(), self.0.length / 8) }
+        // SAFETY: the mapping is page-aligned and the offset in it a multiple of 8 (`map_at`). It is readable and
+        // writable, lives as long as `self`, and the file cannot shrink (checked to be long enough, and sealed).
+        // AtomicU64 may be shared with other processes, which change it by atomic or plain stores; every bit pattern is
+        // one of its values.
+        unsafe { std::slice::from_raw_parts(self.0.wanted().cast().as_ptr(), self.0.length / 8) }
     }
 }
 
@@ -107,7 +121,7 @@ impl Deref for Words {
 pub struct Bytes(Mapping);
 
 impl Bytes {
-    /// Maps `length` bytes of the file from `offset`, which is a multiple of [`PAGE`].
+    /// Maps `length` bytes of the file from `offset`.
     ///
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter.
@@ -121,14 +135,14 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: as for `Words`; bytes have no alignment and no invalid values.
-        unsafe { std::slice::from_raw_parts(self.0.start.cast().as_ptr(), self.0.length) }
+        unsafe { std::slice::from_raw_parts(self.0.wanted().cast().as_ptr(), self.0.length) }
     }
 }
 
 impl DerefMut for Bytes {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes it the only slice of this mapping in this process.
-        unsafe { std::slice::from_raw_parts_mut(self.0.start.cast().as_ptr(), self.0.length) }
+        unsafe { std::slice::from_raw_parts_mut(self.0.wanted().cast().as_ptr(), self.0.length) }
     }
 }
 
@@ -136,6 +150,9 @@ impl DerefMut for Bytes {
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<std::ffi::c_void>,
+    /// Bytes in front of those that were wanted, from the beginning of their page on.
+    before: usize,
+    /// The number of bytes that were wanted.
     length: usize,
 }
 
@@ -146,13 +163,24 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(file: &File, offset: u64, length: usize) -> io::Result<Mapping> {
+        Mapping::with_pages(file, offset, length, page_size())
+    }
+
+    /// Maps bytes of the file with pages of this size, a multiple of those of the kernel. The mapping begins where the
+    /// page of `offset` begins.
+    fn with_pages(file: &File, offset: u64, length: usize, page: u64) -> io::Result<Mapping> {
         let end = offset
             .checked_add(length as u64)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        if file.metadata()?.len() < end {
+        if length == 0 || file.metadata()?.len() < end {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        let before = usize::try_from(offset % page).map_err(io::Error::other)?;
+        let size = length
+            .checked_add(before)
+            .and_then(NonZeroUsize::new)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let begin = signed(offset - offset % page)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: no address is requested, so that no other mapping is replaced.
         let start = unsafe {
@@ -162,23 +190,33 @@ impl Mapping {
                 access,
                 MapFlags::MAP_SHARED,
                 file.as_fd(),
-                signed(offset)?,
+                begin,
             )
         }
         .map_err(named)?;
-        let mapping = Mapping { start, length };
+        let mapping = Mapping {
+            start,
+            before,
+            length,
+        };
         // Bytes of clients do not belong into a core file. To dump a hole, the kernel would also allocate its pages,
         // which takes time and memory. SAFETY: the range is that of the mapping, and the advice changes only the
         // contents of a dump.
-        unsafe { madvise(mapping.start, mapping.length, MmapAdvise::MADV_DONTDUMP) }?;
+        unsafe { madvise(start, size.get(), MmapAdvise::MADV_DONTDUMP) }?;
         Ok(mapping)
+    }
+
+    /// Returns the address of the first byte that was wanted.
+    fn wanted(&self) -> NonNull<std::ffi::c_void> {
+        // SAFETY: `before` bytes lie in front of it in the same mapping, which has at least one more.
+        unsafe { self.start.byte_add(self.before) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: start and length are those of mmap, and no slice outlives `self`.
-        let _ = unsafe { munmap(self.start, self.length) };
+        let _ = unsafe { munmap(self.start, self.before + self.length) };
     }
 }
 
@@ -222,6 +260,41 @@ mod tests {
             (bytes[0], file.metadata().expect("fstat").blocks()),
             (0, 16)
         );
+    }
+
+    /// The offsets in the file are multiples of 4 KiB, whatever the kernel's pages are.
+    #[test]
+    fn a_mapping_begins_at_a_page_of_any_size() {
+        const KIB: u64 = 1024;
+        let file = sealed_file(c"test", 1 << 20).expect("memfd");
+        for page in [4 * KIB, 16 * KIB, 64 * KIB] {
+            for offset in [0, 4 * KIB, 20 * KIB, 64 * KIB, 68 * KIB, 252 * KIB] {
+                let mut bytes =
+                    Bytes(Mapping::with_pages(&file, offset, 5000, page).expect("mmap"));
+                assert!((offset - bytes.0.before as u64).is_multiple_of(page));
+                assert_eq!(bytes.len(), 5000);
+                bytes[0] = page.ilog2() as u8;
+                bytes[4999] = 1 + (offset / KIB) as u8;
+                let mut seen = [0; 5000];
+                file.read_exact_at(&mut seen, offset).expect("pread");
+                assert_eq!(seen[..], bytes[..], "{offset} in pages of {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_page_is_the_kernels() {
+        let size = page_size();
+        assert!(size.is_power_of_two() && size >= PAGE, "{size}");
+        let file = sealed_file(c"test", 4 * size).expect("memfd");
+        assert!(Bytes::map(&file, 3 * size - PAGE, 5000).is_ok());
+    }
+
+    #[test]
+    fn words_are_aligned() {
+        let file = sealed_file(c"test", 1 << 20).expect("memfd");
+        assert!(Words::map_at(&file, 4, 1).is_err());
+        assert_eq!(Words::map_at(&file, 8, 1).expect("mmap").len(), 1);
     }
 
     #[test]
