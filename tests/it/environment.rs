@@ -2,6 +2,7 @@
 
 mod files;
 mod lookups;
+mod stalled_log;
 mod terminals;
 
 use std::fs;

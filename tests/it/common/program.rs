@@ -34,10 +34,15 @@ pub struct Program(Child);
 impl Program {
     #[track_caller]
     pub fn start(command: &mut Command) -> Program {
+        Program::start_with_stderr(command, Stdio::piped())
+    }
+
+    #[track_caller]
+    pub fn start_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Program {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .process_group(0);
         Program(
             command
