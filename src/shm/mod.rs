@@ -176,17 +176,8 @@ pub struct LeftSlot {
 
 impl Drop for LeftSlot {
     fn drop(&mut self) {
-        let Some(slot) = self.words.slot(self.slot) else {
-            return;
-        };
-        // Only this process changes the word of a revoked lease.
-        let lease = slot
-            .lease()
-            .filter(|lease| lease.number == self.lease_number);
-        if let Some(LeaseState::Revoked | LeaseState::RevokedParked) =
-            lease.map(|lease| lease.state)
-        {
-            slot.release(self.lease_number, LeaseState::Closed);
+        if let Some(slot) = self.words.slot(self.slot) {
+            slot.close_left(self.lease_number);
         }
     }
 }

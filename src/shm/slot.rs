@@ -178,6 +178,23 @@ impl<'a, W: Word> Slot<'a, W> {
         None
     }
 
+    /// Worker: returns whether the client of a lease that is over may be nowhere else: the lease was revoked, and the
+    /// master has not closed the slot.
+    #[must_use]
+    pub fn must_be_kept(&self, number: u32) -> bool {
+        let lease = self.lease().filter(|lease| lease.number == number);
+        let state = lease.map(|lease| lease.state);
+        matches!(state, Some(LeaseState::Revoked | LeaseState::RevokedParked))
+    }
+
+    /// Master: closes the slot that a client has left, unless its word has changed since. Only the master changes the
+    /// word of a revoked lease.
+    pub fn close_left(&self, number: u32) {
+        if self.must_be_kept(number) {
+            self.release(number, LeaseState::Closed);
+        }
+    }
+
     /// Worker: begins the turn in which a request that was away is answered. Returns false if none of this lease is
     /// away. Only the worker ends this state, so no other process can come first.
     #[must_use]

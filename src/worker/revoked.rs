@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::turn::FOREIGN;
 use super::{WorkerLoop, number};
-use crate::shm::{LeaseState, WorkerShm};
+use crate::shm::WorkerShm;
 use crate::sys::clock;
 
 /// The time between two looks at the slots: doubled from the first to the last. The master closes them at the end of an
@@ -37,11 +37,8 @@ struct RevokedClient {
 impl RevokedClient {
     /// Returns whether the client may be nowhere else.
     fn must_be_kept(&self, shm: &WorkerShm) -> bool {
-        let lease = shm.slot(self.slot).and_then(|slot| slot.lease());
-        lease.is_some_and(|lease| {
-            let is_revoked = matches!(lease.state, LeaseState::Revoked | LeaseState::RevokedParked);
-            is_revoked && lease.number == self.connection.lease_number
-        })
+        let slot = shm.slot(self.slot);
+        slot.is_some_and(|slot| slot.must_be_kept(self.connection.lease_number))
     }
 }
 

@@ -121,6 +121,13 @@ impl<W: Word> Shm<W> {
         n
     }
 
+    /// Worker: closes the client in a turn, and returns the number of its last turn; `None` if the lease is not its own.
+    fn close(&self, lease_number: u32) -> Option<u32> {
+        let n = self.read(self.slot().claim(lease_number)?);
+        self.slot().release(lease_number, LeaseState::Closed);
+        Some(n)
+    }
+
     /// Either side: revokes the lease, and returns the number of the last turn.
     fn revoke(&self, lease_number: u32) -> Option<u32> {
         let found = self.slot().revoke(lease_number)?;
@@ -299,6 +306,65 @@ fn cursors_are_consistent_during_a_flip() {
             };
             assert!([before, flipped, committed].contains(&seen), "{seen:?}");
             assert_eq!(shm.slot().cursors(), committed);
+        },
+    );
+}
+
+/// The slot of a client that the worker has closed gets another client; an event of the old one may still arrive.
+#[test]
+fn a_client_is_either_closed_or_revoked() {
+    const NEXT: u32 = 10;
+    model(
+        ModelWord::new,
+        |shm| (shm.turn(1), shm.close(1), shm.turn(1)),
+        |shm| {
+            let revoked = shm.revoke(1);
+            let state = LeaseState::Closed;
+            let is_closed = shm.slot().lease() == Some(LeaseWord { number: 1, state });
+            if is_closed {
+                assert_eq!(revoked, None);
+                shm.slot().clear();
+                shm.lease(2, NEXT);
+            }
+            (revoked, is_closed)
+        },
+        |shm, (turn, closed, late), (revoked, is_closed)| {
+            assert_eq!(closed.or(revoked), Some(turn.unwrap_or(0)));
+            assert!(closed.is_some() != revoked.is_some() && late.is_none());
+            assert_eq!(shm.revoke(1), None);
+            assert_eq!(shm.revoke(2), is_closed.then_some(NEXT));
+        },
+    );
+}
+
+/// A worker closes its copy of a revoked client's socket when it finds the slot closed: then the client is elsewhere.
+#[test]
+fn a_worker_finds_a_slot_closed_after_its_client_has_moved() {
+    const MOVED: u32 = 10;
+    model(
+        ModelWord::new,
+        |shm| {
+            let turns = [shm.turn(1), shm.turn(1)];
+            if turns[1].is_none() && !shm.slot().must_be_kept(1) {
+                assert_eq!(shm.bytes.get(), MOVED);
+            }
+            turns
+        },
+        |shm| {
+            let revoked = shm.revoke(1)?;
+            assert!(shm.slot().must_be_kept(1));
+            shm.bytes.set(MOVED);
+            shm.slot().close_left(1);
+            Some(revoked)
+        },
+        |shm, turns, revoked| {
+            let turns: Vec<u32> = turns.into_iter().flatten().collect();
+            assert_eq!(turns, up_to(revoked.unwrap_or(2)));
+            if revoked.is_none() {
+                return;
+            }
+            assert!(!shm.slot().must_be_kept(1));
+            assert_eq!((shm.turn(1), shm.revoke(1)), (None, None));
         },
     );
 }

@@ -22,6 +22,11 @@ pub(super) struct World {
     pub(super) over: BTreeSet<ClientId>,
     pub(super) lives: BTreeMap<ClientId, Life>,
     held: BTreeMap<u32, Held>,
+    /// Leases that are over: the worker uses their slots no longer, but keeps the clients until the master has closed
+    /// the slots.
+    kept: BTreeMap<u32, Held>,
+    /// The lease number of each client that the worker received last.
+    latest: BTreeMap<ClientId, u32>,
     /// Slots that the worker has released or closed, unread by the master.
     said: Vec<(u32, bool)>,
     /// Slots whose clients the master has revoked, unconfirmed by the worker.
@@ -44,6 +49,8 @@ impl World {
             over: BTreeSet::new(),
             lives: BTreeMap::new(),
             held: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            latest: BTreeMap::new(),
             said: Vec::new(),
             behind: BTreeSet::new(),
             dying: None,
@@ -123,26 +130,27 @@ impl World {
                 }
             }
             Act::Look => {
-                let is_taken = |slot: &u32| {
-                    let state = self
-                        .worker
-                        .slot(*slot)
-                        .and_then(|slot| slot.lease())
-                        .map(|lease| lease.state);
-                    matches!(state, Some(LeaseState::Revoked | LeaseState::RevokedParked))
-                };
-                let taken: Vec<u32> = self.held.keys().copied().filter(is_taken).collect();
-                taken.into_iter().for_each(|slot| self.report(slot, false));
+                let held = self.held.iter();
+                let taken = held.filter(|(slot, held)| self.must_be_kept(**slot, held));
+                let taken: Vec<u32> = taken.map(|(slot, _)| *slot).collect();
+                taken.into_iter().for_each(|slot| self.keep(slot));
+                let kept = self.kept.iter();
+                let closed = kept.filter(|(slot, kept)| !self.must_be_kept(**slot, kept));
+                let closed: Vec<u32> = closed.map(|(slot, _)| *slot).collect();
+                for slot in closed {
+                    self.kept.remove(&slot);
+                    self.said.push((slot, false));
+                }
             }
             Act::GiveUp(slot) => {
                 if let Some(slot) = self.pick(slot).filter(|slot| !self.is_away(*slot)) {
-                    // The master revoked the lease before, or the worker releases it now: the worker is done with it.
-                    let _ = self
-                        .worker
-                        .slot(slot)
-                        .expect("held")
-                        .revoke(self.held[&slot].lease_number);
-                    self.report(slot, false);
+                    // Otherwise the master has revoked the lease before.
+                    let lease_number = self.held[&slot].lease_number;
+                    let shared_slot = self.worker.slot(slot).expect("held");
+                    if shared_slot.revoke(lease_number).is_some() {
+                        self.said.push((slot, false));
+                    }
+                    self.keep(slot);
                 }
             }
             Act::Close(slot) => {
@@ -155,8 +163,11 @@ impl World {
                         || shared_slot.claim(lease_number).is_some();
                     if is_ours {
                         shared_slot.release(lease_number, LeaseState::Closed);
+                        self.held.remove(&slot);
+                        self.said.push((slot, true));
+                    } else {
+                        self.keep(slot);
                     }
-                    self.report(slot, is_ours);
                 }
             }
         }
@@ -190,9 +201,16 @@ impl World {
         lease.is_some_and(|lease| lease.state == LeaseState::Away)
     }
 
-    fn report(&mut self, slot: u32, is_closed: bool) {
-        self.held.remove(&slot).expect("it is held");
-        self.said.push((slot, is_closed));
+    /// Returns whether the worker must keep a client whose lease may be over.
+    fn must_be_kept(&self, slot: u32, held: &Held) -> bool {
+        let shared_slot = self.worker.slot(slot).expect("it is held");
+        shared_slot.must_be_kept(held.lease_number)
+    }
+
+    /// The worker finds that a lease is over.
+    fn keep(&mut self, slot: u32) {
+        let held = self.held.remove(&slot).expect("it is held");
+        self.kept.insert(slot, held);
     }
 
     pub(super) fn flush(&mut self) {
@@ -217,8 +235,11 @@ impl World {
                     "slot {} is leased twice",
                     lease.record.slot
                 );
+                let number = lease.record.lease_number;
+                self.latest.insert(lease.record.client, number);
                 self.received += 1;
             }
+            self.leases.close_left_places(&batch);
         }
     }
 
@@ -255,9 +276,8 @@ impl World {
                 Done::GivenUp(recovered) => {
                     assert!(!was_behind && !is_closed);
                     self.take_in(recovered);
-                    // The worker reports again when it uses the slot no longer.
+                    // The worker reports again when the slot is closed.
                     self.behind.insert(slot);
-                    self.said.push((slot, false));
                 }
                 Done::Nonsense => panic!("the worker has said so of slot {slot} with right"),
             }
@@ -301,6 +321,7 @@ impl World {
             .extend(recovery.ended.iter().map(|client| client.id));
         (self.sum, self.received) = (Writes::default(), 0);
         self.held.clear();
+        self.kept.clear();
         self.said.clear();
         self.behind.clear();
     }
@@ -326,5 +347,24 @@ impl World {
             self.leases.given(),
             self.received + self.leases.outbox.len() as u64
         );
+        self.check_kept();
+    }
+
+    /// Checks that the worker keeps each client that only the master has, and no other: if the master were killed now,
+    /// the worker would pack it, once.
+    fn check_kept(&self) {
+        for (slot, held) in self.held.iter().chain(&self.kept) {
+            let lease = self.worker.slot(*slot).and_then(|slot| slot.lease());
+            let lease = lease.expect("the word is a valid one");
+            assert_eq!(lease.number, held.lease_number, "slot {slot} is used again");
+            let is_over = matches!(
+                lease.state,
+                LeaseState::Revoked | LeaseState::RevokedParked | LeaseState::Closed
+            );
+            let is_latest = self.latest[&held.id] == held.lease_number;
+            if is_over {
+                assert_eq!(self.must_be_kept(*slot, held), is_latest, "slot {slot}");
+            }
+        }
     }
 }

@@ -56,7 +56,7 @@ impl World {
             return;
         }
         let Some(found) = shared_slot.claim(lease_number) else {
-            return self.report(slot, false);
+            return self.keep(slot);
         };
         let dying = &mut self.dying;
         let mut dies = |point| {
