@@ -29,8 +29,8 @@ impl Leases {
             .collect()
     }
 
-    /// Revokes the leases of at most `most` clients that are in no turn, from a slot on, and sets the slot to the first
-    /// one that was not looked at.
+    /// Revokes the leases of at most `most` clients that are in no turn, from a slot on, and sets the slot to that of the
+    /// first client that was not looked at.
     pub(crate) fn revoke_from(
         &mut self,
         slot: &mut u32,
@@ -38,7 +38,12 @@ impl Leases {
         shm: &MasterShm,
     ) -> Vec<Recovered> {
         let mut revoked = Vec::new();
-        while *slot < self.used && revoked.len() < most {
+        while *slot < self.used {
+            // Without clients behind it, this is the end, although there may be more slots.
+            let is_leased = matches!(self.entries.get(*slot), Some(LeaseEntry::Leased(_)));
+            if is_leased && revoked.len() == most {
+                break;
+            }
             revoked.extend(self.revoke(*slot, shm));
             *slot += 1;
         }
