@@ -47,7 +47,7 @@ fn serve_each_once(daemon: &Running, count: u64) -> Vec<Client> {
 fn ten_thousand_idle_clients_of_apps_cause_no_wake_ups() {
     // Without checks for stuck workers, and without rebalancing.
     let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 2\nworkers.rebalance = \"manual\"\n\
-         limits.stall-timeout = \"1h\"";
+         limits = { stall-timeout = \"1h\", request-timeout = \"none\" }";
     let count = room_for(10_000);
     let Some(daemon) = start(config) else {
         return;
