@@ -1,10 +1,11 @@
-//! The numbers of workers, clients and control clients, by the limit of descriptors.
+//! The numbers of workers, clients and control clients, by the limits of descriptors and of addresses.
 
 use super::Error;
 use crate::config::{Config, Count};
 use crate::pool::Target;
 use crate::proto::names::{Generation, MAX_WORKERS};
-use crate::shm::Layout;
+use crate::shm::{Layout, MAX_ADDRESSES};
+use crate::sys::memory;
 
 /// Descriptors that the master needs besides those of clients, listeners, workers and control clients: the standard
 /// ones, the poller, signals, the program, the log, the watch of the store, and those that are open for a moment only.
@@ -46,7 +47,9 @@ pub(super) struct ClientLimits {
     pub(super) clients: u64,
     /// Slots of each shared memory.
     pub(super) slots: u32,
-    /// Clients for which there are descriptors, whatever the configuration wants.
+    /// Bytes of addresses for each shared memory.
+    addresses: u64,
+    /// Clients for which there are descriptors and addresses, whatever the configuration wants.
     pub(super) possible: u64,
     /// Why there may be fewer than the configuration wants.
     lowered: Option<String>,
@@ -56,7 +59,7 @@ impl ClientLimits {
     /// Returns the layout of shared memory for at least this many slots and frames of this length.
     pub(super) fn layout(&self, max_frame: u32, slots: u32) -> Layout {
         Layout::new(
-            self.slots.max(slots).min(Layout::max_slots(max_frame)),
+            (self.slots.max(slots)).min(Layout::slots_within(self.addresses, max_frame)),
             max_frame,
         )
     }
@@ -78,11 +81,22 @@ impl ClientLimits {
 /// Returns the most clients with this many workers and descriptors.
 ///
 /// # Errors
-/// `System` when no descriptor is left for clients.
+/// `System` when no descriptor or no address is left for clients.
 pub(super) fn client_limits(
     config: &Config,
     workers: usize,
     descriptors: u64,
+) -> Result<ClientLimits, Error> {
+    // A worker needs others for its program, its threads and its heap.
+    let addresses = memory::free_addresses(2 * MAX_ADDRESSES) / 2;
+    limits_within(config, workers, descriptors, addresses)
+}
+
+fn limits_within(
+    config: &Config,
+    workers: usize,
+    descriptors: u64,
+    addresses: u64,
 ) -> Result<ClientLimits, Error> {
     let for_workers = WORKER_DESCRIPTORS * workers as u64;
     let for_exporter = config
@@ -92,29 +106,46 @@ pub(super) fn client_limits(
         .map_or(0, |_| EXPORTER_DESCRIPTORS);
     let for_listeners = config.listen.len() as u64 + for_exporter;
     let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
-    let possible = descriptors
-        .saturating_sub(taken)
-        .min(u64::from(Layout::max_slots(config.limits.max_frame)));
-    if possible == 0 {
+    let with_descriptors = descriptors.saturating_sub(taken);
+    if with_descriptors == 0 {
         let sentence = format!(
             "the limit of {descriptors} descriptors leaves none for clients: {taken} are needed"
         );
         return Err(Error::System(sentence));
     }
+    let max_frame = config.limits.max_frame;
+    let with_addresses = u64::from(Layout::slots_within(addresses, max_frame));
+    if with_addresses == 0 {
+        let sentence = format!(
+            "the free address space of a process (ulimit -v, LimitAS=) is too small for a client with max-frame = \
+             {max_frame}: {} MiB of it are for clients",
+            addresses >> 20
+        );
+        return Err(Error::System(sentence));
+    }
+    let possible = with_descriptors.min(with_addresses);
+    let cause = if with_addresses < with_descriptors {
+        format!(
+            "a worker has {} MiB of address space (ulimit -v, LimitAS=) for clients with max-frame = {max_frame}",
+            addresses >> 20
+        )
+    } else {
+        format!(
+            "the limit is {descriptors} descriptors, of which {taken} are needed for other things"
+        )
+    };
     let (clients, lowered) = match config.limits.max_clients {
         None => (possible.min(MAX_AUTO_CLIENTS), None),
         Some(wanted) if u64::from(wanted.get()) <= possible => (wanted.get().into(), None),
         Some(wanted) => {
-            let sentence = format!(
-                "max-clients lowered from {wanted} to {possible}: the limit is {descriptors} descriptors, of which \
-                 {taken} are needed for other things"
-            );
+            let sentence = format!("max-clients lowered from {wanted} to {possible}: {cause}");
             (possible, Some(sentence))
         }
     };
     Ok(ClientLimits {
         clients,
         slots: u32::try_from(clients).unwrap_or(u32::MAX),
+        addresses,
         possible,
         lowered,
     })
@@ -135,6 +166,8 @@ pub(super) fn target(config: &Config, generation: Generation, is_dev: bool) -> T
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     #[test]
@@ -147,5 +180,22 @@ mod tests {
         let layout = limits.layout(256 << 20, 0);
         assert!(limits.clients > u64::from(layout.slots()));
         assert_eq!(limits.clients_in(layout), u64::from(layout.slots()));
+    }
+
+    /// Machines with 39 bits of an address give a process 256 or 512 GiB.
+    #[test]
+    fn there_are_no_more_clients_than_addresses_allow() {
+        let mut config = Config::default();
+        let limits = limits_within(&config, 1, 1_000_000, 1 << 37).expect("it is enough");
+        assert!((10_000..100_000).contains(&limits.clients), "{limits:?}");
+        assert_eq!(limits.lowered, None);
+        let layout = limits.layout(config.limits.max_frame, 0);
+        assert_eq!(u64::from(layout.slots()), limits.clients);
+        config.limits.max_clients = NonZeroU32::new(500_000);
+        let limits = limits_within(&config, 1, 1_000_000, 1 << 37).expect("it is enough");
+        let warning = limits.lowered.expect("there are fewer");
+        assert!(warning.contains("131072 MiB of address space"), "{warning}");
+        let none = limits_within(&config, 1, 1_000_000, 1 << 20).expect_err("it is too little");
+        assert!(none.to_string().contains("(ulimit -v, LimitAS=)"), "{none}");
     }
 }

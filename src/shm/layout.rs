@@ -13,6 +13,9 @@ use crate::sys::memory::PAGE;
 /// Bytes by which a reply may exceed the longest frame: another envelope, or an error.
 const REPLY_EXTRA_LEN: usize = 4096;
 
+/// The most addresses of one shared memory, in bytes: 16 TiB of the 128 TiB that most 64-bit machines give a process.
+pub const MAX_ADDRESSES: u64 = 16 << 40;
+
 pub(super) const HEADER_LEN: u64 = 16 * 1024;
 pub(super) const SLOT_LEN: u64 = 128;
 
@@ -96,15 +99,19 @@ impl Layout {
         self.version
     }
 
-    /// Returns the most slots whose regions can all be mapped: 16 TiB of addresses, of the 128 TiB that a process has
-    /// on the smallest of today's 64-bit machines.
+    /// Returns the most slots of any shared memory: their regions need [`MAX_ADDRESSES`].
     #[must_use]
     pub fn max_slots(max_frame: u32) -> u32 {
-        let one = Layout::new(1, max_frame);
-        u32::try_from(
-            (16 << 40) / (one.large_receive() + one.reply() + SMALL_LEN as u64 + SLOT_LEN),
-        )
-        .unwrap_or(u32::MAX)
+        Layout::slots_within(MAX_ADDRESSES, max_frame)
+    }
+
+    /// Returns the most slots whose regions can all be mapped into this many bytes of addresses.
+    #[must_use]
+    pub fn slots_within(addresses: u64, max_frame: u32) -> u32 {
+        let none = Layout::new(0, max_frame);
+        let one = none.large_receive() + none.reply() + SMALL_LEN as u64 + SLOT_LEN;
+        let slots = addresses.saturating_sub(none.file_len()) / one;
+        u32::try_from(slots).unwrap_or(u32::MAX)
     }
 
     /// Returns the number of slots.
@@ -270,6 +277,17 @@ mod tests {
                 layout.reply_range(Region::Large, 1).start,
             ];
             assert_eq!(found, expected, "version {version}");
+        }
+    }
+
+    #[test]
+    fn slots_fit_into_the_addresses() {
+        for max_frame in [64, 10_000, 1 << 20, 256 << 20] {
+            for addresses in [0, 1 << 20, 1 << 31, 1 << 38, MAX_ADDRESSES] {
+                let slots = Layout::slots_within(addresses, max_frame);
+                let length = Layout::new(slots, max_frame).file_len();
+                assert!(slots == 0 || length <= addresses, "{slots}: {length}");
+            }
         }
     }
 

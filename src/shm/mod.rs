@@ -46,7 +46,7 @@ use crate::sys::memory::{self, Bytes, Words};
 pub use counters::{Counters, Note};
 pub use header::{BUCKETS, Header, Write, upper};
 use layout::HEADER_LEN;
-pub use layout::{LAYOUT_VERSION, Layout};
+pub use layout::{LAYOUT_VERSION, Layout, MAX_ADDRESSES};
 #[cfg(any(test, fuzzing))]
 pub use recovery::fuzz;
 pub use recovery::{ClientBytes, Owner};

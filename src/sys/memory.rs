@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::libc::off_t;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::limit;
@@ -28,6 +28,37 @@ fn page_size() -> u64 {
     size.and_then(|size| u64::try_from(size).ok())
         .filter(|size| size.is_power_of_two())
         .unwrap_or(PAGE)
+}
+
+/// Returns how many bytes of addresses this process can map at once, to an eighth: at most `most`. The kernel of some
+/// machines gives a process 256 or 512 GiB, and RLIMIT_AS of getrlimit(2) may leave less.
+#[must_use]
+pub fn free_addresses(most: u64) -> u64 {
+    let can_map = |bytes: u64| {
+        let Some(length) = usize::try_from(bytes).ok().and_then(NonZeroUsize::new) else {
+            return false;
+        };
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: new memory, which overlaps nothing. It can be neither read nor written, so that it needs no memory.
+        let Ok(start) = (unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags) })
+        else {
+            return false;
+        };
+        // SAFETY: nothing refers to the new mapping.
+        unsafe { munmap(start, length.get()) }.is_ok()
+    };
+    let powers = std::iter::successors(Some(most), |bytes| Some(bytes / 2));
+    let Some(half) = powers
+        .take_while(|&bytes| bytes >= PAGE)
+        .find(|&bytes| can_map(bytes))
+    else {
+        return 0;
+    };
+    let eighths = (9..16).map(|eighths| half / 8 * eighths);
+    eighths
+        .filter(|&bytes| bytes <= most)
+        .rfind(|&bytes| can_map(bytes))
+        .unwrap_or(half)
 }
 
 /// Returns a file of `length` bytes in memory, whose pages exist only once they are used. It is sealed: no process can
@@ -288,6 +319,14 @@ mod tests {
         assert!(size.is_power_of_two() && size >= PAGE, "{size}");
         let file = sealed_file(c"test", 4 * size).expect("memfd");
         assert!(Bytes::map(&file, 3 * size - PAGE, 5000).is_ok());
+    }
+
+    #[test]
+    fn free_addresses_can_be_mapped() {
+        assert_eq!(free_addresses(0), 0);
+        assert_eq!(free_addresses(1 << 30), 1 << 30);
+        let free = free_addresses(1 << 60);
+        assert!((1 << 30..1 << 60).contains(&free), "{free}");
     }
 
     #[test]

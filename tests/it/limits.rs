@@ -28,6 +28,33 @@ fn clients_beyond_the_limit_on_open_files_wait() {
     wait_for_room(&daemon, max, 20);
 }
 
+/// Machines with 39 bits of an address have few addresses without a limit.
+#[test]
+fn a_small_address_space_has_room_for_fewer_clients() {
+    // The threads of a debug build, and its program, need some hundred MiB.
+    let daemon = Setup::new("sh", "workers.count = 1\nlimits.max-frame = '16MiB'")
+        .argument("-c")
+        .argument("ulimit -v 4000000; exec \"$0\" \"$@\"")
+        .argument(FDPASSD)
+        .start()
+        .expect("4 GB of addresses are enough to serve");
+    let max = usize::try_from(daemon.wait_for_workers().max_clients).expect("it is small");
+    assert!((10..100).contains(&max), "there may be {max} clients");
+    wait_for_room(&daemon, max, 5);
+
+    let failed = Setup::new("sh", "workers.count = 1\nlimits.max-frame = '256MiB'")
+        .argument("-c")
+        .argument("ulimit -v 500000; exec \"$0\" \"$@\"")
+        .argument(FDPASSD)
+        .start()
+        .expect_err("not even one client has room");
+    let text = format!("{failed:?}");
+    assert!(
+        text.contains("the free address space of a process"),
+        "{text}"
+    );
+}
+
 #[test]
 fn clients_beyond_max_clients_wait() {
     let daemon = start("limits.max-clients = 5");
