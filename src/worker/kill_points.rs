@@ -1,6 +1,7 @@
 //! Kill points: points at which tests make a worker die, in builds with debug assertions only.
 //!
 //! `FDPASSD_DIE_AT=after-write:3` kills each worker process by SIGKILL when it reaches that point for the third time.
+//! With `after-write:3:panic`, its loop panics there.
 
 use crate::sys::process;
 
@@ -72,8 +73,10 @@ pub(super) fn pass(point: Point) {
     }
 }
 
-/// Kills this process by SIGKILL.
+/// Kills this process by SIGKILL, or panics if the test wants that.
 pub(super) fn die() {
+    #[cfg(debug_assertions)]
+    assert!(!armed::panics(), "the kill point is reached");
     // A process may always send a signal to itself.
     let _ = process::send(std::process::id(), "KILL");
 }
@@ -104,35 +107,55 @@ mod armed {
 
     const VARIABLE: &str = "FDPASSD_DIE_AT";
 
-    /// Where this process dies, and how often it still must reach that point.
-    static ARMED: OnceLock<(Point, AtomicU64)> = OnceLock::new();
+    /// Where this process dies.
+    static ARMED: OnceLock<ArmedPoint> = OnceLock::new();
+
+    struct ArmedPoint {
+        point: Point,
+        /// How often the process still must reach that point.
+        left: AtomicU64,
+        is_panic: bool,
+    }
 
     /// Reads once where this process must die.
     pub(in super::super) fn arm() -> Result<(), String> {
         let Some(wish) = std::env::var_os(VARIABLE) else {
             return Ok(());
         };
-        let (point, times) = parse(&wish.to_string_lossy())?;
-        ARMED.get_or_init(|| (point, AtomicU64::new(times)));
+        let (point, times, is_panic) = parse(&wish.to_string_lossy())?;
+        ARMED.get_or_init(|| ArmedPoint {
+            point,
+            left: AtomicU64::new(times),
+            is_panic,
+        });
         Ok(())
+    }
+
+    /// Returns whether this process must panic instead of dying by a signal.
+    pub(super) fn panics() -> bool {
+        ARMED.get().is_some_and(|death| death.is_panic)
     }
 
     /// Returns whether this process must die here and now.
     pub(in super::super) fn strikes(point: Point) -> bool {
-        ARMED.get().is_some_and(|(armed, left)| {
-            *armed == point && left.fetch_sub(1, Ordering::Relaxed) == 1
+        ARMED.get().is_some_and(|death| {
+            death.point == point && death.left.fetch_sub(1, Ordering::Relaxed) == 1
         })
     }
 
-    fn parse(wish: &str) -> Result<(Point, u64), String> {
-        let parsed = wish.split_once(':').and_then(|(name, times)| {
+    fn parse(wish: &str) -> Result<(Point, u64, bool), String> {
+        let (rest, is_panic) = match wish.strip_suffix(":panic") {
+            Some(rest) => (rest, true),
+            None => (wish, false),
+        };
+        let parsed = rest.split_once(':').and_then(|(name, times)| {
             let (_, point) = POINTS.iter().find(|(known, _)| *known == name)?;
-            Some((*point, times.parse::<NonZeroU64>().ok()?.get()))
+            Some((*point, times.parse::<NonZeroU64>().ok()?.get(), is_panic))
         });
         parsed.ok_or_else(|| {
             let known: Vec<&str> = POINTS.iter().map(|(name, _)| *name).collect();
             let known = known.join(", ");
-            format!("{VARIABLE}={wish} is no kill point: POINT:N, with N from 1 and of the points {known}")
+            format!("{VARIABLE}={wish} is no kill point: POINT:N or POINT:N:panic, with N from 1 and of the points {known}")
         })
     }
 
@@ -142,10 +165,10 @@ mod armed {
 
         #[test]
         fn a_kill_point_is_a_known_name_and_a_count() {
-            assert!(
-                parse("amid-write:3")
-                    .is_ok_and(|(point, times)| point == Point::AmidWrite && times == 3)
-            );
+            for (wish, panics) in [("amid-write:3", false), ("amid-write:3:panic", true)] {
+                let parsed = parse(wish);
+                assert!(parsed.is_ok_and(|parsed| parsed == (Point::AmidWrite, 3, panics)));
+            }
             for wrong in [
                 "",
                 "amid-write",

@@ -40,6 +40,7 @@ use connection::Connection;
 use deadlines::Timers;
 use hooks::HookState;
 use master_link::MasterLink;
+use panics::EndOnPanic;
 use parking::Parking;
 use revoked::RevokedClients;
 use turn::Purpose;
@@ -192,6 +193,7 @@ impl<'c> WorkerLoop<'c> {
 
     /// Serves until the worker retires, is stopped, or its master is gone; returns whether the master is gone.
     fn serve(mut self, service: &mut dyn Service) -> io::Result<bool> {
+        let _guard = EndOnPanic;
         let served = self.serve_to_end(service);
         if self.ending.broken.is_some() && !self.ending.is_orphaned {
             self.take_back_unwritten(service);

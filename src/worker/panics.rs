@@ -3,6 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::{panic, thread};
 
+use crate::sys::process;
+
+/// The exit status of a worker whose loop has panicked: EX_SOFTWARE of sysexits.h.
+const STATUS: u8 = 70;
+
 thread_local! {
     /// The place and message of the last panic, which only the hook receives.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
@@ -41,4 +46,20 @@ pub(super) fn remembering_panics<T>(code: impl FnOnce() -> T) -> T {
 /// Returns "panicked at FILE:LINE:COLUMN: MESSAGE".
 pub(super) fn last_panic() -> String {
     LAST_PANIC.with(RefCell::take)
+}
+
+/// Ends this process when it is dropped by a panic, which no method has caused: those are caught. The panic is logged,
+/// and no destructor of the frames below runs. The cursors of a turn in progress may be as inconsistent as at a kill, so
+/// nothing may use them, and other processes have copies of what `main` of a forked worker owns.
+pub(super) struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        // A unit test reports its panic itself.
+        if thread::panicking() && !cfg!(test) {
+            log::error!("this worker ends: its loop {}", last_panic());
+            log::logger().flush();
+            process::exit_without_destructors(STATUS);
+        }
+    }
 }

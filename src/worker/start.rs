@@ -13,7 +13,7 @@ use super::away::{Executor, ExecutorKind};
 use super::futures::Runtime;
 use super::methods::{Methods, Service, WorkerInfo};
 use super::metrics::WorkerMetrics;
-use super::panics::remember_panics;
+use super::panics::{EndOnPanic, remember_panics};
 use super::running::RunningService;
 use super::{WorkerLoop, builtin, handoff, kill_points};
 use crate::channel::{Channel, Incoming, Scratch, Sent};
@@ -87,6 +87,7 @@ pub(crate) fn run<S: 'static>(
     origin: ProcessOrigin,
 ) -> Result<(), Error> {
     let mut channel = Channel::new(channel);
+    let _guard = EndOnPanic;
     let (start, descriptors) = match receive_start(&channel) {
         Ok(received) => received,
         // The master did not want it any more, or has ended.

@@ -383,6 +383,35 @@ fn a_death_between_close_and_report_loses_no_client() {
     assert_eq!(status.lost_total, 0);
 }
 
+/// As a death there, with a line that has the place. Nothing that `main` owns is dropped.
+#[test]
+fn a_panic_of_the_loop_is_logged_and_ends_the_worker_at_once() {
+    for start in ["exec", "fork"] {
+        let place = tempfile::tempdir().expect("a directory");
+        let drops = place.path().join("drops");
+        let config = format!("workers.count = 1\nworkers.start = \"{start}\"");
+        let daemon = Setup::new(faulty::example("faulty"), &config)
+            .variable("FDPASSD_DIE_AT", "before-handler:3:panic")
+            .variable("FAULTY_DROPS", &drops)
+            .start()
+            .expect("the daemon serves");
+        daemon.wait_for_workers();
+        let first = daemon.worker_pids()[0];
+        let mut client = daemon.connect();
+        for n in 0..3 {
+            assert_eq!(client.call("ping", n).expect("a result"), n);
+        }
+        daemon.wait_for_log("this worker ends: its loop panicked at ");
+        let status = daemon.wait_until("its death is counted", |s| s.deaths_total == 1);
+        assert_eq!(status.lost_total, 0);
+        let dropped = fs::read_to_string(drops).unwrap_or_default();
+        assert!(
+            !dropped.lines().any(|pid| pid == first.to_string()),
+            "{start}: {dropped:?}"
+        );
+    }
+}
+
 #[test]
 fn an_unknown_kill_point_is_refused() {
     let setup = Setup::new(faulty::example("faulty"), "workers.count = 1")
