@@ -109,6 +109,13 @@ fn send(
 }
 
 impl ZygoteLine {
+    /// Returns the line to a zygote that the test plays.
+    #[cfg(test)]
+    pub(super) fn of_test(socket: OwnedFd) -> ZygoteLine {
+        let zygote = std::process::id();
+        ZygoteLine { socket, zygote }
+    }
+
     /// Returns the pid of the zygote.
     pub(super) fn zygote(&self) -> u32 {
         self.zygote

@@ -259,7 +259,8 @@ impl App {
                     }
                 }
             }
-            if let Some(gone) = self.end(BEFORE_HELLO).filter(|_| has_ended) {
+            // The zygote of a forked app reports its end once: nothing may take that report and drop it.
+            if has_ended && let Some(gone) = self.end(BEFORE_HELLO) {
                 return Err(with_hint(&gone));
             }
         }
@@ -349,4 +350,62 @@ impl App {
         };
         Ok((App::new(born, None, max_reply, None), theirs))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::sys::poll;
+    use crate::sys::socket::{self, Sent};
+
+    /// A forked app that has written a line and ended, with the zygote's report of that.
+    #[test]
+    fn the_end_of_a_forked_app_is_reported_with_its_status() {
+        let (wire, theirs) = process::wire().expect("a wire");
+        let (_, unused) = process::wire().expect("a wire");
+        let (output, output_end) = OutputStream::new(Level::Info).expect("a pipe");
+        let (errors, _errors_end) = OutputStream::new(Level::Info).expect("a pipe");
+        let (socket, zygote) = socket::message_pair().expect("a line");
+        let program = AppProgram {
+            command: &["true".to_owned()],
+            directory: None,
+            environment: &BTreeMap::new(),
+            identity: None,
+            umask: None,
+            cgroups: None,
+            parent_death: ParentDeathSignal::Kill,
+        };
+        let process = process::spawn_app(program, unused, AppStdio::Null).expect("true(1)");
+        let born = BornApp {
+            line: Some(ZygoteLine::of_test(socket)),
+            process,
+            wire,
+            output: Some([output, errors]),
+        };
+        let mut app = App::new(born, None, 4096, None);
+        // It reports one event at a time: first the line, then the end.
+        let mut poller = Poller::new(1).expect("a poller");
+        app.watch(&poller).expect("it is watched");
+        let report = b"\x0c\0\0\0{\"exited\":3}";
+        assert_eq!(
+            socket::send_message(&zygote, report, &[]).ok(),
+            Some(Sent::Queued)
+        );
+        std::fs::File::from(output_end)
+            .write_all(b"a line\n")
+            .expect("it is written");
+        let end = poll::wait_for(&app.process.pidfd, Interest::Read, MINUTE);
+        assert!(end.expect("poll"), "true(1) has ended");
+        let reason = app.await_hello(&mut poller).expect_err("it has ended");
+        assert!(
+            reason.starts_with("exited with status 3 before its hello"),
+            "{reason}"
+        );
+        drop::<OwnedFd>(theirs);
+    }
+
+    const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
 }
