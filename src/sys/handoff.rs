@@ -32,6 +32,7 @@ use super::cgroup::AppCgroup;
 #[cfg(feature = "tokio")]
 use super::latch::ExecutionLatch;
 use super::memory::{Words, sealed_file};
+use super::process::kill_with_group;
 use super::socket::{MAX_PASSED, raw_cookie};
 use super::{clock, fork};
 
@@ -147,9 +148,9 @@ impl EmergencyHandoff {
             #[cfg(feature = "tokio")]
             futures: OnceLock::new(),
         }));
-        // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), poll(2), openat(2), write(2),
-        // close(2), unlinkat(2), setitimer(2), clock_gettime(2), atomic loads and stores, pread(2), getsockopt(2),
-        // recvmsg(2), sendmsg(2) and _exit(2), on memory that is never freed.
+        // SAFETY: the two handlers call only getpid(2), gettid(2), tgkill(2), kill(2), pidfd_send_signal(2), poll(2),
+        // openat(2), write(2), close(2), unlinkat(2), setitimer(2), clock_gettime(2), atomic loads and stores,
+        // pread(2), getsockopt(2), recvmsg(2), sendmsg(2) and _exit(2), on memory that is never freed.
         unsafe {
             low_level::register(SIGTERM, move || handoff.set_alarm())?;
             low_level::register(SIGALRM, move || handoff.hand_off())?;
@@ -175,7 +176,7 @@ impl EmergencyHandoff {
 
     /// Kills the app and all that is in its cgroup, and waits until they are dead.
     fn end_app(&self) {
-        let pid = self.app[0].load(Ordering::Acquire) as libc::pid_t;
+        let pid = self.app[0].load(Ordering::Acquire) as u32;
         let pidfd = self.app[1].load(Ordering::Relaxed);
         if pid == 0 || pidfd == 0 {
             return;
@@ -185,12 +186,9 @@ impl EmergencyHandoff {
             events: libc::POLLIN,
             revents: 0,
         };
-        // SAFETY: the app is not collected, so its pid is its own; one struct that is ours.
-        unsafe {
-            libc::kill(-pid, libc::SIGKILL);
-            libc::kill(pid, libc::SIGKILL);
-            libc::poll(&raw mut poll, 1, APP_END_TIMEOUT);
-        }
+        kill_with_group(pid, poll.fd);
+        // SAFETY: one struct that is ours.
+        unsafe { libc::poll(&raw mut poll, 1, APP_END_TIMEOUT) };
         if let Some(cgroup) = self.app_cgroup.get() {
             cgroup.end();
         }

@@ -17,6 +17,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid, getpgrp, setsid};
 
+pub(in crate::sys) use app::kill_with_group;
 pub use app::{
     AppProcess, AppProgram, AppStdio, ParentDeathSignal, kill_app, open_pidfd, spawn_app, wire,
 };

@@ -243,7 +243,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        kill_app(self.app.pid);
+        kill_app(&self.app);
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.exit.is_none() && Instant::now() < deadline {
             // Errors in its frames do not matter any more.

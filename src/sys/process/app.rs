@@ -14,7 +14,7 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
 
 use super::executable::MANAGER_VARIABLES;
 use super::pid_of;
@@ -205,8 +205,86 @@ pub fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Kills the process group of an uncollected child, and the child itself in case it has left its group.
-pub fn kill_app(pid: u32) {
-    let _ = super::kill_group(pid);
-    let _ = nix::sys::signal::kill(Pid::from_raw(pid_of(pid).as_raw()), Signal::SIGKILL);
+/// Kills an app and the process group that it leads.
+///
+/// An app that a zygote has forked may be collected by another process, after which its pid may be that of another
+/// process or group: nothing is killed by its pid then.
+pub fn kill_app(app: &AppProcess) {
+    kill_with_group(app.pid, app.pidfd.as_raw_fd());
+}
+
+/// Kills the process of a descriptor (pidfd_open(2)) and the process group that it leads. Safe in a signal handler.
+pub(in crate::sys) fn kill_with_group(pid: u32, pidfd: RawFd) {
+    let send = |signal: libc::c_int, flags: libc::c_uint| {
+        // SAFETY: a null pointer stands for the usual information, and the rest are numbers.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                pidfd,
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                flags,
+            )
+        };
+        sent == 0
+    };
+    // Before Linux 6.9 a group has only its number. That is the app's at least until the app is collected, which signal
+    // 0 finds out.
+    if !send(libc::SIGKILL, PIDFD_SIGNAL_PROCESS_GROUP) && pid > 1 && send(0, 0) {
+        // SAFETY: its arguments are numbers.
+        unsafe { libc::kill(-pid_of(pid).as_raw(), libc::SIGKILL) };
+    }
+    // In case it has left its group.
+    send(libc::SIGKILL, 0);
+}
+
+/// A flag of pidfd_send_signal(2), since Linux 6.9: the signal is for the process group.
+const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    fn leader(program: &str, argument: &str) -> Child {
+        let mut command = Command::new(program);
+        command.arg(argument).process_group(0);
+        command.spawn().expect("it is started")
+    }
+
+    /// The pid of an app that was collected belongs to another group now.
+    #[test]
+    fn no_other_group_is_killed_by_a_pid() {
+        let mut app = leader("true", "");
+        let pidfd = open_pidfd(app.id()).expect("it is not collected");
+        app.wait().expect("it ends");
+        let mut other = leader("sleep", "1000");
+        kill_app(&AppProcess {
+            pid: other.id(),
+            pidfd,
+        });
+        // The signal that was sent first is the one that it ends by.
+        super::super::send(other.id(), "TERM").expect("it is ours");
+        let ended = other.wait().expect("it ends");
+        assert_eq!(ended.signal(), Some(libc::SIGTERM));
+    }
+
+    #[test]
+    fn the_processes_of_the_group_are_killed() {
+        let mut app = leader("sleep", "1000");
+        let mut member = Command::new("sleep");
+        let member = member.arg("1000").process_group(pid_of(app.id()).as_raw());
+        let mut member = member.spawn().expect("it is started");
+        let pidfd = open_pidfd(app.id()).expect("it is not collected");
+        kill_app(&AppProcess {
+            pid: app.id(),
+            pidfd,
+        });
+        for child in [&mut app, &mut member] {
+            let ended = child.wait().expect("it has ended");
+            assert_eq!(ended.signal(), Some(libc::SIGKILL));
+        }
+    }
 }

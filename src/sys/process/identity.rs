@@ -80,18 +80,7 @@ impl ProcessHandle {
 
     /// Kills the process, and the process group that it leads.
     pub fn kill(&self) {
-        // SAFETY: the descriptor is open, a null pointer stands for the usual information, and the rest are numbers.
-        unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                libc::SIGKILL,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        // The group may have ended. Its number is that of the process, which is not collected or has just been.
-        let _ = super::kill_group(self.identity.pid);
+        super::kill_with_group(self.identity.pid, self.pidfd.as_raw_fd());
     }
 }
 

@@ -382,7 +382,7 @@ fn app_gone(end: AppEnd, reason: String) -> AppGone {
 impl Drop for App {
     fn drop(&mut self) {
         // Also the processes of its group, in case the app itself has ended. Its zygote collects it after this.
-        process::kill_app(self.process.pid);
+        process::kill_app(&self.process);
     }
 }
 
