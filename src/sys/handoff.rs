@@ -281,32 +281,43 @@ impl EmergencyHandoff {
                 send(batch);
             }
         };
-        let mut foreign = 0;
+        let mut without_socket = 0;
         for slot in 0..self.used.load(Ordering::Acquire) as u32 {
             if let Some((socket, cookie, record)) = self.client(slot) {
                 // One descriptor that other code has closed would keep back all that are sent with it.
                 if raw_cookie(socket).is_ok_and(|now| now.unwrap_or(0) == cookie) {
                     pack(socket, record);
                 } else if self.is_here(&record) {
-                    foreign += 1;
+                    without_socket += 1;
                 }
             }
         }
-        // Leases that are still in the channel. The copies of their sockets end with this process.
-        let (mut datagram, mut sockets) = ([0; MAX_DATAGRAM_LEN], [0; MAX_PASSED]);
-        while let Some((length, count)) = receive_raw(self.channel, &mut datagram, &mut sockets) {
-            for (index, socket) in sockets[..count].iter().enumerate() {
-                if let Some(record) = (self.format.unread)(&datagram[..length], index) {
-                    pack(*socket, record);
-                }
-            }
-        }
+        without_socket += self.pack_unread(pack);
         for batch in batches.iter_mut().filter(|batch| batch.count > 0) {
             send(batch);
         }
-        outcome.left += foreign;
+        outcome.left += without_socket;
         self.note(self.offsets.left_behind, outcome.left as u64);
         outcome
+    }
+
+    /// Packs the leases that are still in the channel. The copies of their sockets end with this process. Returns how
+    /// many have no socket: without free descriptors the kernel closes the last ones of a message (MSG_CTRUNC of
+    /// recvmsg(2)).
+    fn pack_unread(&self, mut pack: impl FnMut(RawFd, Record)) -> usize {
+        let mut without_socket = 0;
+        let (mut datagram, mut sockets) = ([0; MAX_DATAGRAM_LEN], [0; MAX_PASSED]);
+        while let Some((length, count)) = receive_raw(self.channel, &mut datagram, &mut sockets) {
+            let unread = |index| (self.format.unread)(&datagram[..length], index);
+            for (index, socket) in sockets[..count].iter().enumerate() {
+                if let Some(record) = unread(index) {
+                    pack(*socket, record);
+                }
+            }
+            let missing = (count..MAX_PASSED).map_while(unread);
+            without_socket += missing.filter(|record| self.is_here(record)).count();
+        }
+        without_socket
     }
 
     fn note_final_writes(&self) {
@@ -354,9 +365,11 @@ impl Packed {
 #[cfg(test)]
 mod tests {
     use std::env;
+    use std::os::fd::AsFd;
     use std::process::{Command, exit};
     use std::thread;
 
+    use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::signal::{Signal, raise};
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
@@ -374,6 +387,16 @@ mod tests {
     /// Runs the scenario in a process of its own: one whose master is gone, with a client and a handoff queue.
     #[track_caller]
     fn inside(name: &str, scenario: fn(&'static EmergencyHandoff, RawFd)) {
+        inside_after(name, |_| (), scenario);
+    }
+
+    /// The same, after what the master has sent.
+    #[track_caller]
+    fn inside_after(
+        name: &str,
+        sends: fn(&OwnedFd),
+        scenario: fn(&'static EmergencyHandoff, RawFd),
+    ) {
         if env::var_os(INSIDE).is_some() {
             let (channel, master) = message_pair().expect("socketpair");
             let (queue, next_master) = message_pair().expect("socketpair");
@@ -400,7 +423,13 @@ mod tests {
                 RecordFormat {
                     short_len: 28,
                     lease_in: |record| (u32::from(record[8]), 0),
-                    unread: |_, _| None,
+                    // Each byte of a message of the test is a lease.
+                    unread: |message, index| {
+                        let byte = *message.get(index)?;
+                        let mut record = [0; RECORD_LEN];
+                        record[8] = byte;
+                        Some(record)
+                    },
                 },
                 Duration::ZERO,
             );
@@ -411,6 +440,7 @@ mod tests {
                 socket::cookie(&client).expect("a socket"),
                 &[0; RECORD_LEN],
             );
+            sends(&master);
             drop(master);
             scenario(handoff, next_master.as_raw_fd());
             exit(AS_EXPECTED);
@@ -466,6 +496,27 @@ mod tests {
                     (handoff.pack(), datagrams(queue)),
                     (Packed { packed: 1, left: 1 }, 2)
                 );
+            },
+        );
+    }
+
+    #[test]
+    fn leases_whose_sockets_the_kernel_has_closed_are_counted() {
+        inside_after(
+            "leases_whose_sockets_the_kernel_has_closed_are_counted",
+            |master| {
+                let (one, other) = message_pair().expect("socketpair");
+                let sockets = [one.as_fd(), other.as_fd(), one.as_fd()];
+                let sent = socket::send_message(master, &[1, 1, 1], &sockets);
+                assert_eq!(sent.expect("sendmsg"), socket::Sent::Queued);
+            },
+            |handoff, queue| {
+                // There is a descriptor for one of the three.
+                let free = handoff.shm.try_clone().expect("one is free").as_raw_fd();
+                let free = u64::try_from(free).expect("a number");
+                setrlimit(Resource::RLIMIT_NOFILE, free + 1, free + 1).expect("a lower limit");
+                assert_eq!(handoff.pack(), Packed { packed: 2, left: 2 });
+                assert_eq!(datagrams(queue), 2);
             },
         );
     }
