@@ -3,6 +3,7 @@
 mod of_app;
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -262,6 +263,41 @@ fn ping(params: &str) -> Vec<u8> {
 
 fn count(text: &str, word: &str) -> usize {
     text.matches(word).count()
+}
+
+/// The worker gets no hang-up: the next write fails.
+#[test]
+fn a_client_that_has_shut_down_its_reading_is_closed_by_a_reply() {
+    let (mut master, mut theirs) = Master::new();
+    let (mut worker, mut service, mut client) =
+        worker_with_client(&mut master, &mut theirs, settings());
+    client.0.shutdown(Shutdown::Read).expect("it is connected");
+    client.send(&ping("1"));
+    worker.run_turn(0, &Purpose::Serve, &mut service);
+    worker.send_reports().expect("the channel is open");
+    assert_eq!(master.received(), [ToMaster::Closed(vec![0])]);
+    assert_eq!((worker.served, worker.leased), (1, 0));
+    let counters = Counters::read(master.shm.header());
+    assert_eq!((counters.requests(), counters.lost), (1, 0));
+}
+
+/// The replies are parked, and the rest of them fails.
+#[test]
+fn a_client_that_shuts_down_its_reading_is_closed_by_a_parked_reply() {
+    let (mut master, mut theirs) = Master::new();
+    let (mut worker, mut service, mut client) =
+        worker_with_client(&mut master, &mut theirs, settings());
+    let long = ping(&format!("\"{}\"", "x".repeat(900_000)));
+    client.send_long(&long, 0, &mut worker, &mut service);
+    let waits = |worker: &WorkerLoop<'_>| worker.connections.get(0).map(|client| client.waits);
+    assert_eq!(waits(&worker), Some(WaitingFor::Writable));
+    client.0.shutdown(Shutdown::Read).expect("it is connected");
+    // It takes what was sent before, so that there is room for more.
+    assert!(client.read_replies().contains("pong"));
+    worker.run_turn(0, &Purpose::Serve, &mut service);
+    worker.send_reports().expect("the channel is open");
+    assert_eq!(master.received(), [ToMaster::Closed(vec![0])]);
+    assert_eq!((worker.served, worker.leased), (1, 0));
 }
 
 #[test]

@@ -169,6 +169,28 @@ fn no_request_after_the_answer_of_an_app_exceeds_max_requests() {
     assert_eq!(master.unread(0), ping("2"));
 }
 
+/// The write of the answer fails.
+#[test]
+fn a_client_that_has_shut_down_its_reading_is_closed_by_the_answer_of_an_app() {
+    let (mut master, mut theirs) = Master::new();
+    let mut worker = master.worker(&mut theirs, settings());
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 8);
+    let mut client = master.lease_new(0);
+    client.0.shutdown(Shutdown::Read).expect("it is connected");
+    client.send(&order("1"));
+    step(&mut worker, &mut service);
+    assert_eq!(away(&worker), 1);
+    app.answer(1);
+    receive(&mut worker, &mut service);
+    worker.send_reports().expect("the channel is open");
+    assert_eq!(master.received(), [ToMaster::Closed(vec![0])]);
+    assert_eq!((away(&worker), worker.served, worker.leased), (0, 1, 0));
+    let counters = Counters::read(master.shm.header());
+    assert_eq!((counters.requests(), counters.lost), (1, 0));
+}
+
 #[test]
 fn a_client_that_was_called_passes_the_queue_only_once() {
     let (mut master, mut theirs) = Master::new();
