@@ -101,9 +101,16 @@ impl Tools<'_> {
         epoch + Duration::from_nanos(ns.saturating_sub(epoch_ns))
     }
 
+    /// Returns the requests that this process has answered, and those that are away, whose answers follow.
+    pub(super) fn begun(&self) -> u64 {
+        let away = self.executor.as_deref();
+        let away = away.map_or(0, |executor| executor.requests.count() as u64);
+        self.served + away
+    }
+
     /// Returns whether this process has reached its limit of requests.
     pub(super) fn has_reached_limit(&self) -> bool {
-        self.settings.requests_left(self.served) == Some(0)
+        self.settings.requests_left(self.begun()) == Some(0)
     }
 }
 

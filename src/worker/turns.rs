@@ -108,10 +108,11 @@ impl WorkerLoop<'_> {
         let ended = turn(connection, slot, purpose, &mut tools);
         let is_tcp = connection.is_tcp();
         (self.time.now, self.served) = (tools.now, tools.served);
+        let begun = tools.begun();
         self.ending.is_retiring |= tools.has_reached_limit();
         // It is reported once.
         let near_limit_at = &mut self.settings.near_limit_at;
-        self.master.is_near_limit |= near_limit_at.take_if(|at| self.served >= *at).is_some();
+        self.master.is_near_limit |= near_limit_at.take_if(|at| begun >= *at).is_some();
         match ended {
             Ended::Waits(waits) => self.schedule(slot, waits),
             Ended::Over => self.close(slot),

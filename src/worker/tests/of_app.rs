@@ -169,6 +169,33 @@ fn no_request_after_the_answer_of_an_app_exceeds_max_requests() {
     assert_eq!(master.unread(0), ping("2"));
 }
 
+#[test]
+fn no_request_besides_one_that_is_away_exceeds_max_requests() {
+    let (mut master, mut theirs) = Master::new();
+    let limits = Settings {
+        near_limit_at: Some(1),
+        max_requests: Some(1),
+        ..settings()
+    };
+    let mut worker = master.worker(&mut theirs, limits);
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let mut app = add_app(&mut worker, 8);
+    let (mut first, mut second) = (master.lease_new(0), master.lease_new(1));
+    first.send(&order("1"));
+    second.send(&ping("2"));
+    step(&mut worker, &mut service);
+    assert_eq!((away(&worker), worker.ending.is_retiring), (1, true));
+    assert!(master.received().contains(&ToMaster::NearRequestLimit));
+    step(&mut worker, &mut service);
+    // The next worker answers it.
+    assert_eq!(second.read_replies(), "");
+    app.answer(1);
+    receive(&mut worker, &mut service);
+    assert!(first.read_replies().contains("order_r"));
+    assert_eq!(worker.served, 1);
+}
+
 /// The write of the answer fails.
 #[test]
 fn a_client_that_has_shut_down_its_reading_is_closed_by_the_answer_of_an_app() {
