@@ -26,7 +26,7 @@ use std::{env, fs, hint, io, thread};
 use fdpassd::{Call, ClientId, Counter, Daemon, Fault, Histogram, Method, WorkerInfo};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::pthread::{pthread_kill, pthread_self};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{Pid, close, fork};
 use serde::Deserialize;
@@ -156,6 +156,10 @@ fn with_ends(daemon: Daemon<State>) -> Daemon<State> {
             let first = pthread_self();
             let sent = thread::spawn(move || pthread_kill(first, Signal::SIGABRT).is_ok());
             Ok(sent.join().unwrap_or(false))
+        }))
+        // As a library with a timer of its own.
+        .method(Method::new("interrupt_every", |_, ms: u64, _| {
+            interrupt_every(Duration::from_millis(ms)).map_err(|e| io_fault(e.into()))
         }))
         // Ends the process at each attempt up to this one.
         .method(
@@ -483,6 +487,25 @@ fn report(kind: u8, body: &Value) -> Result<(), String> {
     sent.map_err(|e| e.to_string())?
         .map_err(|e| e.to_string())
         .map(drop)
+}
+
+/// Catches a signal, which this thread gets again and again from then on.
+fn interrupt_every(interval: Duration) -> nix::Result<()> {
+    extern "C" fn nothing(_: std::ffi::c_int) {}
+    let action = SigAction::new(
+        SigHandler::Handler(nothing),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGVTALRM, &action) }?;
+    let first = pthread_self();
+    thread::spawn(move || {
+        while pthread_kill(first, Signal::SIGVTALRM).is_ok() {
+            block(interval);
+        }
+    });
+    Ok(())
 }
 
 /// Takes a name that only one socket of this network namespace may have.

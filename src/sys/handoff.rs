@@ -34,7 +34,7 @@ use super::latch::ExecutionLatch;
 use super::memory::{Words, sealed_file};
 use super::process::kill_with_group;
 use super::socket::{MAX_PASSED, raw_cookie};
-use super::{clock, fork};
+use super::{clock, fork, signal};
 
 mod batch;
 mod clients;
@@ -155,6 +155,7 @@ impl EmergencyHandoff {
             low_level::register(SIGTERM, move || handoff.set_alarm())?;
             low_level::register(SIGALRM, move || handoff.hand_off())?;
         }
+        signal::note_alarms()?;
         Ok(handoff)
     }
 

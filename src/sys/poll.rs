@@ -182,9 +182,13 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
     }
 }
 
-/// Waits for something that no descriptor reports, such as memory of the kernel; a signal ends the wait early.
+/// Waits for something that no descriptor reports, such as memory of the kernel. A signal does not end the wait.
 pub fn pause(time: Duration) {
-    let _ = poll(&mut [], in_milliseconds(Some(time)));
+    let begin = Instant::now();
+    let mut left = time;
+    while poll(&mut [], in_milliseconds(Some(left))) == Err(Errno::EINTR) && !left.is_zero() {
+        left = time.saturating_sub(begin.elapsed());
+    }
 }
 
 /// Returns whether the other end of a pipe, or of both directions of a connection, is closed, without waiting.

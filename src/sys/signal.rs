@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use nix::libc::SI_KERNEL;
+use nix::libc::{self, SI_KERNEL};
 use nix::sys::signal::{self, SigSet, SigmaskHow};
 use signal_hook::consts::{
-    SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGXFSZ,
+    SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGXFSZ,
 };
 use signal_hook::low_level::pipe;
 
@@ -139,6 +139,15 @@ pub fn survive_file_size_limit() -> io::Result<()> {
 /// Whether an ignored signal has arrived.
 static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
+/// Whether this process was continued (SIGCONT).
+static CONTINUED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// The address of the handler of all signals that this process ignores.
+static HANDLER: OnceLock<usize> = OnceLock::new();
+
+/// Whether this process catches SIGALRM.
+static CATCHES_ALARMS: AtomicBool = AtomicBool::new(false);
+
 /// Ignores the signals that a terminal or an operator sends to a whole group: a worker ends when its master requests
 /// it.
 ///
@@ -150,18 +159,78 @@ static IGNORED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Those of sigaction(2) and pthread_sigmask(3).
 pub fn ignore_group_signals() -> io::Result<()> {
     let arrived = IGNORED.get_or_init(Arc::default);
-    for signal in [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2] {
+    for signal in GROUP_SIGNALS {
         signal_hook::flag::register(signal, Arc::clone(arrived))?;
+    }
+    signal_hook::flag::register(SIGCONT, Arc::clone(CONTINUED.get_or_init(Arc::default)))?;
+    if let Some(handler) = handler_of(SIGINT) {
+        let _ = HANDLER.set(handler);
     }
     let terminal = SigSet::from_iter([signal::Signal::SIGTTIN, signal::Signal::SIGTTOU]);
     Ok(terminal.thread_set_mask()?)
 }
 
-/// Returns whether an ignored signal has arrived since the last call.
-pub fn take_ignored() -> bool {
-    let arrived = IGNORED.get();
+/// The signals that are ignored.
+const GROUP_SIGNALS: [i32; 5] = [SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2];
+
+/// Notes SIGALRM, for which this process has a handler, as an ignored signal.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn note_alarms() -> io::Result<()> {
+    let arrived = Arc::clone(IGNORED.get_or_init(Arc::default));
+    signal_hook::flag::register(SIGALRM, arrived)?;
+    CATCHES_ALARMS.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Forgets the signals that have arrived so far.
+pub fn forget_arrived() {
+    take(&IGNORED);
+    take(&CONTINUED);
+}
+
+/// Returns whether a wait that was interrupted just now (EINTR), and has begun after [`forget_arrived`], was interrupted
+/// because this process was stopped. Signals that other code of this process catches interrupt a wait as well. A freezer
+/// (cgroups(7)) sends no SIGCONT, so that it is noticed only if no other code catches signals.
+#[must_use]
+pub fn was_stopped() -> bool {
+    let (was_ignored, was_continued) = (take(&IGNORED), take(&CONTINUED));
+    was_continued || (!was_ignored && !are_others_caught())
+}
+
+fn take(flag: &OnceLock<Arc<AtomicBool>>) -> bool {
     // Most calls find none, and only a write takes the cache line.
-    arrived.is_some_and(|arrived| {
-        arrived.load(Ordering::Relaxed) && arrived.swap(false, Ordering::Relaxed)
-    })
+    flag.get()
+        .is_some_and(|flag| flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed))
+}
+
+/// Returns whether other code of this process has a handler for some signal.
+fn are_others_caught() -> bool {
+    let is_own = |signal: i32| {
+        GROUP_SIGNALS.contains(&signal)
+            || [SIGCONT, SIGXFSZ].contains(&signal)
+            || (signal == SIGALRM && CATCHES_ALARMS.load(Ordering::Relaxed))
+    };
+    // The Rust runtime catches these two. They interrupt no wait.
+    (1..=libc::SIGRTMAX())
+        .filter(|signal| ![libc::SIGSEGV, libc::SIGBUS].contains(signal))
+        .any(|signal| {
+            let handler = handler_of(signal);
+            handler.is_some() && !(is_own(signal) && handler.as_ref() == HANDLER.get())
+        })
+}
+
+/// Returns the address of the handler of a signal; `None` if there is none.
+fn handler_of(signal: i32) -> Option<usize> {
+    // SAFETY: all-zero bytes are a sigaction; without a new action sigaction(2) only writes the struct.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(signal, std::ptr::null(), &raw mut action) != 0 {
+            return None;
+        }
+        action
+    };
+    let handler = action.sa_sigaction;
+    (![libc::SIG_DFL, libc::SIG_IGN].contains(&handler)).then_some(handler)
 }

@@ -226,10 +226,10 @@ impl<'c> WorkerLoop<'c> {
         while !self.is_finished() {
             let timeout = self.timeout();
             // A signal that arrived since the last wait does not interrupt this one.
-            signal::take_ignored();
+            signal::forget_arrived();
             self.time.clock.begin_wait(self.time.now, timeout);
             let woken_by = self.poller.wait(&mut ready, timeout)?;
-            let was_stopped = woken_by == Woken::Interrupted && !signal::take_ignored();
+            let was_stopped = woken_by == Woken::Interrupted && signal::was_stopped();
             let had_gap = self.time.clock.end_wait(was_stopped);
             let woken = self.time.clock.woken();
             self.time.now = woken;

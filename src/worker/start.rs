@@ -332,7 +332,7 @@ fn prepare_process(start: &Start, origin: &ProcessOrigin) -> Result<(), String> 
     remember_panics();
     match origin {
         // Those that the zygote has received are not this worker's.
-        ProcessOrigin::Forked(_) => drop(signal::take_ignored()),
+        ProcessOrigin::Forked(_) => signal::forget_arrived(),
         ProcessOrigin::Executed => {
             process::set_name(&start.name);
             if let Err(e) = process::raise_oom_score(OOM_SCORE) {

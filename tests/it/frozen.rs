@@ -57,6 +57,19 @@ fn halves(daemon: &Running, count: usize) -> Vec<(Client, Vec<u8>)> {
     (0..count).map(half).collect()
 }
 
+/// A library in a method has a timer: each of its signals interrupts the wait of the worker, as a stop does.
+#[test]
+fn signals_that_other_code_catches_do_not_stop_the_clock() {
+    let daemon = faulty::start("workers.count = 1\nlimits.idle-timeout = \"1s\"");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    client.call("interrupt_every", 20).expect("it is caught");
+    client.expect_end();
+    let mut next = daemon.connect();
+    assert_eq!(next.call("ping", 1).expect("a pong"), 1);
+    next.expect_end();
+}
+
 /// Half of each kind continues at once, the other half when time has passed for a while.
 #[test]
 fn time_in_a_frozen_cgroup_expires_no_timeout() {
