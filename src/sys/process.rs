@@ -22,7 +22,7 @@ pub use app::{
     AppProcess, AppProgram, AppStdio, ParentDeathSignal, kill_app, open_pidfd, spawn_app, wire,
 };
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
-pub use exit::{Exit, collect, end_of, ended, is_collected, wait_for_child};
+pub use exit::{Exit, collect, end_of, end_of_collected, ended, is_collected, wait_for_child};
 pub use identity::{ProcessHandle, ProcessIdentity};
 pub use lookup::find_program;
 pub use oom_score::{protect_from_oom, raise_oom_score};

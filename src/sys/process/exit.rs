@@ -117,6 +117,52 @@ fn exit_of(code: i32, status: i32) -> Exit {
     }
 }
 
+/// Returns how the process of a descriptor (pidfd_open(2)) has ended that another process has collected. `None` if it
+/// was not collected yet, and on a kernel before Linux 6.15, which does not know it.
+#[must_use]
+pub fn end_of_collected(pidfd: impl AsFd) -> Option<Exit> {
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: the request has the length of the struct, which the kernel fills.
+    let asked = unsafe {
+        libc::ioctl(
+            pidfd.as_fd().as_raw_fd(),
+            PIDFD_GET_INFO as _,
+            &raw mut info,
+        )
+    };
+    if asked != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+        return None;
+    }
+    let status = info.exit_code;
+    Some(match libc::WIFSIGNALED(status) {
+        false => Exit::Status(libc::WEXITSTATUS(status)),
+        true => Exit::Signal {
+            number: libc::WTERMSIG(status),
+            core: libc::WCOREDUMP(status),
+        },
+    })
+}
+
+/// `struct pidfd_info` of linux/pidfd.h, in its first version.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    pids: [u32; 3],
+    ids: [u32; 8],
+    exit_code: i32,
+}
+
+/// Wanted, and there if the process was collected.
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
+/// `_IOWR(0xff, 11, struct pidfd_info)`.
+const PIDFD_GET_INFO: u32 = 3 << 30 | (size_of::<PidfdInfo>() as u32) << 16 | 0xff << 8 | 11;
+
 /// Collects a child that has ended. The kernel may give its pid to another process from then on.
 ///
 /// # Errors

@@ -154,20 +154,28 @@ impl ZygoteLine {
     /// # Errors
     /// The zygote has not reported it: it has ended, or is stuck.
     pub(super) fn end_of(&self, pidfd: impl AsFd) -> io::Result<Option<Exit>> {
-        if !poll::wait_for(pidfd, Interest::Read, Duration::ZERO)? {
+        if !poll::wait_for(&pidfd, Interest::Read, Duration::ZERO)? {
             return Ok(None);
         }
         let until = Instant::now() + REPORT_TIMEOUT;
+        match self.reported_end(until) {
+            Ok(exit) => Ok(Some(exit)),
+            Err(e) => end_of_orphan(&pidfd, until).map(Some).ok_or(e),
+        }
+    }
+
+    /// Receives the end of the app, which the zygote has noticed or is about to.
+    fn reported_end(&self, until: Instant) -> io::Result<Exit> {
         for _ in 0..MAX_MESSAGES {
             let left = until.saturating_duration_since(Instant::now());
             if !poll::wait_for(&self.socket, Interest::Read, left)? {
                 return Err(io::Error::other("its zygote does not report its end"));
             }
             match self.receive()? {
-                Some(FromAppZygote::Exited(status)) => return Ok(Some(Exit::Status(status))),
+                Some(FromAppZygote::Exited(status)) => return Ok(Exit::Status(status)),
                 Some(FromAppZygote::Killed(number)) => {
                     let core = false;
-                    return Ok(Some(Exit::Signal { number, core }));
+                    return Ok(Exit::Signal { number, core });
                 }
                 _ => {}
             }
@@ -189,5 +197,16 @@ impl ZygoteLine {
                 Ok(None)
             }
         }
+    }
+}
+
+/// Returns the end of an app whose zygote has ended. The master is its parent now, and collects it.
+fn end_of_orphan(pidfd: impl AsFd, until: Instant) -> Option<Exit> {
+    loop {
+        let end = process::end_of_collected(&pidfd);
+        if end.is_some() || Instant::now() >= until {
+            return end;
+        }
+        poll::pause(RETRY_INTERVAL);
     }
 }

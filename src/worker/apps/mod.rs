@@ -284,7 +284,11 @@ impl App {
             Ok(Some(exit)) => exit,
             Err(e) => {
                 let reason = format!("cannot be waited for: {e}");
-                let end = AppEnd::BrokeProtocol;
+                // It has ended on its own, in a way that only its zygote knows. A request may have caused it.
+                let end = match self.line {
+                    Some(_) => AppEnd::Exited(UNKNOWN_STATUS),
+                    None => AppEnd::BrokeProtocol,
+                };
                 return Some(app_gone(end, reason));
             }
         };
@@ -369,6 +373,9 @@ impl App {
         self.output = streams;
     }
 }
+
+/// The status of an app that has exited, if it is not known.
+const UNKNOWN_STATUS: i32 = -1;
 
 fn app_gone(end: AppEnd, reason: String) -> AppGone {
     let subject = "app".to_owned();

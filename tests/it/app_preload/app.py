@@ -70,6 +70,11 @@ def crash():
 
 
 @app.method
+def kill_group():
+    os.killpg(0, signal.SIGKILL)
+
+
+@app.method
 def block():
     print("it blocks")
     # Without the interpreter, so that nothing but a signal ends it.
