@@ -4,13 +4,15 @@
 use std::path::Path;
 
 use fdpassd::testing::{Running, ServiceManager, eventually};
+use serde_json::{Value, json};
 
 use crate::app_deaths::kill_9;
+use crate::app_preload;
 use crate::common::delegation::DelegatedCgroup;
 use crate::common::needs::skip;
 use crate::common::program::run;
 use crate::common::restart::wait_for_confirmed_store;
-use crate::common::{FDPASSD, start};
+use crate::common::{FDPASSD, kernel, start};
 
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_cgroups/app.py");
 
@@ -126,6 +128,40 @@ fn what_a_killed_app_or_worker_has_started_ends() {
         delegated.wait_for_pairs();
     }
     delegated.stop();
+}
+
+/// The zygote of the app, of which the app is a copy, has none.
+#[test]
+fn a_forked_app_has_a_cgroup_of_its_own() {
+    if !app_preload::has_python() {
+        return;
+    }
+    let Some(cgroup) = DelegatedCgroup::new() else {
+        return;
+    };
+    let manager = ServiceManager::new();
+    let config = app_preload::config(1, &json!({}), "");
+    let daemon = cgroup.setup(&manager, FDPASSD, &config).start();
+    let mut daemon = daemon.expect("it serves");
+    wait_for_confirmed_store(&daemon);
+    let pid = |value: &Value| value.as_u64().expect("a pid") as u32;
+    let about: Value = daemon.call("about", ()).expect("a result");
+    let app = pid(&about["pid"]);
+    assert_eq!(cgroup.children(), [format!("app-{app}")]);
+    let stray = pid(&daemon.call("stray", ()).expect("a pid"));
+    kill_9(app);
+    eventually("what it has started ends with it", || {
+        kernel::is_over(stray).then_some(())
+    });
+    let about: Value = daemon.call("about", ()).expect("a result");
+    let next = format!("app-{}", pid(&about["pid"]));
+    eventually("only the next app has a cgroup", || {
+        (cgroup.children() == [next.clone()]).then_some(())
+    });
+    daemon.signal("INT");
+    daemon.wait();
+    assert_eq!(cgroup.processes(), [0; 0], "all have ended");
+    assert_eq!(cgroup.children(), [""; 0], "all are removed");
 }
 
 #[test]

@@ -15,7 +15,7 @@ const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_preload/app
 const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/sdk/python/src");
 
 /// Returns a configuration with forked apps.
-fn config(workers: usize, options: &Value, more: &str) -> String {
+pub fn config(workers: usize, options: &Value, more: &str) -> String {
     let options = options.to_string();
     format!(
         "workers = {{ count = {workers}, start = \"fork\", start-timeout = \"20s\" }}\n[app]\n\
@@ -25,7 +25,7 @@ fn config(workers: usize, options: &Value, more: &str) -> String {
 }
 
 /// Returns whether the package can be used here.
-fn has_python() -> bool {
+pub fn has_python() -> bool {
     let check = "import sys; sys.exit(sys.version_info < (3, 11))";
     let is_new = run("python3", &["-c", check]).code == Some(0);
     if !is_new {

@@ -75,6 +75,25 @@ def kill_group():
 
 
 @app.method
+def stray():
+    """Starts a process in a session of its own, without a parent. Returns its pid."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(theirs, b"%d" % os.getpid())
+            os.closerange(0, 64)
+            signal.pause()
+        os._exit(0)
+    os.waitpid(child, 0)
+    pid = int(os.read(ours, 16))
+    os.close(ours)
+    os.close(theirs)
+    return pid
+
+
+@app.method
 def block():
     print("it blocks")
     # Without the interpreter, so that nothing but a signal ends it.
