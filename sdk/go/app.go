@@ -242,7 +242,10 @@ func (a *App) greet() {
 func (a *App) fail(reason, stack string) {
 	logError("the app cannot start: %s%s", reason, stack)
 	a.mu.Lock()
-	a.append(map[string]any{"failed": cut(reason)})
+	if !a.append(map[string]any{"failed": cut(reason)}) {
+		// As for health: the log has the reason.
+		a.append(map[string]any{"failed": "the app cannot start; its log has the reason"})
+	}
 	a.flush()
 	os.Exit(exitFailed)
 }

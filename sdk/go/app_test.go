@@ -30,7 +30,7 @@ var apps = map[string]func(){
 		app.Start(func(context.Context) error { app.Unhealthy("not sent"); return nil })
 		app.Start(func(context.Context) error {
 			length, _ := strconv.Atoi(os.Getenv("LENGTH"))
-			return errors.New("no database" + strings.Repeat("x", length))
+			return errors.New("no database" + strings.Repeat("x", length) + os.Getenv("MORE"))
 		})
 		app.Start(func(context.Context) error { logError("not reached"); return nil })
 		app.Run()
@@ -566,6 +566,12 @@ func TestAppThatCannotStartReportsWhy(t *testing.T) {
 	w = startApp(t, "fails", options{env: []string{"LENGTH=1000000"}})
 	equal(t, len(*w.next("failed", failed).Failed), 1000+len("…"))
 	equal(t, w.exit(), 1)
+
+	more := "MORE=" + strings.Repeat("\x01", 800)
+	w = startApp(t, "fails", options{env: []string{more, "FDPASSD_MAX_FRAME=4000"}})
+	equal(t, *w.next("failed", failed).Failed, "the app cannot start; its log has the reason")
+	equal(t, w.exit(), 1)
+	w.logged("<3>the app cannot start: errors.errorString: no database")
 
 	w = startApp(t, "panics", options{})
 	equal(t, *w.next("failed", failed).Failed, "fdpassd.panicError: at the start")

@@ -169,7 +169,8 @@ export class App {
 
   #failStart(error) {
     logError('the app cannot start', error);
-    this.#send({ failed: cut(describe(error)) });
+    // As for health: the log has the reason.
+    if (!this.#send({ failed: cut(describe(error)) })) this.#send({ failed: 'the app cannot start; its log has the reason' });
     process.exit(1);
   }
 

@@ -369,6 +369,13 @@ test('an app that cannot start reports why, and exits with 1', async (t) => {
   assert.equal(worker.frames.length, 0);
 });
 
+test('a reason that is longer than a frame as JSON is in the log only', async (t) => {
+  const env = { LENGTH: '800', CHARACTER: '\x01', FDPASSD_MAX_FRAME: '4000' };
+  const worker = new Worker(t, 'fails', { env });
+  assert.deepEqual({ ...(await worker.next()) }, { failed: 'the app cannot start; its log has the reason' });
+  assert.deepEqual(await within(worker.exit, 'exit'), [1, null]);
+});
+
 test('an app that is to be forked is refused', async (t) => {
   const worker = new Worker(t, 'bare', { env: { FDPASSD_PRELOAD: '1' } });
   assert.deepEqual({ ...(await worker.next()) }, { failed: 'Node.js cannot fork its runtime: remove app.preload' });

@@ -3,7 +3,8 @@ import { App } from 'fdpassd';
 const app = new App();
 app.start(() => app.unhealthy('not sent'));
 app.start(async () => {
-  throw new TypeError(`no database ${'x'.repeat(Number(process.env.LENGTH ?? 0))}${process.env.HALF ? '\ud83d' : ''}`);
+  const length = Number(process.env.LENGTH ?? 0);
+  throw new TypeError(`no database ${(process.env.CHARACTER ?? 'x').repeat(length)}${process.env.HALF ? '\ud83d' : ''}`);
 });
 app.start(() => console.error('not reached'));
 app.run();
