@@ -162,9 +162,11 @@ impl Reloads {
         PendingKind::Checked(self.checks.last + 1)
     }
 
-    /// Ends the check that is being made.
+    /// Ends the check that is being made. If this process continues, [`Master::check_readings`] begins it again.
     pub(crate) fn end_checks(&mut self) {
-        self.checks.reading = None;
+        if self.checks.reading.take().is_some() {
+            self.checks.last -= 1;
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 use crate::common::needs::skip;
 use crate::common::program::{OtherUser, ctl};
+use crate::common::strace::Traced;
+use crate::common::upgrade::{assert_refused, upgrade};
 use crate::common::{FDPASSD, let_pass};
 
 use super::make_fifo;
@@ -93,4 +95,28 @@ fn names_that_are_not_answered_delay_one_reload_alone() {
         "{upgraded:?}"
     );
     assert_eq!(client.call("ping", 1).expect("a result"), 1);
+}
+
+#[test]
+fn an_upgrade_that_fails_to_execute_answers_a_check_in_progress() {
+    let Some((daemon, _place)) =
+        start_with_names("workers.count = 1\ncontrol.read-group = \"root\"")
+    else {
+        return;
+    };
+    let in_force = fs::read_to_string(daemon.directory().join("config.toml")).expect("it is there");
+    daemon.write_config(&in_force.replace("\"root\"", "\"not-here\""));
+    let mut check = daemon.ctl_request("check", Value::Null);
+    let inject = "execve:error=ENOEXEC";
+    let Some(traced) = Traced::attach(daemon.pid(), "execve", inject) else {
+        return;
+    };
+    assert_refused(upgrade(&daemon, None), "refused", "it cannot be executed: ");
+    drop(traced);
+    let refused = check.reply().value().expect_err("it takes too long");
+    assert!(
+        refused.message().contains("could not be read within 10 s"),
+        "{}",
+        refused.message()
+    );
 }
