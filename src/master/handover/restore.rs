@@ -209,6 +209,7 @@ impl Master {
         // The addresses were announced before.
         self.manager.announce = None;
         for (mut worker, is_held) in carried_over.workers {
+        self.manager.notifier.send_unsent(carried_over.unsent, now);
             let (token, id) = (Token::Worker(worker.id), worker.id);
             let added = self
                 .poller

@@ -35,6 +35,8 @@ pub struct CarriedOver {
     /// Whether this program is the same as before.
     pub(crate) is_same: bool,
     pub(crate) control_clients: Vec<(OwnedFd, ControlSnapshot)>,
+    /// Messages that the service manager has not accepted yet.
+    pub(crate) unsent: Vec<String>,
     /// Each worker, and whether it is held.
     pub(crate) workers: Vec<(Worker, bool)>,
     /// The workers are of another version, and end before anything is leased to new ones.
@@ -154,7 +156,7 @@ impl UpgradeSnapshot {
             saved_state: self.saved_state,
             kept,
             listeners,
-            stored: Stored::with_names(self.stored),
+            stored: Stored::with_names(self.manager.stored),
             faults: Vec::new(),
         };
         let carried_over = CarriedOver {
@@ -165,6 +167,7 @@ impl UpgradeSnapshot {
             executable: self.executable,
             is_same: self.same.unwrap_or(false),
             control_clients,
+            unsent: self.manager.unsent,
             workers,
             are_foreign,
         };

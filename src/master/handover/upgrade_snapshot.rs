@@ -65,11 +65,20 @@ pub(crate) struct UpgradeSnapshot {
     pub(crate) handoff_queues: Vec<(RawFd, RawFd)>,
     #[serde(rename = "book")]
     pub(crate) state_file: Option<RawFd>,
-    /// Names in the store of the service manager.
-    #[serde(default)]
-    pub(crate) stored: BTreeSet<String>,
+    #[serde(flatten)]
+    pub(crate) manager: ManagerSnapshot,
     pub(crate) workers: Vec<WorkerSnapshot>,
     pub(crate) control_clients: Vec<ControlSnapshot>,
+}
+
+/// The link to the service manager, as far as it continues.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ManagerSnapshot {
+    /// Names in its store.
+    pub(crate) stored: BTreeSet<String>,
+    /// Messages without descriptors that it has not accepted yet.
+    pub(crate) unsent: Vec<String>,
 }
 
 /// The versions of what a snapshot describes.
@@ -238,9 +247,12 @@ impl Master {
                 .map(|ends| (number(ends.into.as_fd()), number(ends.out.as_fd())))
                 .collect(),
             state_file: store.map(|store| number(store.state_file.file().as_fd())),
-            stored: store
-                .map(|store| store.stored.names.clone())
-                .unwrap_or_default(),
+            manager: ManagerSnapshot {
+                stored: store
+                    .map(|store| store.stored.names.clone())
+                    .unwrap_or_default(),
+                unsent: self.manager.notifier.unsent(),
+            },
             workers: Vec::new(),
             control_clients: Vec::new(),
         }

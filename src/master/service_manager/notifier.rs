@@ -175,6 +175,22 @@ impl Notifier {
     pub(crate) fn is_present(&self) -> bool {
         self.0.is_some()
     }
+    /// Returns the messages that the manager has not accepted yet, without those that carry descriptors.
+    pub(crate) fn unsent(&self) -> Vec<String> {
+        let all = self.0.iter().flat_map(|manager| &manager.unsent);
+        let texts = all.filter(|message| message.descriptors.is_empty());
+        texts.map(|message| message.text.clone()).collect()
+    }
+
+    /// Sends the messages that the manager had not accepted before this process became this program.
+    pub(crate) fn send_unsent(&mut self, texts: Vec<String>, now: Instant) {
+        let Some(manager) = &mut self.0 else { return };
+        for text in texts {
+            let descriptors = Vec::new();
+            manager.queue(Notification { text, descriptors }, now);
+        }
+    }
+
 
     /// Sends a status alone.
     pub(crate) fn send_status(&mut self, status: &dyn fmt::Display, now: Instant) {

@@ -9,6 +9,7 @@ use fdpassd::testing::Setup;
 
 use super::Manager;
 use crate::common::strace::Traced;
+use crate::common::upgrade::upgrade;
 use crate::common::{FDPASSD, kernel};
 
 #[test]
@@ -45,6 +46,22 @@ fn a_manager_that_does_not_read_delays_no_client() {
     daemon.signal("TERM");
     assert!(manager.next_but_statuses().starts_with("STOPPING=1\n"));
     assert!(daemon.wait().success());
+}
+
+#[test]
+fn an_upgrade_keeps_messages_that_the_manager_has_not_read() {
+    let manager = Manager::new();
+    let stuffing = UnixDatagram::unbound().expect("a socket");
+    stuffing.set_nonblocking(true).expect("it is a socket");
+    let mut stuffed = 0;
+    while stuffing.send_to(b"stuffing", manager.path()).is_ok() {
+        stuffed += 1;
+    }
+    let daemon = manager.start("workers.count = 1");
+    daemon.wait_for_workers();
+    upgrade(&daemon, None).expect("it is the same program");
+    (0..stuffed).for_each(|_| assert_eq!(manager.next(), "stuffing"));
+    assert!(manager.next_but_statuses().starts_with("READY=1\n"));
 }
 
 /// Too many descriptors are in flight, of this daemon or another process of its user.
