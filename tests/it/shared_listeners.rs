@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -18,6 +18,7 @@ use crate::common::holder::{end, listener_of, make_blocking};
 use crate::common::http::{get, metrics_address};
 use crate::common::needs::skip;
 use crate::common::program::control_socket;
+use crate::common::restart::wait_for_confirmed_store;
 use crate::common::upgrade::upgrade;
 use crate::common::{FDPASSD, at_rest, kernel, start};
 
@@ -348,6 +349,51 @@ fn a_socket_that_ended_before_its_activation_is_bound_again() {
     upgrade(&daemon, None).expect("it finds those that listen");
     addresses.iter().for_each(assert_served_again);
     assert_idle(&daemon);
+}
+
+#[test]
+fn an_activated_socket_without_a_file_gets_its_mode_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("rpc.sock");
+    let unix = UnixListener::bind(&path).expect("the path is free");
+    fs::set_permissions(&path, Permissions::from_mode(0o604)).expect("it is ours");
+    let unix = OwnedFd::from(unix);
+    let copy = unix.try_clone().expect("a descriptor is left");
+    let config = "listen = [\"systemd:unix\"]\nworkers.count = 1";
+    let setup = Setup::new(FDPASSD, config).handed("unix", copy);
+    let _daemon = setup.start().expect("the daemon serves");
+    fs::remove_file(&path).expect("it is ours");
+    end(&unix, Shutdown::Both);
+    assert_served_again(&Address::Unix(path.clone()));
+    let found = fs::metadata(&path).expect("it is there");
+    assert_eq!(found.permissions().mode() & 0o777, 0o604);
+}
+
+#[test]
+fn a_group_that_is_no_longer_configured_ends_with_a_restart() {
+    if kernel::user() != 0 {
+        return skip("root", "only root can give a file away");
+    }
+    let manager = ServiceManager::new();
+    let listen = |group: &str| {
+        let address = "address = \"unix:{dir}/rpc.sock\"";
+        format!("listen = [{{ {address}, mode = \"0660\"{group} }}]\nworkers.count = 1\n")
+    };
+    let setup = manager.setup(FDPASSD, &listen(", group = \"65534\""));
+    let mut daemon = setup.start().expect("the daemon serves");
+    let path = daemon.directory().join("rpc.sock");
+    let group = || fs::metadata(&path).expect("it is there").gid();
+    assert_eq!(group(), 65534);
+    wait_for_confirmed_store(&daemon);
+    daemon.write_config(&listen(""));
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    let setup = manager.setup(FDPASSD, "");
+    let daemon = setup.start_after(daemon).expect("the next one serves");
+    assert_eq!(
+        group(),
+        fs::metadata(daemon.directory()).expect("ours").gid()
+    );
 }
 
 /// Ends the listener of a TCP port as an administrator can. Skips the test where this process may not.

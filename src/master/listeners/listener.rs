@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::config::{Listen, Source};
+use crate::config::{Access, Listen, Source};
 use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
@@ -34,6 +34,8 @@ pub(crate) struct Listener {
     pub(crate) accepted: u64,
     /// The file of a Unix socket that the daemon has bound.
     file: Option<SocketFile>,
+    /// The access to the file of an activated Unix socket, as it was when the file was last seen.
+    handed_access: Option<Access>,
     /// The entry for which the listener was last opened or adopted.
     entry: Listen,
     /// Set while the listener is not in the poller: another process has ended it, its address does not exist yet, or it
@@ -80,8 +82,15 @@ impl Listener {
         if file.is_some() || matches!(source, SocketSource::Bound(_)) || is_listening(&socket) {
             listen(&socket, entry.backlog).map_err(fail)?;
         }
-        let listener = Listener::new(number, socket, source.clone(), address, (*entry).clone());
-        Ok(Listener { file, ..listener })
+        let handed_access = match (source, &address) {
+            (SocketSource::Activated(_), Address::Unix(path)) => access_of(path),
+            _ => None,
+        };
+        Ok(Listener {
+            file,
+            handed_access,
+            ..Listener::new(number, socket, source.clone(), address, (*entry).clone())
+        })
     }
 
     fn new(
@@ -100,6 +109,7 @@ impl Listener {
             byte_order: entry.byte_order,
             accepted: 0,
             file: None,
+            handed_access: None,
             entry,
             outage: None,
             is_missing: false,
@@ -152,7 +162,12 @@ impl Listener {
         let file = match &address {
             Address::Tcp(_) => None,
             // The operator may have removed the file since. Until this master serves, the file is left where it is.
-            Address::Unix(path) => Some(SocketFile::restore(path, record.file).left()),
+            Address::Unix(path) => {
+                let mut file = SocketFile::restore(path, record.file).left();
+                // Keys for the owner may have been removed since.
+                file.default_owner = record.file_owner.unwrap_or(file.default_owner);
+                Some(file)
+            }
         };
         let entry = Listen::new(Source::Bound(configured.clone()));
         let source = SocketSource::Bound(configured);
@@ -216,6 +231,7 @@ impl Listener {
             address,
             accepted: self.accepted,
             file: self.file.as_ref().map(|file| file.identity),
+            file_owner: self.file.as_ref().map(|file| file.default_owner),
         })
     }
 
@@ -307,15 +323,19 @@ impl Listener {
     ) -> Result<(), Error> {
         let fail =
             |e: io::Error| cannot_bind(&format!("listen on {}", self.address), &self.address, &e);
-        let access = match &self.address {
-            Address::Tcp(_) => {
-                share_address(&self.socket).map_err(fail)?;
-                None
+        let access = self.entry.access.as_ref();
+        match &self.address {
+            Address::Tcp(_) => share_address(&self.socket).map_err(fail)?,
+            // The file may be gone, or an attempt that fails removes it.
+            Address::Unix(path) => {
+                self.handed_access = access_of(path).or(self.handed_access.take());
             }
-            Address::Unix(path) => self.entry.access.clone().or_else(|| access_of(path)),
-        };
-        let (socket, address, file) =
-            bind(&self.address, access.as_ref(), self.entry.freebind).map_err(fail)?;
+        }
+        let (socket, address, mut file) =
+            bind(&self.address, access, self.entry.freebind).map_err(fail)?;
+        if let (None, Some(file), Some(handed)) = (access, &mut file, &self.handed_access) {
+            file.restore_access(handed).map_err(fail)?;
+        }
         if let Address::Tcp(_) = self.address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }

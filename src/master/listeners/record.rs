@@ -15,6 +15,8 @@ pub(crate) struct ListenerRecord {
     pub(crate) accepted: u64,
     /// The file of a Unix socket.
     pub(crate) file: Option<FileIdentity>,
+    /// User and group with which that file was created.
+    pub(crate) file_owner: Option<(u32, u32)>,
 }
 
 impl ListenerRecord {

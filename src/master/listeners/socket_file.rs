@@ -66,7 +66,7 @@ pub(crate) struct SocketFile {
     /// Device and inode number; 0 for a missing file.
     pub(crate) identity: FileIdentity,
     /// User and group with which the file was created.
-    default_owner: (u32, u32),
+    pub(crate) default_owner: (u32, u32),
     /// The access that was set last.
     access: Option<Access>,
     /// The file is left: it belongs to the next master, or to the previous one until this master serves.
@@ -168,6 +168,27 @@ impl SocketFile {
         fs::set_permissions(&self.path, Permissions::from_mode(access.mode.0))?;
         self.access = Some(access.clone());
         Ok(())
+    }
+}
+
+impl SocketFile {
+    /// Sets the mode, and the owner and the group as far as this process may.
+    pub(crate) fn restore_access(&mut self, access: &Access) -> io::Result<()> {
+        let Err(e) = self.set_access(access) else {
+            return Ok(());
+        };
+        let path = self.path.display();
+        log::warn!("cannot set the owner of {path} as it was: {e}; setting its mode");
+        let without_owner = Access {
+            owner: None,
+            ..access.clone()
+        };
+        let mode_alone = Access {
+            group: None,
+            ..without_owner.clone()
+        };
+        self.set_access(&without_owner)
+            .or_else(|_| self.set_access(&mode_alone))
     }
 }
 
