@@ -1,10 +1,13 @@
 //! A service manager's store that does not keep descriptors, or drops them later.
 
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
+use nix::sys::socket::Shutdown;
 
 use crate::common::faulty::{Execution, example};
+use crate::common::holder::end;
 use crate::common::program::ctl;
 use crate::common::restart::wait_for_confirmed_store;
+use crate::common::strace::Traced;
 use crate::common::{FDPASSD, metrics, ping_all};
 
 const LOSES: &str = "a restart would lose all clients: the service manager keeps no descriptors of this daemon, or not all";
@@ -143,6 +146,48 @@ fn descriptors_that_the_store_drops_at_the_end_are_reported() {
     let _connected = execution.finish();
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.wait_for_log("the service manager has kept nothing: 1 client lost");
+}
+
+#[test]
+fn a_listener_that_cannot_be_copied_is_stored_later() {
+    let manager = ServiceManager::new();
+    let daemon = start(&manager, FDPASSD);
+    let names = stored(&manager);
+    let listener = names
+        .iter()
+        .find(|name| name.starts_with("fdpassd-listener"));
+    let listener = listener.expect("it is stored");
+    let inject = "fcntl:error=EMFILE";
+    let Some(traced) = Traced::attach(daemon.pid(), "fcntl", inject) else {
+        return;
+    };
+    manager.with_stored(listener, |held| end(&held, Shutdown::Both));
+    // Until the trace ends, no control client can be accepted.
+    daemon.wait_for_log("a restart would lose all clients: cannot send descriptors to the service");
+    drop(traced);
+    wait_for_confirmed_store(&daemon);
+    assert_eq!(stored(&manager), names);
+}
+
+#[test]
+fn a_store_without_canaries_turns_a_restart_into_a_stop() {
+    let manager = ServiceManager::new();
+    manager.limit(0);
+    let setup = manager.setup(FDPASSD, "workers.count = 1");
+    let mut daemon = setup.start().expect("it serves");
+    daemon.wait_for_workers();
+    daemon.wait_for_log(LOSES);
+    let mut idle = clients_of(&daemon, 4);
+    let inject = "socketpair:error=EMFILE";
+    let Some(_traced) = Traced::attach(daemon.pid(), "socketpair", inject) else {
+        return;
+    };
+    daemon.signal("TERM");
+    daemon.wait_for_log(
+        "the service manager does not keep clients for the next master; closing 4 clients",
+    );
+    assert_eq!(daemon.wait().code(), Some(0));
+    idle.iter_mut().for_each(Client::expect_end);
 }
 
 #[track_caller]

@@ -101,10 +101,10 @@ impl Canaries {
         now: Instant,
     ) -> io::Result<()> {
         let (ours, theirs) = socket::message_pair()?;
-        poller.add(&ours, Token::Store.into(), Interest::End)?;
         let name = &names()[self.ends.len().min(1)];
+        notifier.store(name, theirs.as_fd(), now)?;
+        poller.add(&ours, Token::Store.into(), Interest::End)?;
         self.ends.push(ours);
-        notifier.store(name, theirs.as_fd(), now);
         Ok(())
     }
 
@@ -133,7 +133,7 @@ impl Canaries {
         self.remove_all(notifier, poller, now);
         let sent = self.send(notifier, poller, now);
         if let Err(e) = sent.and_then(|()| self.send_barrier(notifier, poller, now)) {
-            self.mark_failed(&no_canary(&e), notifier, poller, events, now);
+            self.mark_failed(&cannot_send(&e), notifier, poller, events, now);
         }
     }
 
@@ -173,9 +173,9 @@ impl Canaries {
     }
 }
 
-/// Returns the reason of an outage without a canary.
-pub(crate) fn no_canary(error: &io::Error) -> String {
-    format!("cannot make a canary: {error}")
+/// Returns the reason of an outage in which a descriptor, such as a canary, cannot be made or copied.
+pub(crate) fn cannot_send(error: &io::Error) -> String {
+    format!("cannot send descriptors to the service manager: {error}")
 }
 
 fn is_hung_up(end: &OwnedFd) -> bool {
@@ -252,6 +252,9 @@ impl Master {
                 store.canaries.await_rejection();
             }
         }
-        !self.handover.has_store_ended()
+        // Without canaries nothing is known of what was sent now, but a store that was confirmed has what it had.
+        let store = self.handover.store.as_ref();
+        let is_sent = store.is_some_and(|store| store.canaries.ends.len() == names().len());
+        (is_sent || is_confirmed) && !self.handover.has_store_ended()
     }
 }

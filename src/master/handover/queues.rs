@@ -4,7 +4,7 @@
 //! that exits in order packs all clients itself; if it is killed, each worker packs its own. The next master recovers
 //! the clients from their shared memory, as after the death of a worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -205,6 +205,27 @@ impl HandoffQueues {
         }
     }
 
+    /// Removes the datagrams at the front of each queue that this master has not sent, and closes the clients in them
+    /// whose cookies are not among `kept`. Returns their number.
+    pub(crate) fn close_rest(&self, kept: &BTreeSet<u64>, scratch: &mut Scratch) -> usize {
+        let mut closed = 0;
+        for ends in &self.0 {
+            for _ in ends.sent..ends.waiting(scratch) {
+                let received = socket::receive_message(&ends.out, scratch.bytes());
+                if let Ok(Received::Message { descriptors, .. }) = received {
+                    let is_kept = |client| match socket::cookie(client) {
+                        Ok(cookie) => cookie.is_some_and(|cookie| kept.contains(&cookie)),
+                        // Shared memory.
+                        Err(_) => true,
+                    };
+                    let clients = descriptors.iter().filter(|client| !is_kept(*client));
+                    closed += clients.inspect(|client| socket::end(client)).count();
+                }
+            }
+        }
+        closed
+    }
+
     /// Sends a datagram into the first queue with space. Returns whether there was one.
     fn send(
         &mut self,
@@ -241,6 +262,18 @@ impl QueueEnds {
         Ok(QueueEnds::from_channels(into, Channel::new(out)))
     }
 
+    /// Returns the number of datagrams in the queue.
+    fn waiting(&self, scratch: &mut Scratch) -> usize {
+        let (mut datagrams, mut bytes) = (0, 0);
+        while let Ok(()) = socket::peek_from(&self.out, bytes)
+            && let Ok(Received::Message { length, .. }) =
+                socket::peek_bytes(&self.out, scratch.bytes())
+        {
+            (datagrams, bytes) = (datagrams + 1, bytes + length);
+        }
+        datagrams
+    }
+
     /// Returns a queue of these ends.
     pub(crate) fn from_channels(
         into: Channel<HandoffMessage, HandoffMessage>,
@@ -252,7 +285,38 @@ impl QueueEnds {
 
 #[cfg(test)]
 mod tests {
-    use super::{CLIENTS_PER_QUEUE, HandoffQueues};
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn clients_that_were_not_unpacked_are_closed() {
+        let mut queues = HandoffQueues::new(1).expect("socketpair");
+        let (mut theirs, ours) = UnixStream::pair().expect("socketpair");
+        let kept = UnixStream::pair().expect("socketpair");
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null"));
+        let into = &queues.0[0].into;
+        for descriptors in [vec![file.as_fd()], vec![ours.as_fd(), kept.1.as_fd()]] {
+            let sent = socket::send_message(into, b"of the earlier master", &descriptors);
+            assert_eq!(sent.expect("sendmsg"), socket::Sent::Queued);
+        }
+        let sent = socket::send_message(&queues.0[0].into, b"of this one", &[kept.1.as_fd()]);
+        assert_eq!(sent.expect("sendmsg"), socket::Sent::Queued);
+        queues.0[0].sent += 1;
+        let cookies = socket::cookie(&kept.1).expect("a socket").into_iter();
+        let closed = queues.close_rest(&cookies.collect(), &mut Scratch::default());
+        assert_eq!(closed, 1);
+        // Our copy is still open.
+        assert_eq!(theirs.read(&mut [0]).expect("the end"), 0);
+        let sent = socket::send_message(&kept.0, b"x", &[]).expect("it is connected");
+        assert_eq!(sent, socket::Sent::Queued);
+        assert_eq!(
+            queues.sent()[0],
+            queues.0[0].waiting(&mut Scratch::default())
+        );
+    }
 
     #[test]
     fn the_queues_hold_as_many_clients_as_the_unit_allows() {

@@ -174,6 +174,7 @@ impl Master {
             );
         }
         earlier.has_stray = unpacked.has_stray;
+        earlier.is_unfinished = unpacked.is_unfinished;
         self.telemetry.counts.losses.add_all(&unpacked.lost);
         unpacked.forget_not_packed();
         let ids = self.clients.all_unleased();
@@ -208,8 +209,8 @@ impl Master {
         self.telemetry.counts.refused = carried_over.refused;
         // The addresses were announced before.
         self.manager.announce = None;
-        for (mut worker, is_held) in carried_over.workers {
         self.manager.notifier.send_unsent(carried_over.unsent, now);
+        for (mut worker, is_held) in carried_over.workers {
             let (token, id) = (Token::Worker(worker.id), worker.id);
             let added = self
                 .poller

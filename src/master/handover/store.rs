@@ -9,7 +9,7 @@ use std::{env, io};
 use crate::config::Identities;
 use crate::logging;
 use crate::master::Master;
-use crate::master::handover::canary::{Canaries, no_canary};
+use crate::master::handover::canary::{Canaries, cannot_send};
 use crate::master::handover::inherited::queue_names;
 use crate::master::handover::queues::{HandoffQueues, OrphanedClients};
 use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
@@ -72,9 +72,20 @@ impl Stored {
         }
     }
 
-    fn add(&mut self, name: String, fd: BorrowedFd<'_>, notifier: &mut Notifier, now: Instant) {
-        notifier.store(&name, fd, now);
+    /// Stores a descriptor.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    fn add(
+        &mut self,
+        name: String,
+        fd: BorrowedFd<'_>,
+        notifier: &mut Notifier,
+        now: Instant,
+    ) -> io::Result<()> {
+        notifier.store(&name, fd, now)?;
         self.names.insert(name);
+        Ok(())
     }
 
     fn remove(&mut self, name: &str, notifier: &mut Notifier, now: Instant) {
@@ -129,7 +140,7 @@ impl HandoffStore {
     /// Sends the service manager everything. It ignores what it has already.
     ///
     /// # Errors
-    /// When no canary can be made.
+    /// When no canary can be made, or a descriptor cannot be copied.
     fn send_all(
         &mut self,
         listeners: &[Listener],
@@ -144,11 +155,11 @@ impl HandoffStore {
         self.canaries.send(notifier, poller, now)?;
         let state_file = self.state_file.file().as_fd();
         self.stored
-            .add(STATE_FILE_NAME.to_owned(), state_file, notifier, now);
+            .add(STATE_FILE_NAME.to_owned(), state_file, notifier, now)?;
         for (number, ends) in self.queues.ends().iter().enumerate() {
             let [into, out] = queue_names(number);
-            self.stored.add(into, ends.into.as_fd(), notifier, now);
-            self.stored.add(out, ends.out.as_fd(), notifier, now);
+            self.stored.add(into, ends.into.as_fd(), notifier, now)?;
+            self.stored.add(out, ends.out.as_fd(), notifier, now)?;
         }
         let listeners = named(listeners);
         self.stored.names.retain(|name| {
@@ -159,7 +170,7 @@ impl HandoffStore {
             !is_gone
         });
         for (name, listener) in listeners {
-            self.stored.add(name, listener.as_fd(), notifier, now);
+            self.stored.add(name, listener.as_fd(), notifier, now)?;
         }
         self.canaries.send(notifier, poller, now)?;
         self.canaries.send_barrier(notifier, poller, now)
@@ -186,26 +197,37 @@ impl Master {
         };
         let (listeners, notifier) = (&self.listeners.all, &mut self.manager.notifier);
         if let Err(e) = store.send_all(listeners, notifier, &self.poller, now) {
-            let events = &mut self.telemetry.events;
+            self.mark_store_failed(&e, now);
+        }
+    }
+
+    /// Notes that a descriptor could not be sent to the service manager: everything is stored again later.
+    fn mark_store_failed(&mut self, error: &io::Error, now: Instant) {
+        if let Some(store) = &mut self.handover.store {
+            let (notifier, events) = (&mut self.manager.notifier, &mut self.telemetry.events);
+            let reason = cannot_send(error);
             store
                 .canaries
-                .mark_failed(&no_canary(&e), notifier, &self.poller, events, now);
+                .mark_failed(&reason, notifier, &self.poller, events, now);
         }
     }
 
     /// Updates the stored sockets of listeners that were closed or bound again.
     pub(crate) fn update_stored_listeners(&mut self, now: Instant) {
         let changed = std::mem::take(&mut self.listeners.changed);
-        if let Some(store) = self.handover.store.as_mut().filter(|_| !changed.is_empty()) {
-            let notifier = &mut self.manager.notifier;
-            for number in changed {
-                store.stored.remove(&listener_name(number), notifier, now);
-            }
-            for (name, listener) in named(&self.listeners.all) {
-                if !store.stored.names.contains(&name) {
-                    store.stored.add(name, listener.as_fd(), notifier, now);
-                }
-            }
+        let Some(store) = self.handover.store.as_mut().filter(|_| !changed.is_empty()) else {
+            return;
+        };
+        let (stored, notifier) = (&mut store.stored, &mut self.manager.notifier);
+        for number in changed {
+            stored.remove(&listener_name(number), notifier, now);
+        }
+        let mut new = named(&self.listeners.all);
+        new.retain(|name, _| !stored.names.contains(name));
+        let added = (new.into_iter())
+            .try_for_each(|(name, listener)| stored.add(name, listener.as_fd(), notifier, now));
+        if let Err(e) = added {
+            self.mark_store_failed(&e, now);
         }
     }
 

@@ -26,7 +26,7 @@ use crate::master::handover::queues::HandoffQueues;
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::text::Counted;
 use crate::shm::{Layout, MasterShm};
-use crate::sys::clock;
+use crate::sys::{clock, socket};
 
 /// The wait after an attempt for which the queues had no space.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,6 +78,8 @@ pub(crate) struct EarlierDatagrams {
     pub(crate) descriptors: usize,
     /// Whether a client is in them that this master does not have.
     pub(crate) has_stray: bool,
+    /// Whether there are others, which were not unpacked.
+    pub(crate) is_unfinished: bool,
     /// Shared memory that this master has counted; the record of it in them is outdated.
     pub(crate) counted: Vec<Rc<OrphanedShm>>,
 }
@@ -264,7 +266,7 @@ impl Master {
     pub(crate) fn keep_packed(&mut self, earlier: &EarlierDatagrams, now: Instant) {
         let is_usable = !earlier.has_stray && earlier.descriptors as u64 <= self.descriptors;
         let Some(store) = self.handover.store.as_mut().filter(|_| is_usable) else {
-            return self.pack_again(&earlier.counts, now);
+            return self.pack_again(earlier, now);
         };
         store.queues.adopt(&earlier.counts);
         // Without space for it, another kill would count its requests twice, which is less than to lose its clients.
@@ -279,14 +281,20 @@ impl Master {
     }
 
     /// Packs the clients that were taken over, and removes the datagrams in which they were.
-    fn pack_again(&mut self, datagrams: &[usize], now: Instant) {
+    fn pack_again(&mut self, earlier: &EarlierDatagrams, now: Instant) {
         self.keep_unleased(Leasing::Done, now);
         let Some(store) = &mut self.handover.store else {
             return;
         };
-        store
-            .queues
-            .remove_first(datagrams, &mut Scratch::default());
+        let scratch = &mut Scratch::default();
+        store.queues.remove_first(&earlier.counts, scratch);
+        if earlier.is_unfinished {
+            let kept = self.clients.all_unleased();
+            let kept = kept.filter_map(|unleased| socket::cookie(&unleased.client.socket).ok()?);
+            let closed = store.queues.close_rest(&kept.collect(), scratch);
+            let closed = Counted(closed, "client");
+            log::error!("closed {closed} of the previous master that could not be unpacked");
+        }
         // The removed datagrams may have filled the queues.
         store.unleased.due = None;
         store.unleased.is_full = false;

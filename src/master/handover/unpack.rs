@@ -53,6 +53,8 @@ pub(crate) struct Unpacked {
     pub(crate) descriptors: usize,
     /// Whether a client is in the datagrams that this master does not have, so that they must not stay in the queues.
     pub(crate) has_stray: bool,
+    /// Whether datagrams are left in a queue that were not unpacked.
+    pub(crate) is_unfinished: bool,
 }
 
 /// Handoff queues and their contents, which are still in the queues.
@@ -151,11 +153,13 @@ impl Unpacked {
                 }
                 Ok(Received::Shortage) => {
                     self.note_fault("cannot unpack a handoff queue: out of memory".to_owned());
+                    self.is_unfinished = true;
                     return datagrams;
                 }
                 Ok(Received::Nothing | Received::Closed) => return datagrams,
                 Err(e) => {
                     self.note_fault(format!("cannot unpack a handoff queue: {e}"));
+                    self.is_unfinished = true;
                     return datagrams;
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use std::{env, fmt};
@@ -99,26 +99,30 @@ impl Notifier {
 
     /// Has the manager keep a descriptor under this name for the next master: FDSTORE=1 of sd_notify(3). It is kept
     /// whatever happens at its other end.
-    pub(crate) fn store(&mut self, name: &str, descriptor: BorrowedFd<'_>, now: Instant) {
-        let Some(manager) = &mut self.0 else { return };
-        match descriptor.try_clone_to_owned() {
-            Ok(copy) => {
-                let states = [
-                    NotifyState::FdStore,
-                    NotifyState::FdName(name),
-                    NotifyState::Custom("FDPOLL=0"),
-                ];
-                let text = join(&states);
-                manager.queue(
-                    Notification {
-                        text,
-                        descriptors: vec![copy],
-                    },
-                    now,
-                );
-            }
-            Err(e) => log::error!("cannot store {name} with the service manager: {e}"),
-        }
+    ///
+    /// # Errors
+    /// Those of dup(2). Nothing is sent then.
+    pub(crate) fn store(
+        &mut self,
+        name: &str,
+        descriptor: BorrowedFd<'_>,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(manager) = &mut self.0 else {
+            return Ok(());
+        };
+        let copy = descriptor.try_clone_to_owned()?;
+        let states = [
+            NotifyState::FdStore,
+            NotifyState::FdName(name),
+            NotifyState::Custom("FDPOLL=0"),
+        ];
+        let message = Notification {
+            text: join(&states),
+            descriptors: vec![copy],
+        };
+        manager.queue(message, now);
+        Ok(())
     }
 
     /// Has the manager drop the descriptor that it keeps under this name.
@@ -171,10 +175,6 @@ impl Notifier {
         }
     }
 
-    /// Returns whether there is a service manager.
-    pub(crate) fn is_present(&self) -> bool {
-        self.0.is_some()
-    }
     /// Returns the messages that the manager has not accepted yet, without those that carry descriptors.
     pub(crate) fn unsent(&self) -> Vec<String> {
         let all = self.0.iter().flat_map(|manager| &manager.unsent);
@@ -191,6 +191,10 @@ impl Notifier {
         }
     }
 
+    /// Returns whether there is a service manager.
+    pub(crate) fn is_present(&self) -> bool {
+        self.0.is_some()
+    }
 
     /// Sends a status alone.
     pub(crate) fn send_status(&mut self, status: &dyn fmt::Display, now: Instant) {
