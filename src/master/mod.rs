@@ -185,7 +185,8 @@ impl Master {
             self.keep_unleased(Leasing::Ahead, now);
             self.reconcile(now)?;
             let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-            self.workers.move_part(clients, telemetry, &self.poller);
+            self.workers
+                .move_part(clients, telemetry, &self.poller, now);
             self.keep_zygotes();
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.

@@ -65,6 +65,20 @@ impl Pool {
         std::mem::take(&mut member.is_stalled)
     }
 
+    /// Postpones the end of a draining worker: clients of it, or of one before it, have moved. The time is for what it
+    /// executes, not for how fast others pick up its clients.
+    pub fn clients_moved(&mut self, id: WorkerId, now: Instant) {
+        let later = now + self.target.drain_timeout;
+        if self.is_stopping() {
+            return;
+        }
+        if let Some(member) = self.member_mut(id)
+            && let MemberState::Draining { until, .. } = &mut member.state
+        {
+            *until = later.max(*until);
+        }
+    }
+
     /// Removes a worker whose process has ended; `was_useful` means that it answered a request. Returns how long its
     /// successor waits; `None` if there is one already, or none will come.
     pub fn exited(&mut self, id: WorkerId, was_useful: bool, now: Instant) -> Option<Duration> {

@@ -1,6 +1,8 @@
 //! Moves the clients of retiring workers in parts. Between two parts the loop serves everything else, and a client that
 //! has not moved yet is served by its worker as before.
 
+use std::time::Instant;
+
 use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
 use crate::master::clients::leases::Recovered;
@@ -75,6 +77,7 @@ impl Workers {
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
+        now: Instant,
     ) {
         if self.retiring.is_empty() {
             return;
@@ -95,6 +98,10 @@ impl Workers {
             let moved = clients.requeue(to_successor(revoked, to), Reason::Drain, telemetry);
             retiring.moved += moved;
             left = left.saturating_sub(moved);
+            if moved > 0 {
+                let waiting = self.retiring.iter().map(|waiting| waiting.id);
+                (waiting.chain([retiring.id])).for_each(|id| self.pool.clients_moved(id, now));
+            }
             if is_over {
                 self.end_moves(&retiring, telemetry, poller);
                 continue;

@@ -362,3 +362,16 @@ fn the_successor_of_a_worker_is_the_one_that_stays_in_its_seat() {
     }
     assert_eq!(pool.successor(w(8)), None, "its seat comes later");
 }
+
+#[test]
+fn a_draining_worker_is_not_killed_while_its_clients_move() {
+    let now = Instant::now();
+    let mut pool = ready_pool(1, now);
+    assert!(pool.recycle(w(1)));
+    ready(&mut pool, now);
+    assert_eq!(drained(&turn(&mut pool, now)), [(w(1), Why::Recycle)]);
+    let half = now + DRAIN / 2;
+    pool.clients_moved(w(1), half);
+    assert_eq!(turn(&mut pool, now + DRAIN), []);
+    assert_eq!(turn(&mut pool, half + DRAIN), [kill(1, Late::NotGone)]);
+}
