@@ -6,6 +6,9 @@ use super::http::{HttpReply, HttpRequest, HttpStatus};
 use crate::proto::control::{Metrics, Status, Verb, WorkerState};
 use crate::proto::text::Escaped;
 
+/// The health of a daemon that cannot be asked.
+const UNREACHABLE: &str = "ok; missing: control socket: nothing listens at its path, so the state of the workers is unknown";
+
 /// Answers requests.
 #[derive(Debug)]
 pub(super) struct Answers {
@@ -41,13 +44,16 @@ impl Answers {
                 .daemon
                 .query(Verb::Metrics)
                 .map(|Metrics { text }| HttpReply::metrics(text)),
-            "/healthz" => self
-                .daemon
-                .query(Verb::Status)
-                .map(|status| match unhealthy(&status) {
+            "/healthz" => self.daemon.query_if_reachable(Verb::Status).map(|status| {
+                // A liveness probe must not end a daemon whose clients are served.
+                let Some(status) = status else {
+                    return HttpReply::sentence(HttpStatus::Ok, UNREACHABLE);
+                };
+                match unhealthy(&status) {
                     None => HttpReply::sentence(HttpStatus::Ok, &health(&status)),
                     reason => reply_for(reason),
-                }),
+                }
+            }),
             "/readyz" => self
                 .daemon
                 .query(Verb::Status)

@@ -55,21 +55,23 @@ impl DaemonClient {
     /// # Errors
     /// The reply to the HTTP client: 503 without an answer, 502 for an invalid one.
     pub(super) fn query<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, HttpReply> {
-        self.answer(verb).map_err(|error| match error {
-            Error::NoReply(_) => HttpReply::sentence(
-                HttpStatus::BadGateway,
-                &format!("the daemon does not answer: {error}"),
-            ),
-            // The path is not for clients over TCP.
-            Error::Connect { cause, .. } => HttpReply::sentence(
-                HttpStatus::Unavailable,
-                &format!("cannot connect to the daemon: {cause}"),
-            ),
-            _ => HttpReply::sentence(
-                HttpStatus::Unavailable,
-                &format!("the daemon does not answer: {error}"),
-            ),
-        })
+        self.answer(verb).map_err(|error| reply_for(&error))
+    }
+
+    /// As [`DaemonClient::query`], but returns `None` if nothing listens at the path of the control socket. The daemon
+    /// runs then: the exporter ends with it.
+    ///
+    /// # Errors
+    /// As [`DaemonClient::query`].
+    pub(super) fn query_if_reachable<T: DeserializeOwned>(
+        &self,
+        verb: Verb,
+    ) -> Result<Option<T>, HttpReply> {
+        match self.answer(verb) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Error::Connect { cause, .. }) if is_missing(&cause) => Ok(None),
+            Err(error) => Err(reply_for(&error)),
+        }
     }
 
     fn answer<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Error> {
@@ -126,5 +128,34 @@ impl Drop for QueryGuard<'_> {
     fn drop(&mut self) {
         self.0.queue().is_querying = false;
         self.0.freed.notify_all();
+    }
+}
+
+/// Returns whether an error of connect(2) means that the file of the socket is gone, or that no process listens there.
+fn is_missing(cause: &io::Error) -> bool {
+    let kinds = [
+        ErrorKind::NotFound,
+        ErrorKind::NotADirectory,
+        ErrorKind::ConnectionRefused,
+    ];
+    kinds.contains(&cause.kind())
+}
+
+/// Returns the reply to an HTTP client without an answer of the daemon.
+fn reply_for(error: &Error) -> HttpReply {
+    match error {
+        Error::NoReply(_) => HttpReply::sentence(
+            HttpStatus::BadGateway,
+            &format!("the daemon does not answer: {error}"),
+        ),
+        // The path is not for clients over TCP.
+        Error::Connect { cause, .. } => HttpReply::sentence(
+            HttpStatus::Unavailable,
+            &format!("cannot connect to the daemon: {cause}"),
+        ),
+        _ => HttpReply::sentence(
+            HttpStatus::Unavailable,
+            &format!("the daemon does not answer: {error}"),
+        ),
     }
 }

@@ -83,6 +83,12 @@ fn a_nonsense_reply_of_the_master_is_reported() {
         refused.status == 503 && refused.body.starts_with("cannot connect to the daemon: "),
         "{refused:?}"
     );
+    let ready = get(&address, "/readyz");
+    assert_eq!(ready.status, 503, "{ready:?}");
+    // The daemon serves its clients: a liveness probe must not end it.
+    let health = get(&address, "/healthz");
+    let expected = "ok; missing: control socket: nothing listens at its path, so the state of the workers is unknown\n";
+    assert_eq!(health.status_and_body(), (200, expected));
     fs::rename(socket.with_extension("away"), &socket).expect("it is our directory");
 
     let stranger = Stranger::instead_of(&daemon);
