@@ -1,6 +1,6 @@
 //! Clocks. CLOCK_MONOTONIC is the same for all processes of the machine.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -29,6 +29,13 @@ pub fn nanoseconds(duration: Duration) -> u64 {
 #[must_use]
 pub fn after(ns: u64, wait: Duration) -> u64 {
     ns.saturating_add(nanoseconds(wait))
+}
+
+/// Returns the instant after a wait that begins now. A wait of more than 584 years is one of 584 years: an instant has
+/// no value for all of them.
+#[must_use]
+pub fn instant_after(wait: Duration) -> Instant {
+    Instant::now() + Duration::from_nanos(nanoseconds(wait))
 }
 
 /// Returns how long ago an instant of `CLOCK_MONOTONIC`, in ns, was.

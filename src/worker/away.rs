@@ -288,7 +288,7 @@ impl WorkerLoop<'_> {
             return Ok(());
         }
         self.ending.is_packing = true;
-        let until = Instant::now() + self.settings.restart_grace;
+        let until = clock::instant_after(self.settings.restart_grace);
         loop {
             self.flush_executor(service)?;
             let Some(executor) = self.executor.as_ref() else {

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
 
 use super::connection::{Connection, WaitingFor};
 use super::handoff::register_all;
@@ -17,6 +16,7 @@ use crate::proto::channel::Stop;
 use crate::proto::lease::Lease;
 use crate::proto::rpc::Code;
 use crate::shm::LeaseState;
+use crate::sys::clock;
 use crate::sys::handoff::HeldOff;
 use crate::sys::socket;
 
@@ -185,7 +185,7 @@ impl WorkerLoop<'_> {
 
     /// Begins to close every client as soon as all that it has sent is answered.
     pub(super) fn stop(&mut self, stop: Stop, service: &mut dyn Service) {
-        self.ending.stop_by = Some(Instant::now() + stop.within);
+        self.ending.stop_by = Some(clock::instant_after(stop.within));
         for slot in 0..self.connections.bound() {
             self.run_turn(slot, &Purpose::Serve, service);
         }

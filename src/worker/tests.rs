@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use super::connection::WaitingFor;
 use super::*;
 use crate::channel::Sent;
+use crate::proto::channel::Stop;
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::log::{Log, LogFormat, LogLevel, LogTarget};
@@ -320,6 +321,17 @@ fn a_retiring_worker_gives_up_every_client_and_ends() {
     let (replies, is_over) = idle.read();
     assert!(replies.contains("pong") && !is_over, "{replies}");
     assert_eq!(halfway.read(), (String::new(), false));
+}
+
+/// A message of the master may have any duration.
+#[test]
+fn a_worker_has_as_long_to_stop_as_no_clock_can_count() {
+    let (mut master, mut theirs) = Master::new();
+    let mut worker = master.worker(&mut theirs, settings());
+    let within = Duration::MAX;
+    master.send(&ToWorker::Stop(Stop { within }));
+    step(&mut worker, &mut service());
+    assert!(worker.ending.stop_by > Some(Instant::now()));
 }
 
 #[test]

@@ -144,6 +144,21 @@ fn what_an_app_has_answered_counts_although_the_master_is_gone() {
 }
 
 #[test]
+fn a_worker_has_a_grace_that_no_clock_can_count() {
+    let (master, mut theirs) = Master::new();
+    let grace = Settings {
+        restart_grace: Duration::MAX,
+        ..settings()
+    };
+    let mut worker = master.worker(&mut theirs, grace);
+    let mut own = service();
+    let mut service = with_orders(&mut own);
+    let _app = add_app(&mut worker, 8);
+    let awaited = worker.await_answers(&mut service);
+    awaited.expect("there are no requests");
+}
+
+#[test]
 fn no_request_after_the_answer_of_an_app_exceeds_max_requests() {
     let (mut master, mut theirs) = Master::new();
     let limits = Settings {
