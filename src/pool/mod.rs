@@ -25,7 +25,8 @@
 //! 1. Only ready workers get clients. An action names an existing worker; `Spawn` has a new id. An action comes once.
 //! 2. A worker is drained when another one of its seat is fresh and ready, or when its seat is not wanted and a wanted
 //!    seat serves: a reload, a recycling, age and the request limit remove no worker before its successor is ready. A
-//!    seat that still serves waits its turn, so that few start at a time; other seats get their worker at once.
+//!    seat that still serves waits its turn, so that few start at a time; other seats come first. No more than four
+//!    workers are started in 100 ms that are not ready yet, so that the first ones serve while others start.
 //! 3. A *roll* replaces one generation by the next. It ends when each wanted seat has a fresh ready worker, or when the
 //!    new workers fail: then the previous generation is wanted again, and the backoff of the failed one is dropped.
 //!    Until then seats beyond the count keep their workers, which may be wanted again.
@@ -88,7 +89,7 @@ pub struct Pool {
     has_changed: bool,
     /// When [`Pool::reconcile`] will have actions unless something changes.
     due: Option<Instant>,
-    /// When the next successor may start because those before are not young any more.
+    /// When the next worker may start because those before are not young any more.
     paced_until: Option<Instant>,
     /// When all workers must be gone, once the daemon stops.
     stop_by: Option<Instant>,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::{Action, Late, Member, MemberState, Pool, Roll, Why};
 use crate::proto::names::WorkerId;
 
-/// How many successors of workers that serve may have been started a moment ago. More of them would only keep clients
-/// from the CPUs. One that is not ready after this time is likely to wait for something else.
+/// How many workers may have been started a moment ago. More of them would only keep clients from the CPUs, and from the
+/// workers that are ready by then. One that is not ready after this time is likely to wait for something else.
 const MAX_YOUNG: usize = 4;
 pub(super) const YOUTH: Duration = Duration::from_millis(100);
 
@@ -288,35 +288,41 @@ impl Pool {
             .iter()
             .filter(|crew| crew.is_served() && crew.is_coming)
             .count();
-        let (mut young, next) = self.young_successors(crews, now);
+        let (mut young, mut next) = self.young(now);
         self.paced_until = None;
-        for (seat, crew) in crews[..self.wanted()].iter_mut().enumerate() {
+        let mut chosen = Vec::new();
+        let seats = 0..self.wanted();
+        let (served, empty): (Vec<_>, Vec<_>) = seats.partition(|seat| crews[*seat].is_served());
+        for seat in empty.into_iter().chain(served) {
+            let crew = &mut crews[seat];
             if crew.keeper.is_some() || crew.is_coming || self.seats[seat].due.is_some() {
                 continue;
             }
-            if crew.is_served() {
-                if successors >= (self.target.count / 4).max(1) {
-                    continue;
-                }
-                if young >= MAX_YOUNG {
-                    self.paced_until = next;
-                    continue;
-                }
-                successors += 1;
-                young += 1;
+            let is_successor = crew.is_served();
+            if is_successor && successors >= (self.target.count / 4).max(1) {
+                continue;
             }
+            if young >= MAX_YOUNG {
+                self.paced_until = next;
+                break;
+            }
+            successors += usize::from(is_successor);
+            young += 1;
+            next = next.or(Some(now + YOUTH));
             crew.is_coming = true;
+            chosen.push(seat);
+        }
+        chosen.sort_unstable();
+        for seat in chosen {
             self.spawn(seat, now, actions);
         }
     }
 
-    /// Returns the number of successors that were started a moment ago, and until when the first of them counts.
-    fn young_successors(&self, crews: &[Crew], now: Instant) -> (usize, Option<Instant>) {
+    /// Returns the number of workers that were started a moment ago, and until when the first of them counts.
+    fn young(&self, now: Instant) -> (usize, Option<Instant>) {
         let timeout = self.target.start_timeout;
         let old_at = |member: &Member| match member.state {
-            MemberState::Starting { until }
-                if self.is_fresh(member) && crews[member.seat].is_served() =>
-            {
+            MemberState::Starting { until } if self.is_fresh(member) => {
                 (until + YOUTH).checked_sub(timeout)
             }
             _ => None,

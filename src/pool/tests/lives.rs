@@ -155,6 +155,8 @@ impl Life {
             .filter(|seat| serving[*seat] > 0 && starting[*seat] > 0)
             .count();
         let most = (pool.target.count / 4).max(1);
+        let all: usize = starting.iter().sum();
+        assert!(pool.paced_until.is_none() || all >= 4, "{all}");
         assert!(
             stand_ins <= most || spawned.iter().all(|(seat, _)| serving[*seat] == 0),
             "{stand_ins}"
@@ -163,7 +165,8 @@ impl Life {
             assert!(ready[seat] + starting[seat] <= 1, "two in {seat}");
             let is_taken =
                 ready[seat] + starting[seat] == 1 || serving[seat] > 0 && stand_ins >= most;
-            assert!(is_taken || pool.due(seat).is_some(), "no worker for {seat}");
+            let waits = pool.due(seat).is_some() || pool.paced_until.is_some();
+            assert!(is_taken || waits, "no worker for {seat}");
         }
     }
 

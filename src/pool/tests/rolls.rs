@@ -375,3 +375,25 @@ fn a_draining_worker_is_not_killed_while_its_clients_move() {
     assert_eq!(turn(&mut pool, now + DRAIN), []);
     assert_eq!(turn(&mut pool, half + DRAIN), [kill(1, Late::NotGone)]);
 }
+
+#[test]
+fn the_first_workers_serve_while_others_start() {
+    let now = Instant::now();
+    let mut pool = Pool::new(target(1, 64), now, 1);
+    let first = spawned(&turn(&mut pool, now));
+    assert_eq!(first.len(), 4);
+    assert!(pool.deadline().is_some_and(|due| due == now + YOUTH));
+    assert!(pool.ready(first[0].1, now));
+    assert_eq!(spawned(&turn(&mut pool, now)), [(4, w(5))]);
+    assert_eq!(spawned(&turn(&mut pool, now + YOUTH)).len(), 4);
+}
+
+#[test]
+fn a_seat_that_does_not_serve_comes_before_successors() {
+    let now = Instant::now();
+    let mut pool = ready_pool(64, now);
+    assert!(pool.reload(target(2, 64)));
+    pool.exited(w(64), true, now);
+    let spawned = spawned(&turn(&mut pool, now));
+    assert!(spawned.len() == 4 && spawned[3].0 == 63, "{spawned:?}");
+}
