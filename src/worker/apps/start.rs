@@ -361,16 +361,22 @@ mod tests {
     use crate::sys::poll;
     use crate::sys::socket::{self, Sent};
 
-    /// A forked app that has written a line and ended, with the zygote's report of that.
-    #[test]
-    fn the_end_of_a_forked_app_is_reported_with_its_status() {
+    /// The other ends of the sockets and pipes of a forked app.
+    struct Ends {
+        zygote: OwnedFd,
+        output: OwnedFd,
+        _others: [OwnedFd; 2],
+    }
+
+    /// Returns an app that executes a command of sh(1), and has ended. The test is its zygote.
+    fn ended(command: &str) -> (App, Ends) {
         let (wire, theirs) = process::wire().expect("a wire");
         let (_, unused) = process::wire().expect("a wire");
         let (output, output_end) = OutputStream::new(Level::Info).expect("a pipe");
-        let (errors, _errors_end) = OutputStream::new(Level::Info).expect("a pipe");
+        let (errors, errors_end) = OutputStream::new(Level::Info).expect("a pipe");
         let (socket, zygote) = socket::message_pair().expect("a line");
         let program = AppProgram {
-            command: &["true".to_owned()],
+            command: &["sh", "-c", command].map(str::to_owned),
             directory: None,
             environment: &BTreeMap::new(),
             identity: None,
@@ -378,33 +384,50 @@ mod tests {
             cgroups: None,
             parent_death: ParentDeathSignal::Kill,
         };
-        let process = process::spawn_app(program, unused, AppStdio::Null).expect("true(1)");
+        let process = process::spawn_app(program, unused, AppStdio::Null).expect("sh(1)");
         let born = BornApp {
             line: Some(ZygoteLine::of_test(socket)),
             process,
             wire,
             output: Some([output, errors]),
         };
-        let mut app = App::new(born, None, 4096, None);
-        // It reports one event at a time: first the line, then the end.
+        let app = App::new(born, None, 4096, None);
+        let end = poll::wait_for(&app.process.pidfd, Interest::Read, MINUTE);
+        assert!(end.expect("poll"), "it has ended");
+        let ends = Ends {
+            zygote,
+            output: output_end,
+            _others: [theirs, errors_end],
+        };
+        (app, ends)
+    }
+
+    #[test]
+    fn the_end_of_a_forked_app_is_reported_with_its_status() {
+        let (mut app, ends) = ended("exit 0");
+        let report = b"\x0c\0\0\0{\"exited\":3}";
+        let sent = socket::send_message(&ends.zygote, report, &[]);
+        assert_eq!(sent.ok(), Some(Sent::Queued));
+        let mut output = std::fs::File::from(ends.output);
+        output.write_all(b"a line\n").expect("it is written");
+        // The poller reports one event at a time: first the line, then the end.
         let mut poller = Poller::new(1).expect("a poller");
         app.watch(&poller).expect("it is watched");
-        let report = b"\x0c\0\0\0{\"exited\":3}";
-        assert_eq!(
-            socket::send_message(&zygote, report, &[]).ok(),
-            Some(Sent::Queued)
-        );
-        std::fs::File::from(output_end)
-            .write_all(b"a line\n")
-            .expect("it is written");
-        let end = poll::wait_for(&app.process.pidfd, Interest::Read, MINUTE);
-        assert!(end.expect("poll"), "true(1) has ended");
         let reason = app.await_hello(&mut poller).expect_err("it has ended");
         assert!(
             reason.starts_with("exited with status 3 before its hello"),
             "{reason}"
         );
-        drop::<OwnedFd>(theirs);
+    }
+
+    /// Another process collects the app then. Linux 6.15 and newer know its status nevertheless.
+    #[test]
+    fn a_forked_app_whose_zygote_has_ended_has_ended_on_its_own() {
+        let (mut app, ends) = ended("exit 3");
+        drop(ends);
+        process::collect(app.process.pid).expect("it has ended");
+        let gone = app.end("").expect("it has ended");
+        assert!(matches!(gone.end, AppEnd::Exited(3 | -1)), "{gone:?}");
     }
 
     const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
