@@ -43,7 +43,7 @@ impl Jitter {
     }
 
     /// Returns a number below `n`, by SplitMix64 (Steele, Lea, Flood 2014): good enough for its uses here.
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

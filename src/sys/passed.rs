@@ -68,10 +68,19 @@ pub fn leave_clients() {
     ARE_CLIENTS_LEFT.store(true, Ordering::Relaxed);
 }
 
+/// The descriptor of a client's socket.
+#[derive(Debug)]
+enum Descriptor {
+    Owned(OwnedFd),
+    /// One descriptor for all clients of a simulation, which are more than a process may have descriptors.
+    #[cfg(test)]
+    Simulated(BorrowedFd<'static>),
+}
+
 /// The socket of a client. Its drop closes the connection, without waiting for descriptors that were passed through it.
 #[derive(Debug)]
 pub struct ClientSocket {
-    socket: OwnedFd,
+    socket: Descriptor,
     is_unix: bool,
     /// Whether another process may get a copy of it.
     is_shared: bool,
@@ -85,8 +94,20 @@ impl ClientSocket {
             refuse_descriptors(&socket);
         }
         ClientSocket {
-            socket,
+            socket: Descriptor::Owned(socket),
             is_unix,
+            is_shared: true,
+        }
+    }
+
+    /// Returns a socket of a simulation, which no process can use. Its drop closes nothing.
+    #[cfg(test)]
+    pub fn simulated() -> ClientSocket {
+        static NULL: OnceLock<std::fs::File> = OnceLock::new();
+        let null = NULL.get_or_init(|| std::fs::File::open("/dev/null").expect("/dev/null"));
+        ClientSocket {
+            socket: Descriptor::Simulated(null.as_fd()),
+            is_unix: false,
             is_shared: true,
         }
     }
@@ -97,7 +118,7 @@ impl ClientSocket {
         refuse_descriptors(&socket);
         let is_unix = matches!(socket::local_address(&socket), Ok(None));
         ClientSocket {
-            socket,
+            socket: Descriptor::Owned(socket),
             is_unix,
             is_shared: false,
         }
@@ -106,13 +127,17 @@ impl ClientSocket {
 
 impl AsFd for ClientSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.socket {
+            Descriptor::Owned(socket) => socket.as_fd(),
+            #[cfg(test)]
+            Descriptor::Simulated(null) => *null,
+        }
     }
 }
 
 impl AsRawFd for ClientSocket {
     fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -123,10 +148,10 @@ impl Drop for ClientSocket {
             return;
         }
         // So that no more of them arrive after the last receive.
-        socket::end(&self.socket);
+        socket::end(&*self);
         let mut rest = [0; 4096];
         while let Ok(Received::Message { descriptors, .. }) =
-            socket::receive_message(&self.socket, &mut rest)
+            socket::receive_message(&*self, &mut rest)
         {
             close(descriptors);
         }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 use std::fs::File;
 #[cfg(test)]
+use std::net::Ipv4Addr;
+#[cfg(test)]
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -42,9 +44,22 @@ impl Client {
     /// Returns a client of the first listener with this socket.
     pub(crate) fn with_socket(id: u64, socket: impl Into<OwnedFd>, peer: Peer) -> Client {
         let is_unix = matches!(peer, Peer::Unix { .. });
+        Client::new(id, ClientSocket::shared(socket.into(), is_unix), peer)
+    }
+
+    /// Returns a TCP client without a descriptor of its own.
+    pub(crate) fn simulated(id: u64) -> Client {
+        let peer = Peer::V4 {
+            address: Ipv4Addr::LOCALHOST,
+            port: 1,
+        };
+        Client::new(id, ClientSocket::simulated(), peer)
+    }
+
+    fn new(id: u64, socket: ClientSocket, peer: Peer) -> Client {
         Client {
             id: ClientId(id),
-            socket: ClientSocket::shared(socket.into(), is_unix),
+            socket,
             peer,
             order: OrderRule::Little,
             listener: 1,

@@ -200,3 +200,8 @@ impl Workers {
         self.all.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    mod simulation;
+}
