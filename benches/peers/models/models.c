@@ -6,6 +6,8 @@
  * fork       one process for each connection
  * shared     several processes that wait for the same listener, as nginx's without reuseport
  * reuseport  several processes, each with a listener of its own (SO_REUSEPORT)
+ * pass       a process that passes each connection to one of several others, in turn, and keeps a copy until that one
+ *            has closed it: what fdpassd does, without leases and shared memory
  *
  * Usage: models MODEL PORT PROCESSES
  */
@@ -28,6 +30,7 @@
 #define MAX_FRAME 4096
 #define PREFIX 4
 #define EVENTS 256
+#define BATCH 64
 
 static const char ping[] = "{\"in\":\"ping\",\"params\":";
 static const char pid[] = "{\"in\":\"pid\",\"params\":";
@@ -36,6 +39,7 @@ static const char pong[] = "{\"out\":\"pong\",\"result\":";
 /* A connection, with the bytes of a frame that is not complete. */
 struct client {
     int socket;
+    int copy; /* the number of the copy that the process has that passed it */
     size_t length;
     char bytes[PREFIX + MAX_FRAME];
 };
@@ -238,6 +242,164 @@ static void run_prefork(uint16_t port, int processes, int has_own_listeners)
         ;
 }
 
+/* Descriptors that are passed to a process, or the numbers of copies that it need not keep. */
+struct batch {
+    int channel, count;
+    int numbers[BATCH];
+};
+
+/* Sends the numbers of a batch, with these descriptors if `is_passed`. */
+static void send_batch(struct batch *batch, int is_passed)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof batch->numbers)];
+    } control;
+    size_t length = (size_t)batch->count * sizeof(int);
+    struct iovec part = {.iov_base = batch->numbers, .iov_len = length};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+    if (length == 0)
+        return;
+    if (is_passed) {
+        control.header = (struct cmsghdr){
+            .cmsg_level = SOL_SOCKET,
+            .cmsg_type = SCM_RIGHTS,
+            .cmsg_len = CMSG_LEN(length),
+        };
+        memcpy(CMSG_DATA(&control.header), batch->numbers, length);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(length);
+    }
+    if (sendmsg(batch->channel, &message, MSG_NOSIGNAL) < 0)
+        fail("sendmsg");
+    batch->count = 0;
+}
+
+static void watch(int epoll, int socket, void *data)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = data};
+
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, socket, &event))
+        fail("epoll_ctl");
+}
+
+static void serve_passed(int epoll, struct client *client, struct batch *closed)
+{
+    if (serve_once(client))
+        return;
+    if (closed->count == BATCH)
+        send_batch(closed, 0);
+    closed->numbers[closed->count++] = client->copy;
+    epoll_ctl(epoll, EPOLL_CTL_DEL, client->socket, NULL);
+    shutdown(client->socket, SHUT_RDWR);
+    close(client->socket);
+    free(client);
+}
+
+/* Receives connections. */
+static void take(int epoll, struct batch *closed)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(BATCH * sizeof(int))];
+    } control;
+    int copies[BATCH], i;
+    struct iovec part = {.iov_base = copies, .iov_len = sizeof copies};
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof control,
+    };
+    ssize_t length = recvmsg(closed->channel, &message, MSG_CMSG_CLOEXEC);
+
+    if (length <= 0 || CMSG_FIRSTHDR(&message) == NULL)
+        exit(0);
+    for (i = 0; i < length / (ssize_t)sizeof(int); i++) {
+        struct client *client = calloc(1, sizeof *client);
+        if (client == NULL)
+            fail("calloc");
+        memcpy(&client->socket, CMSG_DATA(&control.header) + (size_t)i * sizeof(int), sizeof(int));
+        client->copy = copies[i];
+        watch(epoll, client->socket, client);
+        serve_passed(epoll, client, closed);
+    }
+}
+
+static void run_passed(int channel)
+{
+    struct batch closed = {.channel = channel};
+    struct epoll_event events[EVENTS];
+    int i, epoll = epoll_create1(EPOLL_CLOEXEC);
+
+    watch(epoll, channel, NULL);
+    for (;;) {
+        int ready = epoll_wait(epoll, events, EVENTS, -1);
+        for (i = 0; i < ready; i++)
+            if (events[i].data.ptr)
+                serve_passed(epoll, events[i].data.ptr, &closed);
+            else
+                take(epoll, &closed);
+        send_batch(&closed, 0);
+    }
+}
+
+/* Closes the copies of connections that are closed. */
+static void forget(int channel)
+{
+    int copies[BATCH], i;
+    ssize_t length = recv(channel, copies, sizeof copies, 0);
+
+    if (length <= 0)
+        exit(1);
+    for (i = 0; i < length / (ssize_t)sizeof(int); i++)
+        close(copies[i]);
+}
+
+static void run_pass(int listener, int processes)
+{
+    struct batch *batches = calloc((size_t)processes, sizeof *batches);
+    struct epoll_event events[EVENTS];
+    int i, next = 0, epoll = epoll_create1(EPOLL_CLOEXEC);
+
+    watch(epoll, listener, NULL);
+    for (i = 0; i < processes; i++) {
+        int pair[2];
+        if (batches == NULL || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+            fail("socketpair");
+        batches[i].channel = pair[0];
+        switch (fork()) {
+        case -1:
+            fail("fork");
+            break;
+        case 0:
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            run_passed(pair[1]);
+        }
+        close(pair[1]);
+        watch(epoll, pair[0], &batches[i]);
+    }
+    for (;;) {
+        int socket, ready = epoll_wait(epoll, events, EVENTS, -1);
+        for (i = 0; i < ready; i++) {
+            struct batch *batch = events[i].data.ptr;
+            if (batch) {
+                forget(batch->channel);
+                continue;
+            }
+            while ((socket = accept_one(listener, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0) {
+                batch = &batches[next++ % processes];
+                if (batch->count == BATCH)
+                    send_batch(batch, 1);
+                batch->numbers[batch->count++] = socket;
+            }
+        }
+        for (i = 0; i < processes; i++)
+            send_batch(&batches[i], 1);
+    }
+}
+
 int main(int argc, char **argv)
 {
     uint16_t port;
@@ -257,6 +419,8 @@ int main(int argc, char **argv)
         run_prefork(port, processes, 0);
     else if (!strcmp(argv[1], "reuseport"))
         run_prefork(port, processes, 1);
+    else if (!strcmp(argv[1], "pass"))
+        run_pass(listen_on(port, 0, SOCK_NONBLOCK), processes);
     fprintf(stderr, "%s: unknown model\n", argv[1]);
     return 2;
 }
