@@ -20,8 +20,8 @@ pub struct Candidate {
     pub executing: u64,
     /// Leases that the worker has not picked up yet.
     pub not_picked_up: u64,
-    /// The share of the last seconds in which the worker was busy, from 0 to 1.
-    pub busy: f64,
+    /// The share of the last seconds in which the worker was busy, in eighths.
+    pub busy: u8,
     /// Clients of the worker.
     pub clients: u64,
 }
@@ -62,25 +62,18 @@ impl Dispatcher {
         };
     }
 
-    /// Returns the index of the worker for the next client that was leased before; `None` if no worker has capacity.
+    /// Returns the index of the worker for the next client; `None` if no worker has capacity.
     pub fn pick(&mut self, candidates: &[Candidate]) -> Option<usize> {
         let chosen = self.choose(candidates)?;
-        self.give_turn(chosen, candidates);
+        self.next = (chosen + 1) % candidates.len();
         Some(chosen)
     }
 
-    /// Returns the index of the worker for the next new client, which [`Dispatcher::give_turn`] must be called for if
-    /// there is a client. `None` if no worker has capacity, or if the client must wait for a certain one.
-    pub fn choose_fresh(&mut self, candidates: &[Candidate], now: Instant) -> Option<usize> {
-        if self.policy == Dispatch::RoundRobin && self.must_wait(candidates, now) {
-            return None;
-        }
-        self.choose(candidates)
-    }
-
-    /// Gives a worker its turn.
-    pub fn give_turn(&mut self, chosen: usize, candidates: &[Candidate]) {
-        self.next = (chosen + 1) % candidates.len().max(1);
+    /// Returns whether [`Dispatcher::pick`] has a worker for a new client, which need not be there yet: not if no worker
+    /// has capacity, or if the client must wait for a certain one. This looks at few workers only.
+    pub fn can_pick_for_new(&mut self, candidates: &[Candidate], now: Instant) -> bool {
+        let must_wait = self.policy == Dispatch::RoundRobin && self.must_wait(candidates, now);
+        !must_wait && candidates.iter().any(|candidate| candidate.has_capacity)
     }
 
     /// Returns the worker that new clients wait for.
@@ -117,8 +110,8 @@ impl Dispatcher {
 
     /// Returns the indices of all candidates, in turn.
     fn in_turn(&self, candidates: &[Candidate]) -> impl Iterator<Item = usize> + use<> {
-        let (next, count) = (self.next, candidates.len());
-        (0..count).map(move |i| (next + i) % count)
+        let next = self.next.min(candidates.len());
+        (next..candidates.len()).chain(0..next)
     }
 
     /// Returns whether the next new client waits for the healthy worker whose turn it is.
@@ -146,13 +139,13 @@ impl Dispatcher {
 ///
 /// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows which worker was
 /// scheduled last, and a few percent of work are noise: either would split the clients of a quiet daemon 170 to 30.
-fn load(c: &Candidate) -> (bool, bool, u64, u64, u64, u64) {
+fn load(c: &Candidate) -> (bool, bool, u64, u64, u8, u64) {
     (
         c.is_unhealthy,
         c.is_leaving,
         c.executing,
         c.not_picked_up / 4,
-        (c.busy.clamp(0.0, 1.0) * 8.0) as u64,
+        c.busy,
         c.clients,
     )
 }
@@ -193,10 +186,8 @@ mod tests {
             worker.worker = WorkerId(id);
         }
         let mut next = |workers: &[Candidate], now| {
-            let chosen = dispatcher.choose_fresh(workers, now);
-            if let Some(chosen) = chosen {
-                dispatcher.give_turn(chosen, workers);
-            }
+            let can_pick = dispatcher.can_pick_for_new(workers, now);
+            let chosen = can_pick.then(|| dispatcher.pick(workers)).flatten();
             (chosen, dispatcher.awaited())
         };
         assert_eq!(next(&workers, now), (Some(0), None));
@@ -239,7 +230,7 @@ mod tests {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
         let mut workers = idle(3);
         workers[0].executing = 1;
-        workers[1].busy = 0.9;
+        workers[1].busy = 7;
         workers[2].clients = 500;
         assert_eq!(dispatcher.pick(&workers), Some(2));
         workers[2].not_picked_up = 8;

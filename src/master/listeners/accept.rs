@@ -87,21 +87,22 @@ impl Listeners {
             .chain(repeat(AcceptTry::Later))
             .take(most)
         {
-            if clients.is_full() {
+            if clients.is_full() || !clients.dispatcher.can_pick_for_new(candidates, now) {
                 break;
             }
-            let Some(chosen) = clients.dispatcher.choose_fresh(candidates, now) else {
-                break;
-            };
             let AcceptResult::Client(accepted) = accept(&self.all[index], attempt)? else {
                 return Ok(true);
             };
             let Some(client) = self.admit(index, accepted, clients, telemetry) else {
                 continue;
             };
-            clients.dispatcher.give_turn(chosen, candidates);
-            let candidate = &mut candidates[chosen];
             let unleased = Unleased::new(client, clock::monotonic());
+            // One has capacity, so there is one.
+            let Some(chosen) = clients.dispatcher.pick(candidates) else {
+                clients.unleased.push_back(unleased);
+                break;
+            };
+            let candidate = &mut candidates[chosen];
             workers.lease(candidate, unleased, false, clients, telemetry);
         }
         Ok(false)

@@ -23,7 +23,9 @@ impl Workers {
             is_leaving: is_rescue && self.pool.is_leaving(member),
             ..worker.candidate(is_rescue, monotonic)
         };
-        self.ready_members().map(candidate).collect()
+        let mut candidates = Vec::with_capacity(self.all.len());
+        candidates.extend(self.ready_members().map(candidate));
+        candidates
     }
 
     /// Leases all clients without a worker, as far as there is capacity.

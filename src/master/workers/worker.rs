@@ -284,7 +284,7 @@ impl Worker {
             is_leaving: false,
             executing: header.in_progress(),
             not_picked_up: self.leases.given().saturating_sub(picked_up),
-            busy: header.busy(now),
+            busy: (header.busy(now).clamp(0.0, 1.0) * 8.0) as u8,
             clients: self.leases.clients() as u64,
         }
     }

@@ -136,10 +136,10 @@ impl Simulation {
             let mut candidates = self.workers.candidates(false);
             for _ in 0..left.min(MAX_LEASES) {
                 let dispatcher = &mut self.clients.dispatcher;
-                let Some(chosen) = dispatcher.choose_fresh(&candidates, self.now) else {
+                if !dispatcher.can_pick_for_new(&candidates, self.now) {
                     break;
-                };
-                dispatcher.give_turn(chosen, &candidates);
+                }
+                let chosen = dispatcher.pick(&candidates).expect("one has capacity");
                 let client = Client::simulated(self.next_client);
                 self.next_client += 1;
                 self.clients.add(1);
