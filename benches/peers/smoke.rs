@@ -9,11 +9,12 @@ use crate::common::launch;
 use crate::common::load::{Check, Load, Pace, Payload, Plan};
 use crate::common::server::Running;
 use crate::scenario::Scenario;
-use crate::{idle, memory, models, unpinned};
+use crate::{idle, memory, models, scale, unpinned};
 
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// Every scenario against each server of this program, an open loop, and a load that must fail.
+/// Every scenario against each server of this program, an open loop, a load that must fail, few clients that move, and
+/// the models.
 pub(crate) fn test() -> Result<()> {
     launch::adopt_orphans()?;
     memory::raise_descriptor_limit()?;
@@ -41,6 +42,7 @@ pub(crate) fn test() -> Result<()> {
         }
         running.stop()?;
     }
+    scale::test(&places.fdpassd)?;
     models::test(&places.fdpassd)
 }
 

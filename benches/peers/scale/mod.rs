@@ -6,7 +6,7 @@ mod moves;
 mod probe;
 mod steady;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::common::failure::{Context, Result};
 use crate::common::grid::{row, write_out};
@@ -21,6 +21,9 @@ use steady::Steady;
 
 /// Descriptors that the daemon and this program need in addition to those of the idle clients.
 const SPARE: u64 = 700;
+
+/// Short connections that are measured.
+const CONNECTIONS: u64 = 20_000;
 
 /// The numbers of clients and workers.
 #[derive(clap::Args)]
@@ -96,7 +99,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
                     &mut cases[build],
                     &builds[build].1,
                     workers,
-                    clients,
+                    (clients, CONNECTIONS),
                     &events,
                 )?;
             }
@@ -125,16 +128,26 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     write_out(&moved)
 }
 
-/// Measures one build with one number of workers.
+/// Has few clients and short connections in each event, and fails if a client is lost.
+pub(crate) fn test(program: &Path) -> Result<()> {
+    let mut case = Case::default();
+    measure(&mut case, program, 2, (40, 20), &Event::ALL)?;
+    steady::cells(&case.steady)?;
+    let figures: Vec<Moved> = case.moved.iter().map(|(_, moved)| *moved).collect();
+    moves::cells(&figures)?;
+    Ok(())
+}
+
+/// Measures one build with one number of workers, these numbers of idle clients and of short connections.
 fn measure(
     case: &mut Case,
-    program: &std::path::Path,
+    program: &Path,
     workers: usize,
-    clients: usize,
+    (clients, connections): (usize, u64),
     events: &[Event],
 ) -> Result<()> {
     let mut daemon = Daemon::start(program, workers)?;
-    let (steady, idle) = steady::measure(&daemon, clients)?;
+    let (steady, idle) = steady::measure(&daemon, clients, connections)?;
     case.steady.push(steady);
     for &event in events {
         interrupt::check()?;

@@ -14,8 +14,7 @@ use fdpassd::proto::names::Address;
 /// Clients that connect at the same time.
 const AT_ONCE: usize = 250;
 
-/// Short connections that are measured, and how many exist at a time.
-const CONNECTIONS: u64 = 20_000;
+/// Short connections that exist at a time.
 const PARALLEL: usize = 16;
 
 /// Requests of each kind to the control socket.
@@ -61,8 +60,13 @@ pub(crate) fn cells(figures: &[Steady]) -> Result<Vec<String>> {
     ])
 }
 
-/// Connects the idle clients and measures. The clients leave when the loads are dropped.
-pub(crate) fn measure(daemon: &Daemon, clients: usize) -> Result<(Steady, Vec<Load>)> {
+/// Connects the idle clients and measures, with this number of short connections. The clients leave when the loads are
+/// dropped.
+pub(crate) fn measure(
+    daemon: &Daemon,
+    clients: usize,
+    connections: u64,
+) -> Result<(Steady, Vec<Load>)> {
     let Address::Tcp(address) = daemon.running.address() else {
         return Err("the daemon does not listen on TCP".into());
     };
@@ -86,12 +90,12 @@ pub(crate) fn measure(daemon: &Daemon, clients: usize) -> Result<(Steady, Vec<Lo
         per_connection: Some(1),
         ..plan
     })?;
-    faultless(load.run(Pace::Requests(CONNECTIONS / 10))?)?;
+    faultless(load.run(Pace::Requests(connections / 10))?)?;
     let before = (Reading::when_idle(daemon.pid())?, daemon.master_time()?);
-    faultless(load.run(Pace::Requests(CONNECTIONS))?)?;
+    faultless(load.run(Pace::Requests(connections))?)?;
     let all = Reading::when_idle(daemon.pid())?.since(&before.0)?;
     let master = daemon.master_time()? - before.1;
-    let each = |time: Duration| time.div_f64(CONNECTIONS as f64);
+    let each = |time: Duration| time.div_f64(connections as f64);
     let look = |verb: &str| -> Result<Duration> {
         let before = daemon.master_time()?;
         for _ in 0..LOOKS {
