@@ -218,6 +218,13 @@ fn step(worker: &mut WorkerLoop<'_>, service: &mut dyn Service) {
 
 struct Client(UnixStream);
 
+impl Drop for Client {
+    /// Leaves at once, also if a process that another test has just forked has a copy of the socket until its execve.
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
 impl Client {
     fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).expect("the socket has room");
