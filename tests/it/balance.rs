@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fdpassd::proto::control::{Status, WorkerStatus};
-use fdpassd::testing::{Client, Running, ServiceManager};
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::sys::signal::Signal;
 
 use crate::common::faulty::{self, Execution, whoami};
@@ -191,8 +191,13 @@ fn idle_clients_are_spread_after_the_death_of_all_workers() {
     // The master notices no death before all are dead.
     let workers = daemon.worker_pids();
     kernel::stop(daemon.pid());
+    for worker in &workers {
+        kernel::send(*worker, Signal::SIGKILL);
+    }
     for worker in workers {
-        kernel::send(worker, Signal::SIGKILL);
+        eventually("the worker is dead", || {
+            kernel::is_over(worker).then_some(())
+        });
     }
     daemon.signal("CONT");
     assert_spread(&daemon, &mut clients, 3);
