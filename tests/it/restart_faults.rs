@@ -125,11 +125,13 @@ fn a_taken_address_ends_no_client_and_is_bound_later() {
     let place = tempfile::tempdir().expect("a directory");
     for is_tcp in [true, false] {
         for others in ["", ", \"127.0.0.1:0\""] {
-            // Another port each time: a process that another test has just forked may still have a copy of a listener.
+            // Another address each time: a process that another test has just forked may still have a copy of a
+            // listener.
             let reserved = Reserved::new();
+            let file = format!("rpc-{}.sock", others.len());
             let first = match is_tcp {
                 true => reserved.address.to_string(),
-                false => format!("unix:{}", place.path().join("rpc.sock").display()),
+                false => format!("unix:{}", place.path().join(file).display()),
             };
             let manager = ServiceManager::new();
             let config = format!("listen = [\"{first}\"{others}]\nworkers.count = 1\n");
