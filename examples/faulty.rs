@@ -561,11 +561,14 @@ fn channel() -> io::Result<RawFd> {
 fn close_others(how: &str, count: usize) -> io::Result<()> {
     let mut sockets = descriptors("socket:")?;
     sockets.sort_unstable();
+    let null = File::open("/dev/null")?;
     for number in sockets.into_iter().skip(1).take(count) {
         close(number).map_err(io::Error::from)?;
         match how {
-            // The lowest number that is free.
-            "file" => drop(File::open("/dev/null")?.into_raw_fd()),
+            // With the number that was closed, although a lower one may be free.
+            "file" => {
+                fcntl(&null, FcntlArg::F_DUPFD(number)).map_err(io::Error::from)?;
+            }
             "socket" => {
                 let (mut one, mut other) = UnixStream::pair()?;
                 one.write_all(&[0xee; 100])
