@@ -190,7 +190,7 @@ fn a_late_answer_is_dropped() {
 fn requests_that_are_away_outlast_full_buffers() {
     // An app without a free permit that has answered nothing for stall-timeout gets no more clients.
     let config = "workers.count = 1\nlimits.max-frame = \"1MiB\"\nlimits.buffers = \"4MiB\"\n\
-                  limits.stall-timeout = \"25s\"";
+                  limits.stall-timeout = \"1h\"\nlimits.request-timeout = \"none\"";
     let Some(daemon) = start_with(config, &[("CONCURRENCY", "3")]) else {
         return;
     };
