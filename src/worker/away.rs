@@ -83,6 +83,9 @@ impl WorkerLoop<'_> {
 
     /// Gives free permits to the clients that wait for one.
     pub(super) fn call_queued(&mut self, service: &mut dyn Service) {
+        if let Some(executor) = &mut self.executor {
+            executor.is_free_again = false;
+        }
         while let Some(slot) = self.next_queued() {
             self.run_turn(slot, &Purpose::Serve, service);
         }
@@ -120,9 +123,11 @@ impl WorkerLoop<'_> {
         // The requests that a worker takes back when it breaks off are executed by another one: no byte of them may
         // reach the app, which lives until this process exits.
         if executor.has_unwritten() && self.ending.broken.is_none() {
+            let took_requests = executor.takes_requests();
             kill_points::pass(Point::BeforeAppWrite);
             executor.flush(&self.poller, self.time.now)?;
             kill_points::pass(Point::AfterAppWrite);
+            executor.is_free_again = !took_requests && executor.takes_requests();
         }
         let stall = clock::nanoseconds(self.settings.stall_timeout);
         let Executor {

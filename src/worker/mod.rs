@@ -298,7 +298,8 @@ impl<'c> WorkerLoop<'c> {
     }
 
     fn timeout(&mut self) -> Option<Duration> {
-        if !self.again.is_empty() || self.time.deferred > 0 {
+        let is_free_again = self.executor.as_ref().is_some_and(|it| it.is_free_again);
+        if is_free_again || !self.again.is_empty() || self.time.deferred > 0 {
             return Some(Duration::ZERO);
         }
         let executor = match self.executor {

@@ -23,6 +23,9 @@ pub(in crate::worker) struct Executor {
     pub(in crate::worker) kind: ExecutorKind,
     pub(in crate::worker) requests: Requests,
     pub(in crate::worker) pulse: Pulse,
+    /// Whether requests are taken again since the end of an iteration of the loop: no event reports that, so the clients
+    /// that wait are called in another one.
+    pub(in crate::worker) is_free_again: bool,
 }
 
 /// The kinds of executors.
@@ -43,6 +46,7 @@ impl Executor {
             kind,
             requests: Requests::new(permits),
             pulse: Pulse::default(),
+            is_free_again: false,
         }
     }
 
