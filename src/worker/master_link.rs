@@ -66,6 +66,18 @@ impl<'c> MasterLink<'c> {
         self.channel.as_fd().as_raw_fd().unsigned_abs()
     }
 
+    /// Reports that the worker is ready, once nothing of its start can fail any more. If the master is gone, the loop
+    /// finds that. No client waits for this process then.
+    ///
+    /// # Errors
+    /// Those of sendmsg(2).
+    pub(super) fn send_ready(&mut self, ready: &ToMaster) -> io::Result<()> {
+        while self.channel.send(ready, &[])?.is_refused() {
+            poll::pause(RETRY_INTERVAL);
+        }
+        Ok(())
+    }
+
     /// Receives a message. While the kernel has no memory for one, the poller does not report the channel. `now` is ns
     /// of CLOCK_MONOTONIC.
     ///

@@ -309,8 +309,6 @@ fn serve_methods(
                 .to_owned(),
         );
     }
-    // If the master is gone, the loop finds that.
-    let _ = send(channel, &ready).map_err(|e| format!("cannot report to the master: {e}"))?;
     if let (Some(handoff), Some(app)) = (handoff, app) {
         let (pid, pidfd, cgroup) = app.process();
         handoff.guard_app(pid, pidfd, cgroup);
@@ -321,6 +319,10 @@ fn serve_methods(
     }
     let mut worker = WorkerLoop::new(channel, shm, start.settings, handoff, executor)
         .map_err(|e| format!("cannot create a poller: {e}"))?;
+    worker
+        .master
+        .send_ready(&ready)
+        .map_err(|e| format!("cannot report to the master: {e}"))?;
     worker.quarantine(&start.quarantined, service);
     worker.serve(service).map_err(|e| e.to_string())
 }
