@@ -20,7 +20,7 @@ use crate::common::port::Reserved;
 use crate::common::program::{install_text, run};
 use crate::common::restart::wait_for_confirmed_store;
 use crate::common::strace::Traced;
-use crate::common::{FDPASSD, kernel, ping_all};
+use crate::common::{FDPASSD, kernel, ping_all, tcp_address};
 
 /// A user that every system has.
 const NOBODY: u32 = 65_534;
@@ -369,8 +369,12 @@ fn a_client_that_left_between_two_masters_is_not_lost_with_the_second() {
     leaving.request("ping", "x".repeat(1 << 19));
     eventually("there is a reply", || leaving.has_something().then_some(()));
     let daemon = end(daemon);
-    // Its reply is unread, so this resets the connection.
+    // Its reply is unread, so this resets the connection, once every program that another test starts is executed.
     drop(leaving);
+    let port = tcp_address(&daemon).port();
+    eventually("the connection is reset", || {
+        (kernel::established(port) == 1).then_some(())
+    });
     let next = manager.setup(FDPASSD, "").start_after(daemon);
     let mut next = next.expect("the next master serves");
     next.wait_for_log("took over 1 client from the previous master; none lost");

@@ -169,15 +169,25 @@ pub fn inheritable() -> Vec<String> {
         .collect()
 }
 
-/// How many sockets of a local TCP port over IPv4 are in CLOSE_WAIT: their peers have closed and we have not.
-pub fn close_waits(port: u16) -> usize {
+/// How many sockets of a local TCP port over IPv4 are in this state, as /proc/net/tcp has it.
+fn sockets_in(state: &str, port: u16) -> usize {
     let sockets = read("/proc/net/tcp".to_owned());
     let local = format!(":{port:04X}");
-    let is_left = |line: &&str| {
+    let is_in = |line: &&str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        fields[1].ends_with(&local) && fields[3] == "08"
+        fields[1].ends_with(&local) && fields[3] == state
     };
-    sockets.lines().skip(1).filter(is_left).count()
+    sockets.lines().skip(1).filter(is_in).count()
+}
+
+/// How many sockets of a local TCP port over IPv4 are in CLOSE_WAIT: their peers have closed and we have not.
+pub fn close_waits(port: u16) -> usize {
+    sockets_in("08", port)
+}
+
+/// How many connections a local TCP port over IPv4 has: neither end is closed.
+pub fn established(port: u16) -> usize {
+    sockets_in("01", port)
 }
 
 /// The kind of timer by which a silent connection is probed.
