@@ -327,23 +327,30 @@ const BEFORE_HELLO: &str = " before its hello";
 /// How long an app that has closed its end may take to exit before that is what is wrong with it.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
+/// Returns a program that is started as this process was.
+#[cfg(test)]
+fn program_of_test(command: &[String]) -> AppProgram<'_> {
+    static NO_VARIABLES: BTreeMap<String, String> = BTreeMap::new();
+    AppProgram {
+        command,
+        directory: None,
+        environment: &NO_VARIABLES,
+        identity: None,
+        umask: None,
+        cgroups: None,
+        parent_death: ParentDeathSignal::Kill,
+    }
+}
+
 #[cfg(test)]
 impl App {
     /// Returns an app that executes nothing, and the end of its wire that the test has instead of it.
     pub(in crate::worker) fn of_test(max_reply: usize) -> io::Result<(App, std::os::fd::OwnedFd)> {
         let (wire, theirs) = process::wire()?;
         let (_, unused) = process::wire()?;
-        let program = AppProgram {
-            command: &["sleep".to_owned(), "1000".to_owned()],
-            directory: None,
-            environment: &BTreeMap::new(),
-            identity: None,
-            umask: None,
-            cgroups: None,
-            parent_death: ParentDeathSignal::Kill,
-        };
+        let command = ["sleep", "1000"].map(str::to_owned);
         let born = BornApp {
-            process: process::spawn_app(program, unused, AppStdio::Null)?,
+            process: process::spawn_app(program_of_test(&command), unused, AppStdio::Null)?,
             line: None,
             wire,
             output: None,
@@ -375,15 +382,8 @@ mod tests {
         let (output, output_end) = OutputStream::new(Level::Info).expect("a pipe");
         let (errors, errors_end) = OutputStream::new(Level::Info).expect("a pipe");
         let (socket, zygote) = socket::message_pair().expect("a line");
-        let program = AppProgram {
-            command: &["sh", "-c", command].map(str::to_owned),
-            directory: None,
-            environment: &BTreeMap::new(),
-            identity: None,
-            umask: None,
-            cgroups: None,
-            parent_death: ParentDeathSignal::Kill,
-        };
+        let command = ["sh", "-c", command].map(str::to_owned);
+        let program = program_of_test(&command);
         let process = process::spawn_app(program, unused, AppStdio::Null).expect("sh(1)");
         let born = BornApp {
             line: Some(ZygoteLine::of_test(socket)),
