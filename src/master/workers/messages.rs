@@ -13,9 +13,8 @@ use crate::master::workers::retire::to_successor;
 use crate::master::workers::worker::{Doom, Life, Worker};
 use crate::pool::Why;
 use crate::proto::channel::{Ready, SpentReason, Stop, ToMaster, ToWorker, VERSION};
-use crate::proto::control::{About, Kind};
+use crate::proto::control::Kind;
 use crate::proto::names::WorkerId;
-use crate::proto::text::Counted;
 use crate::sys::poll::Poller;
 use crate::sys::process;
 
@@ -127,61 +126,10 @@ impl Workers {
                 },
             ),
             ToMaster::Health(health) => {
-                self.set_health(id, health.unhealthy, clients, telemetry, poller);
+                self.set_health(id, health.unhealthy, clients, telemetry, poller, now);
             }
         }
         Attended::Message
-    }
-
-    /// Notes the health of a worker. The clients of one that has become unhealthy move to healthy ones, if there are
-    /// any: without one they would only move from one unhealthy worker to another.
-    fn set_health(
-        &mut self,
-        id: WorkerId,
-        unhealthy: Option<String>,
-        clients: &mut Clients,
-        telemetry: &mut Telemetry,
-        poller: &Poller,
-    ) {
-        let Some(worker) = self.all.get_mut(&id) else {
-            return;
-        };
-        let (before, about) = (worker.unhealthy.take(), worker.about());
-        worker.unhealthy.clone_from(&unhealthy);
-        let name = worker.name();
-        match unhealthy {
-            None if before.is_some() => {
-                let sentence = format_args!("{name} is healthy again");
-                telemetry.events.note(Kind::WorkerHealthy, about, sentence);
-            }
-            Some(why) if before.is_none() => {
-                let is_serving = self.ready().any(|worker| worker.id == id);
-                let has_others = self.ready().any(|worker| worker.unhealthy.is_none());
-                let moved = match is_serving && has_others {
-                    true => self.revoke_and_notify(
-                        id,
-                        (Reason::Unhealthy, Duration::ZERO),
-                        clients,
-                        telemetry,
-                        poller,
-                    ),
-                    false => 0,
-                };
-                let about = About {
-                    clients: Some(moved as u64),
-                    ..about
-                };
-                let consequence = match has_others {
-                    true => format!("{} moved to other workers", Counted(moved, "client")),
-                    false => "no worker is healthy, so its clients stay".to_owned(),
-                };
-                let sentence = format_args!("{name} is unhealthy: {why}; {consequence}");
-                telemetry
-                    .events
-                    .note(Kind::WorkerUnhealthy, about, sentence);
-            }
-            _ => {}
-        }
     }
 
     /// Empties slots that the worker is done with. `empty` does so with one slot.
@@ -252,6 +200,7 @@ impl Workers {
             .events
             .note(Kind::WorkerReady, worker.about(), sentence);
         self.expect_shares(clients, now);
+        self.expect_moves(now);
         Attended::Ready
     }
 }

@@ -30,6 +30,7 @@ pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
+pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod link;
 pub(crate) mod messages;
@@ -65,7 +66,8 @@ pub(crate) struct Workers {
     pub(crate) watch: Watch,
     rebalancer: Rebalancer,
     pub(crate) requested_rebalance: Option<AskedBalance>,
-    /// Set while workers are starting and the first one has got the clients that waited.
+    /// Set while workers are starting, or have just become ready, after the first one has received the clients that
+    /// waited.
     pub(crate) spreading: Option<Spreading>,
     /// Workers with leases that have not been sent.
     to_flush: Vec<WorkerId>,

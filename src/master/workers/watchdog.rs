@@ -32,14 +32,21 @@ use crate::sys::poll::Poller;
 pub(crate) struct Watch {
     next_check: Option<Instant>,
     next_rebalance: Option<Instant>,
+    /// When the clients of unhealthy workers move to healthy ones.
+    moves_at: Option<Instant>,
 }
 
 impl Watch {
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.next_check, self.next_rebalance]
+        [self.next_check, self.next_rebalance, self.moves_at]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Has the clients of unhealthy workers moved at this time, if that is not planned yet.
+    pub(super) fn expect_moves(&mut self, at: Instant) {
+        self.moves_at.get_or_insert(at);
     }
 }
 
@@ -59,7 +66,10 @@ impl Workers {
 
     /// Schedules the checks by a new configuration: one that was planned by the old one may be too late or unwanted.
     pub(crate) fn restart_watch(&mut self, config: &Config, now: Instant) {
-        self.watch = Watch::default();
+        self.watch = Watch {
+            moves_at: self.watch.moves_at,
+            ..Watch::default()
+        };
         self.watch_from(config, now);
     }
 
@@ -129,6 +139,9 @@ impl Workers {
         if self.watch.next_rebalance.is_some_and(|at| at <= now) {
             self.watch.next_rebalance = Some(now + rebalance::INTERVAL);
             self.rebalance(clients, telemetry, poller, now);
+        }
+        if self.watch.moves_at.take_if(|at| *at <= now).is_some() {
+            self.move_from_all_unhealthy(clients, telemetry, poller);
         }
         self.spread_clients(config, clients, telemetry, poller, now);
     }

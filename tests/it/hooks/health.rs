@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::common::faulty::{self, whoami};
 use crate::common::http::{get, metrics_address};
+use crate::common::ping_all;
 use crate::common::program::ctl;
 use crate::common::upgrade::{begin, verdict};
 
@@ -96,6 +97,28 @@ fn clients_of_an_unhealthy_worker_move_to_healthy_ones() {
         (count(Kind::WorkerUnhealthy), count(Kind::WorkerHealthy)),
         (1, 1)
     );
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
+fn clients_leave_an_unhealthy_worker_when_another_has_recovered() {
+    use WorkerState::{Ready, Unhealthy};
+    let (daemon, switch) = faulty::start_with_health("workers.count = 2");
+    daemon.wait_for_workers();
+    let mut clients: Vec<Client> = (0..10).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    switch.set("no database");
+    wait_for_states(&daemon, [Unhealthy, Unhealthy]);
+    // One of the workers may have them all. New clients go to the other one.
+    clients.extend((0..10).map(|_| daemon.connect()));
+    ping_all(&mut clients);
+    switch.set("0:no database");
+    wait_for_states(&daemon, [Unhealthy, Ready]);
+    eventually("all clients are with the healthy worker", || {
+        let mut seats = clients.iter_mut().map(|client| whoami(client).seat);
+        seats.all(|seat| seat == 1).then_some(())
+    });
+    daemon.wait_for_log(" is still unhealthy; 10 clients moved to healthy workers");
     assert_eq!(daemon.status().lost_total, 0);
 }
 
