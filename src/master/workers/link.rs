@@ -220,7 +220,7 @@ impl Workers {
     pub(crate) fn retry_channels(&mut self, poller: &Poller, now: Instant) {
         for worker in self.all.values_mut() {
             if let Err(e) = worker.retry(poller, now) {
-                worker.kill_for_error(&format_args!("cannot send: {e}"));
+                worker.kill_for_error(&format_args!("cannot use its channel: {e}"));
             }
         }
         for zygote in &mut self.zygotes.all {

@@ -84,11 +84,12 @@ impl Workers {
                 clients: Some(leased as u64),
                 ..worker.about()
             };
-            let sentence = format_args!(
-                "{} is of another version; killing it; it still has {}",
-                worker.name(),
-                Counted(leased, "client")
-            );
+            let left = match leased {
+                0 => String::new(),
+                _ => format!("; it still has {}", Counted(leased, "client")),
+            };
+            let sentence =
+                format_args!("{} is of another version; killing it{left}", worker.name());
             telemetry.events.note(Kind::WorkerKilled, about, sentence);
             worker.kill_for(Doom::Unneeded);
         }
