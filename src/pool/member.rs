@@ -152,17 +152,6 @@ pub enum Late {
     Unneeded,
 }
 
-impl fmt::Display for Late {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Late::NotReady => "it was not ready in time",
-            Late::NotGone => "it was not gone in time",
-            Late::Stalled => "it was stuck for too long",
-            Late::Unneeded => "it is not needed any more",
-        })
-    }
-}
-
 /// An action for the master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
