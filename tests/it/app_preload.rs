@@ -159,7 +159,6 @@ fn the_end_of_a_forked_app_is_that_of_its_request() {
     let Some(daemon) = started(2, &json!({}), "") else {
         return;
     };
-    let before = apps(&daemon);
     for (method, params, why) in [
         ("end", json!({"status": 3}), "its app exited with status 3"),
         (
@@ -175,14 +174,11 @@ fn the_end_of_a_forked_app_is_that_of_its_request() {
         let is_blamed = |line: &str| line.contains(why) && line.contains(&blamed);
         assert!(log.lines().any(is_blamed), "{log}");
     }
-    let after = eventually("there are two others", || {
-        let after = apps(&daemon);
-        (after.len() == 2 && !after.iter().any(|pid| before.contains(pid))).then_some(after)
-    });
     let [_, zygote] = zygotes(&daemon, 0);
-    eventually("the others are collected", || {
+    eventually("the zygote has collected those that ended", || {
+        let apps: BTreeSet<u32> = apps(&daemon).into_iter().collect();
         let children: BTreeSet<u32> = kernel::all_children(zygote).into_iter().collect();
-        (children == after.iter().copied().collect()).then_some(())
+        (apps.len() == 2 && children == apps).then_some(())
     });
 }
 
