@@ -146,8 +146,11 @@ fn eight_at_a_time_of_each_user_and_eight_are_kept_for_root() {
     let daemon = start(&format!(
         "control = {{ socket = {socket:?}, mode = \"0666\" }}"
     ));
-    let ask =
-        |command: &mut Command| Program::start(command.arg("version").arg("--socket").arg(&socket));
+    // The first of these programs waits until all are started.
+    let ask = |command: &mut Command| {
+        let command = command.args(["version", "--timeout", "5m"]);
+        Program::start(command.arg("--socket").arg(&socket))
+    };
     let fates = |programs: Vec<Program>| {
         let said: Vec<_> = programs.into_iter().map(Program::finish).collect();
         let busy = said

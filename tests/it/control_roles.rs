@@ -52,7 +52,12 @@ impl Daemon {
         write_config(&others, control);
         let mut program = Program::start(command.arg("-c").arg(config));
         assert!(program.line().contains(" listens on "), "it serves");
-        Some(Daemon { program, others })
+        let daemon = Daemon { program, others };
+        // Later, fdpassctl would print this among the replies.
+        for worker in ["worker 1 ", "worker 2 "] {
+            daemon.wait_for_log(&[worker, " is ready after "]);
+        }
+        Some(daemon)
     }
 
     fn socket(&self) -> PathBuf {

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
 use crate::common::faulty::{self, example};
@@ -114,14 +114,13 @@ fn a_daemon_of_your_own_uses_its_own_name_everywhere() {
             .contains(&format!("\nresized {version}, pid {}\n", daemon.pid())),
         "{said:?}"
     );
-    let workers = kernel::children(daemon.pid());
-    let names = workers
-        .into_iter()
-        .flat_map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")));
-    assert!(
-        names.map(|name| assert_eq!(name, "resized\n")).count() > 0,
-        "its workers go by that name too"
-    );
+    // One that was executed just now has the name of its program's descriptor.
+    eventually("its workers go by that name too", || {
+        let workers = kernel::children(daemon.pid()).into_iter();
+        let names = workers.flat_map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")));
+        let names: Vec<String> = names.collect();
+        (!names.is_empty() && names.iter().all(|name| name == "resized\n")).then_some(())
+    });
     // As the user whose sockets are below this directory.
     let by_name = |program: &Path, arguments: &[&str]| {
         let program = program.to_str().expect("cargo's paths are UTF-8");

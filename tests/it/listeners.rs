@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use fdpassd::proto::names::Address;
@@ -11,7 +12,7 @@ use fdpassd::testing::{Client, Running, eventually};
 use crate::common::namespace::{is_inside, this_test};
 use crate::common::needs::skip;
 use crate::common::port::Reserved;
-use crate::common::program::ctl;
+use crate::common::program::{ctl, run};
 use crate::common::strace::Traced;
 use crate::common::{FDPASSD, kernel, start};
 
@@ -268,6 +269,14 @@ fn a_link_local_address_has_its_zone_by_name() {
     if !is_inside(this_test!(), prepare) {
         return;
     }
+    // The kernel adds the route after ip(8) has ended.
+    eventually("the address has a route", || {
+        let route = run(
+            Path::new("ip"),
+            &["-6", "route", "get", "fe80::1", "oif", "lo"],
+        );
+        (route.code == Some(0)).then_some(())
+    });
     let daemon = start("listen = [\"[fe80::1%lo]:4242\"]");
     assert_eq!(daemon.status().listeners[0].address, "[fe80::1%1]:4242");
     let done = ctl(&daemon, &["call", "ping", "7", "--to", "[fe80::1%lo]:4242"]);
