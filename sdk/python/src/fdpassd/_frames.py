@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._method import Method
 
 _LENGTH = Struct("<I")
+_prefix = _LENGTH.pack
 
 #: The last member of a request. No member before it has such a text.
 _PARAMS = re.compile(rb',\s*"params"\s*:\s*')
@@ -130,11 +131,12 @@ class Writer:
             log_exception(f"the result of {message['in']} cannot be written as JSON", error)
             self.error(message, "internal", f"the result cannot be written as JSON: {type(error).__name__}")
             return
-        if len(body) > self._max_frame:
-            log_error(f"the result of {message['in']} is too long: {len(body)} of {self._max_frame} bytes")
+        length = len(body)
+        if length > self._max_frame:
+            log_error(f"the result of {message['in']} is too long: {length} of {self._max_frame} bytes")
             self.error(message, "internal", "the result is too long")
             return
-        self.frames += (_LENGTH.pack(len(body)), body)
+        self.frames.append(_prefix(length) + body)
 
     def fault(self, message: dict[str, Any], error: BaseException) -> None:
         """Answers a request whose method has raised this."""
@@ -185,7 +187,11 @@ class Writer:
 def perform(writer: Writer, method: Method, message: dict[str, Any]) -> None:
     """Runs a method that is no coroutine, and answers, unless it ends the process."""
     try:
-        result = method.invoke(params_of(method, message))
+        # The usual params without another call.
+        params = message.get("params")
+        if method.is_raw or params.__class__ is Undecodable:
+            params = params_of(method, message)
+        result = method.invoke(params)
     except SystemExit:
         raise
     except BaseException as error:

@@ -65,6 +65,9 @@ class _Loop:
         #: Whether the loop will flush soon, so that other frames go with the answers.
         self._is_in_turn = False
         self._thread = threading.get_ident()
+        self._methods = app._methods
+        #: Bound once, not for each request.
+        self._look = self.look
         self._lock = threading.Lock()
 
     def run(self) -> NoReturn:
@@ -106,14 +109,14 @@ class _Loop:
             self.finish(is_flushed=True)
 
     def _answer(self, name: str, message: dict[str, Any], received: float) -> None:
-        method = self._app._methods.get(name)
+        method = self._methods.get(name)
         if method is None:
             self._writer.error(message, "internal", f"there is no method {name}")
             return
         if self._cancelled and self._cancelled.pop(message["id"], ""):
             self._writer.error(message, "internal", "cancelled before it began")
             return
-        self._call = Call(message, received, self.look)
+        self._call = Call(message, received, self._look)
         current.set(self._call)
         perform(self._writer, method, message)
         self._call = None
