@@ -66,8 +66,8 @@ impl<'c> MasterLink<'c> {
         self.channel.as_fd().as_raw_fd().unsigned_abs()
     }
 
-    /// Reports that the worker is ready, once nothing of its start can fail any more. If the master is gone, the loop
-    /// finds that. No client waits for this process then.
+    /// Reports that the worker is ready. Called when no further step of the start can fail. If the master is gone, the
+    /// loop detects that. The call may block, because no client waits for this process yet.
     ///
     /// # Errors
     /// Those of sendmsg(2).

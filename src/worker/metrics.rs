@@ -11,9 +11,9 @@ use crate::shm::own_metrics::{
 
 /// The counters and histograms of a worker: [`WorkerInfo::metrics`](crate::WorkerInfo::metrics).
 ///
-/// They are part of `fdpassctl metrics` and of `/metrics`, with the prefix `fdpassd_app_`, as sums over all workers
-/// that there ever were: they survive kill -9 of a worker, reloads, restarts and upgrades like the daemon's own. They
-/// are declared when the state is made; a name that is declared again is the same metric.
+/// These metrics are part of `fdpassctl metrics` and of `/metrics`, with the prefix `fdpassd_app_`, as sums over all
+/// workers that there ever were: they survive kill -9 of a worker, reloads, restarts and upgrades like the daemon's
+/// own. They are declared when the state is made; a name that is declared again is the same metric.
 ///
 /// ```no_run
 /// use fdpassd::{Call, Counter, Daemon, Fault, Histogram, Method, WorkerInfo};

@@ -1,7 +1,8 @@
-//! THE WORKER: serves the clients whose leases it has. One thread, one loop: it waits, receives messages of the master,
+//! The worker: serves the clients whose leases it has. One thread, one loop: it waits, receives messages of the master,
 //! gives every ready client a turn, checks deadlines, and reports closed and released clients to the master.
 //!
-//! It owns no client: its sockets are copies, the bytes are in the shared memory, and it exits when its master does.
+//! A worker owns no client: the sockets are copies, the bytes are in the shared memory, and the worker exits when its
+//! master does.
 
 mod apps;
 mod away;
@@ -267,7 +268,8 @@ impl<'c> WorkerLoop<'c> {
             self.check_health(service);
             self.close_moved();
             if self.send_reports()? {
-                // Before this worker ends because it has nothing left to do, so that what it has counted is kept.
+                // Packing comes before the worker may end for lack of clients, so that the next master gets its
+                // counters.
                 self.hand_off_clients(service)?;
             }
             self.notify_of_left_clients(service);

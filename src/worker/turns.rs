@@ -120,7 +120,7 @@ impl WorkerLoop<'_> {
             Ended::Foreign => return,
         }
         if !is_tcp {
-            // Later writes belong to another client. Not before the lease word records the end of the turn.
+            // Later writes belong to another client. The note must stay until the lease word shows the end of the turn.
             self.shm.header().end_write();
         }
     }

@@ -1,8 +1,8 @@
 //! The zygote: executed once for each generation, it forks the workers of that generation, as siblings.
 //!
-//! It has one thread and does not serve: it waits for requests of the master. A forked worker is a copy of it, so what
-//! the workers must not have is dropped in the copy before anything else: the channel of the zygote, its poller, and
-//! the arguments that ps(1) shows. A zygote never has the channel of more than one worker open.
+//! The zygote has one thread and does not serve: it waits for requests of the master. A forked worker is a copy of it,
+//! so what the workers must not have is dropped in the copy before anything else: the channel of the zygote, its
+//! poller, and the arguments that ps(1) shows. A zygote never has the channel of more than one worker open.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

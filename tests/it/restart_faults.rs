@@ -369,7 +369,8 @@ fn a_client_that_left_between_two_masters_is_not_lost_with_the_second() {
     leaving.request("ping", "x".repeat(1 << 19));
     eventually("there is a reply", || leaving.has_something().then_some(()));
     let daemon = end(daemon);
-    // Its reply is unread, so this resets the connection, once every program that another test starts is executed.
+    // The reply is unread, so the close resets the connection, but only when no process that another test has just
+    // forked has a copy of the socket.
     drop(leaving);
     let port = tcp_address(&daemon).port();
     eventually("the connection is reset", || {

@@ -28,12 +28,12 @@ pub(crate) struct Outfit<'m> {
     pub(crate) generation: Generation,
     pub(crate) config: &'m Config,
     pub(crate) level: LogLevel,
-    /// Bytes of clients that it may keep.
+    /// Bytes of clients that the worker may keep.
     pub(crate) buffers: u64,
     pub(crate) layout: Layout,
-    /// The directory in which its app gets a cgroup of its own.
+    /// The directory in which the worker's app gets a cgroup of its own.
     pub(crate) app_cgroups: Option<&'m Path>,
-    /// The ends of handoff queues that it may pack clients into.
+    /// The ends of handoff queues into which the worker may pack clients.
     pub(crate) queues: Vec<BorrowedFd<'m>>,
 }
 
@@ -139,8 +139,8 @@ impl Workers {
         };
         let (doom, kind, what) = match why {
             Late::NotReady => {
-                // Its generation may be rolled back because of it: then the pool wants another worker already, and the
-                // death will be known only later.
+                // The generation may be rolled back because of this worker. Then the pool starts another worker before
+                // this death is known, so the reason is recorded now.
                 let cause = worker.app.awaited_hello();
                 let reason = format!("was not ready within {start_timeout:?}{cause}");
                 worker.failure = Some(format!("it {reason}"));

@@ -1,4 +1,4 @@
-//! The app of a worker, as its worker reports it, and what its end means for the worker's.
+//! The app of a worker, as the worker reports it, and what the end of the app means for the end of the worker.
 
 use serde::{Deserialize, Serialize};
 
@@ -77,8 +77,9 @@ impl Worker {
                 self.shm.header().set_app(app);
                 log::debug!("{}: its app is process {pid}", self.name());
             }
-            // A worker does not collect its app, so both have ended, and the app was collected first: the message is
-            // read last. Otherwise the worker is wrong, and has no app.
+            // The worker does not collect its app. If the app cannot be found, both have ended and the app was
+            // collected before this message was read; or the worker has reported a wrong pid. In both cases the shared
+            // memory names no app.
             None => log::debug!("{}: its app {pid} is no process of its own", self.name()),
         }
     }
@@ -89,7 +90,8 @@ impl Worker {
 pub(super) struct WorkerEnd<'a> {
     pub(super) exit: Exit,
     pub(super) app: Option<&'a AppGone>,
-    /// The master has killed it, so no lack of memory explains the end, whatever else the kernel has killed.
+    /// Whether the master killed the worker. Then lack of memory does not explain the end, even if the kernel killed
+    /// another process at that time.
     pub(super) is_by_master: bool,
 }
 
@@ -116,8 +118,8 @@ impl<'a> WorkerEnd<'a> {
         }
     }
 
-    /// Returns whether a request may have caused the end. A worker that kills its app for the protocol or for a timeout
-    /// knows better: the former is the app's fault, and the request of the latter is marked.
+    /// Returns whether a request may have caused the end. If the worker ended its app for breaking the protocol, the
+    /// app itself is the cause; if for a timeout, the request is marked as timed out.
     pub(super) fn may_be_of_a_request(&self) -> bool {
         let end = self.app.map(|gone| gone.end);
         let is_by_worker = matches!(end, Some(AppEnd::BrokeProtocol | AppEnd::Unresponsive));

@@ -201,7 +201,8 @@ impl Blame {
     }
 }
 
-/// A request that was executing, with its client and its method. A number without a method is the worker's own error.
+/// A request that was executing, with its client and its method. If the number names no method, the worker has stored a
+/// wrong one.
 struct Suspect<'a> {
     client: ClientId,
     peer: Peer,
@@ -358,7 +359,7 @@ fn report_quarantined(method: &str, telemetry: &mut Telemetry) {
         .note(Kind::MethodQuarantined, About::default(), sentence);
 }
 
-/// Closes those of these clients that wait for a worker. They have caused too many deaths.
+/// Closes the clients that have caused too many deaths, if they wait for a worker.
 pub(super) fn close_culprits(
     culprits: &[(ClientId, Peer)],
     clients: &mut Clients,

@@ -38,7 +38,7 @@ struct Death {
     /// Unfinished frames that are dropped because memory is short.
     dropped: usize,
     has_served: bool,
-    /// The worker was wanted to end, or ended well.
+    /// Whether the worker ended because it was not needed any more, or ended in order.
     is_finished: bool,
     /// The wait before the successor starts, if there is one.
     delay: Option<Duration>,
@@ -177,8 +177,8 @@ impl Workers {
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
         let is_own_doing =
             end.is_own_doing() || blame.is_out_of_memory || doom == Some(Doom::Broken);
-        // A worker killed from outside, or by a request, was no worse than its successor: the successor starts without
-        // delay.
+        // A worker that was killed from outside or by a request does not predict that its successor will fail, so the
+        // successor starts without delay.
         let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
         let is_well = end.is_orderly() && blame.request.is_none() && (has_answered || is_no_loss);
         (is_well, self.pool.exited(id, was_useful, now))

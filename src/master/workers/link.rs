@@ -24,7 +24,8 @@ pub(super) enum Intake {
     /// The kernel has no memory for a message, or too many descriptors are in flight. The message is sent after a
     /// while, because no poller reports the end of that.
     Refused,
-    /// No lease could be sent when this number was picked up: there is space when it is higher.
+    /// A message of leases was refused when the worker had picked up this many leases. There is space when it has
+    /// picked up more.
     Throttled { picked_up: u64 },
 }
 

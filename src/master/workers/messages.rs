@@ -58,8 +58,8 @@ impl Workers {
                 return self.handle(id, message, context, clients, telemetry, now);
             }
             Ok(Incoming::Nothing | Incoming::Shortage) => {}
-            // This is not the worker's death, which its collection reports. A worker that is about to end does so with
-            // the status that it chose. From another one no message can arrive any more.
+            // A closed channel does not prove a death; collecting the process does. A worker that is already ending
+            // keeps the status that it chose. Any other one is killed, because no message can arrive from it any more.
             Ok(Incoming::Closed) if worker.link.has_ended => {}
             Ok(Incoming::Closed) => {
                 let _ = poller.remove(&worker.channel);
@@ -111,7 +111,7 @@ impl Workers {
                 if let Some(worker) = self.all.get_mut(&id) {
                     worker.app.gone = Some(gone);
                 }
-                // The worker ends only now: until then it could have packed its clients.
+                // The worker waits for this answer before it ends. Until then it can pack its clients.
                 let within = Duration::ZERO;
                 self.send(id, ToWorker::Stop(Stop { within }), poller);
             }

@@ -173,7 +173,7 @@ impl Workers {
         format!("the last one {}", last.unwrap_or("did not even start"))
     }
 
-    /// Sends a worker a message that it must receive at some time.
+    /// Sends a worker a message that must not be lost. If the channel accepts nothing now, the message is sent later.
     pub(crate) fn send(&mut self, id: WorkerId, message: ToWorker, poller: &Poller) {
         let Some(worker) = self.all.get_mut(&id) else {
             return;
@@ -184,7 +184,7 @@ impl Workers {
         worker.watch_channel(poller);
     }
 
-    /// Sends all workers a message that they must receive at some time.
+    /// Sends all workers a message that must not be lost.
     pub(crate) fn send_all(&mut self, message: &ToWorker, poller: &Poller) {
         for id in self.ids() {
             self.send(id, message.clone(), poller);

@@ -20,8 +20,8 @@ use crate::sys::poll::Poller;
 /// The most clients that move in one iteration of the loop.
 const MAX_PART: usize = 2 * MAX_LEASES;
 
-/// The most leases that a worker may have without having picked them up, when clients of a retiring one move to it. New
-/// clients are behind these.
+/// The most leases that a worker may have without having picked them up, when clients of a retiring worker move to it.
+/// New clients are served after these.
 const MOVE_WINDOW: u64 = 2 * MAX_LEASES as u64;
 
 /// A worker that retires and still has its clients.
@@ -34,7 +34,7 @@ pub(super) struct Retiring {
     moved: usize,
 }
 
-/// Has these clients leased to the worker that stays in the seat of theirs, if there is one: so each seat keeps its
+/// Directs these clients to the worker that stays in their worker's seat, if there is one. So each seat keeps its
 /// number of clients, whatever the order in which workers are replaced.
 pub(super) fn to_successor(
     recovered: Vec<Recovered>,
@@ -56,7 +56,8 @@ impl Workers {
         });
     }
 
-    /// Leaves it to a worker that retires what becomes of its clients, as all workers must end.
+    /// Stops moving the clients of a retiring worker: all workers must end, and this one gives up or closes its clients
+    /// itself.
     pub(crate) fn end_moves_from(&mut self, id: WorkerId) {
         self.retiring.retain(|retiring| retiring.id != id);
     }

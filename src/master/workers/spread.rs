@@ -1,4 +1,5 @@
-//! Spreads the clients over the workers after a start: the first worker that was ready has got all that waited.
+//! Spreads the clients over the workers after a start, when the first ready worker has received all clients that
+//! waited.
 
 use std::time::{Duration, Instant};
 

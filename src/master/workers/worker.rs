@@ -22,14 +22,16 @@ use crate::shm::{Layout, MasterShm};
 use crate::sys::byte_counts::ProcessWrites;
 use crate::sys::process::{self, Executable};
 
-/// Most fresh leases that a worker may have without having picked them up: at most this many clients can wait behind a
-/// request that blocks it.
+/// The most leases of new clients that a worker has not picked up: this many new clients can wait behind a request that
+/// blocks it.
 const WINDOW: usize = 16;
 
-/// The same limit for clients that were leased before: they exist anyway, and few messages are better than many.
+/// The most leases that a worker has not picked up, for clients that were leased before. They must be served anyway,
+/// and few large messages cost less than many small ones.
 const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
 
-/// Kind of the error when a worker cannot be started because of what is in flight elsewhere. The start is retried soon.
+/// The kind of the error if a worker cannot be started now because kernel memory is short or too many descriptors are
+/// in flight. The start is retried soon.
 pub(crate) const NOT_NOW: io::ErrorKind = io::ErrorKind::ResourceBusy;
 
 /// A worker process.
@@ -143,7 +145,7 @@ impl Worker {
         }
     }
 
-    /// Kills the process for a reason that its death will have.
+    /// Kills the process and records the reason, to which its death is attributed.
     pub(crate) fn kill_for(&mut self, why: Doom) {
         let has_served = self.life.has_served();
         self.life = Life::Killed { why, has_served };

@@ -11,8 +11,8 @@
 //! requested is a birth until the zygote has reported its pid, and a worker from then on. The process receives `Start`
 //! only then, so it does nothing that the master would have to know.
 //!
-//! A zygote that does not become ready fails the births that wait for it, as workers fail that do not become ready. One
-//! that ends later is replaced; if the next one forks nothing, the workers of this generation are executed.
+//! If a zygote does not become ready, the births that wait for it fail like workers that do not become ready. One that
+//! ends later is replaced; if the next one forks nothing, the workers of this generation are executed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,13 +32,13 @@ use crate::sys::process::{self, Executable, Exit};
 /// The role of the program as a zygote: its first argument.
 pub(crate) const ZYGOTE: &str = "zygote";
 
-/// An argument as long as the greatest id of a worker, which takes its place.
+/// An argument as long as the longest worker id; a forked worker writes its id over it.
 const ROOM_FOR_ID: &str = "00000000000000000000";
 
 /// The most requests that a zygote has and has not answered.
 const MAX_REQUESTED: usize = 16;
 
-/// All zygotes, and the generations that have none any more. Dropping it kills them.
+/// All zygotes, and the generations that have none any more. Dropping this struct kills the zygotes.
 #[derive(Debug, Default)]
 pub(crate) struct Zygotes {
     pub(super) all: Vec<Zygote>,

@@ -23,8 +23,8 @@ pub(in crate::worker) struct Executor {
     pub(in crate::worker) kind: ExecutorKind,
     pub(in crate::worker) requests: Requests,
     pub(in crate::worker) pulse: Pulse,
-    /// Whether requests are taken again since the end of an iteration of the loop: no event reports that, so the clients
-    /// that wait are called in another one.
+    /// Whether the executor accepts requests again since the last flush. No event reports that, so another iteration of
+    /// the loop calls the clients that wait.
     pub(in crate::worker) is_free_again: bool,
 }
 

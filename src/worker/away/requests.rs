@@ -25,7 +25,8 @@ pub(in crate::worker) struct AwayRequest {
 pub(in crate::worker) struct QueuedClient {
     pub(in crate::worker) slot: u32,
     pub(in crate::worker) lease_number: u32,
-    /// The request was executing at a death: it runs alone, so that a second death has one suspect.
+    /// Whether the request was executing when a worker died. Then it runs alone, so that a second death has one
+    /// suspect.
     pub(in crate::worker) is_alone: bool,
 }
 

@@ -12,8 +12,9 @@ impl Turn<'_, '_> {
     /// Activates cursors to the region of this turn's bytes.
     ///
     /// Unread bytes are moved to the front of the shared buffer, unless they are a large frame or the beginning of one,
-    /// which is at the front of the large region and is received and answered there. None if they are too many for the
-    /// former and elsewhere in the latter, which no turn leaves behind.
+    /// which is at the front of the large region and is received and answered there. Returns None if the unread bytes
+    /// do not fit into the shared buffer and are not at the front of the large region. No turn leaves such bytes
+    /// behind.
     pub(super) fn begin(&mut self) -> Option<()> {
         let (in_base, out_base) = self.cursors.ends();
         let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
