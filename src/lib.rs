@@ -80,20 +80,24 @@
 //! master               by you or the service manager                        config: the type's Deserialize
 //!   -t, -T             by an operator; also -V and --help                   config: the type's Deserialize
 //!   after an upgrade   by the master, in the same process                   nothing
-//! worker               by the master: one per seat, and each replacement    state, methods, health, on_close
+//! worker               by the master: one per seat, and each replacement    preload, state, methods, health, on_close
+//! zygote               with workers.start = "fork": one per configuration   preload
 //! exporter             by the master, if metrics.listen is set              nothing
 //! upgrade's check      by the master, before an upgrade: check-handover     config: the type's Deserialize
 //! configuration check  by the master, for a reload: read-configuration      config: the type's Deserialize
 //! ```
+//!
+//! With `workers.start = "fork"` the zygote runs `main` and preload; its workers are forks of it that run neither again.
 //!
 //! So `main` should only build the daemon and run it. All of these processes execute anything else that `main` does,
 //! and a thread that it starts makes the master's forks unsafe. Everything that workers need belongs in
 //! [`Daemon::state`]. The daemon interprets the arguments; your settings belong in its configuration
 //! ([`Daemon::config`]) or in environment variables.
 //!
-//! The child processes inherit the master's environment, standard output and standard error, and nothing else. The
-//! master opens the program file once: after the file was replaced, a reload still starts the old program, and an
-//! upgrade or a restart the new one.
+//! The child processes inherit standard output, standard error and the master's environment, without the variables that
+//! the service manager has set for the master. Their standard input is the channel to the master, or a file with what
+//! they must check. The master opens the program file once: after the file was replaced, a reload still starts the old
+//! program, and an upgrade or a restart the new one.
 //!
 //! [`testing`] starts a daemon in your tests.
 //!

@@ -4,10 +4,11 @@
 //! reconcile (the pool decides, the master starts and ends workers); lease clients, the new ones last. On an old
 //! kernel, a second thread closes the descriptors that clients pass: [`crate::sys::passed`]. The loop blocks in its one
 //! wait, and once more at SIGTERM, for about a second at most, if the service manager has not confirmed the store. It
-//! parses no byte of a client. Handling an event starts and kills no worker, with one exception: a worker that sends an
-//! invalid message is killed at once, because no later message of it can be trusted. A reload and an upgrade start a
-//! child that checks. An error of one client or one worker is handled where it occurs; only a failing poller and a pool
-//! that gives up end the loop.
+//! parses no byte of a client. Events kill a worker only if its channel cannot be used any more: it sent an invalid
+//! message, closed the channel, has another version, or a system call on the channel failed. They start workers in one
+//! case: a zygote has forked one, or has ended, and the births that it owes are requested from another zygote or
+//! executed at once. A reload and an upgrade start a child that checks. An error of one client or one worker is handled
+//! where it occurs; only a failing poller and a pool that gives up end the loop.
 //!
 //! A client moves in one way, whether its worker died, drains, is stuck or is too busy: its lease is revoked, its
 //! unread and unsent bytes are recovered from the shared memory, and it is leased to another worker

@@ -79,8 +79,9 @@ impl Pool {
         }
     }
 
-    /// Removes a worker whose process has ended; `was_useful` means that it answered a request. Returns how long its
-    /// successor waits; `None` if there is one already, or none will come.
+    /// Removes a worker whose process has ended. `was_useful` is whether a worker that was ready is replaced at once:
+    /// it answered or executed a request, or was killed from outside. Returns how long its successor waits; `None` if
+    /// there is one already, or none will come.
     pub fn exited(&mut self, id: WorkerId, was_useful: bool, now: Instant) -> Option<Duration> {
         let index = self.members.iter().position(|member| member.id == id)?;
         let member = self.members.remove(index);

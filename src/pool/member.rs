@@ -128,7 +128,7 @@ impl fmt::Display for Why {
             Why::Reload => "its configuration or program is outdated",
             Why::Rollback => "its configuration was rolled back",
             Why::Scale => "fewer workers are wanted",
-            Why::NearRequestLimit => "it has answered as many requests as it may",
+            Why::NearRequestLimit => "it has answered nearly as many requests as it may",
             Why::Memory => "its app uses more memory than max-memory",
             Why::Panic => "a method has panicked",
             Why::Lifetime => "it is as old as it may get",

@@ -30,8 +30,9 @@
 //! 3. A *roll* replaces one generation by the next. It ends when each wanted seat has a fresh ready worker, or when the
 //!    new workers fail: then the previous generation is wanted again, and the backoff of the failed one is dropped.
 //!    Until then seats beyond the count keep their workers, which may be wanted again.
-//! 4. A worker that was killed while it served is replaced at once. Only a worker that did not become ready, or ended
-//!    within a second of that without an answer, lengthens the streak of its seat and delays its successor.
+//! 4. A worker that was killed while it served is replaced at once. Only a worker that did not become ready, or that
+//!    ended within a second of that without having answered or executed a request, unless it was killed from outside,
+//!    lengthens the streak of its seat and delays its successor.
 //! 5. A bad seat never stops the others. If no worker was ever ready, the pool gives up.
 //! 6. A stuck worker keeps its seat, because it may recover. If all are stuck, an extra seat gets a stand-in, and loses
 //!    it when one of the others is back.

@@ -16,7 +16,7 @@
 //!                 {"cancel":N,"why":"gone"}             a hint; the app still answers
 //!                 {"probe":N}                           asks for `alive`
 //!                 {"closed":CLIENT}                     a client has left, if hello has `closes`
-//!                 {"stop":MS}                           no request follows; the socket ends after this time
+//!                 {"stop":MS}                           no request follows; the app is killed after this time
 //! ```
 //!
 //! Results are not parsed: the client gets the bytes of the app.

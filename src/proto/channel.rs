@@ -106,7 +106,7 @@ pub enum ToMaster {
     HasCapacity,
     /// The worker has answered [`Settings::near_limit_at`] requests: its successor should be prepared.
     NearRequestLimit,
-    /// The result of the daemon's health function has changed.
+    /// The health of the worker has changed, by the daemon's health function or by its app.
     Health(Health),
     /// The worker has started its app.
     AppStarted(AppStarted),

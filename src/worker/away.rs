@@ -114,7 +114,8 @@ impl WorkerLoop<'_> {
         }
     }
 
-    /// Writes what is queued for the executor, and updates its signs of life. Called once an iteration of the loop.
+    /// Writes what is queued for the executor, and updates its signs of life. Called at the end of each iteration of
+    /// the loop, and while the last answers are awaited.
     pub(super) fn flush_executor(&mut self, service: &mut dyn Service) -> io::Result<()> {
         let Some(executor) = &mut self.executor else {
             return Ok(());

@@ -86,7 +86,7 @@ fn a_socket_file_of_another_user_ends_no_client() {
     assert_eq!(another.call("ping", 1), Ok(json!(1)));
 }
 
-/// A listener that another process has taken the place of, until this is dropped.
+/// An address that another process has bound in place of the daemon, until [`Taken::end`].
 enum Taken {
     Tcp(TcpListener),
     Unix(UnixListener, std::path::PathBuf),

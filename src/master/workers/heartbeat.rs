@@ -8,10 +8,10 @@ use crate::proto::channel::ToWorker;
 use crate::sys::clock;
 use crate::sys::process::{self, Scheduling};
 
-/// The answers of a worker's app when requests were first found waiting for a permit.
+/// The earlier values by which the master finds out whether a worker's app or runtime works.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AppWatch {
-    /// How long the app had run.
+    /// The app's CPU time when requests were first found waiting for a permit.
     ran: Option<Duration>,
     /// The requests that were answered when the worker was found stuck because of its app.
     pub(super) stuck_at: Option<u64>,

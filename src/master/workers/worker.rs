@@ -50,7 +50,7 @@ pub(crate) struct Worker {
     /// The numbers of the last leases of new clients, as [`Leases::given`] counts them.
     fresh: VecDeque<u64>,
     pub(crate) methods: Vec<MethodName>,
-    /// Why the worker is unhealthy, in the words of the daemon's own health function.
+    /// Why the worker is unhealthy, as its health function or its app reports it.
     pub(crate) unhealthy: Option<String>,
     /// Why the worker will not become ready, in its own words.
     pub(crate) failure: Option<String>,

@@ -254,7 +254,7 @@ impl Zygotes {
         self.abandoned.contains(&generation)
     }
 
-    /// Returns the zygote of a generation.
+    /// Returns the pid of the zygote of a generation.
     pub(crate) fn pid(&self, generation: Generation) -> Option<u32> {
         self.of(generation).map(|zygote| zygote.pid)
     }
