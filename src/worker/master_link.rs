@@ -1,7 +1,7 @@
 //! The worker's end of its channel: messages of the master, and reports to it.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::CHANNEL;
@@ -62,7 +62,6 @@ impl<'c> MasterLink<'c> {
 
     /// Returns the number of the channel's descriptor.
     pub(super) fn descriptor(&self) -> u32 {
-        use std::os::fd::AsFd;
         self.channel.as_fd().as_raw_fd().unsigned_abs()
     }
 
