@@ -202,6 +202,7 @@ fn a_request_that_took_too_long_is_not_run_by_the_next_master() {
     let mut client = daemon.connect();
     client.request("spin", 100_000);
     daemon.wait_for_log("moved, 0 closed");
+    // The second reply shows that the iteration that reaped the worker has ended, at whose end its client is packed.
     let _ = (daemon.status(), daemon.status());
     daemon.signal("KILL");
     drop(traced);
