@@ -15,13 +15,13 @@ use crate::sys::clock;
 use crate::sys::poll::Poller;
 
 impl Workers {
-    /// Returns the ready workers as dispatch sees them; `is_rescue` for clients that were leased before.
-    pub(crate) fn candidates(&self, is_rescue: bool) -> Vec<Candidate> {
+    /// Returns the ready workers as dispatch sees them; `was_leased` for clients that were leased before.
+    pub(crate) fn candidates(&self, was_leased: bool) -> Vec<Candidate> {
         let monotonic = clock::monotonic();
         let candidate = |(member, worker): (&Member, &Worker)| Candidate {
             // A client that moves should not move twice.
-            is_leaving: is_rescue && self.pool.is_leaving(member),
-            ..worker.candidate(is_rescue, monotonic)
+            is_leaving: was_leased && self.pool.is_leaving(member),
+            ..worker.candidate(was_leased, monotonic)
         };
         let mut candidates = Vec::with_capacity(self.all.len());
         candidates.extend(self.ready_members().map(candidate));
@@ -86,7 +86,7 @@ impl Workers {
         &mut self,
         candidate: &mut Candidate,
         unleased: Unleased,
-        is_rescue: bool,
+        was_leased: bool,
         clients: &mut Clients,
         telemetry: &mut Telemetry,
     ) {
@@ -98,8 +98,8 @@ impl Workers {
             self.to_flush.push(worker.id);
         }
         let leased = worker.leases.give(unleased, &worker.shm);
-        if leased.is_ok() && !is_rescue {
-            worker.note_fresh();
+        if leased.is_ok() && !was_leased {
+            worker.note_new();
         }
         if worker.leases.must_be_sent() {
             clients.put_back(worker.send_leases(), telemetry);
@@ -108,7 +108,7 @@ impl Workers {
         *candidate = Candidate {
             busy: candidate.busy,
             is_leaving: candidate.is_leaving,
-            ..worker.candidate(is_rescue, 0)
+            ..worker.candidate(was_leased, 0)
         };
         if let Err((error, client)) = leased {
             clients.lose(Loss::from_error(&error), &error, client, telemetry);

@@ -24,11 +24,11 @@ use crate::sys::process::{self, Executable};
 
 /// The most leases of new clients that a worker has not picked up: this many new clients can wait behind a request that
 /// blocks it.
-const WINDOW: usize = 16;
+const NEW_WINDOW: usize = 16;
 
 /// The most leases that a worker has not picked up, for clients that were leased before. They must be served anyway,
 /// and few large messages cost less than many small ones.
-const RESCUE_WINDOW: u64 = 4 * MAX_LEASES as u64;
+const LEASED_WINDOW: u64 = 4 * MAX_LEASES as u64;
 
 /// The kind of the error if a worker cannot be started now because kernel memory is short or too many descriptors are
 /// in flight. The start is retried soon.
@@ -48,7 +48,7 @@ pub(crate) struct Worker {
     pub(crate) writes: Option<ProcessWrites>,
     pub(crate) leases: Leases,
     /// The numbers of the last leases of new clients, as [`Leases::given`] counts them.
-    fresh: VecDeque<u64>,
+    new_leases: VecDeque<u64>,
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker is unhealthy, as its health function or its app reports it.
     pub(crate) unhealthy: Option<String>,
@@ -233,7 +233,7 @@ impl Worker {
             shm,
             writes: ProcessWrites::open(pid).ok(),
             leases,
-            fresh: VecDeque::new(),
+            new_leases: VecDeque::new(),
             methods,
             unhealthy: None,
             failure: None,
@@ -273,14 +273,14 @@ impl Worker {
     }
 
     /// Returns the worker as dispatch sees it, as a candidate for clients; `now` is ns of CLOCK_MONOTONIC.
-    pub(crate) fn candidate(&self, is_rescue: bool, now: u64) -> Candidate {
+    pub(crate) fn candidate(&self, was_leased: bool, now: u64) -> Candidate {
         let header = self.shm.header();
         let picked_up = header.picked_up();
         Candidate {
             worker: self.id,
-            has_capacity: match is_rescue {
-                true => self.accepts(picked_up, RESCUE_WINDOW),
-                false => self.accepts_fresh(picked_up),
+            has_capacity: match was_leased {
+                true => self.accepts(picked_up, LEASED_WINDOW),
+                false => self.accepts_new(picked_up),
             },
             is_unhealthy: self.unhealthy.is_some(),
             is_leaving: false,
@@ -303,28 +303,32 @@ impl Worker {
         accepts && not_picked_up < window && self.leases.has_free_slot()
     }
 
-    /// Returns whether the worker may be given a fresh client: few fresh ones wait behind a request that blocks it, and
+    /// Returns whether the worker may be given a new client: few new ones wait behind a request that blocks it, and
     /// while others move to it, it still gets some.
-    fn accepts_fresh(&self, picked_up: u64) -> bool {
-        let fresh = self.fresh.iter().rev();
-        let not_picked_up = fresh.take_while(|number| **number > picked_up).count();
-        not_picked_up < WINDOW && self.accepts(picked_up, RESCUE_WINDOW + WINDOW as u64)
+    fn accepts_new(&self, picked_up: u64) -> bool {
+        let new = self.new_leases.iter().rev();
+        let not_picked_up = new.take_while(|number| **number > picked_up).count();
+        not_picked_up < NEW_WINDOW && self.accepts(picked_up, LEASED_WINDOW + NEW_WINDOW as u64)
     }
 
     /// Notes that the lease given last is that of a new client.
-    pub(super) fn note_fresh(&mut self) {
+    pub(super) fn note_new(&mut self) {
         let picked_up = self.shm.header().picked_up();
-        while self.fresh.front().is_some_and(|first| *first <= picked_up) {
-            self.fresh.pop_front();
+        while self
+            .new_leases
+            .front()
+            .is_some_and(|first| *first <= picked_up)
+        {
+            self.new_leases.pop_front();
         }
-        self.fresh.push_back(self.leases.given());
+        self.new_leases.push_back(self.leases.given());
     }
 
-    /// Forgets the fresh leases that were withdrawn.
+    /// Forgets the new leases that were withdrawn.
     pub(super) fn forget_withdrawn(&mut self) {
         let given = self.leases.given();
-        while self.fresh.back().is_some_and(|last| *last > given) {
-            self.fresh.pop_back();
+        while self.new_leases.back().is_some_and(|last| *last > given) {
+            self.new_leases.pop_back();
         }
     }
 
@@ -339,14 +343,14 @@ impl Worker {
         left.min(self.leases.free_slots())
     }
 
-    /// Returns whether the worker may be given a fresh client.
+    /// Returns whether the worker may be given a new client.
     pub(crate) fn has_capacity(&self) -> bool {
-        self.accepts_fresh(self.shm.header().picked_up())
+        self.accepts_new(self.shm.header().picked_up())
     }
 
     /// Asks the worker to report when it picks up more. Returns whether it has capacity already.
     pub(crate) fn want_capacity(&self) -> bool {
-        self.accepts_fresh(self.shm.header().want_capacity())
+        self.accepts_new(self.shm.header().want_capacity())
     }
 }
 
