@@ -28,11 +28,11 @@ impl<T> Default for Shortage<T> {
 impl<T: Copy + Ord> Shortage<T> {
     /// Records a refusal. `after` returns when a duration from now is over.
     pub fn begin(&mut self, after: impl FnOnce(Duration) -> T) {
-        self.until = Some(after(self.next()));
+        self.until = Some(after(self.next_wait()));
     }
 
     /// Records a refusal. Returns how long to wait for the next attempt.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         let wait = FIRST.saturating_mul(1 << self.refusals.min(16));
         self.refusals = self.refusals.saturating_add(1);
         wait.min(MAX_WAIT)
@@ -53,8 +53,8 @@ impl<T: Copy + Ord> Shortage<T> {
         self.until
     }
 
-    /// Returns whether it is time for the next attempt, which begins with this.
-    pub fn is_over(&mut self, now: T) -> bool {
+    /// Ends the wait if it is over. Returns whether it is: then the next attempt begins.
+    pub fn end_if_over(&mut self, now: T) -> bool {
         let is_over = self.until.is_some_and(|until| until <= now);
         if is_over {
             self.until = None;
@@ -75,13 +75,13 @@ mod tests {
         for _ in 0..10 {
             shortage.begin(|wait| now + wait);
             let until = shortage.until().expect("it waits");
-            assert!(!shortage.is_over(until - Duration::from_nanos(1)));
-            assert!(shortage.is_over(until) && !shortage.is_over(until));
+            assert!(!shortage.end_if_over(until - Duration::from_nanos(1)));
+            assert!(shortage.end_if_over(until) && !shortage.end_if_over(until));
             waits.push((until - now).as_millis());
             now = until;
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 100, 100, 100]);
         shortage.end();
-        assert_eq!(shortage.next().as_millis(), 1);
+        assert_eq!(shortage.next_wait().as_millis(), 1);
     }
 }

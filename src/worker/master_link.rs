@@ -109,8 +109,8 @@ impl<'c> MasterLink<'c> {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub(super) fn retry(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
-        self.sending.is_over(now);
-        if self.receiving.is_over(now) {
+        self.sending.end_if_over(now);
+        if self.receiving.end_if_over(now) {
             poller.modify(&*self.channel, CHANNEL, self.interest())?;
         }
         Ok(())

@@ -175,7 +175,7 @@ impl ControlClients {
         let refused: Vec<u64> = refused.map(|(number, _)| *number).collect();
         if refused.is_empty() {
             self.shortage.end();
-        } else if self.shortage.is_over(now) {
+        } else if self.shortage.end_if_over(now) {
             for number in refused {
                 if let Some(client) = self.clients.get_mut(&number) {
                     client.is_refused = false;

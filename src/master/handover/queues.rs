@@ -249,7 +249,7 @@ impl HandoffQueues {
             if !is_short || shortage.refusals() >= max_refusals {
                 return false;
             }
-            crate::sys::poll::pause(shortage.next());
+            crate::sys::poll::pause(shortage.next_wait());
         }
     }
 }

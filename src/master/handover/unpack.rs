@@ -149,7 +149,7 @@ impl Unpacked {
                 }
                 // This master serves no client yet.
                 Ok(Received::Shortage) if shortage.refusals() < MAX_REFUSALS => {
-                    crate::sys::poll::pause(shortage.next());
+                    crate::sys::poll::pause(shortage.next_wait());
                 }
                 Ok(Received::Shortage) => {
                     self.note_fault("cannot unpack a handoff queue: out of memory".to_owned());

@@ -130,14 +130,14 @@ impl Worker {
 
     /// Tries again what the kernel has had no memory for, if it is time.
     fn retry(&mut self, poller: &Poller, now: Instant) -> io::Result<()> {
-        if self.link.receiving.is_over(now) {
+        if self.link.receiving.end_if_over(now) {
             let is_full = matches!(self.link.intake, Intake::Full { .. });
             poller.modify(&self.channel, self.token(), self.interest(is_full))?;
         }
         if self.link.intake == Intake::Refused && self.link.sending.until().is_none() {
             self.link.sending.begin(|wait| now + wait);
         }
-        if self.link.sending.is_over(now) && self.link.intake == Intake::Refused {
+        if self.link.sending.end_if_over(now) && self.link.intake == Intake::Refused {
             self.link.intake = Intake::Open;
             self.send_unsent()?;
             self.watch_channel(poller);

@@ -128,7 +128,7 @@ impl Zygote {
 
     /// Has the poller report the channel again, if it is time.
     pub(super) fn retry(&mut self, poller: &Poller, now: Instant) -> io::Result<()> {
-        match self.receiving.is_over(now) {
+        match self.receiving.end_if_over(now) {
             true => {
                 let token = Token::Zygote(self.generation).into();
                 poller.modify(&self.channel, token, Interest::Read)

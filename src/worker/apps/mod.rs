@@ -185,8 +185,8 @@ impl App {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub(super) fn retry(&mut self, poller: &Poller, now: u64) -> io::Result<()> {
-        self.wire.writing.is_over(now);
-        match self.wire.reading.is_over(now) {
+        self.wire.writing.end_if_over(now);
+        match self.wire.reading.end_if_over(now) {
             true => self.watch_again(poller),
             false => Ok(()),
         }

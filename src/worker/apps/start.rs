@@ -290,7 +290,7 @@ impl App {
             }
             Ok(None) if end == ReadEnd::Shortage => {
                 // It serves no client yet.
-                crate::sys::poll::pause(self.wire.reading.next());
+                crate::sys::poll::pause(self.wire.reading.next_wait());
                 Ok(None)
             }
             Ok(None) => Ok(None),
