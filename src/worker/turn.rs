@@ -186,13 +186,13 @@ pub(super) fn turn(
         answered: 0,
         unrecorded: 0,
         blocked: false,
-        moved: false,
+        has_traffic: false,
         is_doubtful: false,
         is_foreign: false,
         departure: None,
     };
     let waits = turn.run(purpose, is_parked);
-    let (is_active, is_foreign) = (turn.moved || turn.answered > 0, turn.is_foreign);
+    let (is_active, is_foreign) = (turn.has_traffic || turn.answered > 0, turn.is_foreign);
     if is_foreign {
         return Ended::Foreign;
     }
@@ -235,8 +235,8 @@ struct Turn<'t, 'a> {
     unrecorded: u64,
     /// The client receives no replies: they are parked, and no more are added.
     blocked: bool,
-    /// Bytes were received from the client, or parked ones were sent to it.
-    moved: bool,
+    /// Whether bytes were received from the client, or parked ones were sent to it.
+    has_traffic: bool,
     /// A method that is not inline has run, or the stream has ended: the descriptor must be checked before it is used.
     is_doubtful: bool,
     /// The descriptor is not the client's socket.

@@ -79,7 +79,7 @@ impl Turn<'_, '_> {
             Ok(Moved::Bytes(n)) => {
                 kill_points::pass(Point::AfterReceive);
                 self.have += n;
-                self.moved = true;
+                self.has_traffic = true;
                 // The count of a TCP client is neither used nor reset.
                 self.connection.unarmed = self.connection.unarmed.saturating_add(n as u32);
             }

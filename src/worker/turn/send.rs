@@ -88,7 +88,7 @@ impl Turn<'_, '_> {
             }
         };
         self.advance(sent);
-        self.moved = sent > 0;
+        self.has_traffic = sent > 0;
         if sent < unsent {
             // A rejected client that does not read gets no reply.
             if matches!(purpose, Purpose::Reject(_)) {
