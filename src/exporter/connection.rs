@@ -9,7 +9,7 @@ use super::answers::Answers;
 use super::http::{self, HeadParse, HttpReply, HttpRequest, HttpStatus, MAX_HEAD};
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
-use crate::sys::socket::{self, Moved};
+use crate::sys::socket::{self, Transfer};
 
 /// The time for the request's head since accept, and again for the client to take the reply.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,10 +104,10 @@ impl HttpConnection {
         let mut timeout = TimeBudget(IO_TIMEOUT);
         while !bytes.is_empty() {
             match socket::transmit(&self.socket, bytes)? {
-                Moved::Bytes(sent) => bytes = &bytes[sent..],
-                Moved::Nothing => timeout.wait_for(&self.socket, Interest::Write)?,
-                Moved::Shortage => timeout.wait()?,
-                Moved::End => return Err(ErrorKind::BrokenPipe.into()),
+                Transfer::Bytes(sent) => bytes = &bytes[sent..],
+                Transfer::Nothing => timeout.wait_for(&self.socket, Interest::Write)?,
+                Transfer::Shortage => timeout.wait()?,
+                Transfer::End => return Err(ErrorKind::BrokenPipe.into()),
             }
         }
         Ok(())
@@ -131,10 +131,10 @@ impl HttpConnection {
     fn receive(&self, buffer: &mut [u8], timeout: &mut TimeBudget) -> io::Result<usize> {
         loop {
             match self.passed.receive(&self.socket, buffer)? {
-                Moved::Bytes(count) => return Ok(count),
-                Moved::Nothing => timeout.wait_for(&self.socket, Interest::Read)?,
-                Moved::Shortage => timeout.wait()?,
-                Moved::End => return Ok(0),
+                Transfer::Bytes(count) => return Ok(count),
+                Transfer::Nothing => timeout.wait_for(&self.socket, Interest::Read)?,
+                Transfer::Shortage => timeout.wait()?,
+                Transfer::End => return Ok(0),
             }
         }
     }

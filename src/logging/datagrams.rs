@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
-use crate::sys::socket::{self, Moved};
+use crate::sys::socket::{self, Transfer};
 
 /// A sender to the socket at a path.
 ///
@@ -58,23 +58,23 @@ impl Datagrams {
                 None => socket::connect_unix_at_once(&self.path)?,
             };
             match socket::transmit(&connected, &terminated) {
-                Ok(Moved::Bytes(n)) if n == terminated.len() => {
+                Ok(Transfer::Bytes(n)) if n == terminated.len() => {
                     *stream = Some(connected);
                     return Ok(());
                 }
-                Ok(Moved::Nothing | Moved::Shortage) => {
+                Ok(Transfer::Nothing | Transfer::Shortage) => {
                     *stream = Some(connected);
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 // The rest of this message would become the start of the next one, so the connection is closed.
-                Ok(Moved::Bytes(_)) => {
+                Ok(Transfer::Bytes(_)) => {
                     return Err(io::Error::new(
                         io::ErrorKind::WouldBlock,
                         "only a part of the line was taken",
                     ));
                 }
-                Ok(Moved::End) | Err(_) if !is_new => {}
-                Ok(Moved::End) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Ok(Transfer::End) | Err(_) if !is_new => {}
+                Ok(Transfer::End) => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(e) => return Err(e),
             }
         }

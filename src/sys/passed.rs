@@ -19,7 +19,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::{libc, setsockopt_impl, sockopt_impl};
 
-use super::socket::{self, Moved, Received};
+use super::socket::{self, Received, Transfer};
 
 /// The most descriptors that one connection may pass before it is ended.
 const MAX_PASSED: u32 = 16;
@@ -167,7 +167,7 @@ impl Passed {
     ///
     /// # Errors
     /// As [`socket::receive`]; ETOOMANYREFS when the client has passed more than 16 descriptors.
-    pub fn receive(&self, socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Moved> {
+    pub fn receive(&self, socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Transfer> {
         if is_refusal_available() {
             return socket::receive(socket, buffer);
         }
@@ -183,11 +183,11 @@ impl Passed {
                 if before.saturating_add(count) > MAX_PASSED {
                     return Err(Errno::ETOOMANYREFS.into());
                 }
-                Ok(Moved::Bytes(length))
+                Ok(Transfer::Bytes(length))
             }
-            Received::Nothing => Ok(Moved::Nothing),
-            Received::Shortage => Ok(Moved::Shortage),
-            Received::Closed => Ok(Moved::End),
+            Received::Nothing => Ok(Transfer::Nothing),
+            Received::Shortage => Ok(Transfer::Shortage),
+            Received::Closed => Ok(Transfer::End),
         }
     }
 }

@@ -66,7 +66,7 @@ pub fn acknowledge_quickly(socket: impl AsFd) {
 
 /// The result of a read or write of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved {
+pub enum Transfer {
     /// The number of bytes, at least 1.
     Bytes(usize),
     /// No bytes now: the kernel's buffer is empty, or full.
@@ -81,14 +81,14 @@ pub enum Moved {
 ///
 /// # Errors
 /// Those of recv(2) that end the connection (ECONNRESET, ETIMEDOUT, …).
-pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Moved> {
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Transfer> {
     loop {
         match socket::recv(socket.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) => return Ok(Moved::End),
-            Ok(n) => return Ok(Moved::Bytes(n)),
-            Err(Errno::EAGAIN) => return Ok(Moved::Nothing),
+            Ok(0) => return Ok(Transfer::End),
+            Ok(n) => return Ok(Transfer::Bytes(n)),
+            Err(Errno::EAGAIN) => return Ok(Transfer::Nothing),
             // For the bytes or, with EFAULT, for a page of the buffer: nothing was read.
-            Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::EFAULT) => return Ok(Moved::Shortage),
+            Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::EFAULT) => return Ok(Transfer::Shortage),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -98,8 +98,8 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Moved> {
 /// Writes as much of `bytes`, which must not be empty, as the kernel accepts.
 ///
 /// # Errors
-/// Those of send(2) except EPIPE and ECONNRESET, which are [`Moved::End`].
-pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
+/// Those of send(2) except EPIPE and ECONNRESET, which are [`Transfer::End`].
+pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Transfer> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     write(|| socket::send(socket.as_fd().as_raw_fd(), bytes, flags))
 }
@@ -108,20 +108,20 @@ pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
 /// socket must not block. std ignores SIGPIPE.
 ///
 /// # Errors
-/// Those of write(2) except EPIPE and ECONNRESET, which are [`Moved::End`].
-pub fn transmit_summed(socket: impl AsFd, bytes: &[u8]) -> io::Result<Moved> {
+/// Those of write(2) except EPIPE and ECONNRESET, which are [`Transfer::End`].
+pub fn transmit_summed(socket: impl AsFd, bytes: &[u8]) -> io::Result<Transfer> {
     write(|| nix::unistd::write(socket.as_fd(), bytes))
 }
 
 #[inline]
-fn write(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<Moved> {
+fn write(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<Transfer> {
     loop {
         match call() {
-            Ok(n) => return Ok(Moved::Bytes(n)),
-            Err(Errno::EAGAIN) => return Ok(Moved::Nothing),
+            Ok(n) => return Ok(Transfer::Bytes(n)),
+            Err(Errno::EAGAIN) => return Ok(Transfer::Nothing),
             // ENOBUFS: out of memory right now (send(2)), which passes.
-            Err(Errno::ENOBUFS | Errno::ENOMEM) => return Ok(Moved::Shortage),
-            Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(Moved::End),
+            Err(Errno::ENOBUFS | Errno::ENOMEM) => return Ok(Transfer::Shortage),
+            Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(Transfer::End),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }

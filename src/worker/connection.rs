@@ -13,7 +13,7 @@ use crate::proto::names::{ClientId, Peer};
 use crate::shm::{LeaseState, Slot};
 use crate::sys::passed::Passed;
 use crate::sys::poll::{Interest, Poller};
-use crate::sys::socket::{self, Moved};
+use crate::sys::socket::{self, Transfer};
 use crate::sys::{byte_counts, clock};
 
 /// How many bytes a client may send after its last reply before it is closed: a reset could destroy that reply before
@@ -160,7 +160,7 @@ impl Connection {
     ///
     /// # Errors
     /// Those that end the connection.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Moved> {
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Transfer> {
         if self.is_tcp() {
             socket::receive(&self.socket, buffer)
         } else {

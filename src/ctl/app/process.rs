@@ -16,7 +16,7 @@ use crate::sys::process::{
     self, AppProcess, AppProgram, AppStdio, Exit, ParentDeathSignal, collect, end_of, kill_app,
     spawn_app, wire,
 };
-use crate::sys::socket::{Moved, finish_writing, receive, transmit};
+use crate::sys::socket::{Transfer, finish_writing, receive, transmit};
 
 /// The longest frame that the app may write.
 pub(super) const MAX_FRAME: usize = 400_000;
@@ -165,10 +165,10 @@ impl Process {
     fn write(&mut self) -> io::Result<()> {
         while self.is_sending() && !self.has_wire_ended {
             match transmit(&self.wire, &self.out[self.written..])? {
-                Moved::Bytes(count) => self.written += count,
-                Moved::Nothing | Moved::Shortage => break,
+                Transfer::Bytes(count) => self.written += count,
+                Transfer::Nothing | Transfer::Shortage => break,
                 // Its end is read, too.
-                Moved::End => self.written = self.out.len(),
+                Transfer::End => self.written = self.out.len(),
             }
         }
         if !self.is_sending() {
@@ -190,10 +190,10 @@ impl Process {
         let mut buffer = vec![0; 64 << 10];
         while !self.has_wire_ended {
             match receive(&self.wire, &mut buffer) {
-                Ok(Moved::Bytes(count)) => self.input.extend_from_slice(&buffer[..count]),
-                Ok(Moved::Nothing | Moved::Shortage) => break,
+                Ok(Transfer::Bytes(count)) => self.input.extend_from_slice(&buffer[..count]),
+                Ok(Transfer::Nothing | Transfer::Shortage) => break,
                 // ECONNRESET: it has ended without reading everything.
-                Ok(Moved::End) | Err(_) => {
+                Ok(Transfer::End) | Err(_) => {
                     let _ = self.poller.remove(&self.wire);
                     self.has_wire_ended = true;
                 }

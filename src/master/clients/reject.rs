@@ -50,7 +50,7 @@ fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: 
     for _ in 0..16 {
         if !matches!(
             passed.receive(socket, &mut scratch),
-            Ok(socket::Moved::Bytes(_))
+            Ok(socket::Transfer::Bytes(_))
         ) {
             break;
         }

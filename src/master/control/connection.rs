@@ -12,7 +12,7 @@ use crate::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Refusal, RefusalCode};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, PollEvent};
-use crate::sys::socket::{self, Moved};
+use crate::sys::socket::{self, Transfer};
 
 /// A control client.
 #[derive(Debug)]
@@ -171,13 +171,13 @@ impl ControlClient {
         let mut buffer = [0; 4096];
         while !self.has_finished && !self.is_full() {
             match self.passed.receive(&self.socket, &mut buffer) {
-                Ok(Moved::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
-                Ok(Moved::Nothing) => return Ok(()),
-                Ok(Moved::Shortage) => {
+                Ok(Transfer::Bytes(n)) => self.incoming.extend_from_slice(&buffer[..n]),
+                Ok(Transfer::Nothing) => return Ok(()),
+                Ok(Transfer::Shortage) => {
                     self.is_refused = true;
                     return Ok(());
                 }
-                Ok(Moved::End) => self.has_finished = true,
+                Ok(Transfer::End) => self.has_finished = true,
                 Err(_) => return Err(Over),
             }
         }
@@ -200,13 +200,13 @@ impl ControlClient {
     fn send(&mut self) -> Result<bool, Over> {
         while self.sent < self.outgoing.len() {
             match socket::transmit(&self.socket, &self.outgoing[self.sent..]) {
-                Ok(Moved::Bytes(n)) => self.sent += n,
-                Ok(Moved::Nothing) => return Ok(false),
-                Ok(Moved::Shortage) => {
+                Ok(Transfer::Bytes(n)) => self.sent += n,
+                Ok(Transfer::Nothing) => return Ok(false),
+                Ok(Transfer::Shortage) => {
                     self.is_refused = true;
                     return Ok(false);
                 }
-                Ok(Moved::End) | Err(_) => return Err(Over),
+                Ok(Transfer::End) | Err(_) => return Err(Over),
             }
         }
         self.outgoing = Vec::new();

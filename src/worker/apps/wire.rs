@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::loop_clock::Shortage;
 use crate::proto::app::AppRequest;
 use crate::proto::frame::PREFIX;
-use crate::sys::socket::{self, Moved};
+use crate::sys::socket::{self, Transfer};
 
 /// The bytes read at a time.
 const READ_LEN: usize = 64 * 1024;
@@ -137,10 +137,10 @@ impl Wire {
                 break WriteEnd::All;
             }
             match socket::transmit(&self.stream, &self.outgoing[self.written..])? {
-                Moved::Bytes(count) => self.written += count,
-                Moved::Nothing => break WriteEnd::Full,
-                Moved::Shortage => break WriteEnd::Shortage,
-                Moved::End => return Ok(WriteEnd::Closed),
+                Transfer::Bytes(count) => self.written += count,
+                Transfer::Nothing => break WriteEnd::Full,
+                Transfer::Shortage => break WriteEnd::Shortage,
+                Transfer::End => return Ok(WriteEnd::Closed),
             }
         };
         self.forget_written();
@@ -181,7 +181,7 @@ impl Wire {
                 self.incoming.resize(end, 0);
             }
             match socket::receive(&self.stream, &mut self.incoming[self.received..end]) {
-                Ok(Moved::Bytes(count)) => {
+                Ok(Transfer::Bytes(count)) => {
                     self.received += count;
                     if count < READ_LEN {
                         return Ok(ReadEnd::Nothing);
@@ -190,9 +190,9 @@ impl Wire {
                         return Ok(ReadEnd::More);
                     }
                 }
-                Ok(Moved::Nothing) => return Ok(ReadEnd::Nothing),
-                Ok(Moved::Shortage) => return Ok(ReadEnd::Shortage),
-                Ok(Moved::End) => return Ok(ReadEnd::Closed),
+                Ok(Transfer::Nothing) => return Ok(ReadEnd::Nothing),
+                Ok(Transfer::Shortage) => return Ok(ReadEnd::Shortage),
+                Ok(Transfer::End) => return Ok(ReadEnd::Closed),
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(ReadEnd::Closed),
                 Err(e) => return Err(e),
             }

@@ -4,7 +4,7 @@ use super::{Gone, Turn};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::Code;
 use crate::shm::{Cursors, RECEIVE_LEN, Region};
-use crate::sys::socket::Moved;
+use crate::sys::socket::Transfer;
 use crate::worker::kill_points::{self, Point};
 use crate::worker::reply::Fault;
 
@@ -76,16 +76,16 @@ impl Turn<'_, '_> {
             return Ok(());
         };
         match self.connection.receive(room) {
-            Ok(Moved::Bytes(n)) => {
+            Ok(Transfer::Bytes(n)) => {
                 kill_points::pass(Point::AfterReceive);
                 self.have += n;
                 self.has_traffic = true;
                 // The count of a TCP client is neither used nor reset.
                 self.connection.unarmed = self.connection.unarmed.saturating_add(n as u32);
             }
-            Ok(Moved::Nothing) => {}
-            Ok(Moved::Shortage) => self.connection.is_refused = true,
-            Ok(Moved::End) => (self.flags.half_closed, self.is_doubtful) = (true, true),
+            Ok(Transfer::Nothing) => {}
+            Ok(Transfer::Shortage) => self.connection.is_refused = true,
+            Ok(Transfer::End) => (self.flags.half_closed, self.is_doubtful) = (true, true),
             Err(e) => {
                 self.check_socket()?;
                 self.record_failure(&e);

@@ -7,7 +7,7 @@ use crate::shm::{Cursors, Header, Region};
 use crate::sys::byte_counts::OwnWrites;
 use crate::sys::clock;
 use crate::sys::signal::HeldBack;
-use crate::sys::socket::{self, Moved};
+use crate::sys::socket::{self, Transfer};
 use crate::worker::connection::{Connection, WaitingFor};
 use crate::worker::kill_points::{self, Point};
 
@@ -47,13 +47,13 @@ impl Turn<'_, '_> {
             .record(self.tools.now, self.unrecorded, self.tools.now - since);
         self.unrecorded = 0;
         match sent {
-            Ok(Moved::Bytes(n)) => Ok(n),
-            Ok(Moved::Nothing) => Ok(0),
-            Ok(Moved::Shortage) => {
+            Ok(Transfer::Bytes(n)) => Ok(n),
+            Ok(Transfer::Nothing) => Ok(0),
+            Ok(Transfer::Shortage) => {
                 self.connection.is_refused = true;
                 Ok(0)
             }
-            Ok(Moved::End) => Err(Gone),
+            Ok(Transfer::End) => Err(Gone),
             Err(e) => {
                 self.record_failure(&e);
                 Err(Gone)
@@ -75,13 +75,13 @@ impl Turn<'_, '_> {
         let at = self.cursors.out_base;
         let (connection, writes) = (&*self.connection, self.tools.writes);
         let sent = match transmit(connection, writes, open.header, (self.index, at), bytes) {
-            Ok(Moved::Bytes(n)) => n,
-            Ok(Moved::Nothing) => 0,
-            Ok(Moved::Shortage) => {
+            Ok(Transfer::Bytes(n)) => n,
+            Ok(Transfer::Nothing) => 0,
+            Ok(Transfer::Shortage) => {
                 self.connection.is_refused = true;
                 0
             }
-            Ok(Moved::End) => return None,
+            Ok(Transfer::End) => return None,
             Err(e) => {
                 self.record_failure(&e);
                 return None;
@@ -129,18 +129,18 @@ impl Turn<'_, '_> {
             .shm
             .open(self.index, Region::Shared, Region::Shared);
         match self.connection.receive(open.rx) {
-            Ok(Moved::Bytes(n)) => {
+            Ok(Transfer::Bytes(n)) => {
                 self.connection.linger_bytes =
                     self.connection.linger_bytes.checked_sub(n as u32)?;
                 self.forget_received(n);
                 Some(WaitingFor::End)
             }
-            Ok(Moved::Nothing) => Some(WaitingFor::End),
-            Ok(Moved::Shortage) => {
+            Ok(Transfer::Nothing) => Some(WaitingFor::End),
+            Ok(Transfer::Shortage) => {
                 self.connection.is_refused = true;
                 Some(WaitingFor::End)
             }
-            Ok(Moved::End) | Err(_) => None,
+            Ok(Transfer::End) | Err(_) => None,
         }
     }
 
@@ -160,7 +160,7 @@ fn transmit(
     header: Header<'_>,
     (slot, at): (u32, u64),
     bytes: &[u8],
-) -> io::Result<Moved> {
+) -> io::Result<Transfer> {
     if connection.is_tcp() {
         return write(
             bytes,
@@ -183,12 +183,12 @@ fn transmit(
 /// Writes, with the kill points around it.
 fn write(
     bytes: &[u8],
-    transmit: impl FnOnce(&[u8]) -> io::Result<Moved>,
+    transmit: impl FnOnce(&[u8]) -> io::Result<Transfer>,
     complete: impl FnOnce(u64),
-) -> io::Result<Moved> {
+) -> io::Result<Transfer> {
     kill_points::pass(Point::BeforeWrite);
     let is_cut_short = kill_points::strikes(Point::AmidWrite);
-    let moved = transmit(if is_cut_short {
+    let transfer = transmit(if is_cut_short {
         &bytes[..bytes.len() / 2]
     } else {
         bytes
@@ -197,10 +197,10 @@ fn write(
         kill_points::die();
     }
     kill_points::pass(Point::AfterWrite);
-    complete(if let Ok(Moved::Bytes(took)) = moved {
+    complete(if let Ok(Transfer::Bytes(took)) = transfer {
         took as u64
     } else {
         0
     });
-    moved
+    transfer
 }
