@@ -39,7 +39,7 @@ pub struct Dispatcher {
     /// The worker that new clients wait for, and until when.
     awaited: Option<(WorkerId, Instant)>,
     /// Workers that new clients have waited for in vain, until they have capacity again.
-    late: Vec<WorkerId>,
+    skipped: Vec<WorkerId>,
 }
 
 impl Dispatcher {
@@ -50,7 +50,7 @@ impl Dispatcher {
             policy,
             next: 0,
             awaited: None,
-            late: Vec::new(),
+            skipped: Vec::new(),
         }
     }
 
@@ -91,7 +91,7 @@ impl Dispatcher {
     /// Ends the wait for a worker if it has lasted long enough.
     pub fn expire(&mut self, now: Instant) {
         if let Some((worker, _)) = self.awaited.take_if(|(_, until)| *until <= now) {
-            self.late.push(worker);
+            self.skipped.push(worker);
         }
     }
 
@@ -117,12 +117,12 @@ impl Dispatcher {
     /// Returns whether the next new client waits for the healthy worker whose turn it is.
     fn must_wait(&mut self, candidates: &[Candidate], now: Instant) -> bool {
         self.expire(now);
-        self.late.retain(|late| {
-            let is_it = |candidate: &Candidate| candidate.worker == *late;
+        self.skipped.retain(|skipped| {
+            let is_it = |candidate: &Candidate| candidate.worker == *skipped;
             candidates.iter().any(|c| is_it(c) && !c.has_capacity)
         });
         let mut in_turn = self.in_turn(candidates).map(|i| &candidates[i]);
-        let next = in_turn.find(|c| !c.is_unhealthy && !self.late.contains(&c.worker));
+        let next = in_turn.find(|c| !c.is_unhealthy && !self.skipped.contains(&c.worker));
         let Some(next) = next.filter(|next| !next.has_capacity) else {
             self.awaited = None;
             return false;

@@ -144,27 +144,27 @@ impl<'c> MasterLink<'c> {
     /// two, this process may be the only one that has the means to keep its clients. Returns the sockets of those that
     /// arrive until then, which are registered.
     pub(super) fn await_stop(&mut self, handoff: &'static EmergencyHandoff) -> Vec<OwnedFd> {
-        let mut late = Vec::new();
+        let mut late_sockets = Vec::new();
         let mut scratch = Scratch::default();
         loop {
             let held_off = handoff.hold_off();
             let received = self.channel.receive(&mut scratch);
             if let Ok(Incoming::Message(ToWorker::Lease(leases), sockets)) = received {
                 register_all(Some(handoff), &leases, &sockets);
-                late.extend(sockets);
+                late_sockets.extend(sockets);
                 continue;
             }
             drop(held_off);
             match received {
                 Ok(Incoming::Message(ToWorker::Stop(_), _) | Incoming::Closed) | Err(_) => {
-                    return late;
+                    return late_sockets;
                 }
                 Ok(Incoming::Message(..) | Incoming::Garbage(_)) => {}
                 Ok(Incoming::Shortage) => poll::pause(RETRY_INTERVAL),
                 Ok(Incoming::Nothing) => {
                     let wait = Duration::from_secs(60);
                     if poll::wait_for(&*self.channel, Interest::Read, wait).is_err() {
-                        return late;
+                        return late_sockets;
                     }
                 }
             }

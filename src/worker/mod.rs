@@ -201,7 +201,7 @@ impl<'c> WorkerLoop<'c> {
         }
         let has_reported = self.master.send_app_gone();
         let handoff = self.handoff.filter(|_| has_reported);
-        let late = handoff.map(|handoff| self.master.await_stop(handoff));
+        let late_sockets = handoff.map(|handoff| self.master.await_stop(handoff));
         let served = match self.ending.broken.take() {
             Some(reason) => Err(io::Error::other(reason)),
             None => served,
@@ -210,7 +210,7 @@ impl<'c> WorkerLoop<'c> {
         if served.is_err() && !self.ending.is_orphaned && self.master.is_gone() {
             self.pack_clients();
         }
-        drop(late);
+        drop(late_sockets);
         served?;
         if let Some(executor) = self.executor.as_mut().filter(|_| !self.ending.is_orphaned) {
             executor.finish(apps::END_TIMEOUT);
