@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Config, StartMode};
 use crate::master::handover::unleased::Leasing;
-use crate::master::workers::actions::Outfit;
+use crate::master::workers::actions::WorkerParameters;
 use crate::master::workers::messages::Attended;
 use crate::master::workers::zygote::{Birth, Newborn};
 use crate::master::{Error, Master, memory};
@@ -122,7 +122,7 @@ impl Master {
             self.clients.cgroups_of_apps.log();
         }
         let store = self.handover.store.iter();
-        let outfit = Outfit {
+        let parameters = WorkerParameters {
             name: &self.name,
             generation,
             config,
@@ -134,7 +134,7 @@ impl Master {
         };
         let (telemetry, poller) = (&mut self.telemetry, &self.poller);
         self.workers
-            .start((seat, id), newborn, outfit, telemetry, poller, now);
+            .start((seat, id), newborn, parameters, telemetry, poller, now);
     }
 
     /// Returns the level of the log of new workers of a generation.

@@ -21,8 +21,8 @@ use crate::proto::names::{Generation, WorkerId};
 use crate::shm::Layout;
 use crate::sys::poll::{Interest, Poller, is_shortage};
 
-/// The equipment of a new worker.
-pub(crate) struct Outfit<'m> {
+/// The parameters of a new worker.
+pub(crate) struct WorkerParameters<'m> {
     /// The daemon's name.
     pub(crate) name: &'m str,
     pub(crate) generation: Generation,
@@ -43,27 +43,27 @@ impl Workers {
         &mut self,
         (seat, id): (usize, WorkerId),
         newborn: Option<Newborn>,
-        outfit: Outfit<'_>,
+        parameters: WorkerParameters<'_>,
         telemetry: &mut Telemetry,
         poller: &Poller,
         now: Instant,
     ) {
         let start = Start {
             version: VERSION,
-            name: outfit.name.to_owned(),
+            name: parameters.name.to_owned(),
             worker: id,
             seat: seat as u32,
-            generation: outfit.generation,
-            slots: outfit.layout.slots(),
-            longest: outfit.layout.max_frame(),
+            generation: parameters.generation,
+            slots: parameters.layout.slots(),
+            longest: parameters.layout.max_frame(),
             quarantined: self.strikes.quarantined().to_vec(),
-            handoff_queues: outfit.queues.len() as u32,
-            settings: settings(outfit.config, outfit.level, id, outfit.buffers),
-            app: outfit.config.app.spec(),
-            app_cgroups: outfit.app_cgroups.map(Path::to_owned),
-            own_table: outfit.config.own_table(),
+            handoff_queues: parameters.queues.len() as u32,
+            settings: settings(parameters.config, parameters.level, id, parameters.buffers),
+            app: parameters.config.app.spec(),
+            app_cgroups: parameters.app_cgroups.map(Path::to_owned),
+            own_table: parameters.config.own_table(),
         };
-        let (queues, layout) = (outfit.queues, outfit.layout);
+        let (queues, layout) = (parameters.queues, parameters.layout);
         let spawned = match newborn {
             Some(newborn) => Worker::begin(newborn, start, queues, layout, now),
             None => Worker::spawn(&self.executable, start, queues, layout, now),
