@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Config, StartMode};
 use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::WorkerParameters;
-use crate::master::workers::messages::Attended;
+use crate::master::workers::messages::MessageOutcome;
 use crate::master::workers::zygote::{Birth, Newborn};
 use crate::master::{Error, Master, memory};
 use crate::pool::{Action, Why};
@@ -84,10 +84,10 @@ impl Master {
         let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
         let lifecycle = self.lifecycle;
         // One message is enough: the next wait reports further ones.
-        let attended = self
+        let outcome = self
             .workers
             .receive(id, lifecycle, clients, telemetry, &self.poller, now);
-        if attended == Attended::Ready {
+        if outcome == MessageOutcome::Ready {
             self.announce();
         }
     }

@@ -13,7 +13,7 @@ use crate::master::telemetry::counters::Cause;
 use crate::master::workers::Workers;
 use crate::master::workers::app::WorkerEnd;
 use crate::master::workers::crash::{self, Blame};
-use crate::master::workers::messages::Attended;
+use crate::master::workers::messages::MessageOutcome;
 use crate::master::workers::worker::{Doom, Worker};
 use crate::pool::MemberState;
 use crate::proto::control::{About, Kind};
@@ -80,9 +80,9 @@ impl Workers {
         let mut has_become_ready = false;
         loop {
             match self.receive(id, lifecycle, clients, telemetry, poller, now) {
-                Attended::Nothing => break,
-                Attended::Message => {}
-                Attended::Ready => has_become_ready = true,
+                MessageOutcome::Nothing => break,
+                MessageOutcome::Message => {}
+                MessageOutcome::Ready => has_become_ready = true,
             }
         }
         let mut worker = self.all.remove(&id)?;

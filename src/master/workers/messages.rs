@@ -18,9 +18,9 @@ use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
 use crate::sys::process;
 
-/// Result of reading from a worker's channel.
+/// The outcome of reading from a worker's channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attended {
+pub(crate) enum MessageOutcome {
     Nothing,
     Message,
     /// The worker has become ready.
@@ -46,9 +46,9 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
         now: Instant,
-    ) -> Attended {
+    ) -> MessageOutcome {
         let Some(worker) = self.all.get_mut(&id) else {
-            return Attended::Nothing;
+            return MessageOutcome::Nothing;
         };
         let received = worker.channel.receive(&mut self.scratch);
         worker.note_received(matches!(received, Ok(Incoming::Shortage)), poller, now);
@@ -71,7 +71,7 @@ impl Workers {
             Ok(Incoming::Garbage(malformed)) => worker.kill_for_error(&malformed),
             Err(e) => worker.kill_for_error(&format_args!("cannot receive: {e}")),
         }
-        Attended::Nothing
+        MessageOutcome::Nothing
     }
 
     fn handle(
@@ -82,7 +82,7 @@ impl Workers {
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         now: Instant,
-    ) -> Attended {
+    ) -> MessageOutcome {
         match message {
             ToMaster::Closed(slots) => {
                 self.empty_slots(id, &slots, clients, telemetry, |worker, slot| {
@@ -129,7 +129,7 @@ impl Workers {
                 self.set_health(id, health.unhealthy, clients, telemetry, poller, now);
             }
         }
-        Attended::Message
+        MessageOutcome::Message
     }
 
     /// Empties slots that the worker is done with. `empty` does so with one slot.
@@ -169,9 +169,9 @@ impl Workers {
         clients: &Clients,
         telemetry: &mut Telemetry,
         now: Instant,
-    ) -> Attended {
+    ) -> MessageOutcome {
         let Some(worker) = self.all.get_mut(&id) else {
-            return Attended::Message;
+            return MessageOutcome::Message;
         };
         if ready.version != VERSION {
             worker.failure = Some(format!(
@@ -179,10 +179,10 @@ impl Workers {
                 ready.version
             ));
             worker.kill_for(Doom::Broken);
-            return Attended::Message;
+            return MessageOutcome::Message;
         }
         if !self.pool.ready(id, now) {
-            return Attended::Message;
+            return MessageOutcome::Message;
         }
         let took = now.duration_since(worker.started);
         worker.methods = ready.methods;
@@ -201,6 +201,6 @@ impl Workers {
             .note(Kind::WorkerReady, worker.about(), sentence);
         self.expect_shares(clients, now);
         self.expect_moves(now);
-        Attended::Ready
+        MessageOutcome::Ready
     }
 }
