@@ -12,7 +12,7 @@ pub(super) const YOUTH: Duration = Duration::from_millis(100);
 
 /// The workers of a seat, as far as they count.
 #[derive(Clone, Copy, Default)]
-struct Crew {
+struct SeatState {
     /// The fresh ready worker. Of several it is one that is not stuck, then the released one, then the youngest.
     keeper: Option<Keeper>,
     /// Whether a fresh worker is starting.
@@ -39,7 +39,7 @@ impl Keeper {
     }
 }
 
-impl Crew {
+impl SeatState {
     /// Returns whether a worker serves and will do so: if there is a keeper, the others leave.
     fn is_served(&self) -> bool {
         self.keeper.map_or(self.has_well, |keeper| keeper.is_well)
@@ -97,18 +97,18 @@ impl Pool {
     /// Returns whether each wanted seat has its worker, and all other workers are held.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        let crews = self.crews();
+        let states = self.seat_states();
         let is_in_place = |member: &Member| {
-            let keeps = crews[member.seat]
+            let keeps = states[member.seat]
                 .keeper
                 .is_some_and(|keeper| keeper.id == member.id);
             matches!(member.state, MemberState::Held { .. }) || keeps && member.seat < self.wanted()
         };
         let is_idle = !self.is_rolling() && !self.is_stopping();
         is_idle
-            && crews[..self.wanted()]
+            && states[..self.wanted()]
                 .iter()
-                .all(|crew| crew.keeper.is_some())
+                .all(|state| state.keeper.is_some())
             && self.members().all(is_in_place)
     }
 
@@ -150,16 +150,16 @@ impl Pool {
             }
             return false;
         }
-        let mut crews = self.crews();
-        if crews[..self.target.count].iter().any(Crew::is_served) {
+        let mut states = self.seat_states();
+        if states[..self.target.count].iter().any(SeatState::is_served) {
             self.extra = 0;
         }
-        self.spawn_missing(&mut crews, now, actions);
-        if self.is_stuck(&crews) {
+        self.spawn_missing(&mut states, now, actions);
+        if self.is_stuck(&states) {
             self.extra += 1;
             return true;
         }
-        self.end_unneeded(&crews, now, actions);
+        self.end_unneeded(&states, now, actions);
         actions.len() > before
     }
 
@@ -208,9 +208,9 @@ impl Pool {
     /// Ends a roll that has failed or has reached every seat.
     fn end_roll(&mut self, actions: &mut Vec<Action>) {
         let Some(roll) = &self.roll else { return };
-        let is_everywhere = self.crews()[..self.target.count]
+        let is_everywhere = self.seat_states()[..self.target.count]
             .iter()
-            .all(|crew| crew.keeper.is_some());
+            .all(|state| state.keeper.is_some());
         if self.has_failed_roll() {
             self.target = roll.previous.clone();
             self.clear_backoff();
@@ -239,13 +239,13 @@ impl Pool {
 
     /// Drains ready workers whose seat has another worker or is not wanted, and kills such starting ones. Workers of
     /// the previous generation may be needed again during a roll, and the last one that serves always is.
-    fn end_unneeded(&mut self, crews: &[Crew], now: Instant, actions: &mut Vec<Action>) {
+    fn end_unneeded(&mut self, states: &[SeatState], now: Instant, actions: &mut Vec<Action>) {
         let (wanted, is_rolling) = (self.wanted(), self.is_rolling());
         let (generation, count) = (self.target.generation, self.target.count);
         let until = now + self.target.drain_timeout;
-        let is_served = crews[..wanted].iter().any(Crew::is_served);
+        let is_served = states[..wanted].iter().any(SeatState::is_served);
         for member in &mut self.members {
-            let keeper = crews[member.seat].keeper.map(|keeper| keeper.id);
+            let keeper = states[member.seat].keeper.map(|keeper| keeper.id);
             let is_wanted = member.seat < wanted;
             let has_another = keeper.is_some_and(|id| id != member.id);
             let is_too_much = !is_wanted && !is_rolling && (is_served || member.is_stalled);
@@ -283,22 +283,22 @@ impl Pool {
         }
     }
 
-    fn spawn_missing(&mut self, crews: &mut [Crew], now: Instant, actions: &mut Vec<Action>) {
-        let mut successors = crews
+    fn spawn_missing(&mut self, states: &mut [SeatState], now: Instant, actions: &mut Vec<Action>) {
+        let mut successors = states
             .iter()
-            .filter(|crew| crew.is_served() && crew.is_coming)
+            .filter(|state| state.is_served() && state.is_coming)
             .count();
         let (mut young, mut next) = self.young(now);
         self.paced_until = None;
         let mut chosen = Vec::new();
         let seats = 0..self.wanted();
-        let (served, empty): (Vec<_>, Vec<_>) = seats.partition(|seat| crews[*seat].is_served());
+        let (served, empty): (Vec<_>, Vec<_>) = seats.partition(|seat| states[*seat].is_served());
         for seat in empty.into_iter().chain(served) {
-            let crew = &mut crews[seat];
-            if crew.keeper.is_some() || crew.is_coming || self.seats[seat].due.is_some() {
+            let state = &mut states[seat];
+            if state.keeper.is_some() || state.is_coming || self.seats[seat].due.is_some() {
                 continue;
             }
-            let is_successor = crew.is_served();
+            let is_successor = state.is_served();
             if is_successor && successors >= (self.target.count / 4).max(1) {
                 continue;
             }
@@ -309,7 +309,7 @@ impl Pool {
             successors += usize::from(is_successor);
             young += 1;
             next = next.or(Some(now + YOUTH));
-            crew.is_coming = true;
+            state.is_coming = true;
             chosen.push(seat);
         }
         chosen.sort_unstable();
@@ -354,36 +354,36 @@ impl Pool {
     }
 
     /// Returns whether all workers that could serve are stuck and none is starting. An extra seat in its backoff waits.
-    fn is_stuck(&self, crews: &[Crew]) -> bool {
-        let (ordinary, extra) = crews[..self.wanted()].split_at(self.target.count);
+    fn is_stuck(&self, states: &[SeatState]) -> bool {
+        let (ordinary, extra) = states[..self.wanted()].split_at(self.target.count);
         let is_stalled = |member: &Member| member.is_stalled && member.is_ready();
         self.extra < self.target.count
             && self.members().any(is_stalled)
             && !ordinary
                 .iter()
                 .chain(extra)
-                .any(|crew| crew.is_served() || crew.is_coming)
-            && extra.iter().all(|crew| crew.keeper.is_some())
+                .any(|state| state.is_served() || state.is_coming)
+            && extra.iter().all(|state| state.keeper.is_some())
     }
 
     /// Returns the workers of every seat that ever had one or is wanted.
-    fn crews(&self) -> Vec<Crew> {
-        let mut crews = vec![Crew::default(); self.seats.len().max(self.wanted())];
+    fn seat_states(&self) -> Vec<SeatState> {
+        let mut states = vec![SeatState::default(); self.seats.len().max(self.wanted())];
         for member in self.members() {
-            let crew = &mut crews[member.seat];
+            let state = &mut states[member.seat];
             let is_fresh = self.is_fresh(member);
             match member.state {
-                MemberState::Starting { .. } => crew.is_coming |= is_fresh,
+                MemberState::Starting { .. } => state.is_coming |= is_fresh,
                 MemberState::Ready { .. } => {
-                    crew.has_well |= !member.is_stalled;
-                    crew.keeper = crew
+                    state.has_well |= !member.is_stalled;
+                    state.keeper = state
                         .keeper
                         .max(is_fresh.then(|| Keeper::from_member(member)));
                 }
                 MemberState::Held { .. } | MemberState::Draining { .. } | MemberState::Killed => {}
             }
         }
-        crews
+        states
     }
 }
 
