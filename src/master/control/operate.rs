@@ -7,7 +7,7 @@ use crate::master::Master;
 use crate::master::capacity::client_limits;
 use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
-use crate::master::workers::rebalance::{AskedBalance, sum_up};
+use crate::master::workers::rebalance::{RequestedRebalance, sum_up};
 use crate::pool::rebalance;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
@@ -196,7 +196,7 @@ impl Master {
             }
             None => log::info!("{asker}: the workers are evenly loaded"),
         }
-        self.workers.requested_rebalance = Some(AskedBalance {
+        self.workers.requested_rebalance = Some(RequestedRebalance {
             asker,
             is_dry,
             from,
@@ -211,7 +211,7 @@ impl Master {
             .requested_rebalance
             .as_ref()
             .filter(|asked| asked.until <= now)?;
-        let AskedBalance {
+        let RequestedRebalance {
             asker,
             is_dry,
             from,

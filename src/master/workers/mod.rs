@@ -10,7 +10,7 @@ use crate::master::clients::client::Client;
 use crate::master::telemetry::counters::Totals;
 use crate::master::workers::crash::{OomKills, Strikes};
 use crate::master::workers::outgoing::Outgoing;
-use crate::master::workers::rebalance::AskedBalance;
+use crate::master::workers::rebalance::RequestedRebalance;
 use crate::master::workers::retire::Retiring;
 use crate::master::workers::spread::Spreading;
 use crate::master::workers::watchdog::Watch;
@@ -65,7 +65,7 @@ pub(crate) struct Workers {
     pub(crate) outgoing: Option<Outgoing>,
     pub(crate) watch: Watch,
     rebalancer: Rebalancer,
-    pub(crate) requested_rebalance: Option<AskedBalance>,
+    pub(crate) requested_rebalance: Option<RequestedRebalance>,
     /// Set while workers are starting, or have just become ready, after the first one has received the clients that
     /// waited.
     pub(crate) spreading: Option<Spreading>,

@@ -21,7 +21,7 @@ use crate::sys::poll::Poller;
 
 /// A requested rebalancing, with the worker whose clients are counted.
 #[derive(Debug)]
-pub(crate) struct AskedBalance {
+pub(crate) struct RequestedRebalance {
     pub(crate) asker: Asker,
     pub(crate) is_dry: bool,
     pub(crate) from: Option<WorkerId>,
