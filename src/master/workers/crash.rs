@@ -55,8 +55,8 @@ impl Strikes {
         self.quarantined.len() < before
     }
 
-    /// Releases all methods.
-    pub(crate) fn forgive(&mut self) {
+    /// Releases all methods from quarantine.
+    pub(crate) fn release_all(&mut self) {
         self.quarantined.clear();
         self.methods.clear();
     }
