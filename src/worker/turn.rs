@@ -46,7 +46,7 @@ const REPLY_DELAY: u64 = 1_000_000;
 const MAX_TURN: u64 = 10_000_000;
 
 /// The parts of a worker that a turn works with.
-pub(super) struct Tools<'a> {
+pub(super) struct TurnContext<'a> {
     pub(super) shm: &'a mut WorkerShm,
     pub(super) service: &'a mut dyn Service,
     /// The executor of requests that are away, if the worker has one.
@@ -74,7 +74,7 @@ pub(super) struct Tools<'a> {
     pub(super) deadline: Option<(u64, Option<Instant>)>,
 }
 
-impl Tools<'_> {
+impl TurnContext<'_> {
     /// Returns when the worker is killed, if a method begins now. It is computed once for each reading of the clock:
     /// many requests share one.
     #[inline]
@@ -154,9 +154,9 @@ pub(super) fn turn(
     connection: &mut Connection,
     index: u32,
     purpose: &Purpose<'_>,
-    tools: &mut Tools<'_>,
+    context: &mut TurnContext<'_>,
 ) -> Ended {
-    let Some(slot) = tools.shm.slot(index) else {
+    let Some(slot) = context.shm.slot(index) else {
         return Ended::Lost;
     };
     let found = if purpose.is_of_away() {
@@ -168,7 +168,7 @@ pub(super) fn turn(
     let Some(found) = found else {
         return Ended::Lost;
     };
-    tools.shm.header().begin_turn(index, tools.now);
+    context.shm.header().begin_turn(index, context.now);
     kill_points::pass(Point::AfterClaim);
     let is_parked = found == Claim::Parked;
     let (cursors, mut flags) = (slot.cursors(), slot.flags());
@@ -179,7 +179,7 @@ pub(super) fn turn(
     let mut turn = Turn {
         connection,
         index,
-        tools,
+        context,
         cursors,
         flags,
         have: if is_parked { cursors.have as usize } else { 0 },
@@ -196,14 +196,14 @@ pub(super) fn turn(
     if is_foreign {
         return Ended::Foreign;
     }
-    tools.shm.header().end_turn();
+    context.shm.header().end_turn();
     let Some(waits) = waits else {
         return Ended::Over;
     };
-    let slot = tools.shm.slot(index).expect("the slot was claimed");
+    let slot = context.shm.slot(index).expect("the slot was claimed");
     // Each lease begins with a turn: a client that moves without sending stays idle.
     if is_active {
-        slot.touch(tools.now);
+        slot.touch(context.now);
     }
     kill_points::pass(Point::BeforeEnd);
     slot.release(connection.lease_number, state_while(waits));
@@ -223,7 +223,7 @@ fn state_while(waits: WaitingFor) -> LeaseState {
 struct Turn<'t, 'a> {
     connection: &'t mut Connection,
     index: u32,
-    tools: &'t mut Tools<'a>,
+    context: &'t mut TurnContext<'a>,
     /// The active cursors, including the commits since.
     cursors: Cursors,
     flags: Flags,
@@ -287,10 +287,10 @@ impl Turn<'_, '_> {
     }
 
     fn work(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
-        let began = self.tools.now;
+        let began = self.context.now;
         let was_partial = self.connection.waits == WaitingFor::Bytes;
         if self.begin().is_none() {
-            self.tools.shm.header().add_lost();
+            self.context.shm.header().add_lost();
             return None;
         }
         match purpose {
@@ -321,16 +321,16 @@ impl Turn<'_, '_> {
                 }
             };
             self.is_doubtful |= !is_inline;
-            let overdue = !is_inline && self.tools.now - sent_at > REPLY_DELAY;
+            let overdue = !is_inline && self.context.now - sent_at > REPLY_DELAY;
             if overdue || self.cursors.replied as usize > REPLY_SOFT {
                 if !self.send_midway(sent_at)? {
                     break;
                 }
-                sent_at = self.tools.now;
+                sent_at = self.context.now;
             }
-            if self.tools.now - began > MAX_TURN
-                || self.tools.broken.is_some()
-                || self.tools.has_reached_limit()
+            if self.context.now - began > MAX_TURN
+                || self.context.broken.is_some()
+                || self.context.has_reached_limit()
             {
                 break;
             }
@@ -342,7 +342,7 @@ impl Turn<'_, '_> {
     /// client is recovered as from a death: nothing more is done for it, nor stored in its shared memory.
     fn check_socket(&mut self) -> Result<(), Gone> {
         if !self.connection.has_its_socket() {
-            *self.tools.broken = Some(FOREIGN.to_owned());
+            *self.context.broken = Some(FOREIGN.to_owned());
             self.is_foreign = true;
             return Err(Gone);
         }
@@ -356,12 +356,12 @@ impl Turn<'_, '_> {
         let (client, peer) = (self.connection.client, self.connection.peer);
         log::debug!("client {client} ({peer}): {error}");
         if !socket::is_broken_by_peer(error) {
-            self.tools.shm.header().add_lost();
+            self.context.shm.header().add_lost();
         }
     }
 
     fn slot(&self) -> Slot<'_> {
-        self.tools
+        self.context
             .shm
             .slot(self.index)
             .expect("the slot was claimed")

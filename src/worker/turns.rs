@@ -6,7 +6,7 @@ use super::away::Executor;
 use super::connection::WaitingFor;
 use super::methods::Service;
 use super::reply::Fault;
-use super::turn::{Ended, FOREIGN, Purpose, Tools, turn};
+use super::turn::{Ended, FOREIGN, Purpose, TurnContext, turn};
 use super::{Ending, WorkerLoop};
 use crate::proto::rpc::Code;
 use crate::sys::poll::{self, PollEvent};
@@ -89,7 +89,7 @@ impl WorkerLoop<'_> {
             }
             _ => {}
         }
-        let mut tools = Tools {
+        let mut context = TurnContext {
             shm: &mut self.shm,
             runs_other_code: self.runs_other_code,
             service,
@@ -105,11 +105,11 @@ impl WorkerLoop<'_> {
             now: self.time.now,
             deadline: None,
         };
-        let ended = turn(connection, slot, purpose, &mut tools);
+        let ended = turn(connection, slot, purpose, &mut context);
         let is_tcp = connection.is_tcp();
-        (self.time.now, self.served) = (tools.now, tools.served);
-        let begun = tools.begun();
-        self.ending.is_retiring |= tools.has_reached_limit();
+        (self.time.now, self.served) = (context.now, context.served);
+        let begun = context.begun();
+        self.ending.is_retiring |= context.has_reached_limit();
         // It is reported once.
         let near_limit_at = &mut self.settings.near_limit_at;
         self.master.is_near_limit |= near_limit_at.take_if(|at| begun >= *at).is_some();

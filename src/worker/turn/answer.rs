@@ -23,12 +23,12 @@ impl Turn<'_, '_> {
             client: self.connection.client,
             peer: self.connection.peer,
             attempt: u32::from(self.flags.crash_count) + 1,
-            deadline: self.tools.deadline(),
+            deadline: self.context.deadline(),
             socket: Some(self.connection.socket.as_fd()),
         };
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
         let begin = self.cursors.rx.1 as usize + answered as usize;
-        let shm = &mut *self.tools.shm;
+        let shm = &mut *self.context.shm;
         let reply_max = shm.layout().max_reply();
         let Open {
             header,
@@ -38,12 +38,12 @@ impl Turn<'_, '_> {
         } = shm.open(self.index, self.cursors.rx.0, Region::Shared);
         let out = &mut tx[replied..replied + reply_max];
         let mut execution = Execution {
-            service: &mut *self.tools.service,
+            service: &mut *self.context.service,
             header,
             slot,
             flags: self.flags,
-            quarantined: self.tools.quarantined,
-            now: self.tools.now,
+            quarantined: self.context.quarantined,
+            now: self.context.now,
             answered,
             number: 0,
             is_inline: true,
@@ -61,7 +61,7 @@ impl Turn<'_, '_> {
         let length = result.unwrap_or_else(|failure| {
             match &failure {
                 Failure::Panicked => header.add_panic(),
-                Failure::Broken(why) => *self.tools.broken = Some(why.clone()),
+                Failure::Broken(why) => *self.context.broken = Some(why.clone()),
                 Failure::Fault(_) => {}
             }
             write_fault(out, order, &Fault::from(failure))
@@ -70,8 +70,8 @@ impl Turn<'_, '_> {
         let (answered, replied) = (answered + total as u32, (replied + length) as u32);
         commit((header, slot), (number, is_error), answered, replied);
         if !is_inline {
-            let began = std::mem::replace(&mut self.tools.now, clock::monotonic());
-            header.end_method(self.tools.now);
+            let began = std::mem::replace(&mut self.context.now, clock::monotonic());
+            header.end_method(self.context.now);
             self.log_if_slow(number, began);
         }
         self.count(answered, length);
@@ -83,11 +83,11 @@ impl Turn<'_, '_> {
     pub(super) fn reply_last(&mut self, fault: &Fault) {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let (replied, skipped) = (self.cursors.replied as usize, self.have as u32);
-        let now = self.tools.now;
+        let now = self.context.now;
         let Open {
             header, slot, tx, ..
         } = self
-            .tools
+            .context
             .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
@@ -116,7 +116,7 @@ impl Turn<'_, '_> {
         self.cursors.replied += length as u32;
         self.answered += 1;
         self.unrecorded += 1;
-        self.tools.served += 1;
+        self.context.served += 1;
     }
 }
 
@@ -124,8 +124,8 @@ impl Turn<'_, '_> {
     /// Logs that a request has been answered now that began at `began`, if it took at least `log.slow-request`.
     #[inline]
     pub(super) fn log_if_slow(&self, method: u32, began: u64) {
-        if let Some(slow) = self.tools.settings.log.slow_request {
-            let took = Duration::from_nanos(self.tools.now.saturating_sub(began));
+        if let Some(slow) = self.context.settings.log.slow_request {
+            let took = Duration::from_nanos(self.context.now.saturating_sub(began));
             if took >= slow {
                 self.log_slow(method, took);
             }
@@ -135,7 +135,7 @@ impl Turn<'_, '_> {
     #[cold]
     #[inline(never)]
     fn log_slow(&self, method: u32, took: Duration) {
-        let names = self.tools.service.names();
+        let names = self.context.service.names();
         let name = names.get((method as usize).wrapping_sub(1));
         let name = name.map_or("", |method| &method.name);
         let (client, ms) = (self.connection.client, took.as_millis());

@@ -67,9 +67,9 @@ impl Turn<'_, '_> {
             lease_number,
             is_alone: self.flags.crash_count > 0,
         };
-        let left = self.tools.settings.requests_left(self.tools.served);
-        let deadline = self.tools.deadline();
-        let Some(executor) = self.tools.executor.as_deref_mut() else {
+        let left = self.context.settings.requests_left(self.context.served);
+        let deadline = self.context.deadline();
+        let Some(executor) = self.context.executor.as_deref_mut() else {
             return WaitingFor::Turn;
         };
         if !executor.has_permit(next, left) {
@@ -89,12 +89,12 @@ impl Turn<'_, '_> {
         self.slot().execute(number, 0);
         kill_points::pass(Point::AfterAwayExec);
         let frame = self.cursors.rx.1 as usize + PREFIX;
-        let received = self.tools.shm.received(index, self.cursors.rx.0);
+        let received = self.context.shm.received(index, self.cursors.rx.0);
         let params = departure.params.as_ref();
         let params = params.map(|params| &received[frame + params.start..frame + params.end]);
-        let began = self.tools.now;
-        let now = self.tools.instant(began);
-        let executor = self.tools.executor.as_deref_mut();
+        let began = self.context.now;
+        let now = self.context.instant(began);
+        let executor = self.context.executor.as_deref_mut();
         let executor = executor.expect("a request that leaves has an executor");
         let id = executor.requests.next_id();
         let (client, peer) = (self.connection.client, self.connection.peer);
@@ -102,7 +102,7 @@ impl Turn<'_, '_> {
         let position = match &mut executor.kind {
             ExecutorKind::App(app) => {
                 let (method, _) = self
-                    .tools
+                    .context
                     .service
                     .away_method(departure.method)
                     .expect("the request's method is one of the app");
@@ -120,7 +120,7 @@ impl Turn<'_, '_> {
             #[cfg(feature = "tokio")]
             ExecutorKind::Runtime(runtime) => {
                 let call = AsyncCall::new(client, peer, attempt, deadline);
-                let job = self.tools.service.begin(departure.method, params, &call);
+                let job = self.context.service.begin(departure.method, params, &call);
                 runtime.begin(id, departure.method, call, job);
                 0
             }
@@ -138,7 +138,7 @@ impl Turn<'_, '_> {
         executor.requests.add(away, is_alone);
         let count = executor.requests.count() as u64;
         self.connection.has_used_app = true;
-        self.tools.shm.header().set_away(count);
+        self.context.shm.header().set_away(count);
     }
 
     /// Commits the answer, and continues with the frames after it.
@@ -147,17 +147,17 @@ impl Turn<'_, '_> {
     pub(super) fn complete(&mut self, answer: &AwayAnswer<'_>) -> Option<WaitingFor> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let Next::Whole { total } = frame::next(self.unread(), order, u32::MAX) else {
-            self.tools.shm.header().add_lost();
+            self.context.shm.header().add_lost();
             return None;
         };
         // Other code of this process may have closed the descriptor while the request was away.
-        self.is_doubtful = self.tools.runs_other_code;
+        self.is_doubtful = self.context.runs_other_code;
         self.commit_answer(answer, total, order);
-        if self.tools.may_continue
-            && !self.tools.has_reached_limit()
+        if self.context.may_continue
+            && !self.context.has_reached_limit()
             && self.has_space_for_replies(answer.request.began)?
         {
-            self.serve_frames(self.tools.now).ok()?;
+            self.serve_frames(self.context.now).ok()?;
         }
         self.end(answer.request.began, false)
     }
@@ -179,11 +179,11 @@ impl Turn<'_, '_> {
             socket: None,
         };
         let method = answer.request.method;
-        let reply_max = self.tools.shm.layout().max_reply();
+        let reply_max = self.context.shm.layout().max_reply();
         let Open {
             header, slot, tx, ..
         } = self
-            .tools
+            .context
             .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let out = &mut tx[..reply_max];
@@ -195,7 +195,7 @@ impl Turn<'_, '_> {
             (Ok(result), None) => {
                 let index = method as usize - 1;
                 let (_, reply_name) = self
-                    .tools
+                    .context
                     .service
                     .away_method(index)
                     .expect("the request's method is executed elsewhere");
@@ -214,7 +214,7 @@ impl Turn<'_, '_> {
         kill_points::pass(Point::AfterHandler);
         let (answered, replied) = (total as u32, length as u32);
         commit((header, slot), (method, is_error), answered, replied);
-        self.tools.now = clock::monotonic();
+        self.context.now = clock::monotonic();
         self.log_if_slow(method, answer.request.began);
         self.count(answered, length);
         kill_points::pass(Point::AfterAnswered);

@@ -14,11 +14,11 @@ impl Turn<'_, '_> {
     pub(super) fn end(&mut self, began: u64, is_same_frame: bool) -> Option<WaitingFor> {
         // The bytes of a request that departs came from the client's socket, unless other code can have closed it.
         let is_checked =
-            self.answered == 0 && (self.departure.is_none() || self.tools.runs_other_code);
+            self.answered == 0 && (self.departure.is_none() || self.context.runs_other_code);
         if self.is_doubtful || is_checked {
             self.check_socket().ok()?;
         }
-        let may_answer = !self.flags.closing && !self.blocked && !self.tools.has_reached_limit();
+        let may_answer = !self.flags.closing && !self.blocked && !self.context.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
             let message = "the connection ended in the middle of a frame";
             self.reply_last(&Fault::from_code(Code::BadRequest, message));
@@ -54,7 +54,7 @@ impl Turn<'_, '_> {
             WaitingFor::Bytes
         };
         if !(waits == WaitingFor::Bytes && is_same_frame) {
-            self.slot().set_since(self.tools.now);
+            self.slot().set_since(self.context.now);
         }
         Some(waits)
     }
@@ -77,7 +77,7 @@ impl Turn<'_, '_> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         // A length over the limit is answered as well.
         !matches!(
-            frame::next(self.unread(), order, self.tools.settings.max_frame),
+            frame::next(self.unread(), order, self.context.settings.max_frame),
             Next::Partial { .. }
         )
     }
@@ -93,14 +93,14 @@ impl Turn<'_, '_> {
             } else {
                 Region::Large
             };
-            self.tools
+            self.context
                 .shm
                 .move_received(self.index, region, offset..offset + unread, target);
             self.cursors.rx = (target, 0);
         }
         if self.cursors.replied > 0 {
             let begin = self.cursors.tx.1 as usize;
-            self.tools
+            self.context
                 .shm
                 .park_replies(self.index, begin..begin + self.cursors.replied as usize);
             self.cursors.tx = (Region::Large, 0);

@@ -20,7 +20,7 @@ impl Turn<'_, '_> {
         let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
         let mut region = Region::Shared;
         if self.have > 0 {
-            let unread = &self.tools.shm.received(self.index, from)[offset..offset + self.have];
+            let unread = &self.context.shm.received(self.index, from)[offset..offset + self.have];
             let first = self
                 .flags
                 .order
@@ -29,7 +29,7 @@ impl Turn<'_, '_> {
             if is_large && from == Region::Large && offset == 0 {
                 region = Region::Large;
             } else if self.have <= RECEIVE_LEN {
-                self.tools.shm.move_received(
+                self.context.shm.move_received(
                     self.index,
                     from,
                     offset..offset + self.have,
@@ -60,7 +60,7 @@ impl Turn<'_, '_> {
         self.connection.rearm();
         let (have, flags, in_place) = (self.have, self.flags, self.cursors.rx.0 == Region::Large);
         let open = self
-            .tools
+            .context
             .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let first = flags
@@ -100,7 +100,7 @@ impl Turn<'_, '_> {
         if self.flags.closing {
             return None;
         }
-        let limit = self.tools.settings.max_frame;
+        let limit = self.context.settings.max_frame;
         let order = self.order()?;
         match frame::next(self.unread(), order, limit) {
             Next::Whole { total } => Some((total, order)),
@@ -117,7 +117,7 @@ impl Turn<'_, '_> {
 
     pub(super) fn unread(&self) -> &[u8] {
         let begin = self.cursors.rx.1 as usize;
-        &self.tools.shm.received(self.index, self.cursors.rx.0)
+        &self.context.shm.received(self.index, self.cursors.rx.0)
             [begin + self.cursors.answered as usize..begin + self.have]
     }
 
@@ -131,7 +131,7 @@ impl Turn<'_, '_> {
         self.flags.order = self
             .connection
             .order
-            .decide(prefix, self.tools.settings.max_frame);
+            .decide(prefix, self.context.settings.max_frame);
         self.slot().set_flags(self.flags);
         Some(self.flags.order.unwrap_or(ByteOrder::Little))
     }

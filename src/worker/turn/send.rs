@@ -34,17 +34,17 @@ impl Turn<'_, '_> {
             return Ok(0);
         }
         let open = self
-            .tools
+            .context
             .shm
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let begin = self.cursors.tx.1 as usize;
         let at = self.cursors.out_base;
         let bytes = &open.tx[begin..begin + replied];
-        let (connection, writes) = (&*self.connection, self.tools.writes);
+        let (connection, writes) = (&*self.connection, self.context.writes);
         let sent = transmit(connection, writes, open.header, (self.index, at), bytes);
-        self.tools.now = clock::monotonic();
+        self.context.now = clock::monotonic();
         open.header
-            .record(self.tools.now, self.unrecorded, self.tools.now - since);
+            .record(self.context.now, self.unrecorded, self.context.now - since);
         self.unrecorded = 0;
         match sent {
             Ok(Transfer::Bytes(n)) => Ok(n),
@@ -65,7 +65,7 @@ impl Turn<'_, '_> {
     pub(super) fn send_parked(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
         let (begin, unsent) = (self.cursors.tx.1 as usize, self.cursors.replied as usize);
         let open = self
-            .tools
+            .context
             .shm
             .open(self.index, Region::Shared, self.cursors.tx.0);
         let Some(bytes) = open.tx.get(begin..begin + unsent) else {
@@ -73,7 +73,7 @@ impl Turn<'_, '_> {
             return None;
         };
         let at = self.cursors.out_base;
-        let (connection, writes) = (&*self.connection, self.tools.writes);
+        let (connection, writes) = (&*self.connection, self.context.writes);
         let sent = match transmit(connection, writes, open.header, (self.index, at), bytes) {
             Ok(Transfer::Bytes(n)) => n,
             Ok(Transfer::Nothing) => 0,
@@ -96,7 +96,7 @@ impl Turn<'_, '_> {
             }
             if sent > 0 {
                 self.flip();
-                self.slot().set_since(self.tools.now);
+                self.slot().set_since(self.context.now);
             }
             return Some(WaitingFor::Writable);
         }
@@ -111,7 +111,7 @@ impl Turn<'_, '_> {
     pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<WaitingFor> {
         self.advance(sent);
         // Before the cursors of the lingering close: a worker that takes over from there counts the time from this.
-        self.slot().set_since(self.tools.now);
+        self.slot().set_since(self.context.now);
         self.forget_received(0);
         socket::finish_writing(&self.connection.socket);
         Some(WaitingFor::End)
@@ -125,7 +125,7 @@ impl Turn<'_, '_> {
             socket::finish_writing(&self.connection.socket);
         }
         let open = self
-            .tools
+            .context
             .shm
             .open(self.index, Region::Shared, Region::Shared);
         match self.connection.receive(open.rx) {
