@@ -109,7 +109,7 @@ impl Worker {
                 ..Heartbeat::default()
             };
         }
-        let silent = match (self.turn_since(), self.heartbeat.asked) {
+        let stuck_for = match (self.turn_since(), self.heartbeat.asked) {
             (Some(since), _) => ago(since, clock),
             (None, Some(asked)) => now.duration_since(asked),
             (None, None) if has_beaten => Duration::ZERO,
@@ -119,17 +119,17 @@ impl Worker {
                 Duration::ZERO
             }
         };
-        if !silent.is_zero() && self.heartbeat.ran.is_none() {
+        if !stuck_for.is_zero() && self.heartbeat.ran.is_none() {
             self.heartbeat.ran = process::scheduling(self.pid).map(|scheduling| scheduling.ran);
         }
         (
-            silent,
-            now.checked_add(limit.saturating_sub(silent))
-                .filter(|_| silent < limit),
+            stuck_for,
+            now.checked_add(limit.saturating_sub(stuck_for))
+                .filter(|_| stuck_for < limit),
         )
     }
 
-    /// Returns whether the worker was silent for lack of a CPU: it is runnable, and has hardly run since.
+    /// Returns whether the worker was stuck for lack of a CPU: it is runnable, and has hardly run since.
     pub(super) fn is_starved(&self, limit: Duration) -> bool {
         has_starved(process::scheduling(self.pid), self.heartbeat.ran, limit)
     }

@@ -163,12 +163,12 @@ impl Workers {
             return Finding::Held;
         }
         let (limit, request_timeout) = (stall_limit(config), config.limits.request_timeout);
-        let (silent, stuck_at) = worker.check_heartbeat(limit, clock, now);
+        let (stuck_for, stuck_at) = worker.check_heartbeat(limit, clock, now);
         let waited = worker.check_app(clock);
-        if silent < limit && waited >= limit {
+        if stuck_for < limit && waited >= limit {
             return self.check_full(id, waited, limit, now);
         }
-        if silent < limit {
+        if stuck_for < limit {
             if worker.is_app_silent() {
                 return Finding::Nothing(None);
             }
@@ -183,13 +183,14 @@ impl Workers {
             return Finding::Nothing(stuck_at.into_iter().chain(full_at).min());
         }
         let is_overdue =
-            request_timeout.is_some_and(|most| silent >= most) && worker.is_executing();
+            request_timeout.is_some_and(|most| stuck_for >= most) && worker.is_executing();
         if !is_overdue && worker.is_starved(limit) {
             return Finding::Nothing(now.checked_add(limit / 2));
         }
-        let kill_by = request_timeout.and_then(|most| now.checked_add(most.saturating_sub(silent)));
+        let kill_by =
+            request_timeout.and_then(|most| now.checked_add(most.saturating_sub(stuck_for)));
         if self.pool.stalled(id, kill_by) {
-            Finding::Stuck(Stuck::Itself(silent))
+            Finding::Stuck(Stuck::Itself(stuck_for))
         } else {
             Finding::Nothing(None)
         }
@@ -230,10 +231,13 @@ impl Workers {
             return;
         };
         telemetry.counts.stalls += 1;
-        let (silent, what) = match stuck {
-            Stuck::Itself(silent) => {
+        let (stuck_for, what) = match stuck {
+            Stuck::Itself(stuck_for) => {
                 let name = worker.name_with_request();
-                (silent, format!("{name} has been stuck for {silent:.1?}"))
+                (
+                    stuck_for,
+                    format!("{name} has been stuck for {stuck_for:.1?}"),
+                )
             }
             Stuck::App(waited) => {
                 let away = Counted(worker.shm.header().away() as usize, "request");
@@ -245,7 +249,7 @@ impl Workers {
             }
         };
         let about = worker.about();
-        let why = (Reason::Stall, silent);
+        let why = (Reason::Stall, stuck_for);
         let moved = self.revoke_and_notify(id, why, clients, telemetry, poller);
         let about = About {
             clients: Some(moved as u64),

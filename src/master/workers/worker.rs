@@ -133,7 +133,7 @@ pub(crate) struct Heartbeat {
     pub(crate) heartbeats: u64,
     /// Since when a ping has been unanswered.
     pub(crate) asked: Option<Instant>,
-    /// How long the worker had run when it was first found silent.
+    /// The CPU time of the worker at the first check that found it in a turn or with an unanswered ping.
     pub(crate) ran: Option<Duration>,
 }
 
