@@ -44,7 +44,7 @@ pub(super) struct Link {
 
 impl Link {
     /// Records that the kernel has accepted a message.
-    fn accept(&mut self) {
+    fn note_accepted(&mut self) {
         self.sending.end();
         if self.intake == Intake::Refused {
             self.intake = Intake::Open;
@@ -78,7 +78,7 @@ impl Worker {
                 }
                 Sent::Queued | Sent::Closed => {
                     self.link.unsent.pop_front();
-                    self.link.accept();
+                    self.link.note_accepted();
                 }
             }
         }
@@ -189,7 +189,7 @@ impl Worker {
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {
                     self.leases.close_left_places(&batch);
-                    self.link.accept();
+                    self.link.note_accepted();
                 }
                 refused @ (Sent::Full | Sent::Shortage) => {
                     let back = self.leases.withdraw(batch, &self.shm);
