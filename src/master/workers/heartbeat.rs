@@ -102,20 +102,20 @@ impl Worker {
         now: Instant,
     ) -> (Duration, Option<Instant>) {
         let beats = self.shm.header().heartbeats();
-        let has_beaten = beats != self.heartbeat.heartbeats;
+        let has_beaten = beats != self.heartbeat.count;
         if has_beaten {
             self.heartbeat = Heartbeat {
-                heartbeats: beats,
+                count: beats,
                 ..Heartbeat::default()
             };
         }
-        let stuck_for = match (self.turn_since(), self.heartbeat.asked) {
+        let stuck_for = match (self.turn_since(), self.heartbeat.pinged_at) {
             (Some(since), _) => ago(since, clock),
-            (None, Some(asked)) => now.duration_since(asked),
+            (None, Some(pinged_at)) => now.duration_since(pinged_at),
             (None, None) if has_beaten => Duration::ZERO,
             (None, None) => {
                 // A ping that is not sent cannot be answered. The next check sends another one.
-                self.heartbeat.asked = self.try_send(&ToWorker::Ping).then_some(now);
+                self.heartbeat.pinged_at = self.try_send(&ToWorker::Ping).then_some(now);
                 Duration::ZERO
             }
         };

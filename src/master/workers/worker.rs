@@ -130,9 +130,9 @@ impl Doom {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Heartbeat {
     /// The number of heartbeats then.
-    pub(crate) heartbeats: u64,
+    pub(crate) count: u64,
     /// Since when a ping has been unanswered.
-    pub(crate) asked: Option<Instant>,
+    pub(crate) pinged_at: Option<Instant>,
     /// The CPU time of the worker at the first check that found it in a turn or with an unanswered ping.
     pub(crate) ran: Option<Duration>,
 }
