@@ -43,7 +43,7 @@ pub(crate) mod watchdog;
 pub(crate) mod worker;
 pub(crate) mod zygote;
 
-/// A seat among the workers, which persists when its worker is replaced.
+/// The record of a seat, which persists when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SeatTotals {
