@@ -117,8 +117,10 @@ impl<'c> MasterLink<'c> {
     }
 
     fn interest(&self) -> Interest {
+        if self.receiving.until().is_some() {
+            return Interest::Paused;
+        }
         match self.is_full {
-            _ if self.receiving.until().is_some() => Interest::Paused,
             true => Interest::Both,
             false => Interest::Read,
         }

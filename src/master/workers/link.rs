@@ -110,8 +110,10 @@ impl Worker {
     }
 
     fn interest(&self, is_full: bool) -> Interest {
+        if self.link.receiving.until().is_some() {
+            return Interest::Paused;
+        }
         match is_full {
-            _ if self.link.receiving.until().is_some() => Interest::Paused,
             true => Interest::Both,
             false => Interest::Read,
         }
