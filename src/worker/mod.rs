@@ -76,7 +76,7 @@ pub(crate) use crate::sys::process::exit_without_destructors;
 /// The poller's token of the channel; a client's is its slot and the number of its lease.
 const CHANNEL: u64 = u64::MAX;
 
-/// The most events of a wait.
+/// The most events that one wait returns.
 const BATCH: usize = 256;
 
 /// A worker that serves.

@@ -198,7 +198,8 @@ impl Workers {
         clients.requeue(revoked, reason, telemetry)
     }
 
-    /// Does the same, and has the worker drop its copies.
+    /// Revokes the leases of all clients of a worker that are in no turn, and has the worker drop its copies of them.
+    /// The time in `why` does not count against them. Returns their number.
     pub(crate) fn revoke_and_notify(
         &mut self,
         id: WorkerId,

@@ -211,7 +211,7 @@ struct Suspect<'a> {
 }
 
 impl<'a> Suspect<'a> {
-    /// Returns all of them.
+    /// Returns the requests that the dead worker was executing.
     fn all(methods: &'a [MethodName], left: &'a DeadWorkerClients) -> Vec<Suspect<'a>> {
         let suspect = |(unleased, request): &'a (Unleased, Option<Interrupted>)| {
             let request = request.as_ref()?;

@@ -127,7 +127,7 @@ impl Workers {
         self.ready_members().map(|(_, worker)| worker)
     }
 
-    /// Returns the same, each with its state in the pool.
+    /// Returns the workers that may be given clients, each with its state in the pool.
     pub(super) fn ready_members(&self) -> impl Iterator<Item = (&Member, &Worker)> {
         let is_ready = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
         let members = self.pool.members().filter(is_ready);

@@ -46,7 +46,7 @@ pub(crate) struct Zygotes {
     pub(super) abandoned: Vec<Generation>,
 }
 
-/// A zygote.
+/// The master's record of a zygote: its process, its channel, and the births that wait for it.
 #[derive(Debug)]
 pub(super) struct Zygote {
     pub(super) pid: u32,
@@ -77,7 +77,7 @@ pub(crate) struct Birth {
 /// The meaning of a zygote's message for a birth.
 #[derive(Debug)]
 pub(crate) enum BirthNews {
-    /// Nothing.
+    /// The message concerns no birth that is still wanted.
     Nothing,
     /// There is a process, which waits for its first message.
     Forked(Birth, Newborn),

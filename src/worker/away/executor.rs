@@ -68,7 +68,7 @@ impl Executor {
         }
     }
 
-    /// As [`Executor::app`].
+    /// Returns the app, to be changed, or `None` for a runtime.
     pub(in crate::worker) fn app_mut(&mut self) -> Option<&mut App> {
         match &mut self.kind {
             ExecutorKind::App(app) => Some(app),
