@@ -41,7 +41,7 @@ pub fn frame(input: &[u8]) {
     let limit = 1 << (limit % 32);
     for order in [ByteOrder::Little, ByteOrder::Big] {
         let found = frame::next(bytes, order, limit);
-        if let Next::Whole { total } = found {
+        if let Next::Complete { total } = found {
             assert!((PREFIX..=bytes.len()).contains(&total));
             let cut = frame::next(&bytes[..total - 1], order, limit);
             let total = (total > PREFIX).then_some(total);

@@ -183,7 +183,7 @@ impl Client {
     }
 }
 
-/// The number of bytes that were whole frames.
+/// The number of bytes that were complete frames.
 fn answer_frames(bytes: &[u8], replies: &mut Vec<u8>) -> Option<usize> {
     const HEAD: &[u8] = br#"{"out":"pong","result":"#;
     let mut used = 0;

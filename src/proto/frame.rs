@@ -81,13 +81,13 @@ impl OrderRule {
 /// The frame at the beginning of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Not yet a whole frame. `total` is its length with the prefix, once four bytes have arrived.
+    /// Not yet a complete frame. `total` is its length with the prefix, once four bytes have arrived.
     Partial {
         /// Prefix and body, in bytes.
         total: Option<usize>,
     },
-    /// A whole frame: its body is `bytes[PREFIX..total]`.
-    Whole {
+    /// A complete frame: its body is `bytes[PREFIX..total]`.
+    Complete {
         /// Prefix and body, in bytes.
         total: usize,
     },
@@ -112,7 +112,7 @@ pub fn next(bytes: &[u8], order: ByteOrder, limit: u32) -> Next {
     if bytes.len() < total {
         Next::Partial { total: Some(total) }
     } else {
-        Next::Whole { total }
+        Next::Complete { total }
     }
 }
 
@@ -132,7 +132,7 @@ mod tests {
                 let expected = match split {
                     0..PREFIX => Next::Partial { total: None },
                     _ if split < total => Next::Partial { total: Some(total) },
-                    _ => Next::Whole { total },
+                    _ => Next::Complete { total },
                 };
                 let found = next(&bytes[..split], order, 1024);
                 assert_eq!(found, expected, "split at {split}");

@@ -147,7 +147,7 @@ impl Layout {
         page_up((REPLY_SOFT + self.max_reply()) as u64)
     }
 
-    /// Returns the length of a large receive region: a whole frame, or the contents of the shared buffer.
+    /// Returns the length of a large receive region: a complete frame, or the contents of the shared buffer.
     fn large_receive(self) -> u64 {
         page_up((PREFIX + self.max_frame as usize).max(RECEIVE_LEN) as u64)
     }

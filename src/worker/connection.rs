@@ -65,7 +65,7 @@ pub(super) enum WaitingFor {
     Bytes,
     /// Room for its replies.
     Writable,
-    /// The client's next turn: whole frames are left.
+    /// The client's next turn: complete frames are left.
     Turn,
     /// The end: the client has received its last reply.
     End,

@@ -195,7 +195,7 @@ pub(crate) trait Service {
     /// Returns whether the method may run once more after a death.
     fn is_idempotent(&self, index: usize) -> bool;
 
-    /// Runs the method. On success the buffer contains the reply as a whole frame, whose length is returned.
+    /// Runs the method. On success the buffer contains the reply as a complete frame, whose length is returned.
     fn call(
         &mut self,
         index: usize,

@@ -91,7 +91,7 @@ struct WorkerLoop<'c> {
     numbers: Table<()>,
     leased: usize,
     revoked: RevokedClients,
-    /// Slots whose clients have whole frames left: the poller will not report them.
+    /// Slots whose clients have complete frames left: the poller will not report them.
     again: Vec<u32>,
     timers: Timers,
     time: Time,

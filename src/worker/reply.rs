@@ -204,7 +204,7 @@ fn internal(message: impl Into<String>) -> Fault {
     Fault::from_code(Code::Internal, message)
 }
 
-/// Writes an error reply as a whole frame and returns its length. A message that does not fit is left out.
+/// Writes an error reply as a complete frame and returns its length. A message that does not fit is left out.
 pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) -> usize {
     for message in [fault.message(), ""] {
         let mut frame = Frame::new(buffer);

@@ -7,7 +7,7 @@
 //! read     once
 //! frames   for each whole one: set `exec` in the shared memory, run the method, commit the reply;
 //!          one that is executed elsewhere ends the turn, see `turn/away.rs`
-//! send     once, when no whole frame is left
+//! send     once, when no complete frame is left
 //! park     copy what is unread or unsent to the slot's own regions, then activate cursors to them
 //! end      the lease word
 //! ```
@@ -308,7 +308,7 @@ impl Turn<'_, '_> {
         self.serve_frames(began)
     }
 
-    /// Serves whole frames that have been received.
+    /// Serves complete frames that have been received.
     #[inline]
     fn serve_frames(&mut self, began: u64) -> Result<(), Gone> {
         let mut sent_at = began;

@@ -20,7 +20,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_frame_or_not_without_a_panic(bytes in vec(any::<u8>(), 0..64), limit in any::<u32>()) {
         for order in [ByteOrder::Little, ByteOrder::Big] {
-            if let Next::Whole { total } = frame::next(&bytes, order, limit) {
+            if let Next::Complete { total } = frame::next(&bytes, order, limit) {
                 prop_assert!(total <= bytes.len());
             }
         }

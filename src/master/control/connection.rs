@@ -162,7 +162,9 @@ impl ControlClient {
                 let sentence = format!("a request is at most {MAX_REQUEST} bytes, not {length}");
                 Some(Err(Refusal::new(RefusalCode::TooLarge, sentence)))
             }
-            Next::Whole { total } => Some(Ok(self.incoming.drain(..total).skip(PREFIX).collect())),
+            Next::Complete { total } => {
+                Some(Ok(self.incoming.drain(..total).skip(PREFIX).collect()))
+            }
         }
     }
 

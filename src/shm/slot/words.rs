@@ -92,7 +92,7 @@ pub struct Cursors {
     pub in_base: u64,
     /// Position of the first reply byte in the stream of all bytes ever sent to the client.
     pub out_base: u64,
-    /// Received bytes of whole frames that are answered.
+    /// Received bytes of complete frames that are answered.
     pub answered: u32,
     /// Bytes of their replies.
     pub replied: u32,

@@ -30,7 +30,7 @@ pub(in crate::worker) struct Wire {
     written: usize,
     /// Bytes of all frames that were ever queued.
     queued: u64,
-    /// Received bytes: whole frames and the beginning of one, from `parsed` to `received`. The rest is space for the
+    /// Received bytes: complete frames and the beginning of one, from `parsed` to `received`. The rest is space for the
     /// next read, initialized once and not before each.
     incoming: Vec<u8>,
     parsed: usize,
@@ -236,7 +236,7 @@ pub(in crate::worker) struct IncomingFrames {
 }
 
 impl IncomingFrames {
-    /// Returns the body of the next whole frame.
+    /// Returns the body of the next complete frame.
     ///
     /// # Errors
     /// The mistake in its length.

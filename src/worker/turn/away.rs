@@ -146,7 +146,7 @@ impl Turn<'_, '_> {
     #[inline(never)]
     pub(super) fn complete(&mut self, answer: &AwayAnswer<'_>) -> Option<WaitingFor> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
-        let Next::Whole { total } = frame::next(self.unread(), order, u32::MAX) else {
+        let Next::Complete { total } = frame::next(self.unread(), order, u32::MAX) else {
             self.context.shm.header().add_lost();
             return None;
         };

@@ -69,7 +69,7 @@ impl Turn<'_, '_> {
             .map(|order| frame::next(&open.rx[..have], order, u32::MAX));
         let end = match first {
             Some(Next::Partial { total: Some(total) }) => total.min(open.rx.len()),
-            Some(Next::Whole { .. }) => have,
+            Some(Next::Complete { .. }) => have,
             _ => open.rx.len(),
         };
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else {
@@ -95,7 +95,7 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    /// Returns the next whole frame to be answered: its length with the prefix, and the client's byte order.
+    /// Returns the next complete frame to be answered: its length with the prefix, and the client's byte order.
     pub(super) fn next_frame(&mut self) -> Option<(usize, ByteOrder)> {
         if self.flags.closing {
             return None;
@@ -103,7 +103,7 @@ impl Turn<'_, '_> {
         let limit = self.context.settings.max_frame;
         let order = self.order()?;
         match frame::next(self.unread(), order, limit) {
-            Next::Whole { total } => Some((total, order)),
+            Next::Complete { total } => Some((total, order)),
             Next::Partial { .. } => None,
             Next::TooLarge { .. } if self.check_socket().is_err() => None,
             Next::TooLarge { length } => {

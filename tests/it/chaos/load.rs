@@ -410,7 +410,7 @@ fn frame(order: ByteOrder, body: &str) -> Vec<u8> {
     [&order.prefix(body.len() as u32), body.as_bytes()].concat()
 }
 
-/// How many whole frames these bytes begin with.
+/// How many complete frames these bytes begin with.
 fn whole_frames(mut bytes: &[u8], order: ByteOrder) -> u64 {
     let mut count = 0;
     while let Some((prefix, rest)) = bytes.split_first_chunk() {
