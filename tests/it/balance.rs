@@ -1,14 +1,16 @@
 //! The choice of the worker for a new client, and for clients that waited for the start of the workers.
 
 use std::path::Path;
+use std::time::Duration;
 
 use fdpassd::proto::control::{Status, WorkerStatus};
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::common::faulty::{self, Execution, whoami};
 use crate::common::restart::{How, restart};
-use crate::common::{FDPASSD, kernel, ping_all};
+use crate::common::{FDPASSD, kernel, let_pass, ping_all};
 
 /// No worker is taken for stuck and loses its clients, however busy the machine is.
 const NO_STALLS: &str = "limits.stall-timeout = \"1h\"";
@@ -213,10 +215,31 @@ fn no_client_is_spread_if_clients_are_moved_by_hand() {
     ping_all(&mut clients);
     let daemon = restart(&manager, daemon, How::Term, Path::new(FDPASSD));
     ping_all(&mut clients);
-    let moves = daemon.ctl("clients").expect("a list");
-    let moves = moves["clients"].as_array().expect("an array").iter();
-    let moves: Vec<u64> = moves
-        .filter_map(|client| client["moves"].as_u64())
-        .collect();
+    let moves = moves(&daemon);
     assert_eq!(moves, [1; 50], "each was leased once after the restart");
+}
+
+/// Returns how often each client has moved.
+fn moves(daemon: &Running) -> Vec<u64> {
+    let clients = daemon.ctl("clients").expect("a list");
+    let clients = clients["clients"].as_array().expect("an array").iter();
+    clients
+        .filter_map(|client| client["moves"].as_u64())
+        .collect()
+}
+
+#[test]
+fn clients_stay_when_a_worker_is_added_long_after_a_death() {
+    let daemon = crate::common::start(&format!("workers.count = 1\n{NO_STALLS}"));
+    let mut clients: Vec<Client> = (0..50).map(|_| daemon.connect()).collect();
+    ping_all(&mut clients);
+    kernel::send(daemon.worker_pids()[0], Signal::SIGKILL);
+    ping_all(&mut clients);
+    assert_eq!(moves(&daemon), [1; 50]);
+    daemon
+        .ctl_with("scale", json!({ "count": 2 }))
+        .expect("it starts");
+    daemon.wait_for_workers();
+    let_pass(Duration::from_millis(500));
+    assert_eq!(moves(&daemon), [1; 50], "none moves to the new one");
 }

@@ -71,6 +71,10 @@ impl Workers {
         poller: &Poller,
         now: Instant,
     ) {
+        // All workers became ready together, or there is only one.
+        if self.pool.is_settled() {
+            self.spreading.take_if(|spreading| spreading.next.is_none());
+        }
         let is_due = |spreading: &mut Spreading| spreading.next.is_some_and(|next| next <= now);
         let Some(mut spreading) = self.spreading.take_if(is_due) else {
             return;
