@@ -268,8 +268,7 @@ impl<'c> WorkerLoop<'c> {
             self.check_health(service);
             self.close_moved();
             if self.send_reports()? {
-                // Packing comes before the worker may end for lack of clients, so that the next master gets its
-                // counters.
+                // Before the worker may end for lack of clients, so that the next master gets its counters.
                 self.hand_off_clients(service)?;
             }
             self.notify_of_left_clients(service);
