@@ -18,7 +18,6 @@ use crate::proto::channel::{AppEnd, MethodName};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::text::{Counted, Escaped};
-use crate::sys::cgroup::OomCount;
 use crate::sys::process::Exit;
 use crate::sys::socket;
 
@@ -106,60 +105,6 @@ fn strike(
     }
     strikes.len() >= most
 }
-
-/// Kills by the kernel for lack of memory that no death explains yet. Several processes may be killed before the first
-/// of them has ended.
-#[derive(Debug)]
-pub(crate) struct OomKills {
-    count: OomCount,
-    /// The kernel's last count.
-    counted: Option<u64>,
-    unexplained: u64,
-    /// When the last kill was counted.
-    at: Instant,
-}
-
-impl OomKills {
-    /// Counts the kills from now on.
-    pub(crate) fn new(now: Instant) -> OomKills {
-        let count = OomCount::of_process();
-        OomKills {
-            counted: count.read(),
-            count,
-            unexplained: 0,
-            at: now,
-        }
-    }
-
-    /// Counts the kills since the last call, so that none of them explains a much later death.
-    pub(super) fn update(&mut self, now: Instant) {
-        self.add(self.count.read(), now);
-    }
-
-    /// Returns whether such a kill explains that a process was just killed.
-    fn take(&mut self, now: Instant) -> bool {
-        self.update(now);
-        let explains = self.unexplained > 0;
-        self.unexplained = self.unexplained.saturating_sub(1);
-        explains
-    }
-
-    fn add(&mut self, counted: Option<u64>, now: Instant) {
-        if now.duration_since(self.at) > OOM_DEATH {
-            // The earlier kills hit other processes.
-            self.unexplained = 0;
-        }
-        if let (Some(before), Some(after)) = (self.counted, counted)
-            && after > before
-        {
-            (self.unexplained, self.at) = (self.unexplained + (after - before), now);
-        }
-        self.counted = counted;
-    }
-}
-
-/// Longest time that a process killed by the kernel may take to end.
-const OOM_DEATH: Duration = Duration::from_secs(1);
 
 /// Findings about a death.
 #[derive(Debug, Default)]
@@ -393,6 +338,7 @@ mod tests {
 
     use super::*;
     use crate::master::clients::client::Client;
+    use crate::master::workers::oom_kills::OomKills;
     use crate::pool::{Pool, Target};
     use crate::proto::channel::AppGone;
     use crate::proto::names::Generation;
@@ -543,34 +489,6 @@ mod tests {
     }
 
     #[test]
-    fn an_oom_kill_explains_one_death_for_a_second() {
-        let begin = Instant::now();
-        let at = |seconds: u64| begin + Duration::from_secs(seconds);
-        let mut kills = OomKills::new(begin);
-        kills.counted = Some(5);
-        let mut unexplained = |counted, now, taken| {
-            kills.add(counted, now);
-            kills.unexplained -= taken;
-            kills.unexplained
-        };
-        assert_eq!(unexplained(Some(5), at(1), 0), 0);
-        assert_eq!(unexplained(Some(7), at(2), 1), 1);
-        assert_eq!(unexplained(Some(7), at(3), 1), 0);
-        assert_eq!(unexplained(Some(9), at(4), 1), 1);
-        assert_eq!(
-            unexplained(Some(9), at(6), 0),
-            0,
-            "that was of another process"
-        );
-        assert_eq!(unexplained(None, at(6), 0), 0);
-        assert_eq!(
-            unexplained(Some(99), at(6), 0),
-            0,
-            "not counted for a while"
-        );
-    }
-
-    #[test]
     fn a_kill_by_the_master_is_no_lack_of_memory() {
         let now = Instant::now();
         let mut workers = workers(now);
@@ -580,7 +498,7 @@ mod tests {
         };
         for is_by_master in [true, false] {
             // The kernel has killed a process, too.
-            workers.oom_kills.unexplained = 1;
+            workers.oom_kills = OomKills::with_unexplained(now);
             let end = WorkerEnd::new(exit, None, is_by_master);
             let (left, mut telemetry) = (left(&[]), Telemetry::new());
             let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
