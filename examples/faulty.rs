@@ -350,6 +350,16 @@ fn with_waits(daemon: Daemon<State>) -> Daemon<State> {
             })
             .idempotent(),
         )
+        // The same, but a later attempt ends the process.
+        .method(
+            Method::new("read_line_or_exit", |_, path: String, call| {
+                match call.attempt {
+                    1 => read_line(&path).map_err(|e| Fault::new("io", e.to_string())),
+                    _ => process::exit(3),
+                }
+            })
+            .idempotent(),
+        )
 }
 
 /// Adds methods that concern the connection of their caller.

@@ -193,6 +193,34 @@ fn an_idempotent_request_that_ends_two_workers_counts_twice() {
 }
 
 #[test]
+fn a_kill_from_outside_does_not_count_when_the_rerun_crashes() {
+    let daemon = faulty::start("workers.count = 1");
+    let mut client = daemon.connect();
+    for _ in 0..2 {
+        let execution = Execution::start_method(&daemon, client, "read_line_or_exit");
+        daemon.signal_worker(0, "KILL");
+        client = execution.into_client();
+        let fault = client
+            .reply()
+            .value()
+            .expect_err("the rerun ends its worker");
+        assert_eq!(fault.code(), "crashed");
+        ping(&mut client);
+    }
+    let status = daemon.status();
+    assert_eq!(
+        (
+            status.deaths_total,
+            status.reruns_total,
+            status.closed_for_crashes_total
+        ),
+        (4, 2, 0)
+    );
+    client.request("exit", 3);
+    client.expect_end();
+}
+
+#[test]
 fn kills_from_outside_blame_no_client_and_no_method() {
     let daemon = faulty::start("workers.count = 1");
     let mut client = daemon.connect();

@@ -33,6 +33,8 @@ pub(crate) struct Strikes {
     clients: HashMap<ClientId, VecDeque<Instant>>,
     methods: HashMap<String, VecDeque<Instant>>,
     quarantined: Vec<String>,
+    /// When a client's request caused a death and began to run again. If it causes another one, both count.
+    deferred: HashMap<ClientId, Instant>,
 }
 
 impl Strikes {
@@ -58,6 +60,19 @@ impl Strikes {
     pub(crate) fn release_all(&mut self) {
         self.quarantined.clear();
         self.methods.clear();
+    }
+
+    /// Notes a death of which it is not known yet whether the client's request caused it: it runs again.
+    fn defer(&mut self, client: ClientId, now: Instant) {
+        let (_, within) = METHOD;
+        self.deferred
+            .retain(|_, deferred| now.duration_since(*deferred) <= within);
+        self.deferred.insert(client, now);
+    }
+
+    /// Forgets that death. Returns whether there was one.
+    fn take_deferred(&mut self, client: ClientId) -> bool {
+        self.deferred.remove(&client).is_some()
     }
 
     /// Counts a death caused by a client's request. Returns whether the limit is reached.
@@ -256,25 +271,33 @@ impl Workers {
         telemetry.counts.reruns += reruns.count() as u64;
         let is_of_one = suspects.len() == 1 && (is_out_of_memory || end.may_be_of_a_request());
         for suspect in suspects {
-            let is_timed_out = suspect.request.is_timed_out;
-            if (is_timed_out || is_of_one) && !suspect.is_rerun() {
-                self.strike(&suspect, &mut blame, telemetry, now);
+            let was_deferred = self.strikes.take_deferred(suspect.client);
+            if !suspect.request.is_timed_out && !is_of_one {
+                continue;
+            }
+            if suspect.is_rerun() {
+                self.strikes.defer(suspect.client, now);
+            } else {
+                // The earlier one may be of another request, which succeeded when it ran again.
+                let is_second = was_deferred && suspect.request.crash_count > 1;
+                let deaths = if is_second { 2 } else { 1 };
+                self.strike(&suspect, deaths, &mut blame, telemetry, now);
             }
         }
         blame
     }
 
-    /// Records that a request has caused a death.
+    /// Records that a request has caused this many deaths.
     fn strike(
         &mut self,
         suspect: &Suspect<'_>,
+        deaths: usize,
         blame: &mut Blame,
         telemetry: &mut Telemetry,
         now: Instant,
     ) {
         let is_timed_out = suspect.request.is_timed_out;
-        // The death before a rerun was not counted then.
-        for _ in 0..suspect.request.crash_count.clamp(1, 2) {
+        for _ in 0..deaths {
             let culprit = (suspect.client, suspect.peer);
             if self.strikes.strike_client(suspect.client, now) && !blame.culprits.contains(&culprit)
             {
