@@ -9,7 +9,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use super::directory::Directory;
 use super::{PACE, Setup, TIMEOUT};
@@ -19,8 +18,8 @@ use crate::sys::notify::NotifySocket;
 use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::socket::{self, Received};
 
-/// How long rejected descriptors stay open when no message arrives.
-const REJECTION_DELAY: Duration = Duration::from_millis(10);
+/// The beginning of the names of canaries.
+const CANARY_NAME: &str = "fdpassd-canary";
 
 /// A service manager with a descriptor store (sd_notify(3), `FDSTORE=1`).
 #[derive(Debug)]
@@ -46,8 +45,9 @@ struct ManagerState {
     stored: Vec<(String, OwnedFd)>,
     /// The most descriptors that it stores, if there is a limit.
     most: Option<usize>,
-    /// Descriptors above the limit. As systemd does, they are closed after later messages were handled.
-    rejected: Vec<OwnedFd>,
+    /// Descriptors above the limit, with their names. As systemd does, they are closed after later messages were
+    /// handled.
+    rejected: Vec<(String, OwnedFd)>,
 }
 
 impl ServiceManager {
@@ -128,7 +128,9 @@ impl ServiceManager {
     /// Closes the stored descriptors whose names satisfy `is_forgotten`, as systemd does when `FileDescriptorStoreMax`
     /// is lowered.
     pub fn forget_those(&self, is_forgotten: impl Fn(&str) -> bool) {
-        self.lock().stored.retain(|(name, _)| !is_forgotten(name));
+        let stored = &mut self.lock().stored;
+        let forgotten = stored.extract_if(.., |(name, _)| is_forgotten(name));
+        forgotten.for_each(close);
     }
 
     /// Like [`ServiceManager::forget_those`], when no daemon runs. Listeners end at once, even if a process that
@@ -198,12 +200,7 @@ fn listen(socket: &UnixDatagram, end: &OwnedFd, state: &Mutex<ManagerState>) {
         .expect("they are watched");
     let (mut events, mut datagram) = (Vec::new(), vec![0; 8192]);
     loop {
-        let has_rejected = !lock(state).rejected.is_empty();
-        let timeout = has_rejected.then_some(REJECTION_DELAY);
-        poller.wait(&mut events, timeout).expect("the poller works");
-        if events.is_empty() {
-            lock(state).rejected.clear();
-        }
+        poller.wait(&mut events, None).expect("the poller works");
         while let Ok(Received::Message {
             length,
             descriptors,
@@ -213,6 +210,7 @@ fn listen(socket: &UnixDatagram, end: &OwnedFd, state: &Mutex<ManagerState>) {
             let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
             lock(state).receive(text, descriptors);
         }
+        lock(state).rejected.drain(..).for_each(close);
         if events.iter().any(|event| event.token == 1) {
             return;
         }
@@ -236,7 +234,7 @@ impl ManagerState {
         if self.most.is_none_or(|most| self.stored.len() < most) {
             self.stored.push((name.to_owned(), descriptor));
         } else {
-            self.rejected.push(descriptor);
+            self.rejected.push((name.to_owned(), descriptor));
         }
     }
 
@@ -256,6 +254,14 @@ impl ManagerState {
         }
         // A BARRIER is answered by closing its descriptor, which happens here.
         self.told.push(text);
+    }
+}
+
+/// Closes a descriptor. The daemon waits for the end of a canary, which comes at once even if a process that another
+/// test just starts still has a copy of it.
+fn close((name, descriptor): (String, OwnedFd)) {
+    if name.starts_with(CANARY_NAME) {
+        socket::end(&descriptor);
     }
 }
 
