@@ -37,8 +37,8 @@ pub use self::manager::ServiceManager;
 pub use self::running::Running;
 pub use self::setup::Setup;
 
-/// The deadline of every wait.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// The deadline of every wait. It ends a wait that would never end; no machine is so busy that it ends another one.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Calls `ask` every few milliseconds until it returns a value: for facts that cannot be waited for otherwise. An answer
 /// that takes longer than a second counts as one second: on a machine that stood still for a while, what is waited for
