@@ -311,7 +311,7 @@ fn a_preload_that_fails_rolls_the_reload_back() {
         let why = format!("its zygote has no zygote of the app, {why}");
         assert!(fault.to_string().contains(&why), "{fault}");
     }
-    let never = config(1, &json!({"wrong": "never"}), "").replace("\"20s\"", "\"2s\"");
+    let never = config(1, &json!({"wrong": "never"}), "").replace("\"2m\"", "\"2s\"");
     let fault = daemon.reload_with(&never).expect_err("it is never ready");
     let why = "was not ready within 2s: its zygote is not ready";
     assert!(fault.to_string().contains(why), "{fault}");
