@@ -107,7 +107,7 @@
 //! entry points   daemon    testing   ctl                     arguments in, an exit code out
 //! processes      master    worker    exporter    dev         none imports another
 //! decisions      pool                                        pure: compares what is wanted with what is
-//! shared         channel   shm   config   logging   rpc_client   loop_clock   table
+//! shared         channel   shm   config   logging   rpc_client   loop_clock   table   toml_text
 //! system calls   sys                                         all unsafe code; decides nothing
 //! protocol       proto                                       plain data, no I/O
 //! ```
@@ -137,6 +137,7 @@ mod shm;
 mod sys;
 mod table;
 pub mod testing;
+mod toml_text;
 mod worker;
 
 pub use daemon::{Daemon, fdpassd_main as daemon_main};

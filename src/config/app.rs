@@ -12,9 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::control::Mode;
 use super::notation::{Given, Keyword, Notation, Or, OrNone, Rejection, WrittenValue, word};
-use super::source::SourceText;
 use super::values::{AbsolutePath, Size, UpTo, text};
 use crate::proto::app::{AppIdentity, AppOutput, AppSpec, MAX_CONCURRENCY};
+use crate::toml_text::SourceText;
 
 /// `[app]`: the program that executes the methods. Without a command, the default, there is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::ops::Range;
 
-use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 use super::check::Conflict;
-use super::source::SourceText;
 use crate::proto::log::LogLevel;
+use crate::toml_text::{
+    Excerpt, SourceText, did_you_mean, excerpt_of_file, in_quotes, position, reword, visible,
+};
 
 /// Why a configuration was rejected. Displayed for the operator:
 ///
@@ -78,8 +80,7 @@ impl Error {
 impl Error {
     /// Creates an error of a whole file.
     pub(super) fn from_file(origin: &str, message: &str) -> Error {
-        let title = Level::ERROR.primary_title(message);
-        let display = Renderer::plain().render(&[title.element(Origin::path(origin))]);
+        let display = excerpt_of_file(origin, message);
         Error {
             origin: origin.to_owned(),
             message: message.to_owned(),
@@ -202,14 +203,8 @@ impl Error {
         message: &str,
         help: Option<String>,
     ) -> Error {
-        let (text, span) = visible(text, span);
-        let position = position(text, span.start);
-        let source = Snippet::source(text)
-            .path(origin)
-            .annotation(AnnotationKind::Primary.span(span));
-        let report = Level::ERROR.primary_title(message).element(source);
-        let report = report.elements(help.as_deref().map(|help| Level::HELP.message(help)));
-        let display = Renderer::plain().render(&[report]);
+        let Excerpt { position, display } =
+            Excerpt::new(origin, text, span, message, help.as_deref());
         Error {
             origin: origin.to_owned(),
             message: message.to_owned(),
@@ -220,13 +215,6 @@ impl Error {
     }
 }
 
-/// Returns the line and the column, from 1.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = &text[..offset];
-    let line = before.rsplit('\n').next().unwrap_or_default();
-    (before.matches('\n').count() + 1, line.chars().count() + 1)
-}
-
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.display)
@@ -234,47 +222,6 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-/// Leaves out a byte order mark, which is not a column, and all but the first line of the span: a table that lacks a
-/// key is marked at its header. The end of the file is the end of its last line.
-fn visible(text: &str, span: Range<usize>) -> (&str, Range<usize>) {
-    let shown = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mark = text.len() - shown.len();
-    let last_line = shown
-        .strip_suffix('\n')
-        .map_or(shown, |lines| lines.strip_suffix('\r').unwrap_or(lines));
-    let start = boundary(shown, span.start.saturating_sub(mark)).min(last_line.len());
-    let end = boundary(shown, span.end.saturating_sub(mark)).max(start);
-    let first_line = shown[start..end].lines().next().map_or(0, str::len);
-    (shown, start..start + first_line)
-}
-
-/// Returns the nearest beginning of a character: the offsets come from another crate.
-fn boundary(text: &str, offset: usize) -> usize {
-    (0..=offset.min(text.len()))
-        .rev()
-        .find(|&at| text.is_char_boundary(at))
-        .unwrap_or_default()
-}
-
-/// Replaces the words of Rust in serde's messages by those of TOML.
-fn reword(message: &str) -> String {
-    let words = [
-        ("unknown field", "unknown key"),
-        ("missing field", "missing key"),
-        ("unknown variant", "unknown word"),
-        ("invalid type: sequence", "invalid type: array"),
-        ("invalid type: map", "invalid type: table"),
-    ];
-    let reworded = words
-        .iter()
-        .find_map(|(theirs, ours)| Some(format!("{ours}{}", message.strip_prefix(theirs)?)));
-    let message = reworded.unwrap_or_else(|| message.to_owned());
-    message
-        .strip_suffix("a sequence")
-        .map(|rest| format!("{rest}an array"))
-        .unwrap_or(message)
-}
 
 fn advice(message: &str) -> Option<String> {
     if message.starts_with("unexpected leading zero") {
@@ -285,20 +232,6 @@ fn advice(message: &str) -> Option<String> {
     } else {
         as_array(message)
     }
-}
-
-/// Returns the help for a value without its quotes at this position, such as `level = info` or `max-frame = 1MiB`.
-fn in_quotes(text: &str, position: usize) -> Option<String> {
-    let begin = text[..position]
-        .rfind('\n')
-        .map_or(0, |newline| newline + 1);
-    let (_, value) = text[begin..].lines().next()?.split_once('=')?;
-    let value = value.split('#').next()?.trim();
-    let is_word = |c: char| c.is_ascii_alphanumeric() || "_./:-+%".contains(c);
-    let is_bare = !value.is_empty() && value.chars().all(is_word);
-    let is_valid = || format!("x = {value}").parse::<toml::Table>().is_ok();
-    (is_bare && !is_valid())
-        .then(|| format!("a text, a size or a duration is written in quotes: \"{value}\""))
 }
 
 /// Writes the string of serde's message as the array that was expected: its words, unless it has quotes of a shell.
@@ -336,15 +269,4 @@ fn as_key(source: &SourceText, span: &Range<usize>, message: &str) -> Option<Str
     };
     let is_short = text.len() <= 80 && !text.contains('\n');
     is_short.then(|| format!("did you mean: {name}.{key} = {text}"))
-}
-
-/// Finds a known name like the unknown one in serde's message: "unknown key `x`, expected one of `y`, `z`".
-fn did_you_mean(message: &str) -> Option<String> {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let wrong = quoted.next()?;
-    quoted
-        .map(|known| (strsim::jaro_winkler(wrong, known), known))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|(one, _), (other, _)| one.total_cmp(other))
-        .map(|(_, known)| format!("did you mean \"{known}\"?"))
 }

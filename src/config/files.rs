@@ -13,8 +13,8 @@ use std::{fs, io};
 
 use super::error::Error;
 use super::read::{Pipes, read};
-use super::source::SourceText;
 use crate::proto::control::COMMAND_LINE;
+use crate::toml_text::SourceText;
 
 /// The most files in the directory.
 const MAX_DROP_INS: usize = 64;

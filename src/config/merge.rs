@@ -14,7 +14,7 @@ use super::check::Conflict;
 use super::error::Error;
 use super::keys::{Keys, Loaded, keys_of};
 use super::own::{OwnTable, Rule};
-use super::source::SourceText;
+use crate::toml_text::SourceText;
 
 /// Parses all texts as one configuration and checks it.
 pub(super) fn parse(

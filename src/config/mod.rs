@@ -27,7 +27,6 @@ mod notation;
 pub(crate) mod own;
 mod own_fields;
 mod read;
-mod source;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -51,10 +50,10 @@ use self::names::Names;
 use self::notation::table;
 use self::own::{OwnTable, Rule};
 use self::read::Pipes;
-use self::source::SourceText;
 pub use self::values::size;
 pub use self::workers::{Count, Dispatch, RebalanceMode, StartMode, WorkerConfig};
 use crate::proto::log::Log;
+use crate::toml_text::SourceText;
 
 /// The longest configuration file, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;

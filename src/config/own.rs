@@ -14,8 +14,8 @@ use super::AppConfig;
 use super::check::Conflict;
 use super::error::Error;
 use super::own_fields::{FieldNames, fields_at};
-use super::source::SourceText;
 use crate::proto::app::EXCLUDED_BY_ASYNC;
+use crate::toml_text::SourceText;
 
 /// The longest table, in bytes of TOML: a worker receives it in its first message.
 const MAX_LEN: usize = 16 * 1024;

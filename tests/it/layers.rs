@@ -12,12 +12,13 @@ use crate::common::{read, root};
 use imports::faults_of;
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
+    ("toml_text", &[]),
     ("loop_clock", &["sys"]),
-    ("config", &["proto", "sys"]),
+    ("config", &["proto", "sys", "toml_text"]),
     ("logging", &["proto", "sys"]),
     ("channel", &["proto", "sys"]),
     ("rpc_client", &["proto", "sys"]),
@@ -243,7 +244,7 @@ const ONLY_IN: [(&str, &[&str]); 13] = [
     ("signal_hook_registry", &["sys"]),
     ("sd_notify", &["master"]),
     ("unsafe", &["sys"]),
-    ("toml", &["config", "daemon", "testing"]),
+    ("toml", &["config", "daemon", "testing", "toml_text"]),
     ("syslog", &["logging"]),
     ("tokio", &["worker"]),
     ("clap", &["daemon", "ctl"]),

@@ -1,6 +1,6 @@
-//! The text of a configuration file, and places in it.
+//! Places in the text of a file.
 //!
-//! The text is parsed again to find a place, so that no [`Config`](super::Config) stores where its values came from.
+//! The text is parsed again to find a place, so that no configuration stores where its values came from.
 
 use std::ops::Range;
 
@@ -8,15 +8,17 @@ use toml::de::{DeTable, DeValue};
 
 /// A file that was read.
 #[derive(Clone, Debug)]
-pub(super) struct SourceText {
+pub struct SourceText {
     /// The name of the file in messages.
-    pub(super) origin: String,
-    pub(super) text: String,
+    pub origin: String,
+    /// The contents.
+    pub text: String,
 }
 
 impl SourceText {
     /// Finds a place, such as `limits.buffers` or `listen.1`: a key with its value, or an element of an array.
-    pub(super) fn find(&self, place: &str) -> Option<Range<usize>> {
+    #[must_use]
+    pub fn find(&self, place: &str) -> Option<Range<usize>> {
         let document = DeValue::Table(DeTable::parse(&self.text).ok()?.into_inner());
         let (mut value, mut span) = (&document, None);
         for step in place.split('.') {
@@ -40,7 +42,8 @@ impl SourceText {
 
     /// Finds the key of the first level whose value is at this place. Returns its name, and the value if that is a
     /// string.
-    pub(super) fn top_key_at(&self, value: &Range<usize>) -> Option<(String, Option<String>)> {
+    #[must_use]
+    pub fn top_key_at(&self, value: &Range<usize>) -> Option<(String, Option<String>)> {
         let (document, _) = DeTable::parse_recoverable(&self.text);
         let mut all = document.get_ref().iter();
         let (key, found) = all.find(|(_, found)| found.span() == *value)?;
@@ -49,7 +52,8 @@ impl SourceText {
     }
 
     /// Finds the first place of a key whose second place is `again`: the parser reports only that one.
-    pub(super) fn find_first(&self, again: Range<usize>) -> Option<Range<usize>> {
+    #[must_use]
+    pub fn find_first(&self, again: Range<usize>) -> Option<Range<usize>> {
         let (document, _) = DeTable::parse_recoverable(&self.text);
         let name = self.text.get(again.clone())?;
         let mut found = Vec::new();
