@@ -41,6 +41,12 @@ impl Deadline {
         }
     }
 
+    /// Returns the error of a wait that has reached the deadline.
+    #[must_use]
+    pub fn over(&self) -> Error {
+        Error::Timeout(self.timeout)
+    }
+
     /// Returns the time until the deadline. Never zero, which the kernel would take for no limit.
     ///
     /// # Errors

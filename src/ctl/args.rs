@@ -12,8 +12,10 @@ use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
 use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 
+mod help;
 mod values;
 
+use help::HELP;
 use values::{
     address, client_id, daemon_name, instance, json, recycle, release, timeout, words, worker_id,
 };
@@ -49,6 +51,17 @@ pub(super) struct Arguments {
     #[arg(short, long, global = true, help_heading = COMMON, value_name = "NAME", value_parser = daemon_name)]
     #[arg(conflicts_with = "socket")]
     pub(super) name: Option<String>,
+
+    /// Act on these hosts and groups, over ssh
+    ///
+    /// Groups are in ~/.config/fdpassctl/hosts.toml; see fdpassctl(8).
+    #[arg(long, global = true, help_heading = COMMON, value_name = "LIST", value_delimiter = ',')]
+    #[arg(num_args = 1, value_hint = ValueHint::Hostname)]
+    pub(super) hosts: Vec<String>,
+
+    /// Stop at the first host on which a change fails
+    #[arg(long, global = true, help_heading = COMMON)]
+    pub(super) one_at_a_time: bool,
 
     #[command(subcommand)]
     pub(super) verb: CtlVerb,
@@ -353,9 +366,17 @@ impl Arguments {
             CtlVerb::Change(change) => change.takes_long().map(|(_, default)| default),
             _ => None,
         };
-        self.timeout.or(default).unwrap_or(Duration::from_secs(10))
+        self.timeout.or(default).unwrap_or(DEFAULT_TIMEOUT)
+    }
+
+    /// Returns how long ssh may take to log in to a host, also for verbs that take longer.
+    pub(super) fn login_timeout(&self) -> Duration {
+        self.timeout.unwrap_or(DEFAULT_TIMEOUT)
     }
 }
+
+/// The timeout of verbs with a reply within seconds.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const LEVELS: [LogLevel; 5] = [
     LogLevel::Error,
@@ -367,33 +388,6 @@ const LEVELS: [LogLevel; 5] = [
 
 /// The heading of the options that every verb has.
 const COMMON: &str = "Global options";
-
-/// The help, on one screen. It is not generated because clap has no groups of verbs; a test shows that it is complete.
-const HELP: &str = "\
-Usage: fdpassctl [OPTIONS] <VERB>; \"fdpassctl help VERB\" describes a verb
-
-Look     status           the daemon, its listeners and its workers
-         clients          the connected clients and their requests
-         events           recent events; with --follow also new ones
-         config           show what is in force, or check the file
-         metrics          all metrics, in the Prometheus text format
-Clients  drain, undrain   stop accepting clients; accept them again
-         rebalance        spread busy clients over the workers
-         kick             close a client
-         call             send a request as a client
-Workers  scale, recycle   set their number; replace one or all
-         hold, release    move all clients off one; undo that or a quarantine
-Daemon   reload, upgrade  apply the configuration file; run the new program
-         stop             shut down gracefully
-         log-level, reopen-log   show or change the log level; reopen the file
-         version, completions    versions; a script for bash, zsh or fish
-Apps     app              check whether a program can be an app
-Options  -n, --name <NAME>, -i, --instance <NAME>, -s, --socket <PATH>  daemon
-         --timeout <TIME>      how long to wait: 10s, or 1m for long operations
-         --json, -q, --quiet   one line of JSON; no progress on standard error
-Exit     0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
-         64 usage, 75 still in progress, 77 forbidden
-";
 
 #[cfg(test)]
 mod tests {

@@ -5,8 +5,8 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::args::{ClientsArguments, Sort};
 use super::error::Error;
@@ -25,17 +25,11 @@ pub(super) fn show(
     out: &mut impl Write,
 ) -> Result<(), Error> {
     let mut clients = request_all(&mut session.connect()?, arguments.worker)?;
-    clients.sort_by(|a, b| {
-        let order = order(arguments.sort, &a.status, &b.status);
-        match arguments.reverse {
-            true => order.reverse(),
-            false => order,
-        }
-    });
+    clients.sort_by(|a, b| compare(arguments, a, b));
     let total = clients.len();
     clients.truncate(arguments.most.unwrap_or(total));
     let written = match session.json {
-        true => write_json(out, &clients),
+        true => to_json(clients.iter()).and_then(|page| writeln!(out, "{}", page.get())),
         false => write_table(out, session.seen, &clients, total),
     };
     written.map_err(Error::Output)
@@ -43,13 +37,16 @@ pub(super) fn show(
 
 /// A client, parsed and as received.
 #[derive(Debug)]
-struct ClientRow {
-    status: ClientStatus,
+pub(super) struct ClientRow {
+    pub(super) status: ClientStatus,
     raw: Box<RawValue>,
 }
 
 /// Returns all clients, in no order. A client that moves between two requests is on two pages; the later page counts.
-fn request_all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<ClientRow>, Error> {
+pub(super) fn request_all(
+    daemon: &mut RpcClient,
+    worker: Option<WorkerId>,
+) -> Result<Vec<ClientRow>, Error> {
     /// [`control::Clients`](crate::proto::control::Clients), with each client as received.
     #[derive(Deserialize)]
     struct ClientsPage<'a> {
@@ -82,6 +79,15 @@ fn request_all(daemon: &mut RpcClient, worker: Option<WorkerId>) -> Result<Vec<C
     }
 }
 
+/// Orders two clients as the arguments want it.
+pub(super) fn compare(arguments: &ClientsArguments, a: &ClientRow, b: &ClientRow) -> Ordering {
+    let order = order(arguments.sort, &a.status, &b.status);
+    match arguments.reverse {
+        true => order.reverse(),
+        false => order,
+    }
+}
+
 /// Orders by the largest figure, and then by number, which is the order of arrival.
 fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
     let by = match sort {
@@ -94,17 +100,20 @@ fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
     by.then(a.id.cmp(&b.id))
 }
 
-fn write_json(to: &mut impl Write, clients: &[ClientRow]) -> io::Result<()> {
-    to.write_all(br#"{"clients":["#)?;
-    for (index, client) in clients.iter().enumerate() {
-        write!(
-            to,
-            "{}{}",
-            if index > 0 { "," } else { "" },
-            client.raw.get()
-        )?;
+/// Returns clients as one page.
+pub(super) fn to_json<'a>(
+    clients: impl Iterator<Item = &'a ClientRow>,
+) -> io::Result<Box<RawValue>> {
+    #[derive(Serialize)]
+    struct WholePage<'a> {
+        clients: Vec<&'a RawValue>,
+        next: Option<Cursor>,
     }
-    writeln!(to, r#"],"next":null}}"#)
+    let clients = clients.map(|client| &*client.raw).collect();
+    Ok(to_raw_value(&WholePage {
+        clients,
+        next: None,
+    })?)
 }
 
 /// Writes the table. On a terminal the column of listeners is shortened first, because it has few different values.
@@ -131,21 +140,22 @@ fn write_table(
         let rows: Vec<_> = rows.map(row).collect();
         table::write(to, seen.paint(), columns, &rows)?;
     }
+    write_total(to, clients.len(), total)
+}
+
+/// Writes how many clients there are, if not all of them are shown.
+pub(super) fn write_total(to: &mut impl Write, shown: usize, total: usize) -> io::Result<()> {
     match total {
         0 => writeln!(to, "no clients"),
-        all if all > clients.len() => {
-            writeln!(
-                to,
-                "{} of {} clients",
-                grouped(clients.len() as u64),
-                grouped(all as u64)
-            )
+        all if all > shown => {
+            let [shown, all] = [shown, all].map(|count| grouped(count as u64));
+            writeln!(to, "{shown} of {all} clients")
         }
         _ => Ok(()),
     }
 }
 
-fn row(client: &ClientStatus) -> [Cell; 9] {
+pub(super) fn row(client: &ClientStatus) -> [Cell; 9] {
     [
         client.id.to_string().into(),
         Cell::foreign(&client.peer, MAX_PEER_LEN),
@@ -166,7 +176,7 @@ fn row(client: &ClientStatus) -> [Cell; 9] {
     ]
 }
 
-fn row_with_method(client: &ClientStatus) -> [Cell; 10] {
+pub(super) fn row_with_method(client: &ClientStatus) -> [Cell; 10] {
     let [
         id,
         peer,
@@ -184,7 +194,7 @@ fn row_with_method(client: &ClientStatus) -> [Cell; 10] {
     ]
 }
 
-const WITHOUT_METHODS: Columns<9> = Columns {
+pub(super) const WITHOUT_METHODS: Columns<'static, 9> = Columns {
     header: [
         "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
     ],
@@ -192,7 +202,7 @@ const WITHOUT_METHODS: Columns<9> = Columns {
     gives_way: None,
 };
 
-const WITH_METHODS: Columns<10> = Columns {
+pub(super) const WITH_METHODS: Columns<'static, 10> = Columns {
     header: [
         "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES", "METHOD",
     ],

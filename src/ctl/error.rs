@@ -1,7 +1,9 @@
 //! Errors of fdpassctl, and their exit codes.
 
+use std::path::PathBuf;
 use std::{fmt, io};
 
+use super::figures::{are, counted};
 use crate::rpc_client;
 use crate::rpc_client::Error::{
     Closed, Connect, Forbidden, NoReply, NotRunning, NothingListens, Refused, Timeout, Usage,
@@ -17,6 +19,26 @@ pub(super) enum ExitStatus {
     Usage = 64,
     StillGoing = 75,
     Forbidden = 77,
+}
+
+impl ExitStatus {
+    /// Returns the worse of two exit codes of several hosts: first those of a host where something is known to be
+    /// wrong, then those of one where that is not known.
+    pub(super) fn worse(self, other: ExitStatus) -> ExitStatus {
+        let rank = |exit| match exit {
+            ExitStatus::Done => 0,
+            ExitStatus::StillGoing => 1,
+            ExitStatus::NotRunning => 2,
+            ExitStatus::NoReply => 3,
+            ExitStatus::Forbidden => 4,
+            ExitStatus::Failed => 5,
+            ExitStatus::Usage => 6,
+        };
+        match rank(other) > rank(self) {
+            true => other,
+            false => self,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -35,6 +57,24 @@ pub(super) enum Error {
     AppFailed(String),
     /// The configuration that was checked has a mistake. Holds its excerpt.
     BadConfiguration(String),
+    /// The command line asks for something that is not possible.
+    Usage(String),
+    /// The file of hosts has a mistake.
+    BadHostsFile { path: PathBuf, display: String },
+    /// The system does not give fdpassctl what it needs.
+    Unable(String),
+    /// ssh(1) does not reach the host, for this reason.
+    Unreachable(String),
+    /// ssh(1) reaches the host, and not the daemon there.
+    NoDaemon { socket: PathBuf, reason: String },
+    /// Some hosts of several failed.
+    Hosts {
+        failed: usize,
+        not_begun: usize,
+        all: usize,
+        /// The worst of their exit codes.
+        exit: ExitStatus,
+    },
     /// Standard output failed.
     Output(io::Error),
 }
@@ -49,10 +89,14 @@ impl Error {
                 Closed | NoReply(_) | Timeout(_) => ExitStatus::NoReply,
                 Usage(_) => ExitStatus::Usage,
             },
-            Error::Output(_) | Error::AppFailed(_) | Error::BadConfiguration(_) => {
-                ExitStatus::Failed
-            }
-            Error::Ended { .. } => ExitStatus::NotRunning,
+            Error::Output(_)
+            | Error::AppFailed(_)
+            | Error::BadConfiguration(_)
+            | Error::Unable(_) => ExitStatus::Failed,
+            Error::Ended { .. } | Error::NoDaemon { .. } => ExitStatus::NotRunning,
+            Error::Usage(_) | Error::BadHostsFile { .. } => ExitStatus::Usage,
+            Error::Unreachable(_) => ExitStatus::NoReply,
+            Error::Hosts { exit, .. } => *exit,
             Error::StillGoing { .. } => ExitStatus::StillGoing,
         }
     }
@@ -61,7 +105,9 @@ impl Error {
     pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
         let display = match self {
             Error::Connection(Refused { display, .. }) => display.as_deref(),
-            Error::BadConfiguration(display) => Some(display.as_str()),
+            Error::BadConfiguration(display) | Error::BadHostsFile { display, .. } => {
+                Some(display.as_str())
+            }
             _ => None,
         };
         display.unwrap_or_default().lines()
@@ -91,6 +137,25 @@ impl fmt::Display for Error {
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
             Error::AppFailed(checks) => write!(f, "the app fails {checks}"),
             Error::BadConfiguration(_) => f.write_str("the configuration has a mistake:"),
+            Error::Usage(why) | Error::Unable(why) | Error::Unreachable(why) => f.write_str(why),
+            Error::BadHostsFile { path, .. } => write!(f, "{} has a mistake:", path.display()),
+            Error::NoDaemon { socket, reason } => write!(
+                f,
+                "no daemon answers at {}, or the user of ssh may not connect to it ({reason})",
+                socket.display()
+            ),
+            Error::Hosts {
+                failed,
+                not_begun,
+                all,
+                ..
+            } => {
+                write!(f, "{failed} of {} failed", counted(*all as u64, "host"))?;
+                match not_begun {
+                    0 => Ok(()),
+                    _ => write!(f, "; {} not begun", are(*not_begun as u64, "host")),
+                }
+            }
             Error::Output(cause) => write!(f, "cannot write the result: {cause}"),
         }
     }

@@ -14,6 +14,7 @@ mod counters;
 mod error;
 mod events;
 mod figures;
+mod hosts;
 mod job;
 mod output;
 mod page;
@@ -22,6 +23,7 @@ mod session;
 mod status;
 mod style;
 mod table;
+mod tunnel;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -105,8 +107,14 @@ fn run(
     let parsed = parsed.and_then(|found| Arguments::from_arg_matches(&found));
     let done = match parsed {
         Ok(arguments) => {
-            let session = Session::new(&arguments, tool.daemon, var, seen);
-            perform(tool, &arguments, &session, out, err)
+            let session = Session::new(&arguments, tool.daemon, &var, seen);
+            match (arguments.hosts.is_empty(), arguments.one_at_a_time) {
+                (false, _) => hosts::perform(&arguments, &session, &var, out, err),
+                (true, false) => perform(tool, &arguments, &session, out, err),
+                (true, true) => Err(Error::Usage(
+                    "--one-at-a-time is for the hosts of --hosts".to_owned(),
+                )),
+            }
         }
         Err(usage) if usage.use_stderr() => {
             // If this cannot be written either, nothing is left to do.

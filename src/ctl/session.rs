@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::args::Arguments;
 use super::error::Error;
 use super::style::Seen;
+use super::tunnel::Tunnel;
 use crate::proto::control;
 use crate::rpc_client::{self, Deadline, RpcClient, no_reply};
 use crate::sys::user::Holder;
@@ -22,14 +23,25 @@ use crate::sys::user::Holder;
 pub(super) struct Session {
     /// The name of the daemon, as in its paths.
     pub(super) daemon: String,
-    places: Vec<PathBuf>,
-    /// A directory of one of the places, which another user may have created.
-    temporary: Option<PathBuf>,
+    way: Way,
     pub(super) timeout: Duration,
     pub(super) deadline: Deadline,
     pub(super) json: bool,
     pub(super) quiet: bool,
     pub(super) seen: Seen,
+}
+
+/// The way to the daemon.
+#[derive(Debug)]
+enum Way {
+    /// The possible places of its socket.
+    Places {
+        places: Vec<PathBuf>,
+        /// A directory of one of the places, which another user may have created.
+        temporary: Option<PathBuf>,
+    },
+    /// A socket that ssh(1) forwards from another host.
+    Tunnel(Tunnel),
 }
 
 impl Session {
@@ -44,13 +56,34 @@ impl Session {
         let (places, temporary) = places(arguments, &daemon, var);
         Session {
             daemon,
-            places,
-            temporary,
+            way: Way::Places { places, temporary },
             timeout,
             deadline: Deadline::new(timeout),
             json: arguments.json,
             quiet: arguments.quiet,
             seen,
+        }
+    }
+
+    /// Returns a session like this one for the daemon at the end of a tunnel. Its deadline begins now. Standard error
+    /// has lines of several hosts and is no terminal for it.
+    pub(super) fn through(&self, tunnel: Tunnel) -> Session {
+        Session {
+            daemon: self.daemon.clone(),
+            way: Way::Tunnel(tunnel),
+            timeout: self.timeout,
+            deadline: Deadline::new(self.timeout),
+            json: self.json,
+            quiet: self.quiet,
+            seen: self.seen.with_shared_err(),
+        }
+    }
+
+    /// Returns an error of this session as its tunnel explains it, if it has one.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match &self.way {
+            Way::Tunnel(tunnel) => tunnel.explain(error),
+            Way::Places { .. } => error,
         }
     }
 
@@ -71,18 +104,26 @@ impl Session {
     /// Leaves out a place in a directory of another user, and one in a directory that does not exist: another user
     /// could create it at this moment.
     pub(super) fn connect_until(&self, deadline: Deadline) -> Result<RpcClient, rpc_client::Error> {
-        let places = self.places_except(&[Holder::Others, Holder::Missing]);
-        RpcClient::connect_control(&self.daemon, &places, deadline)
+        match &self.way {
+            Way::Tunnel(tunnel) => tunnel.connect(&self.daemon, deadline),
+            Way::Places { .. } => {
+                let places = self.places_except(&[Holder::Others, Holder::Missing]);
+                RpcClient::connect_control(&self.daemon, &places, deadline)
+            }
+        }
     }
 
     fn places_except(&self, holders: &[Holder]) -> Vec<PathBuf> {
-        let is_kept = |place: &&PathBuf| match &self.temporary {
+        let Way::Places { places, temporary } = &self.way else {
+            return Vec::new();
+        };
+        let is_kept = |place: &&PathBuf| match temporary {
             Some(temporary) if place.parent() == Some(temporary) => {
                 !holders.contains(&Holder::read(temporary))
             }
             _ => true,
         };
-        self.places.iter().filter(is_kept).cloned().collect()
+        places.iter().filter(is_kept).cloned().collect()
     }
 
     /// Prints a result as received if JSON is wanted, else calls `write_text`.
@@ -108,9 +149,7 @@ fn places(
     var: impl Fn(&str) -> Option<OsString>,
 ) -> (Vec<PathBuf>, Option<PathBuf>) {
     if let Some(name) = &arguments.instance {
-        // The RuntimeDirectory= of the unit of instances.
-        let place = PathBuf::from(format!("/run/{daemon}-{name}/control.sock"));
-        return (vec![place], None);
+        return (vec![place_of_instance(daemon, name)], None);
     }
     let from_environment = || {
         // A name on the command line is more specific.
@@ -125,6 +164,11 @@ fn places(
             Some(control::temporary(daemon, user())),
         ),
     }
+}
+
+/// Returns the control socket of an instance: in the `RuntimeDirectory=` of its unit.
+pub(super) fn place_of_instance(daemon: &str, instance: &str) -> PathBuf {
+    PathBuf::from(format!("/run/{daemon}-{instance}/control.sock"))
 }
 
 /// Parses a result of the daemon.

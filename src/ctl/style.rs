@@ -53,6 +53,11 @@ impl Seen {
         }
     }
 
+    /// Returns these streams with standard error as no terminal: others write to it at the same time.
+    pub(super) fn with_shared_err(self) -> Seen {
+        Seen { err: false, ..self }
+    }
+
     /// Returns the colours of standard output.
     pub(super) fn paint(self) -> Paint {
         Paint(self.out && self.colours)

@@ -1,6 +1,7 @@
 //! Processes: how they end, are collected and killed; sessions, names, signals.
 
 mod app;
+mod bound;
 mod executable;
 mod exit;
 mod identity;
@@ -21,6 +22,7 @@ pub(in crate::sys) use app::kill_with_group;
 pub use app::{
     AppProcess, AppProgram, AppStdio, ParentDeathSignal, kill_app, open_pidfd, spawn_app, wire,
 };
+pub use bound::end_with_this_thread;
 pub use executable::{Executable, is_parents_program, program_path, unblock_signals};
 pub use exit::{Exit, collect, end_of, end_of_collected, ended, is_collected, wait_for_child};
 pub use identity::{ProcessHandle, ProcessIdentity};

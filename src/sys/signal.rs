@@ -127,6 +127,18 @@ impl Drop for HeldBack {
     }
 }
 
+/// Returns whether this process ignores a signal (SIG_IGN), as nohup(1) makes a program do.
+#[must_use]
+pub fn is_ignored(signal: Signal) -> bool {
+    action_of(signal as i32) == Some(libc::SIG_IGN)
+}
+
+/// Ends this process by a signal, as if it had not been caught.
+pub fn end_by(signal: Signal) {
+    // It fails for a bad signal only.
+    let _ = signal_hook::low_level::emulate_default_handler(signal as i32);
+}
+
 /// Makes a write beyond the limit on the size of files fail with EFBIG, instead of ending this process (setrlimit(2)).
 /// By a handler that does nothing, not by SIG_IGN, which programs started by a method would inherit.
 ///
@@ -223,6 +235,11 @@ fn are_others_caught() -> bool {
 
 /// Returns the address of the handler of a signal; `None` if there is none.
 fn handler_of(signal: i32) -> Option<usize> {
+    action_of(signal).filter(|handler| ![libc::SIG_DFL, libc::SIG_IGN].contains(handler))
+}
+
+/// Returns the handler of a signal, SIG_DFL or SIG_IGN; `None` if there is no such signal.
+fn action_of(signal: i32) -> Option<usize> {
     // SAFETY: all-zero bytes are a sigaction; without a new action sigaction(2) only writes the struct.
     let action = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -231,6 +248,5 @@ fn handler_of(signal: i32) -> Option<usize> {
         }
         action
     };
-    let handler = action.sa_sigaction;
-    (![libc::SIG_DFL, libc::SIG_IGN].contains(&handler)).then_some(handler)
+    Some(action.sa_sigaction)
 }

@@ -19,9 +19,15 @@ impl SourceText {
     /// Finds a place, such as `limits.buffers` or `listen.1`: a key with its value, or an element of an array.
     #[must_use]
     pub fn find(&self, place: &str) -> Option<Range<usize>> {
+        self.find_steps(&Vec::from_iter(place.split('.')))
+    }
+
+    /// Finds a place by its keys, which may contain dots, and indices of arrays.
+    #[must_use]
+    pub fn find_steps(&self, steps: &[&str]) -> Option<Range<usize>> {
         let document = DeValue::Table(DeTable::parse(&self.text).ok()?.into_inner());
         let (mut value, mut span) = (&document, None);
-        for step in place.split('.') {
+        for step in steps {
             let inner = match value {
                 DeValue::Table(table) => {
                     let (key, inner) = table.iter().find(|(key, _)| key.get_ref() == step)?;

@@ -30,7 +30,9 @@ fn bash_completes_verbs_and_their_values() {
         ask fdpassctl re
         ask fdpassctl clients --sort ''
         ask fdpassctl config ''
-        ask fdpassctl app check --only ''";
+        ask fdpassctl app check --only ''
+        ask fdpassctl --ho
+        ask fdpassctl reload --one";
     let Some(lines) = completed("bash", &["--norc", "--noprofile"], script) else {
         return;
     };
@@ -54,6 +56,7 @@ fn bash_completes_verbs_and_their_values() {
         "the names of the checks: {}",
         lines[3]
     );
+    assert_eq!(lines[4..], ["--hosts", "--one-at-a-time"]);
 }
 
 #[test]

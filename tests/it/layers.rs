@@ -55,7 +55,7 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
         &["channel", "rpc_client", "logging", "proto", "sys"],
     ),
     ("dev", &["rpc_client", "proto", "sys"]),
-    ("ctl", &["rpc_client", "proto", "sys"]),
+    ("ctl", &["rpc_client", "proto", "sys", "toml_text"]),
     (
         "daemon",
         &[

@@ -41,6 +41,7 @@ mod garbage;
 mod given_up;
 mod handover;
 mod hooks;
+mod hosts;
 mod inspect;
 mod kill_points;
 mod layers;

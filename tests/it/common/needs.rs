@@ -7,7 +7,7 @@ use std::thread;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// The words that [`skip`] takes and `REQUIRE` may name.
-const NEEDS: [&str; 22] = [
+const NEEDS: [&str; 23] = [
     "root",             // to become another user, to give files away
     "namespaces",       // of networks, mounts, processes and users, by unshare(1) and ip(8)
     "cgroups",          // a memory cgroup that can be written
@@ -26,6 +26,7 @@ const NEEDS: [&str; 22] = [
     "systemd-analyze",
     "dpkg-deb",
     "promtool",
+    "sshd", // and ssh, of OpenSSH
     "mandoc",
     "man",
     "python3",

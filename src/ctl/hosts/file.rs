@@ -1,0 +1,376 @@
+//! `hosts.toml`: groups of hosts, the control socket of each, and the ssh program.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::ctl::error::Error;
+use crate::sys::process;
+use crate::toml_text::{self, SourceText};
+
+/// The file, or what stands for it if there is none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct HostsFile {
+    /// The ssh program and its first arguments; empty is `ssh`.
+    ssh: Vec<String>,
+    /// The control socket of hosts without one of their own.
+    socket: Option<PathBuf>,
+    /// The hosts of each group.
+    groups: BTreeMap<String, Vec<String>>,
+    /// The settings of hosts.
+    hosts: BTreeMap<String, Host>,
+}
+
+/// The settings of a host.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Host {
+    socket: PathBuf,
+}
+
+impl HostsFile {
+    /// Reads and checks the user's file, which need not exist.
+    ///
+    /// # Errors
+    /// The first mistake in it; that it cannot be read, or that other users can write to it.
+    pub(super) fn load(var: impl Fn(&str) -> Option<OsString>) -> Result<HostsFile, Error> {
+        let Some(path) = place(var) else {
+            return Ok(HostsFile::default());
+        };
+        let fail = |why: &dyn std::fmt::Display| {
+            Error::Usage(format!("cannot use {}: {why}", path.display()))
+        };
+        let text = match read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(HostsFile::default());
+            }
+            text => text.map_err(|error| fail(&error))?,
+        };
+        let origin = path.display().to_string();
+        HostsFile::parse(&SourceText { origin, text }).map_err(|display| Error::BadHostsFile {
+            path: path.clone(),
+            display,
+        })
+    }
+
+    fn parse(source: &SourceText) -> Result<HostsFile, String> {
+        let file: HostsFile = toml_text::parse(source)?;
+        match file.mistake() {
+            None => Ok(file),
+            Some((steps, message)) => {
+                let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+                Err(toml_text::mistake_at(source, &steps, &message))
+            }
+        }
+    }
+
+    /// Returns the first wrong value, with its place.
+    fn mistake(&self) -> Option<(Vec<String>, String)> {
+        let place = |steps: &[&str]| steps.iter().map(|step| (*step).to_owned()).collect();
+        if self.ssh.first().is_some_and(String::is_empty) {
+            return Some((place(&["ssh", "0"]), "the program has no name".to_owned()));
+        }
+        let socket_mistake =
+            |steps: &[&str], path: &Path| Some((place(steps), check_socket(path).err()?));
+        let common = self.socket.as_ref();
+        if let Some(found) = common.and_then(|path| socket_mistake(&["socket"], path)) {
+            return Some(found);
+        }
+        for (group, members) in &self.groups {
+            if let Err(why) = check_name(group) {
+                return Some((place(&["groups", group]), why));
+            }
+            for (index, member) in members.iter().enumerate() {
+                let why = match self.groups.contains_key(member) {
+                    true => Some(format!("{member:?} is a group; a group contains hosts")),
+                    false => check_name(member).err(),
+                };
+                if let Some(why) = why {
+                    return Some((place(&["groups", group, &index.to_string()]), why));
+                }
+            }
+        }
+        self.hosts.iter().find_map(|(name, host)| {
+            if self.groups.contains_key(name) {
+                let why = format!("{name:?} is also a group");
+                return Some((place(&["hosts", name]), why));
+            }
+            let of_name = check_name(name).err();
+            of_name
+                .map(|why| (place(&["hosts", name]), why))
+                .or_else(|| socket_mistake(&["hosts", name, "socket"], &host.socket))
+        })
+    }
+
+    /// Returns the hosts of a list of groups and hosts, each once, in the order of the list.
+    ///
+    /// # Errors
+    /// A name that cannot be a host, and a list without hosts.
+    pub(super) fn expand(&self, list: &[String]) -> Result<Vec<String>, Error> {
+        let mut hosts: Vec<String> = Vec::new();
+        for name in list {
+            let one = std::slice::from_ref(name);
+            let names = self.groups.get(name).map_or(one, Vec::as_slice);
+            for host in names {
+                check_name(host).map_err(|why| Error::Usage(format!("--hosts: {why}")))?;
+                if !hosts.contains(host) {
+                    hosts.push(host.clone());
+                }
+            }
+        }
+        match hosts.len() {
+            0 => Err(Error::Usage("--hosts: the list has no hosts".to_owned())),
+            1..=MAX_HOSTS => Ok(hosts),
+            count => Err(Error::Usage(format!(
+                "--hosts: at most {MAX_HOSTS} hosts, these are {count}"
+            ))),
+        }
+    }
+
+    /// Returns the ssh program and its first arguments.
+    pub(super) fn ssh(&self) -> Vec<String> {
+        match self.ssh.is_empty() {
+            true => vec!["ssh".to_owned()],
+            false => self.ssh.clone(),
+        }
+    }
+
+    /// Returns the control socket of a host as the file has it.
+    pub(super) fn socket(&self, host: &str) -> Option<&Path> {
+        let own = self.hosts.get(host).map(|host| &host.socket);
+        own.or(self.socket.as_ref()).map(PathBuf::as_path)
+    }
+}
+
+/// Returns the path of the file by the XDG Base Directory Specification, in which a relative path does not count.
+fn place(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let absolute = |key| {
+        var(key)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let directory =
+        absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
+    Some(directory.join("fdpassctl/hosts.toml"))
+}
+
+/// Reads the file, which names a program: like ssh's own configuration, it must not be another user's.
+fn read(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    if ![0, process::user()].contains(&found.uid()) || found.mode() & 0o022 != 0 {
+        return Err(io::Error::other(
+            "another user owns it or can write to it, and it names a program",
+        ));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_FILE {
+        true => Err(io::Error::other(format!(
+            "it has more than {MAX_FILE} bytes"
+        ))),
+        false => Ok(text),
+    }
+}
+
+/// Checks a destination for ssh(1): a name, `user@name` or `ssh://user@name:port`.
+///
+/// No part may begin with `-`, which programs take for an option, and no character may mean something to a shell: the
+/// user's `ProxyCommand` may contain the name (ssh_config(5), TOKENS).
+fn check_name(name: &str) -> Result<(), String> {
+    let destination = name.strip_prefix("ssh://").unwrap_or(name);
+    let (user, host) = match destination.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, destination),
+    };
+    let is_meant =
+        |c: char| c.is_whitespace() || c.is_control() || "'\"`$\\;&<>|(){}*?!,#".contains(c);
+    if host.is_empty() || user == Some("") {
+        return Err(format!("{name:?} is not the name of a host"));
+    }
+    if name.starts_with('-')
+        || host.starts_with('-')
+        || user.is_some_and(|user| user.starts_with('-'))
+    {
+        return Err(format!(
+            "{name:?} is not the name of a host: it begins with \"-\""
+        ));
+    }
+    match destination.chars().find(|c| is_meant(*c)) {
+        Some(c) => Err(format!(
+            "{name:?} is not the name of a host: it contains {c:?}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks a path on another host, in which ssh(1) would replace variables.
+pub(super) fn check_socket(path: &Path) -> Result<(), String> {
+    let is_wrong = |c: char| c.is_control() || c == '$';
+    match path.to_str() {
+        Some(text) if path.is_absolute() && !text.contains(is_wrong) => Ok(()),
+        _ => Err("the path of a socket on another host is absolute and without \"$\"".to_owned()),
+    }
+}
+
+/// The longest file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The most hosts of one command: each has a process and a thread.
+const MAX_HOSTS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<HostsFile, String> {
+        HostsFile::parse(&SourceText {
+            origin: "hosts.toml".to_owned(),
+            text: text.to_owned(),
+        })
+    }
+
+    fn expanded(file: &HostsFile, list: &[&str]) -> Result<Vec<String>, String> {
+        let list: Vec<String> = list.iter().map(|name| (*name).to_owned()).collect();
+        file.expand(&list).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn groups_are_expanded_and_each_host_is_there_once() {
+        let text =
+            "socket = \"/x\"\ngroups.web = [\"a\", \"root@b.example\"]\nhosts.a.socket = \"/y\"";
+        let file = parse(text).expect("it is valid");
+        let hosts = expanded(&file, &["c", "web", "a", "c"]).expect("hosts");
+        assert_eq!(hosts, ["c", "a", "root@b.example"]);
+        assert_eq!(file.socket("a"), Some(Path::new("/y")));
+        assert_eq!(file.socket("c"), Some(Path::new("/x")));
+        assert_eq!(file.ssh(), ["ssh"]);
+        assert_eq!(
+            expanded(&HostsFile::default(), &["web"]),
+            Ok(vec!["web".to_owned()])
+        );
+        for (list, words) in [
+            (&[][..], "the list has no hosts"),
+            (&["a", ""], "\"\" is not the name of a host"),
+        ] {
+            let said = expanded(&file, list).expect_err(words);
+            assert!(said.contains(words), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_no_option_and_nothing_for_a_shell() {
+        for name in [
+            "a",
+            "root@a",
+            "fe80::1%eth0",
+            "ssh://root@a:22",
+            "ssh://[::1]:22",
+            "web_1.example",
+        ] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in [
+            "-oProxyCommand=x",
+            "root@-x",
+            "-x@a",
+            "ssh://-x",
+            "",
+            "root@",
+            "@a",
+            "ssh://",
+            "a b",
+            "a\n",
+            "$(x)",
+            "a;x",
+            "a`x`",
+        ] {
+            check_name(name).expect_err(name);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_shown_at_their_place() {
+        for (text, words, place) in [
+            ("grops = {}", "unknown key `grops`", "1:1"),
+            ("[hosts.a]\nport = 1", "unknown key `port`", "2:1"),
+            (
+                "[groups]\nall = [\"web\"]\nweb = [\"a\"]",
+                "\"web\" is a group",
+                "2:8",
+            ),
+            (
+                "[groups]\nweb = [\"a\", \"-x\"]",
+                "it begins with \"-\"",
+                "2:13",
+            ),
+            ("groups.\"a b\" = []", "it contains ' '", "1:8"),
+            (
+                "groups.a = []\nhosts.a.socket = \"/x\"",
+                "\"a\" is also a group",
+                "2:7",
+            ),
+            ("[hosts.\"a.b\"]\nsocket = \"x\"", "absolute", "2:1"),
+            ("socket = \"/run/$x\"", "without \"$\"", "1:1"),
+            ("ssh = [\"\"]", "the program has no name", "1:8"),
+            ("ssh = ssh", "", "1:7"),
+        ] {
+            let shown = parse(text).expect_err(text);
+            assert!(shown.contains(words), "{shown}");
+            assert!(
+                shown.contains(&format!("--> hosts.toml:{place}\n")),
+                "{shown}"
+            );
+            assert!(shown.contains('^'), "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_in_the_configuration_directory_of_the_user() {
+        let place_with = |vars: &[(&str, &str)]| {
+            let var = |key: &str| {
+                let found = vars.iter().find(|(name, _)| *name == key);
+                found.map(|(_, value)| OsString::from(value))
+            };
+            place(var).map(|path| path.display().to_string())
+        };
+        for (vars, expected) in [
+            (
+                &[("XDG_CONFIG_HOME", "/c"), ("HOME", "/h")][..],
+                Some("/c/fdpassctl/hosts.toml"),
+            ),
+            (
+                &[("XDG_CONFIG_HOME", "c"), ("HOME", "/h")],
+                Some("/h/.config/fdpassctl/hosts.toml"),
+            ),
+            (&[("HOME", "/h")], Some("/h/.config/fdpassctl/hosts.toml")),
+            (&[("HOME", "")], None),
+        ] {
+            assert_eq!(place_with(vars).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_not_used() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("hosts.toml");
+        fs::write(&path, "").expect("it is ours");
+        for (mode, is_used) in [(0o600, true), (0o644, true), (0o664, false), (0o646, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");
+            assert_eq!(read(&path).is_ok(), is_used, "{mode:o}");
+        }
+        assert!(read(directory.path()).is_err());
+    }
+}
