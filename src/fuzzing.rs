@@ -14,6 +14,7 @@ use crate::proto::frame::{self, ByteOrder, Next, OrderRule, PREFIX};
 use crate::proto::handoff::{self, HandoffMessage};
 use crate::proto::json::raw_value;
 use crate::proto::message::Message;
+use crate::proto::misread::{self, Sender};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::Request;
 
@@ -47,6 +48,9 @@ pub fn frame(input: &[u8]) {
             let total = (total > PREFIX).then_some(total);
             assert_eq!(cut, Next::Partial { total }, "all but one byte of a frame");
         }
+        for sender in [Sender::Client, Sender::Server] {
+            let _ = misread::of_part(sender, bytes, order);
+        }
         let longer = [bytes, &[0]].concat();
         if !matches!(found, Next::Partial { .. }) {
             assert_eq!(frame::next(&longer, order, limit), found);
@@ -55,11 +59,7 @@ pub fn frame(input: &[u8]) {
     if let Some(prefix) = bytes.first_chunk::<PREFIX>()
         && let Some(order) = OrderRule::Auto.decide(*prefix, limit)
     {
-        let other = match order {
-            ByteOrder::Little => ByteOrder::Big,
-            ByteOrder::Big => ByteOrder::Little,
-        };
-        assert!(order.length(*prefix) <= limit || other.length(*prefix) > limit);
+        assert!(order.length(*prefix) <= limit || order.other().length(*prefix) > limit);
     }
 }
 

@@ -19,8 +19,10 @@ use serde_json::value::RawValue;
 
 use self::connect::connect;
 pub use self::error::{Error, no_reply};
+use self::error::{no_frame, too_long};
 use crate::proto::control::{self, RefusalCode, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
+use crate::proto::misread::{self, Sender};
 use crate::proto::names::Address;
 use crate::proto::rpc::Code;
 
@@ -221,24 +223,19 @@ impl RpcClient {
             .map_err(|e| self.read_error(e))?;
         let length = self.order.length(prefix);
         if length > self.limit {
-            let limit = self.limit;
-            let hint = match length.swap_bytes() <= limit {
-                true => "; perhaps the listener has the other byte order",
-                false => "",
-            };
-            return Err(Error::NoReply(format!(
-                "a reply of {length} bytes is announced, at most {limit} are taken{hint}"
-            )));
+            let found = misread::of_length(Sender::Server, length, self.order, self.limit);
+            return Err(too_long(length, self.limit, found));
         }
         let mut body = Vec::new();
-        Read::by_ref(self)
+        let read = Read::by_ref(self)
             .take(length.into())
-            .read_to_end(&mut body)
-            .map_err(|e| self.read_error(e))?;
-        if body.len() < length as usize {
-            return Err(self.read_error(ErrorKind::UnexpectedEof.into()));
+            .read_to_end(&mut body);
+        if read.is_ok() && body.len() == length as usize {
+            return Ok(body);
         }
-        Ok(body)
+        let error = read.err().unwrap_or(ErrorKind::UnexpectedEof.into());
+        let found = misread::of_part(Sender::Server, &[&prefix[..], &body].concat(), self.order);
+        Err(found.map_or_else(|| self.read_error(error), no_frame))
     }
 
     fn read_error(&self, error: io::Error) -> Error {

@@ -11,6 +11,8 @@
 //! limit is 65,535 bytes or less exactly one can, because in the other order a byte above the lower sixteen bits is
 //! set. An empty frame leaves the order undecided.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The length of the prefix of every frame, in bytes.
@@ -42,6 +44,24 @@ impl ByteOrder {
             ByteOrder::Little => u32::from_le_bytes(prefix),
             ByteOrder::Big => u32::from_be_bytes(prefix),
         }
+    }
+
+    /// Returns the other order.
+    #[must_use]
+    pub fn other(self) -> ByteOrder {
+        match self {
+            ByteOrder::Little => ByteOrder::Big,
+            ByteOrder::Big => ByteOrder::Little,
+        }
+    }
+}
+
+impl fmt::Display for ByteOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ByteOrder::Little => "little-endian",
+            ByteOrder::Big => "big-endian",
+        })
     }
 }
 

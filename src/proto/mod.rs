@@ -48,6 +48,7 @@ pub(crate) mod json;
 pub(crate) mod lease;
 pub mod log;
 pub(crate) mod message;
+pub(crate) mod misread;
 pub mod names;
 pub mod own_metrics;
 pub mod paths;

@@ -6,9 +6,7 @@ use std::collections::BinaryHeap;
 use super::WorkerLoop;
 use super::connection::WaitingFor;
 use super::methods::Service;
-use super::reply::Fault;
 use super::turn::Purpose;
-use crate::proto::rpc::Code;
 
 /// No deadline.
 pub(super) const NEVER: u64 = u64::MAX;
@@ -116,10 +114,8 @@ impl WorkerLoop<'_> {
         }
         let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
         log::debug!("client {client} ({peer}) exceeded its timeout ({waits:?}); closing it");
-        let message = "the frame was not complete within frame-timeout";
-        let late = Fault::from_code(Code::Timeout, message);
         let purpose = match waits {
-            WaitingFor::Bytes => Purpose::Reject(&late),
+            WaitingFor::Bytes => Purpose::Expire,
             _ => Purpose::Cut,
         };
         self.run_turn(index, &purpose, service);

@@ -134,6 +134,8 @@ pub(super) enum Purpose<'a> {
     Serve,
     /// Rejects the client: this is its last reply, unless replies before it cannot be sent.
     Reject(&'a Fault),
+    /// Rejects the client: its frame was not complete in time.
+    Expire,
     /// Closes the client without a reply.
     Cut,
     /// Commits the answer to the request that is away.
@@ -280,7 +282,7 @@ impl Turn<'_, '_> {
         match purpose {
             Purpose::Cut => None,
             Purpose::Serve if is_closing && !has_unsent => self.linger(),
-            Purpose::Reject(_) if self.flags.closing => None,
+            Purpose::Reject(_) | Purpose::Expire if self.flags.closing => None,
             _ if has_unsent => self.send_parked(purpose),
             _ => self.work(purpose),
         }
@@ -295,6 +297,10 @@ impl Turn<'_, '_> {
         }
         match purpose {
             Purpose::Reject(fault) => self.reply_last(fault),
+            Purpose::Expire => {
+                let reason = "the frame was not complete within frame-timeout";
+                self.give_up_frame(Code::Timeout, reason);
+            }
             _ => self.serve(began).ok()?,
         }
         let is_same_frame = was_partial && self.cursors.answered == 0 && self.answered == 0;

@@ -59,6 +59,7 @@ mod names;
 mod notify;
 mod operation;
 mod original_client;
+mod other_protocols;
 mod own_metrics;
 mod own_table;
 mod packaging;

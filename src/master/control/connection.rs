@@ -10,6 +10,7 @@ use crate::master::control::pending::PendingKind;
 use crate::master::control::request::ControlReply;
 use crate::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Refusal, RefusalCode};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
+use crate::proto::misread;
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, PollEvent};
 use crate::sys::socket::{self, Transfer};
@@ -159,7 +160,11 @@ impl ControlClient {
             Next::Partial { .. } => None,
             Next::TooLarge { length } => {
                 self.is_last = true;
-                let sentence = format!("a request is at most {MAX_REQUEST} bytes, not {length}");
+                let sentence = misread::too_large(
+                    format!("a request is at most {MAX_REQUEST} bytes, not {length}"),
+                    "the control socket",
+                    (length, ByteOrder::Little, MAX_REQUEST),
+                );
                 Some(Err(Refusal::new(RefusalCode::TooLarge, sentence)))
             }
             Next::Complete { total } => {

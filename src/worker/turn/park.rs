@@ -7,7 +7,6 @@ use crate::shm::{Region, SMALL_LEN};
 use crate::sys::socket;
 use crate::worker::connection::WaitingFor;
 use crate::worker::kill_points::{self, Point};
-use crate::worker::reply::Fault;
 
 impl Turn<'_, '_> {
     /// Sends the replies and parks what is left. Returns what the worker waits for; none if the client must be closed.
@@ -20,8 +19,8 @@ impl Turn<'_, '_> {
         }
         let may_answer = !self.flags.closing && !self.blocked && !self.context.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
-            let message = "the connection ended in the middle of a frame";
-            self.reply_last(&Fault::from_code(Code::BadRequest, message));
+            let reason = "the connection ended in the middle of a frame";
+            self.give_up_frame(Code::BadRequest, reason);
         }
         let sent = if self.blocked {
             0

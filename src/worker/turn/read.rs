@@ -2,6 +2,7 @@
 
 use super::{Gone, Turn};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
+use crate::proto::misread;
 use crate::proto::rpc::Code;
 use crate::shm::{Cursors, RECEIVE_LEN, Region};
 use crate::sys::socket::Transfer;
@@ -107,12 +108,22 @@ impl Turn<'_, '_> {
             Next::Partial { .. } => None,
             Next::TooLarge { .. } if self.check_socket().is_err() => None,
             Next::TooLarge { length } => {
-                let message =
-                    format!("a frame of {length} bytes is longer than max-frame, {limit} bytes");
+                let message = misread::too_large(
+                    format!("a frame of {length} bytes is longer than max-frame, {limit} bytes"),
+                    "the listener",
+                    (length, order, limit),
+                );
                 self.reply_last(&Fault::from_code(Code::TooLarge, message));
                 None
             }
         }
+    }
+
+    /// Rejects the client, whose frame will not be complete for this reason.
+    pub(super) fn give_up_frame(&mut self, code: Code, reason: &str) {
+        let order = self.flags.order.unwrap_or(ByteOrder::Little);
+        let message = misread::incomplete(reason, self.unread(), order);
+        self.reply_last(&Fault::from_code(code, message));
     }
 
     pub(super) fn unread(&self) -> &[u8] {

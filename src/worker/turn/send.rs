@@ -91,7 +91,7 @@ impl Turn<'_, '_> {
         self.has_traffic = sent > 0;
         if sent < unsent {
             // A rejected client that does not read gets no reply.
-            if matches!(purpose, Purpose::Reject(_)) {
+            if matches!(purpose, Purpose::Reject(_) | Purpose::Expire) {
                 return None;
             }
             if sent > 0 {
