@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::config::Config;
-use crate::config::own::{self, TableCheck};
+use crate::config::own::{self, TableType};
 use crate::proto::names::{ClientId, is_daemon_name};
 use crate::worker::{self, Constructor, Hooks, Method, Methods, Preloaded, WorkerInfo};
 
@@ -44,8 +44,8 @@ const SHIPPED: &str = "fdpassd";
 pub struct Daemon<S = (), C = (), P = ()> {
     name: String,
     version: &'static str,
-    /// How the daemon's own table is checked; none if every key in it is unknown.
-    check: Option<TableCheck>,
+    /// The type of the daemon's own table; none if every key in it is unknown.
+    table: Option<TableType>,
     parse: fn(&str) -> Result<C, String>,
     shared: Preloaded<P>,
     constructor: Constructor<S>,
@@ -59,7 +59,7 @@ pub struct Daemon<S = (), C = (), P = ()> {
 pub(crate) struct Parts<S> {
     pub(crate) name: String,
     version: &'static str,
-    check: Option<TableCheck>,
+    table: Option<TableType>,
     pub(crate) methods: Methods<S>,
 }
 
@@ -72,7 +72,7 @@ impl Daemon {
         Daemon {
             name: name.into(),
             version: env!("CARGO_PKG_VERSION"),
-            check: None,
+            table: None,
             parse: |_| Ok(()),
             shared: Preloaded::nothing(),
             constructor: Box::new(|_, _| Ok(())),
@@ -89,7 +89,8 @@ impl Daemon {
     /// The table is checked wherever the configuration is: at the start, by `-t`, `fdpassctl config check` and each
     /// reload. A value that `C` refuses, a missing key, and a key that `C` ignores are errors with their places, and a
     /// reload with one changes nothing. `config show` and `-T` show the keys that the files have; `C` knows the others.
-    /// A table that is missing is an empty one, so defaults belong in the type. It has at most 16 KiB.
+    /// A table that is missing is an empty one, so defaults belong in the type. It has at most 16 KiB. Keys may be
+    /// environment variables, such as `SPELLD__SPELLD__WORDS`; `_` stands for `_` or `-`, whichever the type has.
     ///
     /// A reload starts new workers, which read the new table. The table of a running worker does not change.
     ///
@@ -128,7 +129,7 @@ impl Daemon {
         Daemon {
             name: self.name,
             version: self.version,
-            check: Some(own::check_as::<C>),
+            table: Some(TableType::of::<C>()),
             parse: own::parse::<C>,
             shared: self.shared,
             constructor: Box::new(|_, _| Ok(())),
@@ -156,7 +157,7 @@ impl<C: 'static, P: Send + Sync + 'static> Daemon<(), C, P> {
         Daemon {
             name: self.name,
             version: self.version,
-            check: self.check,
+            table: self.table,
             parse: |_| Ok(()),
             shared: Preloaded::preloaded_by(preload),
             constructor: Box::new(move |worker, table| {
@@ -274,7 +275,7 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
                 self.name
             ));
         }
-        if self.check.is_some() && Config::has_section(&self.name) {
+        if self.table.is_some() && Config::has_section(&self.name) {
             mistakes.push(format!(
                 "{:?} is a table of every configuration; a daemon with a table of its own needs another name",
                 self.name
@@ -293,7 +294,7 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
             Ok(methods) if mistakes.is_empty() => Ok(Parts {
                 name: self.name,
                 version: self.version,
-                check: self.check,
+                table: self.table,
                 methods,
             }),
             Ok(_) => Err(mistakes),
@@ -317,7 +318,7 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
         let name = self.name.clone();
         match self.into_parts() {
             Ok(mut parts) => {
-                own::set(&name, parts.check, parts.methods.has_async());
+                own::set(&name, parts.table, parts.methods.has_async());
                 if is_shipped {
                     parts.methods.set_shipped();
                 }

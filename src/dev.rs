@@ -102,7 +102,7 @@ impl ServingReport {
 pub fn start(name: &str, watched: &Watched) -> io::Result<(u32, ServingReport)> {
     let watched = serde_json::to_string(watched)?;
     let (stdin, report) = fd::pipe()?;
-    let pid = Executable::current()?.spawn(name, &[WATCH, watched.as_str()], stdin)?;
+    let pid = Executable::current()?.spawn(name, &[WATCH, watched.as_str()], stdin, &[])?;
     Ok((pid, ServingReport(report.into())))
 }
 

@@ -12,9 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::control::Mode;
 use super::notation::{Given, Keyword, Notation, Or, OrNone, Rejection, WrittenValue, word};
+use super::text::ConfigText;
 use super::values::{AbsolutePath, Size, UpTo, text};
 use crate::proto::app::{AppIdentity, AppOutput, AppSpec, MAX_CONCURRENCY};
-use crate::toml_text::SourceText;
 
 /// `[app]`: the program that executes the methods. Without a command, the default, there is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub struct AppConfig {
     #[serde(deserialize_with = "command", skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// The working directory. [`Config::load`](super::Config::load) sets the default, the directory of the file that
-    /// has the command.
+    /// has the command, or the current one.
     #[serde(with = "Given::<AbsolutePath>")]
     pub directory: Option<PathBuf>,
     /// Variables besides those of the daemon.
@@ -101,17 +101,21 @@ impl AppConfig {
         self.context.environment == other.context.environment
     }
 
-    /// Sets the default of the directory: that of the file with the command.
-    pub(super) fn set_directory(&mut self, texts: &[SourceText]) {
-        let of_file = || {
-            let file = texts
+    /// Sets the default of the directory: that of the file with the command, or the current one if a variable has it.
+    /// Texts with precedence come first.
+    pub(super) fn set_directory(&mut self, texts: &[&ConfigText]) {
+        let of_text = || {
+            let text = texts
                 .iter()
                 .find(|text| text.find("app.command").is_some())?;
-            let file = std::path::absolute(&file.origin).ok()?;
+            if !text.variables.is_empty() {
+                return std::env::current_dir().ok();
+            }
+            let file = std::path::absolute(&text.origin).ok()?;
             file.parent().map(Path::to_owned)
         };
         if !self.command.is_empty() && self.directory.is_none() {
-            self.directory = of_file();
+            self.directory = of_text();
         }
     }
 }

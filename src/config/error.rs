@@ -1,14 +1,17 @@
 //! Errors of a configuration file, with their places.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 use super::check::Conflict;
+use super::text::ConfigText;
+use super::variables::Variable;
 use crate::proto::log::LogLevel;
 use crate::toml_text::{
-    Excerpt, SourceText, did_you_mean, excerpt_of_file, in_quotes, position, reword, visible,
+    Excerpt, did_you_mean, excerpt_of_file, in_quotes, likely_name, position, reword, visible,
 };
 
 /// Why a configuration was rejected. Displayed for the operator:
@@ -28,7 +31,7 @@ pub struct Error {
     origin: String,
     message: String,
     help: Option<String>,
-    /// Line and column; none for the whole file.
+    /// Line and column; none for the whole file, and for a variable.
     position: Option<(usize, usize)>,
     display: String,
 }
@@ -96,24 +99,39 @@ impl Error {
         let byte = rest.first().copied().unwrap_or_default();
         let message = format!("the byte {byte:#04x} at offset {offset} is not UTF-8");
         let text = str::from_utf8(valid).unwrap_or_default();
-        Error::at(origin, text, offset..offset, &message, None)
+        let source = ConfigText::new(origin.to_owned(), text.to_owned());
+        Error::at(&source, offset..offset, &message, None)
     }
 
     /// Creates an error that the parser or a type has found. `own` is the name of the daemon's own table, if there may
     /// be one.
     pub(super) fn from_toml(
-        source: &SourceText,
+        source: &ConfigText,
         error: &toml::de::Error,
         own: Option<&str>,
     ) -> Error {
-        let SourceText { origin, text } = source;
-        let mut message = reword(error.message());
+        Error::from_message(source, error.message(), error.span(), own)
+    }
+
+    /// Creates an error with a message of the parser or a type, at this place.
+    pub(super) fn from_message(
+        source: &ConfigText,
+        message: &str,
+        span: Option<Range<usize>>,
+        own: Option<&str>,
+    ) -> Error {
+        let text = &source.text;
+        let mut message = reword(message);
         if let Some(own) = own.filter(|_| message.contains(", expected one of `listen`, ")) {
             message.push_str(&format!(", `{own}`"));
         }
-        let Some(span) = error.span() else {
-            return Error::from_file(origin, &message);
+        let Some(span) = span else {
+            return Error::from_file(&source.origin, &message);
         };
+        if let Some(variable) = source.variable(&span) {
+            let help = help_for(variable, source, &span, &message);
+            return Error::at(source, span, &message, help);
+        }
         match source
             .find_first(span.clone())
             .filter(|_| message == "duplicate key")
@@ -123,7 +141,7 @@ impl Error {
                 let help = advice(&message)
                     .or_else(|| as_key(source, &span, &message))
                     .or_else(|| in_quotes(text, span.start));
-                Error::at(origin, text, span, &message, help)
+                Error::at(source, span, &message, help)
             }
         }
     }
@@ -133,34 +151,40 @@ impl Error {
         reword(error.message())
     }
 
-    /// Creates an error that [`super::check`] has found, at the first of its places that one of the files has.
+    /// Creates an error that [`super::check`] has found, at the first of its places that one of the texts has.
     pub(super) fn from_conflict(
-        texts: &[SourceText],
+        texts: &[&ConfigText],
         Conflict { message, places }: &Conflict,
     ) -> Error {
         let find = |place: &String| {
             let mut found = texts
                 .iter()
-                .filter_map(|source| Some((source, source.find(place)?)));
+                .filter_map(|source| Some((*source, source.find(place)?)));
             found.next()
         };
         let Some((source, span)) = places.iter().find_map(find) else {
-            let origin = texts.first().map_or("the default", |source| &source.origin);
+            let is_file = |source: &&&ConfigText| source.variables.is_empty();
+            let whole = texts.iter().find(is_file).or(texts.first());
+            let origin = whole.map_or("the default", |source| &source.origin);
             return Error::from_file(origin, message);
         };
-        Error::at(&source.origin, &source.text, span, message, advice(message))
+        let help = match source.variable(&span) {
+            Some(variable) => help_for(variable, source, &span, message),
+            None => advice(message),
+        };
+        Error::at(source, span, message, help)
     }
 
     /// Creates an error of a key in two files.
-    pub(super) fn given_twice(first: &SourceText, again: &SourceText, key: &str) -> Error {
-        let place = |source: &SourceText| source.find(key).unwrap_or_default();
+    pub(super) fn given_twice(first: &ConfigText, again: &ConfigText, key: &str) -> Error {
+        let place = |source: &ConfigText| source.find(key).unwrap_or_default();
         Error::twice(key, (first, place(first)), (again, place(again)))
     }
 
     fn twice(
         key: &str,
-        (first, first_span): (&SourceText, Range<usize>),
-        (again, span): (&SourceText, Range<usize>),
+        (first, first_span): (&ConfigText, Range<usize>),
+        (again, span): (&ConfigText, Range<usize>),
     ) -> Error {
         let (first_text, first_span) = visible(&first.text, first_span);
         let (text, span) = visible(&again.text, span);
@@ -196,20 +220,20 @@ impl Error {
         }
     }
 
-    fn at(
-        origin: &str,
-        text: &str,
-        span: Range<usize>,
-        message: &str,
-        help: Option<String>,
-    ) -> Error {
+    fn at(source: &ConfigText, span: Range<usize>, message: &str, help: Option<String>) -> Error {
+        let variable = source.variable(&span);
+        let (text, span) = match variable.map(|variable| variable.shown(&span)) {
+            Some((text, span)) => (Cow::from(text), span),
+            None => (Cow::from(&source.text), span),
+        };
         let Excerpt { position, display } =
-            Excerpt::new(origin, text, span, message, help.as_deref());
+            Excerpt::new(&source.origin, &text, span, message, help.as_deref());
+        let origin = variable.map_or(&source.origin, |variable| &variable.name);
         Error {
             origin: origin.to_owned(),
             message: message.to_owned(),
             help,
-            position: Some(position),
+            position: variable.is_none().then_some(position),
             display,
         }
     }
@@ -249,13 +273,42 @@ fn as_array(message: &str) -> Option<String> {
     Some(format!("an array is written in brackets: [{array}]"))
 }
 
+/// Returns the help for an error in a variable. For an unknown key or a value in the place of a table, it is the
+/// variable that was probably meant.
+fn help_for(
+    variable: &Variable,
+    source: &ConfigText,
+    span: &Range<usize>,
+    message: &str,
+) -> Option<String> {
+    let meant = |name: String| format!("did you mean {name}?");
+    if variable.is_in_value(span) {
+        let (_, key) = missing_key(source, span, message).unzip();
+        let inner = key.map(|key| meant(variable.inner(key)));
+        return inner.or_else(|| advice(message));
+    }
+    let (wrong, known) = likely_name(message).filter(|_| message.starts_with("unknown"))?;
+    variable.with_key(wrong, known).map(meant)
+}
+
 /// Writes a value in the place of a table with the key that it is probably for: `workers = 4` as `workers.count = 4`.
-fn as_key(source: &SourceText, span: &Range<usize>, message: &str) -> Option<String> {
+fn as_key(source: &ConfigText, span: &Range<usize>, message: &str) -> Option<String> {
+    let (name, key) = missing_key(source, span, message)?;
+    let text = source.text.get(span.clone())?;
+    let is_short = text.len() <= 80 && !text.contains('\n');
+    is_short.then(|| format!("did you mean: {name}.{key} = {text}"))
+}
+
+/// Returns the name of a table in whose place there is a value, and the key that the value is probably for.
+fn missing_key(
+    source: &ConfigText,
+    span: &Range<usize>,
+    message: &str,
+) -> Option<(String, &'static str)> {
     if !message.starts_with("invalid type: ") || !message.ends_with(", expected a table") {
         return None;
     }
     let (name, string) = source.top_key_at(span)?;
-    let text = source.text.get(span.clone())?;
     let is_level = |word: &str| LogLevel::ALL.iter().any(|level| level.as_str() == word);
     let key = match (name.as_str(), string.as_deref()) {
         ("app", _) => "command",
@@ -267,6 +320,5 @@ fn as_key(source: &SourceText, span: &Range<usize>, message: &str) -> Option<Str
         ("workers", _) => "count",
         _ => return None,
     };
-    let is_short = text.len() <= 80 && !text.contains('\n');
-    is_short.then(|| format!("did you mean: {name}.{key} = {text}"))
+    Some((name, key))
 }

@@ -13,8 +13,8 @@ use std::{fs, io};
 
 use super::error::Error;
 use super::read::{Pipes, read};
+use super::text::ConfigText;
 use crate::proto::control::COMMAND_LINE;
-use crate::toml_text::SourceText;
 
 /// The most files in the directory.
 const MAX_DROP_INS: usize = 64;
@@ -58,13 +58,13 @@ impl<'a> ConfigPlace<'a> {
     ///
     /// # Errors
     /// Those of [`read_all`].
-    pub(super) fn read(self, pipes: Pipes) -> Result<Vec<SourceText>, Error> {
+    pub(super) fn read(self, pipes: Pipes) -> Result<Vec<ConfigText>, Error> {
         match self {
             ConfigPlace::Files { file, standard } => read_all(file, standard, pipes),
-            ConfigPlace::CommandLine(text) => Ok(vec![SourceText {
-                origin: COMMAND_LINE.to_owned(),
-                text: text.to_owned(),
-            }]),
+            ConfigPlace::CommandLine(text) => {
+                let origin = COMMAND_LINE.to_owned();
+                Ok(vec![ConfigText::new(origin, text.to_owned())])
+            }
         }
     }
 }
@@ -73,17 +73,17 @@ impl<'a> ConfigPlace<'a> {
 ///
 /// # Errors
 /// A file that cannot be read, a directory that cannot be listed, or one with more than [`MAX_DROP_INS`] files.
-fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<SourceText>, Error> {
+fn read_all(file: Option<&Path>, standard: &Path, pipes: Pipes) -> Result<Vec<ConfigText>, Error> {
     let files = list(file, standard)?;
     files.iter().map(|path| read_text(path, pipes)).collect()
 }
 
-fn read_text(path: &Path, pipes: Pipes) -> Result<SourceText, Error> {
+fn read_text(path: &Path, pipes: Pipes) -> Result<ConfigText, Error> {
     let origin = path.display().to_string();
     let bytes = read(path, pipes)
         .map_err(|error| Error::from_file(&origin, &format!("cannot read the file: {error}")))?;
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(SourceText { origin, text }),
+        Ok(text) => Ok(ConfigText::new(origin, text)),
         Err(error) => Err(Error::not_utf8(
             &origin,
             error.as_bytes(),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
@@ -13,14 +14,23 @@ use crate::proto::control::{Change, Key, KeyOrigin};
 /// The keys of a file, with their sections: `listen`, `workers.count`.
 pub type Keys = BTreeSet<String>;
 
-/// A configuration, and the keys of its files.
+/// The keys of a configuration that are not the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenKeys {
+    /// The keys of the files, or of the arguments.
+    pub files: Keys,
+    /// The keys of the environment that are in force. Files may have them as well.
+    pub variables: Keys,
+}
+
+/// A configuration, and its keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// The keys of the files; all others have their defaults.
-    pub keys: Keys,
-    /// The files that were read, in their order.
+    /// The keys that are given; all others have their defaults.
+    pub given: GivenKeys,
+    /// The files that were read, in their order, and what stands for the environment if it has keys.
     pub files: Vec<PathBuf>,
 }
 
@@ -43,10 +53,10 @@ pub(super) fn keys_of(text: &str) -> Keys {
 }
 
 impl Config {
-    /// Returns every key with its value and its origin, which is the file if `given` has the key. A key that is not set
-    /// comes last in its section, with the value in force instead, if any.
+    /// Returns every key with its value and its origin, which is the environment or the file if `given` has the key. A
+    /// key that is not set comes last in its section, with the value in force instead, if any.
     #[must_use]
-    pub fn entries(&self, given: &Keys) -> Vec<Key> {
+    pub fn entries(&self, given: &GivenKeys) -> Vec<Key> {
         let values = self.values().into_iter();
         let entries = values.map(|(section, key, value)| {
             let value = value.or_else(|| self.value_instead(section, key));
@@ -55,9 +65,12 @@ impl Config {
         let own = self.own_values().into_iter();
         let entries = entries.chain(own.map(|(key, value)| (key, Some(value))));
         let entry = |(key, value)| {
-            let origin = match given.contains(&key) {
-                true => KeyOrigin::File,
-                false => KeyOrigin::Default,
+            let origin = if given.variables.contains(&key) {
+                KeyOrigin::Environment
+            } else if given.files.contains(&key) {
+                KeyOrigin::File
+            } else {
+                KeyOrigin::Default
             };
             Key { key, value, origin }
         };
@@ -269,13 +282,20 @@ mod tests {
         Config::parse(text, "test").expect("a configuration")
     }
 
+    fn of_files(files: Keys) -> GivenKeys {
+        GivenKeys {
+            files,
+            ..GivenKeys::default()
+        }
+    }
+
     #[test]
     fn the_values_make_the_same_configuration() {
         let config = parse(
             "listen = [\"127.0.0.1:1\", { address = \"unix:/x\", mode = \"0600\" }]\n[log]\ntarget = \"file\"\n\
              file = \"/tmp/a \\\" = [b]\"\n",
         );
-        let entries = config.entries(&Keys::new());
+        let entries = config.entries(&GivenKeys::default());
         let set = entries
             .iter()
             .filter_map(|Key { key, value, .. }| Some((key, value.as_ref()?)));
@@ -307,7 +327,7 @@ mod tests {
             config.app.environment_file.as_deref(),
             Some(Path::new(path))
         );
-        for Key { key, value, .. } in config.entries(&Keys::new()) {
+        for Key { key, value, .. } in config.entries(&GivenKeys::default()) {
             assert!(value.is_none_or(|value| !value.contains('\n')), "{key}");
         }
         assert!(!quoted(path).contains('\n'), "{}", quoted(path));
@@ -328,7 +348,7 @@ mod tests {
             own: Some(own),
             ..Config::default()
         };
-        let entries = config.entries(&keys_of(text));
+        let entries = config.entries(&of_files(keys_of(text)));
         let of_file = |entry: &&Key| entry.origin == KeyOrigin::File;
         let names: Vec<&str> = entries
             .iter()
@@ -346,7 +366,7 @@ mod tests {
             (groups, "\"0666\"", Some("\"127.0.0.1:1\"")),
         ] {
             let config = parse(text);
-            let entries = config.entries(&Keys::new());
+            let entries = config.entries(&GivenKeys::default());
             let find = |key: &str| {
                 entries
                     .iter()
@@ -397,7 +417,7 @@ mod tests {
             Vec::from_iter(&keys),
             ["limits.max-frame", "listen", "log.level", "workers.count"]
         );
-        let entries = parse(text).entries(&keys);
+        let entries = parse(text).entries(&of_files(keys));
         let of_file: Vec<_> = entries
             .iter()
             .filter(|entry| entry.origin == KeyOrigin::File)

@@ -1,6 +1,7 @@
-//! Several files as one configuration.
+//! Several files, and the environment, as one configuration.
 //!
-//! No key overrides another one: each is given once in all files, so that their order only matters for messages.
+//! No file overrides another one: each key is given once in all files, so that their order only matters for messages. A
+//! key of the environment overrides that of a file, and a key of the arguments both.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,36 +13,67 @@ use toml::{Table, Value};
 use super::Config;
 use super::check::Conflict;
 use super::error::Error;
-use super::keys::{Keys, Loaded, keys_of};
+use super::files::ConfigPlace;
+use super::keys::{GivenKeys, Keys, Loaded, keys_of};
 use super::own::{OwnTable, Rule};
-use crate::toml_text::SourceText;
+use super::text::ConfigText;
+
+/// The texts of one configuration.
+#[derive(Debug)]
+pub(super) struct ConfigTexts {
+    /// The files, or the text that stands for arguments.
+    texts: Vec<ConfigText>,
+    /// The environment, if it has keys.
+    environment: Option<ConfigText>,
+    /// The texts have precedence over the environment: they stand for arguments.
+    is_command_line: bool,
+}
+
+impl ConfigTexts {
+    pub(super) fn new(
+        place: ConfigPlace<'_>,
+        texts: Vec<ConfigText>,
+        environment: Option<ConfigText>,
+    ) -> ConfigTexts {
+        ConfigTexts {
+            texts,
+            environment,
+            is_command_line: matches!(place, ConfigPlace::CommandLine(_)),
+        }
+    }
+
+    /// Returns those of a configuration that has nothing but these files.
+    pub(super) fn files(texts: Vec<ConfigText>) -> ConfigTexts {
+        ConfigTexts {
+            texts,
+            environment: None,
+            is_command_line: false,
+        }
+    }
+
+    /// Returns all texts, those with precedence first.
+    fn all(&self) -> Vec<&ConfigText> {
+        let mut all: Vec<&ConfigText> = self.environment.iter().collect();
+        let at = if self.is_command_line { 0 } else { all.len() };
+        all.splice(at..at, &self.texts);
+        all
+    }
+}
 
 /// Parses all texts as one configuration and checks it.
 pub(super) fn parse(
-    texts: &[SourceText],
+    sources: &ConfigTexts,
     own: Rule<'_>,
     check: impl FnOnce(&mut Config) -> Result<(), Conflict>,
 ) -> Result<Loaded, Error> {
-    let mut keys = BTreeMap::new();
-    let mut merged = Table::new();
-    let mut config = Config::default();
-    for source in texts {
-        let fail = |error| Error::from_toml(source, &error, own.name());
-        // This checks the types of all values, as only here their places are known.
-        config = parse_one(source, own.name()).map_err(fail)?;
-        for key in keys_of(&source.text) {
-            if let Some(first) = keys.insert(key.clone(), source) {
-                return Err(Error::given_twice(first, source, &key));
-            }
-        }
-        merge(&mut merged, toml::from_str(&source.text).map_err(fail)?);
-    }
+    let all = sources.all();
+    let (mut config, mut merged, given) = parse_each(sources, own)?;
     let table = own
         .name()
         .and_then(|name| Some((name, merged.remove(name)?)));
-    if texts.len() > 1 {
+    if let [first, _, ..] = all[..] {
         config = Config::deserialize(merged)
-            .map_err(|error| Error::from_file(&texts[0].origin, error.message()))?;
+            .map_err(|error| Error::from_file(&first.origin, error.message()))?;
     }
     config.own = table.and_then(|(name, value)| match value {
         Value::Table(keys) => Some(OwnTable {
@@ -50,23 +82,63 @@ pub(super) fn parse(
         }),
         _ => None,
     });
-    own.check(texts, config.own.as_ref())?;
-    config.app.set_directory(texts);
+    own.check(&all, config.own.as_ref())?;
+    config.app.set_directory(&all);
     let check_all = |config: &mut Config| {
         own.check_app(&config.app)?;
         check(config)
     };
-    check_all(&mut config).map_err(|conflict| Error::from_conflict(texts, &conflict))?;
-    let files = texts.iter().map(|text| PathBuf::from(&text.origin));
+    check_all(&mut config).map_err(|conflict| Error::from_conflict(&all, &conflict))?;
+    let origins = sources.texts.iter().chain(&sources.environment);
     Ok(Loaded {
         config,
-        keys: keys.into_keys().collect(),
-        files: files.collect(),
+        given,
+        files: origins.map(|text| PathBuf::from(&text.origin)).collect(),
     })
 }
 
-/// Parses one text without the daemon's own table.
-fn parse_one(source: &SourceText, own: Option<&str>) -> Result<Config, toml::de::Error> {
+/// Parses each text. Returns the configuration of the last one, the values of all, and the keys of each kind of text.
+///
+/// A key is in one file only. The environment may have it as well; of a table, it replaces only the keys that it has.
+fn parse_each(sources: &ConfigTexts, own: Rule<'_>) -> Result<(Config, Table, GivenKeys), Error> {
+    let mut keys = BTreeMap::new();
+    let mut merged = Table::new();
+    let mut config = Config::default();
+    for source in &sources.texts {
+        config = parse_one(source, own.name())?;
+        for key in keys_of(&source.text) {
+            if let Some(first) = keys.insert(key.clone(), source) {
+                return Err(Error::given_twice(first, source, &key));
+            }
+        }
+        merge(&mut merged, table_of(source)?);
+    }
+    let files: Keys = keys.into_keys().collect();
+    let mut variables = Keys::new();
+    if let Some(environment) = &sources.environment {
+        config = parse_one(environment, own.name())?;
+        let mut table = table_of(environment)?;
+        variables = keys_of(&environment.text);
+        if sources.is_command_line {
+            variables.retain(|key| !files.contains(key));
+            std::mem::swap(&mut merged, &mut table);
+        }
+        merge(&mut merged, table);
+    }
+    Ok((config, merged, GivenKeys { files, variables }))
+}
+
+fn table_of(source: &ConfigText) -> Result<Table, Error> {
+    toml::from_str(&source.text).map_err(|error| Error::from_toml(source, &error, None))
+}
+
+/// Parses one text without the daemon's own table. This checks the types of all values, as only here their places are
+/// known.
+fn parse_one(source: &ConfigText, own: Option<&str>) -> Result<Config, Error> {
+    typed(source, own).map_err(|error| Error::from_toml(source, &error, own))
+}
+
+fn typed(source: &ConfigText, own: Option<&str>) -> Result<Config, toml::de::Error> {
     let mut document = DeTable::parse(&source.text)?;
     let table = own.and_then(|name| document.get_mut().remove(name));
     if let Some(table) = table.filter(|table| table.get_ref().as_table().is_none()) {
@@ -80,11 +152,11 @@ fn parse_one(source: &SourceText, own: Option<&str>) -> Result<Config, toml::de:
 #[derive(Deserialize)]
 struct IgnoredTable {}
 
-/// Adds keys, none of which is there yet.
+/// Adds keys, which replace those that are there.
 fn merge(merged: &mut Table, more: Table) {
     for (name, value) in more {
         match (merged.get_mut(&name), value) {
-            (Some(Value::Table(section)), Value::Table(more)) => section.extend(more),
+            (Some(Value::Table(section)), Value::Table(more)) => merge(section, more),
             (_, value) => drop(merged.insert(name, value)),
         }
     }
@@ -93,12 +165,13 @@ fn merge(merged: &mut Table, more: Table) {
 /// Refuses texts that leave out keys in force because a file is empty, as a file is while it is being written, or
 /// because no file exists, as while the only one is being replaced. `main` is the file that would be the first.
 pub(super) fn check_not_emptied(
-    texts: &[SourceText],
+    sources: &ConfigTexts,
     main: &str,
     keys: &Keys,
     in_force: &Keys,
 ) -> Result<(), Error> {
-    let is_empty = |source: &SourceText| source.text.trim().is_empty();
+    let texts = &sources.texts;
+    let is_empty = |source: &ConfigText| source.text.trim().is_empty();
     let (origin, what) = if texts.is_empty() {
         (
             main,
@@ -151,18 +224,19 @@ mod tests {
     #[test]
     fn a_reload_without_any_file_needs_force_if_keys_were_set() {
         let (_directory, standard) = set(&[("x.toml", "workers.count = 2")]);
-        let Loaded { config, keys, .. } = load(&standard).expect("it is valid");
+        let Loaded { config, given, .. } = load(&standard).expect("it is valid");
         fs::remove_file(&standard).expect("it is ours");
-        let next = |keys: &Keys, force| config.load_next(keys, place(&standard), force);
-        let error = next(&keys, false).expect_err("no file exists");
+        let next = |given: &GivenKeys, force| config.load_next(given, place(&standard), force);
+        let error = next(&given, false).expect_err("no file exists");
         let expected = format!(
             "{}: the file does not exist, as while it is being replaced; the configuration in force has \
              workers.count from a file; \"reload --force\" takes the defaults",
             standard.display()
         );
         assert_eq!(error.in_one_line(), expected);
-        assert!(next(&keys, true).expect("forced").keys.is_empty());
-        next(&Keys::new(), false).expect("there was no file before");
+        let forced = next(&given, true).expect("forced");
+        assert_eq!(forced.given, GivenKeys::default());
+        next(&GivenKeys::default(), false).expect("there was no file before");
     }
 
     #[test]
@@ -185,7 +259,7 @@ mod tests {
             loaded.config,
             Config::parse(whole, "test").expect("it is good")
         );
-        assert_eq!(loaded.keys, keys_of(whole));
+        assert_eq!(loaded.given.files, keys_of(whole));
         drop(directory);
         assert_eq!(load(&standard).expect("there is none"), Loaded::default());
     }
@@ -312,7 +386,7 @@ mod tests {
         let next = |force| {
             before
                 .config
-                .load_next(&before.keys, place(&standard), force)
+                .load_next(&before.given, place(&standard), force)
         };
         let write = |name: &str, text: &str| {
             fs::write(directory.path().join(name), text).expect("it is ours")

@@ -29,7 +29,9 @@ mod own_fields;
 mod read;
 #[cfg(test)]
 mod tests;
+mod text;
 mod values;
+mod variables;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -41,19 +43,21 @@ use self::check::Conflict;
 pub use self::control::{ControlConfig, Mode};
 pub use self::error::Error;
 pub use self::files::{ConfigPlace, standard_if_any};
-pub use self::keys::{Keys, Loaded, quoted};
+pub use self::keys::{GivenKeys, Keys, Loaded, quoted};
 pub use self::limits::Limits;
 pub use self::listen::{Access, Listen, Source};
+use self::merge::ConfigTexts;
 pub use self::metrics::{HostName, MetricsConfig};
 pub use self::names::Identities;
 use self::names::Names;
 use self::notation::table;
 use self::own::{OwnTable, Rule};
 use self::read::Pipes;
+use self::text::ConfigText;
 pub use self::values::size;
+pub use self::variables::variables_of;
 pub use self::workers::{Count, Dispatch, RebalanceMode, StartMode, WorkerConfig};
 use crate::proto::log::Log;
-use crate::toml_text::SourceText;
 
 /// The longest configuration file, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;
@@ -100,51 +104,60 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks the configuration of a daemon. A file has at most [`MAX_FILE`] bytes and may be a pipe. Without
-    /// a file it is the default.
+    /// Reads and checks the configuration of a daemon: its files and its environment. A file has at most [`MAX_FILE`]
+    /// bytes and may be a pipe. All other keys have their defaults.
     ///
     /// # Errors
-    /// A file that cannot be read, a key in two files; the first syntax error, unknown key or invalid value, then an
+    /// A file that cannot be read, a key in two files or variables; the first syntax error, unknown key or invalid value, then an
     /// error in the daemon's own table, then the first conflict between values, and then a key of the app that refers
     /// to something that is missing.
     pub fn load(place: ConfigPlace<'_>) -> Result<Loaded, Error> {
-        merge::parse(&place.read(Pipes::Read)?, Rule::for_file(), |config| {
+        let rule = Rule::for_file();
+        let sources = Config::sources(rule, place, Pipes::Read)?;
+        merge::parse(&sources, rule, |config| {
             check::check(config)?;
             app::outside::read_context(&mut config.app)
         })
     }
 
-    /// Reads and checks the configuration for a reload of a daemon with this configuration, whose files had `keys`.
+    fn sources(rule: Rule<'_>, place: ConfigPlace<'_>, pipes: Pipes) -> Result<ConfigTexts, Error> {
+        let texts = place.read(pipes)?;
+        let environment = variables::read(rule, std::env::vars_os())?;
+        Ok(ConfigTexts::new(place, texts, environment))
+    }
+
+    /// Reads and checks the configuration for a reload of a daemon with this configuration, which had the keys `given`.
     ///
     /// # Errors
     /// Those of [`Config::load`]; another path of the control socket, which only a restart can change; and, unless
     /// `force`, a file that is empty, or no file at all, while keys are missing.
     pub fn load_next(
         &self,
-        keys: &Keys,
+        given: &GivenKeys,
         place: ConfigPlace<'_>,
         force: bool,
     ) -> Result<Loaded, Error> {
         let read_context = |next: &mut Config| app::outside::read_context(&mut next.app);
-        self.load_with(Rule::for_file(), keys, place, force, read_context)
+        self.load_with(Rule::for_file(), given, place, force, read_context)
     }
 
     fn load_with(
         &self,
         rule: Rule<'_>,
-        keys: &Keys,
+        given: &GivenKeys,
         place: ConfigPlace<'_>,
         force: bool,
         read_context: impl FnOnce(&mut Config) -> Result<(), Conflict>,
     ) -> Result<Loaded, Error> {
-        let texts = place.read(Pipes::Refuse)?;
-        let loaded = merge::parse(&texts, rule, |next| {
+        let sources = Config::sources(rule, place, Pipes::Refuse)?;
+        let loaded = merge::parse(&sources, rule, |next| {
             check::check(next)?;
             check::check_next(self, next)?;
             read_context(next)
         })?;
         if !force {
-            merge::check_not_emptied(&texts, &place.main(), &loaded.keys, keys)?;
+            let (next, in_force) = (&loaded.given.files, &given.files);
+            merge::check_not_emptied(&sources, &place.main(), next, in_force)?;
         }
         Ok(loaded)
     }
@@ -159,11 +172,9 @@ impl Config {
     }
 
     fn parse_by(rule: Rule<'_>, text: &str, origin: &str) -> Result<Config, Error> {
-        let text = SourceText {
-            origin: origin.to_owned(),
-            text: text.to_owned(),
-        };
-        merge::parse(&[text], rule, |config| check::check(config)).map(|loaded| loaded.config)
+        let text = ConfigText::new(origin.to_owned(), text.to_owned());
+        let sources = ConfigTexts::files(vec![text]);
+        merge::parse(&sources, rule, |config| check::check(config)).map(|loaded| loaded.config)
     }
 
     /// Parses the configuration of the previous master, which had these identities. Users and groups have their

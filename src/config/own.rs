@@ -14,19 +14,35 @@ use super::AppConfig;
 use super::check::Conflict;
 use super::error::Error;
 use super::own_fields::{FieldNames, fields_at};
+use super::text::ConfigText;
 use crate::proto::app::EXCLUDED_BY_ASYNC;
-use crate::toml_text::SourceText;
 
 /// The longest table, in bytes of TOML: a worker receives it in its first message.
 const MAX_LEN: usize = 16 * 1024;
 
 /// Checks a table against a type. Returns the first key that the type ignores.
-pub(crate) type TableCheck =
-    fn(Spanned<DeValue<'_>>) -> Result<Option<IgnoredKey>, toml::de::Error>;
+type TableCheck = fn(Spanned<DeValue<'_>>) -> Result<Option<IgnoredKey>, toml::de::Error>;
+
+/// The type of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableType {
+    check: TableCheck,
+    /// Returns the keys of the table at this path.
+    keys: fn(&[&str]) -> FieldNames,
+}
+
+impl TableType {
+    pub(crate) fn of<T: DeserializeOwned>() -> TableType {
+        TableType {
+            check: check_as::<T>,
+            keys: fields_at::<T>,
+        }
+    }
+}
 
 /// A key of the table that the program's type ignores.
 #[derive(Debug)]
-pub(crate) struct IgnoredKey {
+struct IgnoredKey {
     /// The path of its table in the daemon's own table, and the key.
     steps: Vec<String>,
     /// The keys of that table, as far as the type lists them.
@@ -58,7 +74,7 @@ impl IgnoredKey {
 ///
 /// # Errors
 /// The first key that is missing or has a wrong value.
-pub(crate) fn check_as<T: DeserializeOwned>(
+fn check_as<T: DeserializeOwned>(
     table: Spanned<DeValue<'_>>,
 ) -> Result<Option<IgnoredKey>, toml::de::Error> {
     let mut ignored = Vec::new();
@@ -87,20 +103,20 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 #[derive(Debug)]
 struct Schema {
     name: String,
-    check: Option<TableCheck>,
+    table: Option<TableType>,
     /// The program has asynchronous methods, so it can have no app.
     is_async: bool,
 }
 
 static SCHEMA: OnceLock<Schema> = OnceLock::new();
 
-/// Sets the daemon's name, how its table is checked if its program reads one, and whether the program has asynchronous
+/// Sets the daemon's name, the type of its table if its program reads one, and whether the program has asynchronous
 /// methods. Only the first call counts.
-pub(crate) fn set(name: &str, check: Option<TableCheck>, is_async: bool) {
+pub(crate) fn set(name: &str, table: Option<TableType>, is_async: bool) {
     let name = name.to_owned();
     let _ = SCHEMA.set(Schema {
         name,
-        check,
+        table,
         is_async,
     });
 }
@@ -110,20 +126,34 @@ pub(crate) fn set(name: &str, check: Option<TableCheck>, is_async: bool) {
 pub(super) struct Rule<'a> {
     /// The name of the table, if it may be there.
     name: Option<&'a str>,
-    check: Option<TableCheck>,
+    table: Option<TableType>,
     /// An app is refused.
     is_async: bool,
+    /// The name of the daemon, if the configuration is that of its environment, too.
+    daemon: Option<&'a str>,
 }
 
 impl Rule<'static> {
     /// Returns the rule for a file: the table is checked, or is an unknown key.
     pub(super) fn for_file() -> Rule<'static> {
         let schema = SCHEMA.get();
-        let with_table = schema.filter(|schema| schema.check.is_some());
+        let with_table = schema.filter(|schema| schema.table.is_some());
         Rule {
             name: with_table.map(|schema| schema.name.as_str()),
-            check: with_table.and_then(|schema| schema.check),
+            table: with_table.and_then(|schema| schema.table),
             is_async: schema.is_some_and(|schema| schema.is_async),
+            daemon: schema.map(|schema| schema.name.as_str()),
+        }
+    }
+
+    /// Returns the rule for the files and the environment of a daemon with this table.
+    #[cfg(test)]
+    pub(super) fn of_test(name: &'static str, table: TableType) -> Rule<'static> {
+        Rule {
+            name: Some(name),
+            table: Some(table),
+            is_async: false,
+            daemon: Some(name),
         }
     }
 
@@ -141,6 +171,28 @@ impl<'a> Rule<'a> {
         self.name
     }
 
+    /// Returns the name of the daemon whose environment has keys.
+    pub(super) fn daemon(self) -> Option<&'a str> {
+        self.daemon
+    }
+
+    /// Returns the name of the daemon's own table, or the key at this path in it, that `is` selects.
+    pub(super) fn own_key(self, path: &[String], is: impl Fn(&str) -> bool) -> Option<String> {
+        let (name, table) = (self.name?, self.table?);
+        let known = match path {
+            [] => &[name][..],
+            [own, tables @ ..] if own == name => {
+                let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
+                (table.keys)(&tables)
+            }
+            _ => &[],
+        };
+        known
+            .iter()
+            .find(|key| is(key))
+            .map(|key| (*key).to_owned())
+    }
+
     /// Checks that the program can have this app, if it is one.
     pub(super) fn check_app(self, app: &AppConfig) -> Result<(), Conflict> {
         if !self.is_async || app.command.is_empty() {
@@ -153,8 +205,12 @@ impl<'a> Rule<'a> {
     }
 
     /// Checks the table in these texts, which together have this one.
-    pub(super) fn check(self, texts: &[SourceText], whole: Option<&OwnTable>) -> Result<(), Error> {
-        let (Some(name), Some(check)) = (self.name, self.check) else {
+    pub(super) fn check(
+        self,
+        texts: &[&ConfigText],
+        whole: Option<&OwnTable>,
+    ) -> Result<(), Error> {
+        let (Some(name), Some(TableType { check, .. })) = (self.name, self.table) else {
             return Ok(());
         };
         let text = whole.map_or_else(String::new, OwnTable::to_text);
@@ -260,7 +316,8 @@ fn string_on_one_line(text: &str) -> String {
 mod tests {
     use serde::Deserialize;
 
-    use super::super::{Config, merge};
+    use super::super::Config;
+    use super::super::merge::{self, ConfigTexts};
     use super::*;
 
     #[derive(Deserialize)]
@@ -277,25 +334,22 @@ mod tests {
         size: u8,
     }
 
-    fn parse(texts: &[&str], check: Option<TableCheck>) -> Result<Config, Error> {
-        let texts: Vec<SourceText> = (1..)
+    fn parse(texts: &[&str], table: Option<TableType>) -> Result<Config, Error> {
+        let texts = (1..)
             .zip(texts)
-            .map(|(number, text)| SourceText {
-                origin: format!("{number}.toml"),
-                text: (*text).to_owned(),
-            })
+            .map(|(number, text)| ConfigText::new(format!("{number}.toml"), (*text).to_owned()))
             .collect();
         let name = Some("spelld");
         let rule = Rule {
             name,
-            check,
-            is_async: false,
+            table,
+            ..Rule::default()
         };
-        merge::parse(&texts, rule, |_| Ok(())).map(|loaded| loaded.config)
+        merge::parse(&ConfigTexts::files(texts), rule, |_| Ok(())).map(|loaded| loaded.config)
     }
 
     fn checked(texts: &[&str]) -> Result<Config, Error> {
-        parse(texts, Some(check_as::<Settings>))
+        parse(texts, Some(TableType::of::<Settings>()))
     }
 
     #[test]
@@ -406,7 +460,7 @@ mod tests {
                 panic!("on purpose")
             }
         }
-        let error = parse(&["[spelld]"], Some(check_as::<Panics>)).expect_err("it panics");
+        let error = parse(&["[spelld]"], Some(TableType::of::<Panics>())).expect_err("it panics");
         assert!(error.message().contains("the program panicked"), "{error}");
     }
 

@@ -72,7 +72,7 @@ fn assert_shown(error: &Error, source: &str) {
 }
 
 /// Returns a configuration in which every key has a value.
-fn everything() -> Config {
+pub(super) fn everything() -> Config {
     let mut config = Config::default();
     config.listen.push(Listen {
         source: "unix:/run/rpc.sock".parse().expect("an address"),

@@ -88,7 +88,7 @@ fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> 
     shown.iter().try_for_each(|((key, value), origin)| {
         let style = match origin {
             KeyOrigin::Default => FAINT,
-            KeyOrigin::File | KeyOrigin::CommandLine => GOOD,
+            KeyOrigin::File | KeyOrigin::Environment | KeyOrigin::CommandLine => GOOD,
             KeyOrigin::Runtime => NOTED,
         };
         writeln!(

@@ -54,7 +54,7 @@ impl<C: 'static> Daemon<(), C> {
         Daemon {
             name: self.name,
             version: self.version,
-            check: self.check,
+            table: self.table,
             parse: self.parse,
             shared: Preloaded::new(move |table| {
                 let config = parse(table)?;

@@ -13,7 +13,7 @@ use super::retry::Outage;
 use super::telemetry::events::EventLog;
 use super::{Error, Token};
 use crate::channel::{Channel, Sent};
-use crate::config::{Config, HostName};
+use crate::config::{Config, HostName, variables_of};
 use crate::pool::backoff::Jitter;
 use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
 use crate::proto::names::Address;
@@ -205,10 +205,9 @@ impl Exporter {
                 return Err(io::Error::other("too many descriptors are under way"));
             }
         }
-        Ok((
-            executable.spawn(&self.start.name, &["metrics"], theirs)?,
-            channel,
-        ))
+        let name = &self.start.name;
+        let pid = executable.spawn(name, &["metrics"], theirs, &variables_of(name))?;
+        Ok((pid, channel))
     }
 
     /// Schedules the next start, after a wait that grows from death to death.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use crate::config::{Config, Count, Keys, Loaded, standard_if_any};
+use crate::config::{Config, Count, GivenKeys, Loaded, standard_if_any};
 use crate::master::memory::Memory;
 use crate::proto::control::{COMMAND_LINE, LastReload, Origin};
 use crate::proto::log::LogLevel;
@@ -13,8 +13,8 @@ use crate::proto::names::Generation;
 #[derive(Debug)]
 pub(super) struct SettingsInForce {
     pub(super) config: Config,
-    /// The keys that its files have.
-    pub(super) keys: Keys,
+    /// The keys that its files and the environment have.
+    pub(super) given: GivenKeys,
     /// The file; `None` if none was named and the standard one does not exist.
     pub(super) file: Option<PathBuf>,
     /// All files that it was read from, in their order.
@@ -55,7 +55,7 @@ impl SettingsInForce {
     ) -> SettingsInForce {
         SettingsInForce {
             config: loaded.config,
-            keys: loaded.keys,
+            given: loaded.given,
             file,
             files: loaded.files,
             standard_file,
@@ -81,7 +81,7 @@ impl SettingsInForce {
         generation: Generation,
         memory: Option<Memory>,
     ) {
-        (self.config, self.keys, self.files) = (loaded.config, loaded.keys, loaded.files);
+        (self.config, self.given, self.files) = (loaded.config, loaded.given, loaded.files);
         (self.file, self.generation, self.memory) = (file, generation, memory);
         (self.stale, self.missing_log) = (None, None);
         if !self.is_scaled_in(generation) {

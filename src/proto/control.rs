@@ -54,7 +54,8 @@ pub use clients::{
     ClientState, ClientStatus, ClientsAfter, ClientsPage, Cursor, Kick, Kicked, PAGE_LEN,
 };
 pub use effective::{
-    COMMAND_LINE, Change, Checked, Effective, Key, KeyOrigin, LogLevelInForce, SetLogLevel,
+    COMMAND_LINE, Change, Checked, ENVIRONMENT, Effective, Key, KeyOrigin, LogLevelInForce,
+    SetLogLevel,
 };
 pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
 pub use places::{places, temporary};

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 pub use self::excerpt::{Excerpt, excerpt_of_file, position, visible};
 pub use self::source::SourceText;
-pub use self::wording::{did_you_mean, in_quotes, reword};
+pub use self::wording::{did_you_mean, in_quotes, likely_name, reword};
 
 /// Parses a file.
 ///

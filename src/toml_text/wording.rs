@@ -35,14 +35,21 @@ pub fn in_quotes(text: &str, position: usize) -> Option<String> {
         .then(|| format!("a text, a size or a duration is written in quotes: \"{value}\""))
 }
 
-/// Finds a known name like the unknown one in serde's message: "unknown key `x`, expected one of `y`, `z`".
+/// Returns the help for an unknown name, if a known one is like it.
 #[must_use]
 pub fn did_you_mean(message: &str) -> Option<String> {
+    let (_, known) = likely_name(message)?;
+    Some(format!("did you mean \"{known}\"?"))
+}
+
+/// Returns the unknown name in serde's message, "unknown key `x`, expected one of `y`, `z`", and a known one like it.
+#[must_use]
+pub fn likely_name(message: &str) -> Option<(&str, &str)> {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let wrong = quoted.next()?;
     quoted
         .map(|known| (strsim::jaro_winkler(wrong, known), known))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
-        .map(|(_, known)| format!("did you mean \"{known}\"?"))
+        .map(|(_, known)| (wrong, known))
 }

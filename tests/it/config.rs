@@ -3,6 +3,7 @@
 mod check;
 mod directory;
 mod sockets;
+mod variables;
 
 use std::fs;
 use std::path::PathBuf;

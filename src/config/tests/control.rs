@@ -39,7 +39,7 @@ fn a_reload_refuses_another_control_socket_only() {
     let next = |current: &Config, text: &str| {
         std::fs::write(&path, text).expect("a file");
         current
-            .load_next(&Keys::new(), place(&path), false)
+            .load_next(&GivenKeys::default(), place(&path), false)
             .map(|loaded| loaded.config)
     };
     let refusal = |stays| {

@@ -105,7 +105,7 @@ fn is_key(line: &str) -> bool {
 #[test]
 fn entries_have_every_key() {
     let config = everything();
-    let entries = config.entries(&Keys::new()).into_iter();
+    let entries = config.entries(&GivenKeys::default()).into_iter();
     let keys: Keys = entries.map(|entry| entry.key).collect();
     assert_eq!(keys, keys::keys_of(&config.to_toml()));
 }

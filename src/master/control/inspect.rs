@@ -171,7 +171,7 @@ impl Snapshot<'_> {
         let mut keys = self
             .settings
             .with_changes(self.workers.pool.target().count)
-            .entries(&self.settings.keys);
+            .entries(&self.settings.given);
         if self.settings.command_line.is_some() {
             for key in keys.iter_mut().filter(|key| key.origin == KeyOrigin::File) {
                 key.origin = KeyOrigin::CommandLine;

@@ -180,7 +180,7 @@ impl Inherited {
             .flatten()?;
         Some(Loaded {
             config,
-            keys: self.saved_state.config_keys.clone(),
+            given: self.saved_state.given(),
             files: self.saved_state.config_files.clone(),
         })
     }

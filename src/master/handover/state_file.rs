@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{Identities, Keys, MAX_SAVED_LEN};
+use crate::config::{GivenKeys, Identities, Keys, MAX_SAVED_LEN};
 use crate::master::clients::figures::ClientFigures;
 use crate::master::listeners::record::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
@@ -94,6 +94,8 @@ pub(crate) struct SavedState {
     #[serde(with = "exact")]
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) config_keys: Keys,
+    /// The keys of the environment that were in force with it.
+    pub(crate) config_variables: Keys,
     /// All files of the configuration.
     pub(crate) config_files: Vec<PathBuf>,
     /// The configuration that the daemon was given as arguments, if it was.
@@ -125,6 +127,14 @@ pub(crate) struct SavedState {
 }
 
 impl SavedState {
+    /// Returns the keys of the configuration that are not the default.
+    pub(crate) fn given(&self) -> GivenKeys {
+        GivenKeys {
+            files: self.config_keys.clone(),
+            variables: self.config_variables.clone(),
+        }
+    }
+
     /// Returns the state without the last deaths of the workers, which only the status shows: if each of many seats has
     /// a long one, the state is too long.
     fn without_deaths(&self) -> SavedState {

@@ -120,8 +120,12 @@ impl Master {
         let length = snapshot.metadata()?.len();
         let stdin = snapshot.try_clone()?.into();
         let arguments = [CHECK.to_owned(), length.to_string()];
-        let pid =
-            Executable::from_file(executable.try_clone()?).spawn(&self.name, &arguments, stdin)?;
+        let pid = Executable::from_file(executable.try_clone()?).spawn(
+            &self.name,
+            &arguments,
+            stdin,
+            &[],
+        )?;
         Ok(Check {
             pid,
             snapshot,

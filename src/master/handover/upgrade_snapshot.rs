@@ -170,7 +170,7 @@ impl UpgradeSnapshot {
         })?;
         Ok(Loaded {
             config,
-            keys: self.saved_state.config_keys.clone(),
+            given: self.saved_state.given(),
             files: self.saved_state.config_files.clone(),
         })
     }

@@ -108,7 +108,7 @@ impl Master {
         let (generation, began) = (prepared.generation, prepared.began);
         let Loaded {
             config,
-            keys,
+            given,
             files,
         } = prepared.loaded;
         prepared.log.commit();
@@ -128,7 +128,7 @@ impl Master {
         self.workers.send_quarantined(&self.poller);
         let loaded = Loaded {
             config,
-            keys,
+            given,
             files,
         };
         self.settings

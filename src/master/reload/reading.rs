@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config, ConfigPlace, Identities, Keys, Loaded};
+use crate::config::{self, Config, ConfigPlace, GivenKeys, Identities, Loaded};
 use crate::master::Master;
 use crate::master::control::pending::PendingKind;
 use crate::master::control::request::ControlReply;
@@ -53,16 +53,16 @@ struct Question {
 struct Known {
     config: String,
     identities: Identities,
-    keys: Keys,
+    given: GivenKeys,
     files: Vec<PathBuf>,
 }
 
 impl Known {
-    fn new(config: &Config, keys: &Keys, files: &[PathBuf]) -> Known {
+    fn new(config: &Config, given: &GivenKeys, files: &[PathBuf]) -> Known {
         Known {
             config: config.to_toml(),
             identities: Identities::from_config(config),
-            keys: keys.clone(),
+            given: given.clone(),
             files: files.to_vec(),
         }
     }
@@ -72,7 +72,7 @@ impl Known {
         let config = config.map_err(|e| Refusal::new(RefusalCode::Rejected, e.to_string()))?;
         Ok(Loaded {
             config,
-            keys: self.keys,
+            given: self.given,
             files: self.files,
         })
     }
@@ -176,7 +176,7 @@ impl Master {
         let question = Question {
             in_force: Known::new(
                 &self.settings.config,
-                &self.settings.keys,
+                &self.settings.given,
                 &self.settings.files,
             ),
             file: file.clone(),
@@ -194,6 +194,7 @@ impl Master {
                 &self.name,
                 &arguments,
                 shared.try_clone()?.into(),
+                &[],
             )?;
             Ok((pid, shared, length))
         };
@@ -337,13 +338,13 @@ pub fn read_configuration(length: &str) -> Result<(), String> {
     } = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
     let answer: Result<Known, Refusal> = in_force.parse().and_then(|in_force| {
         let place = ConfigPlace::new(command_line.as_deref(), file.as_deref(), &standard_file);
-        let next = in_force.config.load_next(&in_force.keys, place, force);
+        let next = in_force.config.load_next(&in_force.given, place, force);
         let Loaded {
             config,
-            keys,
+            given,
             files,
         } = next.map_err(|error| rejection(&error))?;
-        Ok(Known::new(&config, &keys, &files))
+        Ok(Known::new(&config, &given, &files))
     });
     let text = serde_json::to_vec(&answer).map_err(|e| e.to_string())?;
     shared

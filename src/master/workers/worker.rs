@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use crate::channel::{Channel, Sent};
+use crate::config::variables_of;
 use crate::master::clients::leases::Leases;
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::app::WorkerApp;
@@ -184,7 +185,7 @@ impl Worker {
         let seat = (start.seat as usize, start.generation);
         // This is sent first, so that a running worker finds it there.
         let shm = send_start(&mut channel, start, queues, layout)?;
-        let pid = executable.spawn(&name, &arguments, theirs)?;
+        let pid = executable.spawn(&name, &arguments, theirs, &variables_of(&name))?;
         Ok(Worker::new((id, pid, seat.0, seat.1), channel, shm, now))
     }
 

@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use crate::channel::{Channel, Sent};
+use crate::config::variables_of;
 use crate::loop_clock::Shortage;
 use crate::master::Token;
 use crate::master::workers::worker::NOT_NOW;
@@ -149,7 +150,7 @@ impl Zygote {
         if channel.send(&ToZygote::Start(Box::new(start)), &[])? != Sent::Queued {
             return Err(io::Error::new(NOT_NOW, "memory is short"));
         }
-        let pid = executable.spawn(&name, &[ZYGOTE, ROOM_FOR_ID], theirs)?;
+        let pid = executable.spawn(&name, &[ZYGOTE, ROOM_FOR_ID], theirs, &variables_of(&name))?;
         Ok(Zygote {
             pid,
             generation,

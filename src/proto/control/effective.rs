@@ -10,6 +10,9 @@ use super::super::paths::shown;
 /// Stands for the file of a configuration that the daemon was given as arguments.
 pub const COMMAND_LINE: &str = "the command line";
 
+/// Stands for the variables of the environment that have keys.
+pub const ENVIRONMENT: &str = "the environment";
+
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {
@@ -18,7 +21,7 @@ pub struct Effective {
     #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files of the configuration, in their order; none when the embedded default is in force.
-    /// [`COMMAND_LINE`] stands for arguments.
+    /// [`COMMAND_LINE`] stands for arguments, [`ENVIRONMENT`] for variables.
     #[serde(default)]
     pub files: Vec<PathBuf>,
     /// Every key, in the order of the reference.
@@ -44,6 +47,8 @@ named_variants! {
         Default = "default",
         /// The configuration file.
         File = "file",
+        /// A variable of the daemon's environment.
+        Environment = "environment",
         /// The arguments of the daemon.
         CommandLine = "command-line",
         /// A change while the daemon runs, which holds until the next reload.
@@ -58,7 +63,7 @@ pub struct Checked {
     #[serde(serialize_with = "shown")]
     pub file: Option<PathBuf>,
     /// All files that were read, in their order; none when the embedded default would apply.
-    /// [`COMMAND_LINE`] stands for arguments.
+    /// [`COMMAND_LINE`] stands for arguments, [`ENVIRONMENT`] for variables.
     #[serde(default)]
     pub files: Vec<PathBuf>,
     /// The changes by a reload; none if the configuration in force is the same.

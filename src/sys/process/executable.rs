@@ -104,8 +104,8 @@ impl Executable {
     }
 
     /// Runs the program in a new process, which inherits `stdin` as its standard input, standard output and error, and
-    /// the environment without what the service manager has set for this process. Returns its pid;
-    /// [`collect`](super::collect) collects it.
+    /// the environment without what the service manager has set for this process, and without the variables `hidden`.
+    /// Returns its pid; [`collect`](super::collect) collects it.
     ///
     /// Signals that it receives wait until it calls [`unblock_signals`] or
     /// [`ignore_group_signals`](crate::sys::signal::ignore_group_signals): a service manager sends a signal to all
@@ -118,10 +118,14 @@ impl Executable {
         name: &str,
         arguments: &[A],
         stdin: OwnedFd,
+        hidden: &[OsString],
     ) -> io::Result<u32> {
         let mut command = Command::new(self.path());
         // The environment of this process stays: changing it is not safe while there may be other threads.
         for variable in MANAGER_VARIABLES {
+            command.env_remove(variable);
+        }
+        for variable in hidden {
             command.env_remove(variable);
         }
         if let Some(score) = oom_score::noted_score() {
