@@ -259,6 +259,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
             "request-timeout",
             "stall-timeout",
             "drain-timeout",
+            "drain-notice",
             "restart-grace",
             "tcp-keepalive",
         ],

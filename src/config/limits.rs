@@ -49,6 +49,9 @@ pub struct Limits {
     /// The time in which a departing worker may finish its request; 30 s by default, may be zero.
     #[serde(with = "Patience")]
     pub drain_timeout: Duration,
+    /// The time in which new clients are still served after an operator has begun a drain; zero by default.
+    #[serde(with = "Patience")]
+    pub drain_notice: Duration,
     /// The time in which requests may finish when the daemon is restarted and keeps its clients; 200 ms by default.
     #[serde(with = "Patience")]
     pub restart_grace: Duration,
@@ -80,6 +83,7 @@ impl Default for Limits {
             request_timeout: Some(Duration::from_secs(30)),
             stall_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
+            drain_notice: Duration::ZERO,
             restart_grace: Duration::from_millis(200),
             tcp_keepalive: Some(Duration::from_secs(300)),
         }

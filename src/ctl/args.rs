@@ -12,9 +12,11 @@ use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
 use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 
+pub(super) mod drain;
 mod help;
 mod values;
 
+use drain::DrainArguments;
 use help::HELP;
 use values::{
     address, client_id, daemon_name, instance, json, recycle, release, timeout, words, worker_id,
@@ -299,11 +301,7 @@ pub(super) enum ChangeVerb {
         what: Release,
     },
     /// Stop accepting clients; connected clients stay
-    Drain {
-        /// Wait until the last client has left
-        #[arg(long)]
-        wait: bool,
-    },
+    Drain(DrainArguments),
     /// Accept clients again
     Undrain,
     /// Spread busy clients over the workers
@@ -345,10 +343,10 @@ impl ChangeVerb {
             ChangeVerb::Scale { .. } => ("scaling", 1),
             ChangeVerb::Recycle { .. } => ("replacing workers", 1),
             ChangeVerb::Hold { .. } => ("moving the worker's clients", 1),
-            ChangeVerb::Drain { wait: true } => ("draining", 60),
+            ChangeVerb::Drain(DrainArguments { wait: true, .. }) => ("draining", 60),
             ChangeVerb::Upgrade { .. } => ("upgrading", 1),
             ChangeVerb::Stop { .. } => ("stopping", 1),
-            ChangeVerb::Drain { wait: false }
+            ChangeVerb::Drain(_)
             | ChangeVerb::Kick { .. }
             | ChangeVerb::Rebalance { .. }
             | ChangeVerb::Release { .. }

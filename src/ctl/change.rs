@@ -6,13 +6,13 @@ use serde_json::value::RawValue;
 
 use super::args::ChangeVerb;
 use super::error::Error;
-use super::figures::{are, counted, spaced_time};
+use super::figures::{are, counted, in_letters, spaced_time};
 use super::job::Job;
 use super::progress::Progress;
 use super::session::{Session, parse};
 use crate::proto::control::{
-    Drain, Hold, Kick, Kicked, MovedLoad, Rebalance, Rebalanced, Recycle, Release, ReloadParams,
-    Reloaded, Reopened, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
+    DrainMode, DrainResult, Hold, Kick, Kicked, MovedLoad, Rebalance, Rebalanced, Recycle, Release,
+    ReloadParams, Reloaded, Reopened, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::proto::text::Escaped;
 use crate::rpc_client::{self, RpcClient};
@@ -65,7 +65,7 @@ fn request(
         ChangeVerb::Recycle { ref which } => daemon.ask_with(Verb::Recycle, which),
         ChangeVerb::Hold { worker } => daemon.ask_with(Verb::Hold, &Hold { worker }),
         ChangeVerb::Release { ref what } => daemon.ask_with(Verb::Release, what),
-        ChangeVerb::Drain { wait } => daemon.ask_with(Verb::Drain, &Drain { wait }),
+        ChangeVerb::Drain(ref drain) => daemon.ask_with(Verb::Drain, &drain.params()),
         ChangeVerb::Undrain => daemon.ask(Verb::Undrain),
         ChangeVerb::ReopenLog => daemon.ask(Verb::ReopenLog),
         ChangeVerb::Kick { client } => daemon.ask_with(Verb::Kick, &Kick { client }),
@@ -100,6 +100,7 @@ fn describe(
                 spaced_time(result.seconds)
             )
         }
+        ChangeVerb::Drain(arguments) => describe_drain(arguments.wait, &parse(result)?),
         ChangeVerb::Rebalance { dry_run } => describe_moves(&parse(result)?, *dry_run),
         ChangeVerb::Upgrade { .. } => describe_upgrade(name, &parse(result)?),
         ChangeVerb::Kick { .. } => {
@@ -125,7 +126,30 @@ fn describe(
     })
 }
 
-fn describe_settled(change: &ChangeVerb, Settled { workers, clients }: Settled) -> String {
+fn describe_drain(has_waited: bool, result: &DrainResult) -> String {
+    let happens = match result.mode {
+        DrainMode::Refuse => "refused",
+        DrainMode::Queue => "not accepted",
+    };
+    let new = match result.notice {
+        Some(left) => format!(
+            "new clients are served for another {}, then {happens}",
+            in_letters(left.ceil())
+        ),
+        None => format!("new clients are {happens}"),
+    };
+    let connected = match has_waited {
+        true => "the last client has left".to_owned(),
+        false => format!("{} still connected", are(result.clients, "client")),
+    };
+    let waiting = result.waiting_at.iter().map(|address| {
+        let address = Escaped(address);
+        format!("\nat {address} new clients wait: systemd has bound the socket")
+    });
+    format!("{new}; {connected}{}", waiting.collect::<String>())
+}
+
+fn describe_settled(change: &ChangeVerb, Settled { workers, .. }: Settled) -> String {
     let ready = format!("{} ready", are(workers.into(), "worker"));
     match change {
         ChangeVerb::Recycle { which } => match which {
@@ -141,13 +165,6 @@ fn describe_settled(change: &ChangeVerb, Settled { workers, clients }: Settled) 
                 format!("method \"{}\" is released and run again", Escaped(name))
             }
         },
-        ChangeVerb::Drain { wait: true } => {
-            "new clients are not accepted; the last client has left".to_owned()
-        }
-        ChangeVerb::Drain { wait: false } => format!(
-            "new clients are not accepted; {} still connected",
-            are(clients, "client")
-        ),
         ChangeVerb::Undrain => "clients are accepted again".to_owned(),
         _ => ready,
     }

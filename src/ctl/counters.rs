@@ -115,6 +115,7 @@ mod tests {
     use serde_json::value::{RawValue, to_raw_value};
 
     use super::*;
+    use crate::ctl::args::drain::DrainArguments;
     use crate::proto::control::About;
     use crate::proto::log::LogLevel;
     use crate::proto::names::WorkerId;
@@ -209,7 +210,7 @@ mod tests {
                 "scaling to 2: 2 workers ready",
             ),
             (
-                ChangeVerb::Drain { wait: true },
+                ChangeVerb::Drain(DrainArguments::default()),
                 "draining: 1,234 clients left",
                 "draining: 1 client left",
             ),

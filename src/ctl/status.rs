@@ -14,8 +14,8 @@ use super::session::{Session, parse};
 use super::style::{BAD, GOOD, NOTED, Paint, of_state};
 use super::table::{self, Cell, Columns};
 use crate::proto::control::{
-    LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerState,
-    WorkerStatus,
+    DrainStatus, LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verb, Verdict,
+    WorkerState, WorkerStatus,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::text::Escaped;
@@ -67,6 +67,16 @@ fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result
     if status.stopping {
         let text = "no new clients; workers finish what they have";
         notice(NOTED, "STOPPING", &text)?;
+    }
+    if let Some(DrainStatus {
+        notice: Some(left), ..
+    }) = status.drain
+    {
+        let text = format_args!(
+            "in {}; new clients are served until then",
+            in_letters(left.ceil())
+        );
+        notice(NOTED, "LEAVING", &text)?;
     }
     if let Some(reason) = &status.paused {
         notice(NOTED, "PAUSED", &format_args!("no new clients: {reason}"))?;
@@ -222,6 +232,7 @@ fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Res
         };
         let queue = match (&listener.outage, listener.queue, listener.queue_max) {
             (Some(reason), ..) => format!("DOWN: {}", Escaped(reason)),
+            (None, ..) if listener.refuses => "refuses clients".to_owned(),
             (None, Some(queue), Some(max)) => format!("queue {queue}/{max}"),
             (None, ..) => String::new(),
         };
@@ -385,7 +396,7 @@ mod tests {
     use super::*;
     use crate::ctl::style::Seen;
     use crate::ctl::tests::status;
-    use crate::proto::control::{AppStatus, RuntimeStatus};
+    use crate::proto::control::{AppStatus, DrainMode, RuntimeStatus};
     use crate::proto::names::{Generation, WorkerId};
 
     fn table(status: &Status) -> String {
@@ -466,12 +477,19 @@ predecessor of worker 17";
         status.config_file = None;
         status.listeners[0].address = "unix:/\x1b]0;x\x07".to_owned();
         status.listeners[1].outage = Some("it was ended\x07".to_owned());
+        status.listeners[0].refuses = true;
+        status.drain = Some(DrainStatus {
+            mode: DrainMode::Refuse,
+            notice: Some(7.2),
+        });
         status.workers[1].last_death = Some("killed in \"\u{202e}gnip\"".to_owned());
         status.log_errors_total = 7;
         let shown = table(&status);
         for line in [
             "STOPPING  no new clients; workers finish what they have",
+            "LEAVING   in 8s; new clients are served until then",
             r"PAUSED    no new clients: no descriptors\x1b[2J\nleft",
+            r"listener  unix:/\x1b]0;x\x07          little  refuses clients",
             "config    embedded default",
             "log       lines lost 7",
             r#"predecessor of worker 17: killed in "\u{202e}gnip""#,

@@ -3,7 +3,7 @@
 use super::daemon::DaemonClient;
 use super::host;
 use super::http::{HttpReply, HttpRequest, HttpStatus};
-use crate::proto::control::{Metrics, Status, Verb, WorkerState};
+use crate::proto::control::{DrainStatus, Metrics, Status, Verb, WorkerState};
 use crate::proto::text::Escaped;
 
 /// The health of a daemon that cannot be asked.
@@ -125,6 +125,15 @@ fn unready(status: &Status) -> Option<String> {
     let reason = match status {
         Status { stopping: true, .. } => "the daemon is stopping",
         Status { drained: true, .. } => "the daemon is drained",
+        Status {
+            drain: Some(DrainStatus { notice, .. }),
+            ..
+        } => {
+            let seconds = notice.unwrap_or_default().ceil();
+            return Some(format!(
+                "the daemon is leaving: it will be drained in {seconds} s"
+            ));
+        }
         Status { listeners, .. } if listeners.iter().any(|l| l.outage.is_some()) => {
             "clients cannot connect to a listener"
         }

@@ -244,9 +244,13 @@ impl Master {
         (readable, ended)
     }
 
-    /// Leases clients, keeps the listeners bound, and opens or closes the gate.
+    /// Has the listeners follow a drain, leases clients, keeps the listeners bound, and opens or closes the gate.
     fn serve_listeners(&mut self, readable: &[u32], ended: &[u32], now: Instant) {
         self.workers.retry_channels(&self.poller, now);
+        let keepalive = self.settings.config.limits.tcp_keepalive;
+        let context = (&mut self.clients, &mut self.telemetry);
+        self.listeners
+            .follow_drain(self.lifecycle, keepalive, context, &self.poller, now);
         self.listeners.lease_clients(
             readable,
             &mut self.clients,
@@ -262,7 +266,6 @@ impl Master {
         let events = &mut self.telemetry.events;
         self.control
             .keep_open(&config.control, events, &self.poller, now);
-        let keepalive = self.settings.config.limits.tcp_keepalive;
         self.listeners
             .end_outages(keepalive, &mut self.telemetry, &self.poller, now);
         self.update_stored_listeners(now);
@@ -310,8 +313,6 @@ impl Master {
     fn deadline(&self) -> Option<Instant> {
         let requested_rebalance = self.workers.requested_rebalance.as_ref();
         let store = self.handover.store.as_ref();
-        // The gate was opened in this iteration, and no event reports that the queue of a closing listener is empty.
-        let is_closing = !self.listeners.closing.is_empty() && self.listeners.gate.pause.is_none();
         [
             self.workers.pool.deadline(),
             self.workers.channels_deadline(self.clock.now()),
@@ -322,10 +323,8 @@ impl Master {
                 .spreading
                 .as_ref()
                 .and_then(Spreading::deadline),
-            self.listeners.gate.deadline(),
+            self.listeners.deadline(self.lifecycle, self.clock.now()),
             self.clients.dispatcher.deadline(),
-            self.listeners.outage_deadline(),
-            is_closing.then(|| self.clock.now()),
             self.workers.can_move().then(|| self.clock.now()),
             self.clients.handshakes_deadline(),
             self.clients.ending_apps_deadline(),

@@ -10,9 +10,8 @@ use crate::master::telemetry::events::Asker;
 use crate::master::{Master, metrics};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    Drain, EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle,
-    Refusal, RefusalCode, ReloadParams, Reopened, Scale, Settled, UpgradeTo, Upgraded, Verb,
-    Version,
+    EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal,
+    RefusalCode, ReloadParams, Reopened, Scale, Settled, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::sys::poll::PollEvent;
 
@@ -67,7 +66,7 @@ impl Master {
             Verb::Recycle => self.recycle_workers(request),
             Verb::Hold => self.hold_worker(request),
             Verb::Release => self.release_held(request),
-            Verb::Drain => self.drain_daemon(request),
+            Verb::Drain => self.drain_daemon(request, now),
             Verb::Undrain => self.undrain_daemon(request),
             Verb::Rebalance => self.rebalance_clients(request, now),
             Verb::Upgrade => self.upgrade_daemon(request, now),
@@ -170,19 +169,14 @@ impl Master {
         Ok(Answer::Pending(PendingKind::Done(request.verb)))
     }
 
-    fn drain_daemon(&mut self, request: &ControlRequest) -> VerbResult {
-        let Drain { wait } = request.params_or_default()?;
-        self.set_drained(request.asker(), true);
-        Ok(Answer::Pending(if wait {
-            PendingKind::NoClients
-        } else {
-            PendingKind::Done(request.verb)
-        }))
+    fn drain_daemon(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
+        let asked = request.params_or_default()?;
+        Ok(Answer::Pending(self.drain(request.asker(), asked, now)?))
     }
 
     fn undrain_daemon(&mut self, request: &ControlRequest) -> VerbResult {
         request.no_params()?;
-        self.set_drained(request.asker(), false);
+        self.undrain(request.asker());
         Ok(Answer::Pending(PendingKind::Done(request.verb)))
     }
 
@@ -288,10 +282,7 @@ impl Master {
                 }
                 is_empty.then(|| settled(Verb::Hold))
             }
-            PendingKind::NoClients if !self.listeners.is_drained => {
-                refused("clients are accepted again")
-            }
-            PendingKind::NoClients => (self.clients.count() == 0).then(|| settled(Verb::Drain)),
+            PendingKind::Drained { until_empty } => self.drain_result(until_empty, now),
             PendingKind::Renewed => pool
                 .is_settled()
                 .then(|| ControlReply::new(Verb::Upgrade, &self.upgraded())),

@@ -24,6 +24,7 @@ use crate::master::handover::origin::MasterOrigin;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::control_listener::ControlListener;
+use crate::master::listeners::drain::DrainState;
 use crate::master::listeners::outage::Served;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;
@@ -157,7 +158,9 @@ fn open_listeners(
 ) -> Result<Listeners, Error> {
     let keepalive = setup.loaded.config.limits.tcp_keepalive;
     let mut number = origin.listener_number();
-    let kept = origin.take_listeners();
+    let drain = origin.drain(now);
+    let refuses = drain.is_some_and(DrainState::refuses);
+    let kept = origin.take_listeners(refuses);
     let mut open = |listen: &[Listen], activated: &ActivatedSockets, if_refused| {
         open_new(
             listen,
@@ -165,7 +168,7 @@ fn open_listeners(
             &kept,
             &mut number,
             keepalive,
-            (if_refused, now),
+            (refuses, if_refused, now),
         )
     };
     let mut opened = open(
@@ -198,7 +201,7 @@ fn open_listeners(
         last_number: number,
         last_served: 0,
         gate: Gate::new(),
-        is_drained: false,
+        drain,
     })
 }
 
@@ -278,7 +281,10 @@ fn watch_all(
     added.map_err(Error::system("watch for signals"))?;
     if !origin.is_fresh() {
         control.watch(Interest::Clients, poller, now);
-        for listener in listeners {
+        for listener in listeners
+            .iter_mut()
+            .filter(|listener| listener.is_watched())
+        {
             listener.watch(Interest::End, poller, now);
         }
         return Ok(());
@@ -286,10 +292,7 @@ fn watch_all(
     if control.outage.is_none() {
         control.add_to(poller, Interest::Clients)?;
     }
-    let bound = listeners
-        .iter()
-        .filter(|listener| listener.outage.is_none());
-    for listener in bound {
+    for listener in listeners.iter().filter(|listener| listener.is_watched()) {
         listener.add_to(poller, Interest::End)?;
     }
     Ok(())

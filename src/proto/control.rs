@@ -15,7 +15,7 @@
 //! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | admins |
 //! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | admins |
 //! | `release` | [`Release`] | [`Settled`], at once | admins |
-//! | `drain` | [`Drain`] | [`Settled`], at once, or when the last client has left | admins |
+//! | `drain` | [`Drain`] | [`DrainResult`], at once, or when the last client has left | admins |
 //! | `undrain` | none | [`Settled`], at once | admins |
 //! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after measuring for a second | admins |
 //! | `clients` | [`ClientsAfter`] | [`ClientsPage`], a page of them | readers |
@@ -37,6 +37,7 @@
 //! `rolled_back`, `refused`.
 
 mod clients;
+mod drain;
 mod effective;
 mod events;
 mod places;
@@ -53,6 +54,7 @@ use super::paths::{exact, shown};
 pub use clients::{
     ClientState, ClientStatus, ClientsAfter, ClientsPage, Cursor, Kick, Kicked, PAGE_LEN,
 };
+pub use drain::{Drain, DrainMode, DrainResult, DrainStatus};
 pub use effective::{
     COMMAND_LINE, Change, Checked, ENVIRONMENT, Effective, Key, KeyOrigin, LogLevelInForce,
     SetLogLevel,
@@ -242,15 +244,6 @@ pub enum Release {
     Worker(WorkerId),
     /// The quarantined method.
     Method(String),
-}
-
-/// Params of `drain`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Drain {
-    /// Whether to reply only when the last client has left.
-    #[serde(default)]
-    pub wait: bool,
 }
 
 /// Params of `rebalance`.

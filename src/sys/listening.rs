@@ -27,8 +27,9 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Lets clients connect. The kernel caps `backlog` at net.core.somaxconn (listen(2)). On a socket that listens already
 /// it changes the backlog, and no waiting client is lost.
 ///
-/// Must not be called for a TCP socket that was ended: the kernel would accept clients again, and if the socket was
-/// ended by `ss -K`, each of them would be shut down from birth ([`is_listening`]).
+/// Must not be called for a TCP socket that another process has ended ([`is_listening`]): the kernel would accept
+/// clients again, and each of them could be shut down from birth. A socket that this process has ended by
+/// [`stop_listening`] listens again if [`can_listen_again`].
 ///
 /// # Errors
 /// Those of setsockopt(2) and listen(2), which for TCP reports another listener by EADDRINUSE.
@@ -54,6 +55,39 @@ pub fn is_listening(listener: impl AsFd) -> bool {
     const READ_HANGUP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
     let is_accepting = getsockopt(&listener, AcceptConn).unwrap_or(false);
     is_accepting && !poll_now(&listener, READ_HANGUP).intersects(PollFlags::POLLHUP | READ_HANGUP)
+}
+
+/// Has a TCP listener refuse clients, without closing it: the kernel answers a SYN by RST, and resets the connections
+/// that no process has accepted yet. The socket keeps its address.
+///
+/// shutdown(2) of a listening TCP socket makes it one that was never listening (`tcp_disconnect` in the kernel). A port
+/// that the kernel has chosen itself, because port 0 was bound, is given back by that, and is bound again here.
+///
+/// # Errors
+/// Those of shutdown(2) and bind(2). After EADDRINUSE the socket has no port any more.
+pub fn stop_listening(listener: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Read)?;
+    hold_address(listener, address)
+}
+
+/// Binds a TCP socket that does not listen, unless it is bound already.
+///
+/// # Errors
+/// Those of bind(2).
+pub fn hold_address(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    match super::socket::bind_internet(socket, address) {
+        // It has an address: ip(7).
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        bound => bound,
+    }
+}
+
+/// Returns whether [`listen`] may be called for a bound socket that does not listen. If a holder has shut it down since
+/// (shutdown(2) does that although it returns ENOTCONN), or if it is a Unix listener that was shut down, it cannot listen
+/// again: poll(2) reports the end of its receiving side, as POLLIN.
+#[must_use]
+pub fn can_listen_again(socket: impl AsFd) -> bool {
+    !poll_now(socket, PollFlags::POLLIN).contains(PollFlags::POLLIN)
 }
 
 /// Lets another socket be bound to the address of this one, which was ended: bind(2) requires SO_REUSEADDR of both.
@@ -306,6 +340,40 @@ mod tests {
             .shutdown(Shutdown::Both)
             .expect("it is connected");
         assert!(!is_listening(&connection), "no listener");
+    }
+
+    #[test]
+    fn a_listener_that_refuses_keeps_its_port_and_listens_again() {
+        // Port 0: the kernel gives the port back at a shutdown.
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let chosen = super::super::socket::bind_tcp(any, false).expect("a free port");
+        listen(&chosen, 8).expect("it is bound");
+        let at = super::super::socket::local_address(&chosen)
+            .expect("it is bound")
+            .expect("of TCP");
+        let mut client = TcpStream::connect(at).expect("it listens");
+        let AcceptResult::Client(accepted) = accept(&chosen, AcceptTry::First).expect("accept")
+        else {
+            panic!("the client waits")
+        };
+        for _ in 0..3 {
+            stop_listening(&chosen, at).expect("it listens");
+            assert!(!is_listening(&chosen) && can_listen_again(&chosen));
+            let refused = TcpStream::connect(at).expect_err("it refuses");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            listen(&chosen, 8).expect("it is bound");
+            TcpStream::connect(at).expect("it listens");
+        }
+        // The client that was there is not affected.
+        let mut theirs = TcpStream::from(accepted.socket);
+        std::io::Write::write_all(&mut theirs, b"x").expect("it is connected");
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut client, &mut byte).expect("it was sent");
+
+        stop_listening(&chosen, at).expect("it listens");
+        let shut_down = socket::shutdown(chosen.as_raw_fd(), How::Both);
+        assert_eq!(shut_down, Err(Errno::ENOTCONN));
+        assert!(!can_listen_again(&chosen), "its clients would be shut down");
     }
 
     #[test]

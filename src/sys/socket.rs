@@ -18,7 +18,7 @@ pub use connect::{
 };
 #[cfg(test)]
 pub use listener::keepalive;
-pub(super) use listener::set_client_options;
+pub(super) use listener::{bind_internet, set_client_options};
 pub use listener::{
     bind_tcp, bind_unix, is_family_unavailable, listen_overflows, queue, set_keepalive, unbound,
     unbound_tcp,

@@ -32,7 +32,8 @@ fn bash_completes_verbs_and_their_values() {
         ask fdpassctl config ''
         ask fdpassctl app check --only ''
         ask fdpassctl --ho
-        ask fdpassctl reload --one";
+        ask fdpassctl reload --one
+        ask fdpassctl drain --";
     let Some(lines) = completed("bash", &["--norc", "--noprofile"], script) else {
         return;
     };
@@ -56,7 +57,11 @@ fn bash_completes_verbs_and_their_values() {
         "the names of the checks: {}",
         lines[3]
     );
-    assert_eq!(lines[4..], ["--hosts", "--one-at-a-time"]);
+    assert_eq!(lines[4..6], ["--hosts", "--one-at-a-time"]);
+    let options: Vec<&str> = lines[6].split(' ').collect();
+    for option in ["--notice", "--refuse", "--queue", "--wait"] {
+        assert!(options.contains(&option), "{option} is not in {options:?}");
+    }
 }
 
 #[test]

@@ -281,7 +281,7 @@ fn changes_and_refusals_are_logged_with_the_requester() {
             r#"{"method":"pi"}"#,
             "refused: method \"pi\" is not quarantined",
         ),
-        ("drain", "{}", "new clients are not accepted"),
+        ("drain", "{}", "new clients are refused"),
         ("undrain", "{}", "clients are accepted"),
         ("rebalance", "{}", "the workers are evenly loaded"),
         ("reload", "{}", "reloading; generation 2"),

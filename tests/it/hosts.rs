@@ -199,7 +199,7 @@ fn the_options_of_a_verb_are_for_each_host() {
     };
     let [a, b] = two_daemons(&mut lab);
     let said = lab.ctl(&["drain", "--wait", "--hosts", "web", "--quiet"]);
-    let sentence = "done new clients are not accepted; the last client has left";
+    let sentence = "done new clients are refused; the last client has left";
     assert_eq!(
         lines(&said, 0)[1..],
         [format!("a {sentence}"), format!("b {sentence}")]

@@ -35,7 +35,7 @@ fn queued_clients_of_kept_listeners_are_served_after_a_reload() {
     let listen = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
     let daemon = start(listen);
     let before = daemon.wait_for_workers();
-    assert_eq!(ctl(&daemon, &["drain"]).code, Some(0));
+    assert_eq!(ctl(&daemon, &["drain", "--queue"]).code, Some(0));
     let mut waiting: Vec<Client> = (0..100)
         .map(|i| Client::connect(&daemon.addresses()[i % 2]))
         .collect();
@@ -141,7 +141,7 @@ fn a_removed_listener_is_closed_when_its_queue_is_empty() {
         .map(Client::connect)
         .collect();
     came_by_them.iter_mut().for_each(|client| ping(client, 1));
-    ctl(&daemon, &["drain"]);
+    ctl(&daemon, &["drain", "--queue"]);
     let mut wait_there: Vec<Client> = leaving
         .iter()
         .cycle()
@@ -216,7 +216,7 @@ fn a_leaving_listener_that_is_wanted_again_stays() {
         &Address::Tcp(leaves),
         &Address::Unix(daemon.directory().join("rpc.sock")),
     ];
-    ctl(&daemon, &["drain"]);
+    ctl(&daemon, &["drain", "--queue"]);
     let mut waiting: Vec<Client> = leaving
         .iter()
         .map(|address| Client::connect(address))

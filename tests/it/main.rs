@@ -31,6 +31,7 @@ mod counterd;
 mod counters;
 mod crash_attribution;
 mod ctl;
+mod drain;
 mod echo_raw;
 mod environment;
 mod events;

@@ -220,7 +220,11 @@ fn reloads_limits_and_current_values_are_in_the_metrics() {
         );
     }
     daemon.ctl("drain").expect("it is done");
-    assert_eq!(samples(&daemon)["fdpassd_accepting"], 0.0);
+    let now = samples(&daemon);
+    assert_eq!(
+        (now["fdpassd_accepting"], now["fdpassd_draining"]),
+        (0.0, 1.0)
+    );
     drop(held);
 }
 

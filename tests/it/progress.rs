@@ -97,10 +97,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
     let said = ctl(&daemon, &["hold", &held.to_string()]);
     assert_reported(&said, &[&format!("worker {held} is held; 0 clients moved")]);
     let said = ctl(&daemon, &["drain", "--wait"]);
-    assert_reported(
-        &said,
-        &["new clients are not accepted; 0 clients connected"],
-    );
+    assert_reported(&said, &["new clients are refused; 0 clients connected"]);
     let said = ctl(&daemon, &["stop"]);
     assert_eq!(
         (said.code, said.out.clone()),
@@ -394,7 +391,7 @@ fn on_a_terminal_a_line_counts_and_makes_room_for_the_verdict() {
     );
     assert!(
         said.out
-            .ends_with("\r\x1b[Knew clients are not accepted; the last client has left\r\n"),
+            .ends_with("\r\x1b[Knew clients are refused; the last client has left\r\n"),
         "{said:?}"
     );
     // A typewriter cannot go back.

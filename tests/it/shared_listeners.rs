@@ -115,7 +115,9 @@ fn a_listener_that_another_holder_ended_is_bound_again() {
 fn an_ended_listener_of_a_drained_daemon_costs_no_time() {
     let daemon = start(BOTH);
     let path = daemon.directory().join("rpc.sock");
-    daemon.ctl("drain").expect("it is drained");
+    daemon
+        .ctl_with("drain", serde_json::json!({ "mode": "queue" }))
+        .expect("it is drained");
     let Some(held) = listener_of(daemon.pid(), &Address::Unix(path.clone())) else {
         return;
     };

@@ -156,7 +156,10 @@ fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
         ("recycle", &["<WORKER|all>"]),
         ("hold", &["<WORKER>"]),
         ("release", &["<WORKER|METHOD>"]),
-        ("drain", &["--wait"]),
+        (
+            "drain",
+            &["--notice <TIME>", "--refuse", "--queue", "--wait"],
+        ),
         ("undrain", &[]),
         ("rebalance", &["--dry-run"]),
         ("kick", &["<CLIENT>"]),

@@ -135,6 +135,7 @@ fn all_values_are_read() {
         request-timeout = "500ms"
         stall-timeout = "20ms"
         drain-timeout = "0s"
+        drain-notice = "15s"
         restart-grace = "50ms"
         tcp-keepalive = "32767s"
         [control]
@@ -196,6 +197,7 @@ fn all_values_are_read() {
         request_timeout: Some(Duration::from_millis(500)),
         stall_timeout: Duration::from_millis(20),
         drain_timeout: Duration::ZERO,
+        drain_notice: Duration::from_secs(15),
         restart_grace: Duration::from_millis(50),
         tcp_keepalive: Some(Duration::from_secs(32_767)),
     };

@@ -152,11 +152,11 @@ fn limits() -> impl Strategy<Value = Limits> {
         sizes,
         timeouts,
         stall,
-        [durations(), durations()],
+        [durations(), durations(), durations()],
         seconds,
     )
         .prop_map(
-            |((all, each), (frame, more), timeouts, stall, [drain, grace], seconds)| {
+            |((all, each), (frame, more), timeouts, stall, [drain, notice, grace], seconds)| {
                 let [idle_timeout, frame_timeout, send_timeout, request_timeout] = timeouts;
                 Limits {
                     max_clients: NonZeroU32::new(all),
@@ -170,6 +170,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                     request_timeout,
                     stall_timeout: stall,
                     drain_timeout: drain,
+                    drain_notice: notice,
                     restart_grace: grace,
                     tcp_keepalive: seconds.map(Duration::from_secs),
                 }

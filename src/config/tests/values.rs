@@ -217,6 +217,7 @@ fn a_duration_in_m_is_refused_as_it_means_months() {
             "idle-timeout",
             "stall-timeout",
             "drain-timeout",
+            "drain-notice",
             "tcp-keepalive",
         ] {
             let message = format!("\"{written}\": M stands for months; did you mean \"{meant}\"?");

@@ -52,14 +52,29 @@ pub(super) fn release(text: &str) -> Result<Release, Infallible> {
 }
 
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
-    let time = match text.parse() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())?,
-        Err(_) => humantime::parse_duration(text).map_err(|e| e.to_string())?,
-    };
+    let time = duration(text)?;
     if time.is_zero() || time > MAX_TIMEOUT {
         Err("must be more than 0 and at most a day".to_owned())
     } else {
         Ok(time)
+    }
+}
+
+/// Parses the time of a notice, which may be zero.
+pub(super) fn notice(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if time > MAX_TIMEOUT {
+        Err("must be at most a day".to_owned())
+    } else {
+        Ok(time)
+    }
+}
+
+/// Parses a number of seconds, or a duration with units.
+fn duration(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string()),
+        Err(_) => humantime::parse_duration(text).map_err(|e| e.to_string()),
     }
 }
 

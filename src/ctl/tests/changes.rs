@@ -1,7 +1,7 @@
 //! The verbs that change something: their requests and their results.
 
 use super::*;
-use crate::proto::control::{Kicked, Upgraded};
+use crate::proto::control::{DrainMode, DrainResult, Kicked, Upgraded};
 use crate::proto::names::ClientId;
 
 #[test]
@@ -58,6 +58,17 @@ fn every_change_has_its_request_and_its_result_in_words() {
             seconds,
         })
         .expect("plain data")
+    };
+    let drained = |clients, notice, waiting_at: &[&str]| {
+        let waiting_at = waiting_at.iter().map(|address| (*address).to_owned());
+        let result = DrainResult {
+            workers: 4,
+            clients,
+            mode: DrainMode::Refuse,
+            notice,
+            waiting_at: waiting_at.collect(),
+        };
+        serde_json::to_value(result).expect("plain data")
     };
     let moves = |moves| serde_json::to_value(Rebalanced { moves }).expect("plain data");
     let moved = |from, to, clients, load| MovedLoad {
@@ -145,14 +156,23 @@ fn every_change_has_its_request_and_its_result_in_words() {
         (
             "drain",
             r#""drain","params":{"wait":false}"#,
+            // Of version 0.1.0.
             settled(4, 2),
             "new clients are not accepted; 2 clients are still connected",
         ),
         (
-            "drain --wait",
-            r#""drain","params":{"wait":true}"#,
-            settled(4, 0),
-            "new clients are not accepted; the last client has left",
+            "drain --wait --refuse",
+            r#""drain","params":{"wait":true,"mode":"refuse"}"#,
+            drained(0, None, &[]),
+            "new clients are refused; the last client has left",
+        ),
+        (
+            "drain --notice 90s --queue",
+            r#""drain","params":{"wait":false,"notice":90.0,"mode":"queue"}"#,
+            drained(1, Some(89.1), &["unix:/a", "[::1]:80\x07"]),
+            "new clients are served for another 1m30s, then refused; 1 client is still connected\n\
+             at unix:/a new clients wait: systemd has bound the socket\n\
+             at [::1]:80\\x07 new clients wait: systemd has bound the socket",
         ),
         (
             "undrain",

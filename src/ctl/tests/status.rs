@@ -80,6 +80,7 @@ pub(in crate::ctl) fn status() -> Status {
         zygote: None,
         stopping: false,
         drained: false,
+        drain: None,
         paused: None,
         listeners: vec![
             listener("127.0.0.1:8080", OrderRule::Little, Some(0)),
@@ -126,5 +127,6 @@ pub(super) fn listener(address: &str, byte_order: OrderRule, queue: Option<u32>)
         queue_max,
         accepted_total: 1,
         outage: None,
+        refuses: false,
     }
 }

@@ -19,6 +19,7 @@ use crate::sys::poll::Poller;
 
 pub(crate) mod access;
 pub(crate) mod connection;
+pub(crate) mod drain;
 pub(crate) mod inspect;
 pub(crate) mod operate;
 pub(crate) mod pending;

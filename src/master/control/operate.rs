@@ -153,27 +153,6 @@ impl Master {
         }
     }
 
-    /// Stops accepting clients, or accepts them again.
-    pub(crate) fn set_drained(&mut self, asker: Asker, is_drained: bool) {
-        let (kind, what) = match is_drained {
-            true => (Kind::Drained, "new clients are not accepted"),
-            false => (Kind::Undrained, "clients are accepted"),
-        };
-        let about = About {
-            clients: Some(self.clients.count()),
-            ..asker.about()
-        };
-        self.telemetry.events.note(
-            kind,
-            about,
-            format_args!(
-                "{asker}: {what}; {} connected",
-                Counted(self.clients.count(), "client")
-            ),
-        );
-        self.listeners.is_drained = is_drained;
-    }
-
     /// Begins to count the requests of the busiest worker's clients, to find which of them could be moved.
     pub(crate) fn begin_balance(
         &mut self,

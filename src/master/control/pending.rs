@@ -33,8 +33,8 @@ pub(crate) enum PendingKind {
     Settled(Verb),
     /// The worker has no clients.
     Emptied(WorkerId),
-    /// There are no clients.
-    NoClients,
+    /// The notice of the drain has begun, or the daemon is drained; with `until_empty`, the last client has left.
+    Drained { until_empty: bool },
     /// The rebalancing has been done.
     Rebalanced,
     /// The process has become another program, or the upgrade was refused.

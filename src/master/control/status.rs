@@ -61,6 +61,7 @@ impl Snapshot<'_> {
             outages: outages.count(),
             missing,
             is_unkept: self.store_outage.is_some(),
+            is_leaving: self.listeners.drain.is_some() && !self.listeners.is_drained(),
             pause: pause.map(|pause| pause.to_string()),
         }
     }
@@ -95,7 +96,8 @@ impl Snapshot<'_> {
             start: self.settings.config.workers.start.as_str().to_owned(),
             zygote: self.workers.zygotes.pid(self.settings.generation),
             stopping: self.lifecycle.is_ending(),
-            drained: self.listeners.is_drained,
+            drained: self.listeners.is_drained(),
+            drain: self.listeners.drain_status(now),
             paused: self.paused(),
             listeners: self.listeners.all.iter().map(listener_status).collect(),
             clients: self.clients.count(),
@@ -320,5 +322,6 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,
         outage: listener.outage_reason().map(str::to_owned),
+        refuses: listener.is_refusing(),
     }
 }

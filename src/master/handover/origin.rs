@@ -1,15 +1,21 @@
 //! Where the state of a starting master comes from.
 
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
 use crate::config::{Config, Loaded};
 use crate::master::handover::inherited::Inherited;
 use crate::master::handover::state_file::SavedState;
 use crate::master::handover::upgrade_resume::CarriedOver;
+use crate::master::listeners::drain::DrainState;
 use crate::master::listeners::listener::Listener;
+use crate::master::listeners::record::ListenerRecord;
 use crate::master::{ActivatedSockets, Error};
-use crate::proto::names::{Generation, WorkerId};
+use crate::proto::names::{Address, Generation, WorkerId};
 use crate::shm::Layout;
-use crate::sys::process;
 use crate::sys::user::User;
+use crate::sys::{process, socket};
 
 /// The origin of a master's state.
 #[derive(Debug)]
@@ -92,25 +98,40 @@ impl MasterOrigin {
         self.inherited().map_or(0, Inherited::queue_count)
     }
 
-    /// Takes the listeners of the earlier master.
-    pub(crate) fn take_listeners(&mut self) -> Vec<Listener> {
+    /// Returns the drain that was under way.
+    pub(crate) fn drain(&self, now: Instant) -> Option<DrainState> {
+        self.saved_state()?.drain(now)
+    }
+
+    /// Takes the listeners of the earlier master. Those that refuse clients because of a drain may have no socket.
+    pub(crate) fn take_listeners(&mut self, refuses: bool) -> Vec<Listener> {
         let inherited = match self {
             MasterOrigin::Fresh => return Vec::new(),
             MasterOrigin::Restarted(inherited) | MasterOrigin::Upgraded(inherited, _) => inherited,
         };
-        std::mem::take(&mut inherited.listeners)
-            .into_iter()
-            .filter_map(|(record, socket)| {
-                let listener = Listener::from_record(&record, socket);
-                let log = |why: &String| {
-                    log::error!(
-                        "closing listener {} of the previous master: {why}",
-                        record.number
-                    );
-                };
-                listener.inspect_err(log).ok()
-            })
-            .collect()
+        let mut found = std::mem::take(&mut inherited.listeners);
+        if refuses {
+            let recorded = inherited.saved_state.listeners.iter();
+            let is_missing = |record: &&ListenerRecord| {
+                found.iter().all(|(other, _)| other.number != record.number)
+            };
+            let missing: Vec<_> = recorded.filter(is_missing).cloned().collect();
+            found.extend(missing.into_iter().filter_map(without_socket));
+        }
+        let mut listeners = Vec::new();
+        for (record, socket) in found {
+            match Listener::from_record(&record, socket) {
+                Ok(listener) => listeners.push(listener),
+                Err(why) => log::error!(
+                    "closing listener {} of the previous master: {why}",
+                    record.number
+                ),
+            }
+        }
+        if refuses {
+            listeners.iter_mut().for_each(Listener::resume_refusal);
+        }
+        listeners
     }
 
     /// Returns the highest number of any listener so far.
@@ -164,4 +185,15 @@ impl MasterOrigin {
             });
         Layout::new(u32::try_from(clients).unwrap_or(u32::MAX), longest)
     }
+}
+
+/// Returns the record with a socket that is not bound.
+fn without_socket(record: ListenerRecord) -> Option<(ListenerRecord, OwnedFd)> {
+    let socket = match record.address.parse().ok()? {
+        Address::Tcp(at) => socket::unbound_tcp(at),
+        Address::Unix(_) => socket::unbound(),
+    };
+    let log = |e: &io::Error| log::error!("cannot make a socket for {}: {e}", record.address);
+    let socket = socket.inspect_err(log).ok()?;
+    Some((record, socket))
 }

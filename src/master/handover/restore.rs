@@ -100,7 +100,6 @@ impl Master {
         };
         self.telemetry.tally = saved_state.tally;
         self.telemetry.events.continue_after(saved_state.events);
-        self.listeners.is_drained = saved_state.is_drained;
         self.settings.last_reload = saved_state.last_reload;
         self.settings.log_level = saved_state.log_level;
         saved_state

@@ -17,16 +17,18 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{GivenKeys, Identities, Keys, MAX_SAVED_LEN};
 use crate::master::clients::figures::ClientFigures;
+use crate::master::listeners::drain::{DrainState, SavedDrain};
 use crate::master::listeners::record::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
 use crate::master::workers::SeatTotals;
-use crate::proto::control::LastReload;
+use crate::proto::control::{DrainMode, LastReload};
 use crate::proto::log::LogLevel;
 use crate::proto::names::WorkerId;
 use crate::proto::paths::exact;
@@ -117,6 +119,8 @@ pub(crate) struct SavedState {
     pub(crate) count: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) is_drained: bool,
+    /// The drain that is under way; `is_drained` alone before version 0.2.
+    pub(crate) drain: Option<SavedDrain>,
     pub(crate) quarantined: Vec<String>,
     pub(crate) last_reload: Option<LastReload>,
     pub(crate) counts: Counts,
@@ -143,6 +147,16 @@ impl SavedState {
             seat.last_death = None;
         }
         shorter
+    }
+
+    /// Returns the drain that was under way. Version 0.1.0 knew only one mode, without a notice.
+    pub(crate) fn drain(&self, now: Instant) -> Option<DrainState> {
+        let drained = || {
+            self.is_drained
+                .then(|| DrainState::without_notice(DrainMode::Queue))
+        };
+        let saved = self.drain.map(|drain| drain.restored(now));
+        saved.or_else(drained)
     }
 
     /// Reads the state of any version. A member that cannot be read is ignored.
@@ -320,6 +334,22 @@ mod tests {
         );
         assert!(StateFile::open(sealed_file(c"x", 4096).expect("memfd")).is_err());
         assert!(StateFile::open(File::open("/dev/null").expect("open")).is_err());
+    }
+
+    #[test]
+    fn a_drained_daemon_of_version_0_1_0_leaves_clients_in_the_queue() {
+        let now = Instant::now();
+        let drain = |text: &[u8]| SavedState::from_json(text).expect("JSON").drain(now);
+        let queue = DrainState::without_notice(DrainMode::Queue);
+        assert_eq!(drain(br#"{"is_drained":true}"#), Some(queue));
+        assert_eq!(drain(br#"{"is_drained":false}"#), None);
+        let refuse = br#"{"is_drained":true,"drain":{"mode":"refuse"}}"#;
+        assert!(drain(refuse).is_some_and(DrainState::refuses));
+        // A mode that is not known yet.
+        assert_eq!(
+            drain(br#"{"is_drained":true,"drain":{"mode":"x"}}"#),
+            Some(queue)
+        );
     }
 
     #[test]

@@ -97,9 +97,7 @@ impl Stored {
 
 /// Returns the listeners that are stored, by their names in the store.
 fn named(listeners: &[Listener]) -> BTreeMap<String, &Listener> {
-    let stored = listeners
-        .iter()
-        .filter(|listener| listener.record().is_some());
+    let stored = listeners.iter().filter(|listener| listener.is_storable());
     stored
         .map(|listener| (listener_name(listener.number), listener))
         .collect()
@@ -272,7 +270,11 @@ impl Master {
             count: (settings.count_origin == Origin::Runtime)
                 .then(|| self.workers.pool.target().count as u32),
             log_level: settings.log_level,
-            is_drained: self.listeners.is_drained,
+            is_drained: self.listeners.is_drained(),
+            drain: self
+                .listeners
+                .drain
+                .map(|drain| drain.saved(self.clock.now())),
             quarantined: self.workers.strikes.quarantined().to_vec(),
             last_reload: settings.last_reload.clone(),
             counts: Counts {

@@ -187,6 +187,7 @@ impl Master {
         let is_quiet = self.clients.unleased.is_empty()
             && self.clients.handshakes.is_empty()
             && self.clients.ending_apps.is_empty()
+            && self.listeners.have_followed_drain()
             && self.workers.all.values().all(Worker::has_sent_all);
         if !is_quiet || !self.workers.pool.is_settled() {
             return None;

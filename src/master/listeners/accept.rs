@@ -36,7 +36,8 @@ impl Listeners {
             return;
         }
         workers.lease_unleased(clients, telemetry);
-        if self.gate.is_open() {
+        // The gate closes at the end of the iteration in which the daemon is drained.
+        if self.gate.is_open() && !self.is_drained() {
             let mut candidates = workers.candidates(false);
             let mut left = MAX_LEASES;
             for number in &self.order(readable) {

@@ -84,6 +84,11 @@ impl Gate {
         self.pause.is_none() && self.without_memory.is_none()
     }
 
+    /// Returns whether the system is out of descriptors or memory.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.exhausted.is_some()
+    }
+
     /// Returns the events of a listener that the poller reports.
     pub(crate) fn interest(&self) -> Interest {
         if self.pause.is_some() {
@@ -127,8 +132,7 @@ impl Listeners {
             return;
         }
         let interest = self.gate.interest();
-        let bound = self.all.iter().filter(|listener| listener.outage.is_none());
-        for listener in bound {
+        for listener in self.all.iter().filter(|listener| listener.is_watched()) {
             let token = Token::Listener(listener.number).into();
             if let Err(e) = poller.modify(listener, token, interest) {
                 log::error!("cannot watch {}: {e}", listener.address);
@@ -144,7 +148,7 @@ impl Listeners {
     ) -> Option<Pause> {
         if lifecycle.is_restarting() {
             Some(Pause::Leaving)
-        } else if self.is_drained {
+        } else if self.is_drained() {
             Some(Pause::Drained)
         } else if workers.ready().next().is_none() {
             Some(Pause::NoWorker)

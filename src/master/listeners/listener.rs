@@ -8,6 +8,7 @@ use crate::config::{Access, Listen, Source};
 use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
+use crate::master::listeners::listener::refusal::Admission;
 use crate::master::listeners::outage::{FILE_GONE, Served};
 use crate::master::listeners::plan::{SocketSource, WantedListener};
 use crate::master::listeners::record::ListenerRecord;
@@ -17,6 +18,9 @@ use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 use crate::sys::listening::{is_listening, listen, share_address};
 use crate::sys::socket;
+
+mod adopt;
+pub(crate) mod refusal;
 
 /// A listener of clients.
 #[derive(Debug)]
@@ -41,17 +45,21 @@ pub(crate) struct Listener {
     /// Set while the listener is not in the poller: another process has ended it, its address does not exist yet, or it
     /// cannot be watched.
     pub(crate) outage: Option<Outage>,
+    /// Whether clients can connect, as far as a drain decides that.
+    pub(crate) admission: Admission,
     /// The listener was never bound.
     is_missing: bool,
 }
 
 impl Listener {
-    /// Binds and listens, or listens on a copy of an activated socket. `number` must be new.
+    /// Binds and listens, or listens on a copy of an activated socket. `number` must be new. If `refuses`, a socket that
+    /// is bound does not listen.
     pub(crate) fn open(
         number: u32,
         wanted: &WantedListener<'_>,
         activated: &ActivatedSockets,
         keepalive: Option<Duration>,
+        refuses: bool,
     ) -> Result<Listener, Error> {
         let WantedListener { entry, source } = wanted;
         let fail = |e: io::Error| {
@@ -78,10 +86,18 @@ impl Listener {
         if let Address::Tcp(_) = address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;
         }
-        // A socket that was handed over may have been ended: the poller reports that.
-        if file.is_some() || matches!(source, SocketSource::Bound(_)) || is_listening(&socket) {
+        let listens = match source {
+            SocketSource::Bound(_) => !refuses,
+            // A socket that was handed over may have been ended: the poller reports that.
+            SocketSource::Activated(_) => is_listening(&socket),
+        };
+        if listens {
             listen(&socket, entry.backlog).map_err(fail)?;
         }
+        let admission = match source {
+            SocketSource::Bound(_) if refuses => Admission::Refusing { can_listen: true },
+            SocketSource::Bound(_) | SocketSource::Activated(_) => Admission::Open,
+        };
         let handed_access = match (source, &address) {
             (SocketSource::Activated(_), Address::Unix(path)) => access_of(path),
             _ => None,
@@ -89,6 +105,7 @@ impl Listener {
         Ok(Listener {
             file,
             handed_access,
+            admission,
             ..Listener::new(number, socket, source.clone(), address, (*entry).clone())
         })
     }
@@ -112,6 +129,7 @@ impl Listener {
             handed_access: None,
             entry,
             outage: None,
+            admission: Admission::Open,
             is_missing: false,
         }
     }
@@ -245,7 +263,7 @@ impl Listener {
 
     /// Returns whether the file was removed, or replaced by another one.
     pub(crate) fn is_file_gone(&self) -> bool {
-        self.outage.is_none() && !self.is_reachable()
+        self.is_watched() && !self.is_reachable()
     }
 
     /// Leaves the file where it is, for the next master.
@@ -259,60 +277,6 @@ impl Listener {
     pub(crate) fn disown_file(&mut self) {
         self.leave_file();
         self.file = None;
-    }
-
-    /// Checks whether [`Listener::adopt`] can set the access that an entry wants. Changes nothing.
-    ///
-    /// # Errors
-    /// Those of `adopt`.
-    pub(crate) fn check_access(&self, wanted: &Listen) -> Result<(), Error> {
-        if let (true, Some(file), Some(access)) = (self.is_open(), &self.file, &wanted.access) {
-            file.check_access(access)
-                .map_err(|e| cannot_change(wanted, &e))?;
-        }
-        Ok(())
-    }
-
-    /// Adopts the settings that are wanted now for this address. Clients in the queue stay there.
-    ///
-    /// Only the change of a Unix socket's file can be refused, so it comes first: on an error nothing else has changed.
-    /// Adopting the previous settings undoes this.
-    pub(crate) fn adopt(
-        &mut self,
-        wanted: &Listen,
-        keepalive: Option<Duration>,
-    ) -> Result<(), Error> {
-        let fail = |e: io::Error| cannot_change(wanted, &e);
-        // A listener whose file is gone, or that has ended, gets its access when it is bound again.
-        if let (true, Some(file), Some(access)) = (self.is_open(), &mut self.file, &wanted.access) {
-            file.set_access(access).map_err(fail)?;
-        }
-        if let Address::Tcp(_) = self.address {
-            socket::set_keepalive(&self.socket, keepalive).map_err(fail)?;
-        }
-        // If the socket has ended, the poller reports that, and another one is bound.
-        if is_listening(&self.socket) {
-            listen(&self.socket, wanted.backlog).map_err(fail)?;
-        }
-        self.byte_order = wanted.byte_order;
-        self.entry = wanted.clone();
-        Ok(())
-    }
-
-    /// Adopts the settings that are wanted now, as far as that is possible, for a listener that an earlier master has
-    /// left: its clients must not be lost because this master may not change a file that another user has created.
-    pub(crate) fn adopt_left(&mut self, wanted: &Listen, keepalive: Option<Duration>) {
-        let Err(e) = self.adopt(wanted, keepalive) else {
-            return;
-        };
-        log::error!("{e}; it stays as it is");
-        let without_access = Listen {
-            access: None,
-            ..wanted.clone()
-        };
-        if self.adopt(&without_access, keepalive).is_err() {
-            (self.byte_order, self.entry) = (wanted.byte_order, without_access);
-        }
     }
 
     /// Replaces a socket that has ended by another one at the same address.
@@ -357,14 +321,10 @@ impl Listener {
     /// kernel does not report them.
     pub(crate) fn queue(&self) -> Option<(u32, u32)> {
         match self.address {
-            Address::Tcp(_) if self.outage.is_none() => socket::queue(&self.socket).ok(),
+            Address::Tcp(_) if self.is_watched() => socket::queue(&self.socket).ok(),
             Address::Tcp(_) | Address::Unix(_) => None,
         }
     }
-}
-
-fn cannot_change(wanted: &Listen, error: &io::Error) -> Error {
-    Error::unavailable(&format!("change the listener {}", wanted.source), error)
 }
 
 impl Served for Listener {
@@ -413,7 +373,7 @@ mod tests {
     fn open(entry: &Listen) -> Result<Listener, Error> {
         let activated = ActivatedSockets::default();
         let wanted = activated.wanted(std::slice::from_ref(entry))?;
-        Listener::open(0, &wanted[0], &activated, None)
+        Listener::open(0, &wanted[0], &activated, None, false)
     }
 
     fn refusal(entry: &Listen) -> String {

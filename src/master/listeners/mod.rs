@@ -1,6 +1,10 @@
 //! Listeners: the sockets that clients connect to.
 
+use std::time::Instant;
+
 use crate::master::ActivatedSockets;
+use crate::master::lifecycle::Lifecycle;
+use crate::master::listeners::drain::DrainState;
 use crate::master::listeners::gate::Gate;
 use crate::master::listeners::listener::Listener;
 
@@ -9,6 +13,7 @@ pub(crate) mod activation;
 pub(crate) mod conflict;
 pub(crate) mod control_link;
 pub(crate) mod control_listener;
+pub(crate) mod drain;
 pub(crate) mod exporter_listener;
 pub(crate) mod gate;
 pub(crate) mod listener;
@@ -34,8 +39,8 @@ pub(crate) struct Listeners {
     /// The number of the listener that was last served.
     pub(crate) last_served: u32,
     pub(crate) gate: Gate,
-    /// An operator has drained the daemon: no client is accepted.
-    pub(crate) is_drained: bool,
+    /// The drain that an operator has begun, if one is under way.
+    pub(crate) drain: Option<DrainState>,
 }
 
 impl Listeners {
@@ -43,5 +48,20 @@ impl Listeners {
         self.all
             .iter()
             .position(|listener| listener.number == number)
+    }
+
+    /// Returns when the loop must run for the listeners although no event occurs.
+    pub(crate) fn deadline(&self, lifecycle: Lifecycle, now: Instant) -> Option<Instant> {
+        // The gate was opened in this iteration, and no event reports that the queue of a closing listener is empty.
+        let is_closing = !self.closing.is_empty() && self.gate.pause.is_none();
+        [
+            self.gate.deadline(),
+            self.outage_deadline(),
+            is_closing.then_some(now),
+            self.drain_deadline(lifecycle, now),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }

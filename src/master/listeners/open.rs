@@ -20,14 +20,14 @@ pub(crate) enum OnOpenError {
 
 /// Opens the listeners that a configuration wants and that are not among the kept ones of an earlier master. Returns
 /// one entry for each wanted listener: `None` for a kept one. A kept listener whose file is gone is replaced by a new one,
-/// as at a reload, unless that cannot be bound.
+/// as at a reload, unless that cannot be bound. If `refuses`, the new ones refuse clients, because of a drain.
 pub(crate) fn open_new(
     entries: &[Listen],
     activated: &ActivatedSockets,
     kept: &[Listener],
     number: &mut u32,
     keepalive: Option<Duration>,
-    (on_error, now): (OnOpenError, Instant),
+    (refuses, on_error, now): (bool, OnOpenError, Instant),
 ) -> Result<Vec<Option<Listener>>, Error> {
     let wanted = activated.wanted(entries)?;
     let existing = plan::match_existing(kept, &wanted, plan::keeps_all);
@@ -40,7 +40,7 @@ pub(crate) fn open_new(
             continue;
         }
         *number += 1;
-        let listener = Listener::open(*number, wanted, activated, keepalive);
+        let listener = Listener::open(*number, wanted, activated, keepalive, refuses);
         if let (Err(e), Some(left)) = (&listener, left) {
             // It stays as it is: clients may wait there.
             log::error!("{}: {FILE_GONE}: {e}", left.name());

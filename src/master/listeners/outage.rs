@@ -3,7 +3,8 @@
 //! Another holder of such a socket can end it, by shutdown(2) or by `ss -K`. It never listens again then: listen(2) on
 //! a TCP socket would make the kernel accept clients that are shut down from the start. Another socket is bound to the
 //! same address instead. The poller reports the end as a hang-up, also for a disarmed listener: so it is handled in the
-//! iteration of the loop in which it occurs. A listener that the daemon itself has ended is not in the poller any more.
+//! iteration of the loop in which it occurs. A listener that the daemon itself has ended, for a drain, is not in the poller
+//! any more, and has no outage.
 //!
 //! epoll(7) may also lack memory to watch a socket that is bound (ENOMEM, ENOSPC). Its clients wait in its queue, and
 //! only the watch is tried again.
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::master::listeners::Listeners;
 use crate::master::listeners::listener::Listener;
+use crate::master::listeners::listener::refusal::Admission;
 use crate::master::retry::Outage;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::events::EventLog;
@@ -128,6 +130,10 @@ impl Listeners {
                 continue;
             };
             let listener = &mut self.all[index];
+            // The daemon itself has ended it.
+            if listener.admission != Admission::Open {
+                continue;
+            }
             if self.closing.contains(number)
                 && listener.outage.is_none()
                 && !is_listening(&*listener)
@@ -179,7 +185,7 @@ impl Listeners {
     }
 
     /// Returns when [`Listeners::end_outages`] has something to do.
-    pub(crate) fn outage_deadline(&self) -> Option<Instant> {
+    pub(super) fn outage_deadline(&self) -> Option<Instant> {
         self.all
             .iter()
             .filter_map(|listener| listener.outage.as_ref())

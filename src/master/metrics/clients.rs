@@ -96,18 +96,28 @@ fn write_losses(text: &mut MetricsText, master: &Snapshot<'_>) {
     );
 }
 
-pub(super) fn write_listeners(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
+/// Writes whether clients are accepted.
+fn write_accepting(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
     text.gauge(
         "accepting",
         "Whether new clients are being accepted.",
         u8::from(master.listeners.gate.pause.is_none()),
     );
+    text.gauge(
+        "draining",
+        "Whether an operator has begun a drain, its notice included.",
+        u8::from(status.drain.is_some()),
+    );
+}
+
+pub(super) fn write_listeners(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
+    write_accepting(text, master, status);
     let each: [(&str, &str, &str, ListenerFigure); 4] = [
         (
             UP,
             GAUGE,
             "Whether clients can connect to the listener.",
-            |l| Some(l.outage.is_none().into()),
+            |l| Some((l.outage.is_none() && !l.refuses).into()),
         ),
         (
             "listener_accepted_total",

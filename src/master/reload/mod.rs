@@ -230,8 +230,14 @@ impl Master {
                 }
                 PlannedListener::New(mut listener) => {
                     let interest = self.listeners.gate.interest();
-                    listener.watch(interest, &self.poller, now);
-                    let sentence = format_args!("listening on {}", listener.address);
+                    if listener.is_watched() {
+                        listener.watch(interest, &self.poller, now);
+                    }
+                    let does = match listener.is_refusing() {
+                        true => "refusing clients",
+                        false => "listening",
+                    };
+                    let sentence = format_args!("{does} on {}", listener.address);
                     self.telemetry
                         .events
                         .note(Kind::ListenerOpened, About::default(), sentence);

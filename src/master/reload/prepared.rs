@@ -38,7 +38,7 @@ pub(crate) struct PreparedReload {
 pub(super) enum PlannedListener {
     /// The listener of this number stays.
     Keep(u32),
-    /// A new listener; clients can connect already.
+    /// A new listener; clients can connect already, unless the daemon is drained.
     New(Box<Listener>),
 }
 
@@ -126,6 +126,7 @@ impl Master {
             ..
         } = &self.listeners;
         let keepalive = config.limits.tcp_keepalive;
+        let refuses = self.listeners.refuse_clients();
         let wanted = activated.wanted(&config.listen)?;
         let kept = plan::match_existing(all, &wanted, plan::keeps_reachable);
         let mut number = *last_number;
@@ -138,7 +139,7 @@ impl Master {
                 }
                 None => {
                     number += 1;
-                    let opened = Listener::open(number, wanted, activated, keepalive)
+                    let opened = Listener::open(number, wanted, activated, keepalive, refuses)
                         .map_err(|e| self.own_addresses().explain(e, wanted.address()))?;
                     PlannedListener::New(Box::new(opened))
                 }

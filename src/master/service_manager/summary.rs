@@ -25,6 +25,8 @@ pub(crate) struct Summary {
     pub(crate) missing: usize,
     /// The service manager does not keep the clients.
     pub(crate) is_unkept: bool,
+    /// The notice of a drain has begun.
+    pub(crate) is_leaving: bool,
     /// Why no client is accepted, if that lasts.
     pub(crate) pause: Option<String>,
 }
@@ -64,6 +66,9 @@ impl fmt::Display for Summary {
         }
         if self.is_unkept {
             f.write_str("; a restart would lose all clients")?;
+        }
+        if self.is_leaving {
+            f.write_str("; leaving: new clients are served until the notice of the drain is over")?;
         }
         if let Some(pause) = &self.pause {
             write!(f, "; new clients are not accepted: {pause}")?;
@@ -137,10 +142,18 @@ mod tests {
             outages: 0,
             missing: 0,
             is_unkept: false,
+            is_leaving: false,
             pause: None,
         };
         for (summary, text) in [
             (usual.clone(), "2 workers, 120 clients, generation 3"),
+            (
+                Summary {
+                    is_leaving: true,
+                    ..usual.clone()
+                },
+                "2 workers, 120 clients, generation 3; leaving: new clients are served until the notice of the drain is over",
+            ),
             (
                 Summary {
                     ready: 1,

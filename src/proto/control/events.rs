@@ -155,6 +155,8 @@ named_variants! {
         StoreLost = "store_lost",
         /// The service manager keeps it again.
         StoreRestored = "store_restored",
+        /// The notice of a drain has begun: new clients are still accepted until it is over.
+        DrainNotice = "drain_notice",
         /// New clients are no longer accepted, on request.
         Drained = "drained",
         /// Clients are accepted again.

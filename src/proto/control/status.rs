@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::super::frame::OrderRule;
 use super::super::names::{Generation, WorkerId};
 use super::super::paths::shown;
+use super::drain::DrainStatus;
 
 /// The daemon's state, as it is visible from outside.
 ///
@@ -39,6 +40,9 @@ pub struct Status {
     pub stopping: bool,
     /// Whether an operator has stopped the accepting of new clients.
     pub drained: bool,
+    /// The drain that an operator has begun, if one is under way.
+    #[serde(default)]
+    pub drain: Option<DrainStatus>,
     /// Why no clients are accepted at the moment; none when they are.
     pub paused: Option<String>,
     /// The listeners.
@@ -192,6 +196,9 @@ pub struct ListenerStatus {
     /// Why no client can connect here at the moment; none if clients can.
     #[serde(default)]
     pub outage: Option<String>,
+    /// Whether the listener refuses clients because the daemon is drained.
+    #[serde(default)]
+    pub refuses: bool,
 }
 
 /// A worker's seat (its index), and the worker in it.

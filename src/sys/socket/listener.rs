@@ -38,11 +38,17 @@ pub fn bind_tcp(address: SocketAddr, freebind: bool) -> io::Result<OwnedFd> {
         SocketAddr::V6(_) if freebind => setsockopt(&listener, Ipv6Freebind, &true)?,
         _ => {}
     }
-    match address {
-        SocketAddr::V4(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn::from(a))?,
-        SocketAddr::V6(a) => socket::bind(listener.as_raw_fd(), &SockaddrIn6::from(a))?,
-    }
+    bind_internet(&listener, address)?;
     Ok(listener)
+}
+
+/// Binds a TCP socket.
+pub(in crate::sys) fn bind_internet(socket: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(a) => socket::bind(socket.as_raw_fd(), &SockaddrIn::from(a))?,
+        SocketAddr::V6(a) => socket::bind(socket.as_raw_fd(), &SockaddrIn6::from(a))?,
+    }
+    Ok(())
 }
 
 /// Returns a TCP socket that can be bound to this address, and is not.

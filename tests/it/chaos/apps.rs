@@ -64,7 +64,7 @@ impl Havoc<'_> {
             }
             23 => self.hold(&daemon, &status),
             24 => {
-                let _ = daemon.ctl("drain");
+                let _ = daemon.ctl_with("drain", json!({ "mode": "queue" }));
                 let_pass(Duration::from_millis(self.random.below(20)));
                 let _ = daemon.ctl("undrain");
                 self.note("drain");

@@ -98,7 +98,7 @@ impl Havoc<'_> {
             ),
             _ => {
                 // No wait for clients here: they never all leave.
-                let _ = self.daemon.ctl("drain");
+                let _ = self.daemon.ctl_with("drain", json!({ "mode": "queue" }));
                 let_pass(Duration::from_millis(self.random.below(20)));
                 let _ = self.daemon.ctl("undrain");
                 self.witness.note("drain", "and undrain");

@@ -333,10 +333,12 @@ fn every_change_is_reported_as_text_and_as_json() {
         both(&daemon, &["scale", "2"]),
         ("2 workers are ready\n".to_owned(), settled.clone())
     );
-    let there = "new clients are not accepted; 0 clients are still connected\n".to_owned();
-    assert_eq!(both(&daemon, &["drain"]), (there, settled.clone()));
-    let left = "new clients are not accepted; the last client has left\n".to_owned();
-    assert_eq!(both(&daemon, &["drain", "--wait"]), (left, settled.clone()));
+    let drained =
+        json!({"workers": 2, "clients": 0, "mode": "refuse", "notice": null, "waiting_at": []});
+    let there = "new clients are refused; 0 clients are still connected\n".to_owned();
+    assert_eq!(both(&daemon, &["drain"]), (there, drained.clone()));
+    let left = "new clients are refused; the last client has left\n".to_owned();
+    assert_eq!(both(&daemon, &["drain", "--wait"]), (left, drained));
     assert_eq!(
         both(&daemon, &["undrain"]),
         ("clients are accepted again\n".to_owned(), settled.clone())

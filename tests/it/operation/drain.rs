@@ -1,4 +1,4 @@
-//! Drain and undrain: new clients wait, and those that are there are served.
+//! Drain and undrain with `--queue`: new clients wait, and those that are there are served.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn a_drained_daemon_serves_only_existing_clients() {
     daemon.wait_for_workers();
     let load = Load::start(&daemon, 4, 4);
     load.wait_for(1);
-    let said = ctl(&daemon, &["drain"]);
+    let said = ctl(&daemon, &["drain", "--queue"]);
     assert_eq!(
         (said.code, said.out.as_str()),
         (
@@ -67,7 +67,7 @@ fn a_drained_daemon_serves_only_existing_clients() {
 #[test]
 fn a_listener_that_a_reload_brings_is_drained_like_the_others() {
     let daemon = start("workers.count = 1");
-    assert_eq!(ctl(&daemon, &["drain"]).code, Some(0));
+    assert_eq!(ctl(&daemon, &["drain", "--queue"]).code, Some(0));
     daemon
         .reload_with("listen = [\"127.0.0.1:0\", \"unix:{dir}/new.sock\"]\nworkers.count = 1")
         .expect("it is applied");
@@ -92,7 +92,7 @@ fn drain_wait_ends_with_the_last_client() {
     let daemon = start("workers.count = 2");
     let (mut first, second) = (daemon.connect(), daemon.connect());
     daemon.wait_until("both are there", |status| status.clients == 2);
-    let mut drain = Program::start(&mut ctl_command(&daemon, &["drain", "--wait"]));
+    let mut drain = Program::start(&mut ctl_command(&daemon, &["drain", "--wait", "--queue"]));
     daemon.wait_until("it is drained", |status| {
         status.paused.as_deref() == Some("the daemon is drained")
     });

@@ -171,6 +171,17 @@ pub(super) const LIMITS: &[Row] = &[
         shows: ["false", "true"],
     },
     Row {
+        key: "drain-notice",
+        configs: ["", "limits.drain-notice = \"1h\""],
+        probe: |daemon, _, _| {
+            daemon.ctl("drain").expect("it begins");
+            let drain = daemon.status().drain.expect("it is under way");
+            daemon.ctl("undrain").expect("it is over");
+            drain.notice.is_some().to_string()
+        },
+        shows: ["false", "true"],
+    },
+    Row {
         key: "tcp-keepalive",
         configs: [
             "limits.tcp-keepalive = \"none\"",

@@ -1,0 +1,383 @@
+//! The drain: an operator takes the daemon out of service, until `undrain`.
+//!
+//! ```text
+//!   none ── drain ──▶ notice ── its end ──▶ drained      clients that are connected are served throughout
+//!     ▲                  │                     │
+//!     ╰───── undrain ────┴─────────────────────╯
+//! ```
+//!
+//! During the notice new clients are served as well, and `/readyz` is 503, so that a load balancer sends no more of
+//! them. Then the daemon refuses them, or leaves them in the queues of the listeners ([`DrainMode`]).
+//!
+//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot: the next master neither
+//! listens nor takes a listener that refuses clients for one that another process has ended. Each listener follows the
+//! state in each iteration of the loop ([`Listeners::follow_drain`]); its own part is
+//! [`Admission`](crate::master::listeners::listener::refusal::Admission).
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
+use crate::master::lifecycle::Lifecycle;
+use crate::master::listeners::Listeners;
+use crate::master::listeners::listener::Listener;
+use crate::master::listeners::listener::refusal::Admission;
+use crate::master::listeners::outage::Served;
+use crate::master::retry::Outage;
+use crate::master::telemetry::Telemetry;
+use crate::proto::channel::MAX_LEASES;
+use crate::proto::control::{About, DrainMode, DrainStatus, Kind, Refusal, RefusalCode};
+use crate::proto::text::Counted;
+use crate::sys::clock;
+use crate::sys::listening::{self, AcceptResult, AcceptTry};
+use crate::sys::poll::Poller;
+
+/// A drain that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DrainState {
+    pub(crate) mode: DrainMode,
+    /// The end of the notice; `None` if it is over.
+    notice_until: Option<Instant>,
+}
+
+/// A drain in the state file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedDrain {
+    mode: DrainMode,
+    /// The end of the notice, in nanoseconds of CLOCK_MONOTONIC; `None` if it is over.
+    #[serde(default)]
+    notice_until: Option<u64>,
+}
+
+impl DrainState {
+    /// Returns a drain without a notice.
+    pub(crate) fn without_notice(mode: DrainMode) -> DrainState {
+        DrainState {
+            mode,
+            notice_until: None,
+        }
+    }
+
+    /// Returns whether the notice is over.
+    fn is_in_force(self) -> bool {
+        self.notice_until.is_none()
+    }
+
+    /// Returns whether listeners refuse clients now.
+    pub(crate) fn refuses(self) -> bool {
+        self.is_in_force() && self.mode == DrainMode::Refuse
+    }
+
+    /// Returns the rest of the notice; `None` if it is over.
+    pub(crate) fn notice_left(self, now: Instant) -> Option<Duration> {
+        let until = self.notice_until?;
+        Some(until.saturating_duration_since(now))
+    }
+
+    /// Returns the drain for the next master. The clock of a master is not that of the next one.
+    pub(crate) fn saved(self, now: Instant) -> SavedDrain {
+        let left = self.notice_left(now);
+        SavedDrain {
+            mode: self.mode,
+            notice_until: left.map(|left| clock::after(clock::monotonic(), left)),
+        }
+    }
+}
+
+impl SavedDrain {
+    /// Restores the drain. If the notice is over, the first iteration of the loop reports that.
+    pub(crate) fn restored(self, now: Instant) -> DrainState {
+        let left = |until: u64| Duration::from_nanos(until.saturating_sub(clock::monotonic()));
+        DrainState {
+            mode: self.mode,
+            notice_until: self.notice_until.map(|until| now + left(until)),
+        }
+    }
+}
+
+impl Listeners {
+    /// Returns whether the daemon is drained, and not only has announced it.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drain.is_some_and(DrainState::is_in_force)
+    }
+
+    /// Returns whether the listeners that the daemon has bound refuse clients.
+    pub(crate) fn refuse_clients(&self) -> bool {
+        self.drain.is_some_and(DrainState::refuses)
+    }
+
+    /// Returns whether each listener has followed the drain.
+    pub(crate) fn have_followed_drain(&self) -> bool {
+        !self.all.iter().any(Listener::is_emptying)
+    }
+
+    /// Begins a drain, or changes the terms of the one that is under way. Terms that are not given stay as they are;
+    /// a new drain refuses clients after the `default` notice.
+    ///
+    /// # Errors
+    /// `Refused` when it is too late for a notice.
+    pub(crate) fn begin_drain(
+        &mut self,
+        mode: Option<DrainMode>,
+        notice: Option<Duration>,
+        default: Duration,
+        now: Instant,
+    ) -> Result<DrainState, Refusal> {
+        let until = |notice: Duration| Some(now + notice).filter(|until| *until > now);
+        let notice_until = match (self.drain, notice) {
+            (Some(drain), Some(notice)) if drain.is_in_force() && !notice.is_zero() => {
+                let why = "the daemon is drained already, so that a notice is too late; \"undrain\" accepts clients again";
+                return Err(Refusal::new(RefusalCode::Refused, why));
+            }
+            (Some(drain), None) => drain.notice_until,
+            (_, notice) => until(notice.unwrap_or(default)),
+        };
+        let before = self.drain.map(|drain| drain.mode);
+        let drain = DrainState {
+            mode: mode.or(before).unwrap_or_default(),
+            notice_until,
+        };
+        self.drain = Some(drain);
+        Ok(drain)
+    }
+
+    /// Returns the drain for the status.
+    pub(crate) fn drain_status(&self, now: Instant) -> Option<DrainStatus> {
+        let drain = self.drain?;
+        Some(DrainStatus {
+            mode: drain.mode,
+            notice: drain.notice_left(now).map(|left| left.as_secs_f64()),
+        })
+    }
+
+    /// Returns the addresses of the listeners that cannot refuse clients although the others do: other processes hold
+    /// sockets that systemd has bound, and a Unix socket among them could not be bound again.
+    pub(crate) fn waiting_at(&self, mode: DrainMode) -> Vec<String> {
+        let all = self.all.iter().filter(|_| mode == DrainMode::Refuse);
+        let activated = all.filter(|listener| !listener.can_refuse());
+        activated
+            .map(|listener| listener.address.to_string())
+            .collect()
+    }
+
+    /// Describes what happens to new clients in a drain of this mode, and how many are connected.
+    pub(crate) fn describe_drained(&self, mode: DrainMode, clients: &Clients) -> String {
+        let mut sentence = match mode {
+            DrainMode::Refuse => "new clients are refused",
+            DrainMode::Queue => "new clients are not accepted",
+        }
+        .to_owned();
+        let connected = Counted(clients.count(), "client");
+        // Writing into a String cannot fail.
+        let _ = write!(sentence, "; {connected} connected");
+        let waiting = self.waiting_at(mode);
+        if !waiting.is_empty() {
+            let _ = write!(
+                sentence,
+                "; at {} new clients wait: systemd has bound the socket",
+                waiting.join(", ")
+            );
+        }
+        sentence
+    }
+
+    /// Returns when [`Listeners::follow_drain`] has something to do.
+    pub(super) fn drain_deadline(&self, lifecycle: Lifecycle, now: Instant) -> Option<Instant> {
+        let is_running = !lifecycle.is_ending();
+        let refuses = self.refuse_clients();
+        let is_behind = |listener: &Listener| match listener.admission {
+            Admission::Open => is_running && refuses && listener.can_refuse(),
+            // Until the system has descriptors or memory again, nothing is accepted.
+            Admission::Emptying(_) => !self.gate.is_exhausted(),
+            Admission::Refusing { .. } => is_running && !refuses,
+        };
+        let notice = self.drain.and_then(|drain| drain.notice_until);
+        let behind = self.all.iter().any(is_behind).then_some(now);
+        notice
+            .filter(|_| is_running)
+            .into_iter()
+            .chain(behind)
+            .min()
+    }
+
+    /// Ends the notice if it is over, and has each listener that the daemon has bound refuse clients, or listen again.
+    /// Clients that waited at a listener when it began to refuse are accepted, no more in an iteration than one message
+    /// of leases holds; they are leased in this iteration, or packed for the next master.
+    pub(crate) fn follow_drain(
+        &mut self,
+        lifecycle: Lifecycle,
+        keepalive: Option<Duration>,
+        (clients, telemetry): (&mut Clients, &mut Telemetry),
+        poller: &Poller,
+        now: Instant,
+    ) {
+        // The next master ends the notice, and listens again.
+        let is_running = !lifecycle.is_ending();
+        if is_running {
+            self.end_notice(clients, telemetry, now);
+        }
+        let refuses = self.refuse_clients();
+        if is_running && refuses {
+            self.begin_refusals(poller);
+        } else if is_running {
+            let listens = |listener: &Listener| listener.is_emptying() && listener.is_open();
+            self.reopen_where(listens, keepalive, poller, now);
+        }
+        let mut most = MAX_LEASES;
+        for index in 0..self.all.len() {
+            let context = (&mut *clients, &mut *telemetry);
+            if self.all[index].is_emptying() && self.empty_queue(index, &mut most, context, now) {
+                self.refuse(index, clients, telemetry);
+            }
+        }
+        while let Some(index) = self
+            .all
+            .iter()
+            .position(|listener| listener.is_refusing() && self.closing.contains(&listener.number))
+        {
+            self.close(index, telemetry, poller);
+        }
+        if is_running && !refuses {
+            self.reopen_where(Listener::is_refusing, keepalive, poller, now);
+        }
+    }
+
+    /// Ends the notice if it is over.
+    fn end_notice(&mut self, clients: &Clients, telemetry: &mut Telemetry, now: Instant) {
+        let is_over =
+            |drain: &&mut DrainState| drain.notice_until.is_some_and(|until| until <= now);
+        let Some(drain) = self.drain.as_mut().filter(is_over) else {
+            return;
+        };
+        drain.notice_until = None;
+        let mode = drain.mode;
+        let about = About {
+            clients: Some(clients.count()),
+            ..About::default()
+        };
+        let drained = self.describe_drained(mode, clients);
+        let sentence = format_args!("the notice is over: {drained}");
+        telemetry.events.note(Kind::Drained, about, sentence);
+    }
+
+    /// Accepts clients that wait at a listener, at most `most`. Returns whether none waits any more, or no more can be
+    /// accepted.
+    fn empty_queue(
+        &mut self,
+        index: usize,
+        most: &mut usize,
+        (clients, telemetry): (&mut Clients, &mut Telemetry),
+        now: Instant,
+    ) -> bool {
+        while let Admission::Emptying(left) = self.all[index].admission {
+            if left == 0 || clients.is_full() {
+                return true;
+            }
+            if *most == 0 || self.gate.is_exhausted() {
+                return false;
+            }
+            match listening::accept(&self.all[index], AcceptTry::Later) {
+                Ok(AcceptResult::Client(accepted)) => {
+                    *most -= 1;
+                    self.all[index].admission = Admission::Emptying(left - 1);
+                    if let Some(client) = self.admit(index, accepted, clients, telemetry) {
+                        let unleased = Unleased::new(client, clock::monotonic());
+                        clients.unleased.push_back(unleased);
+                    }
+                }
+                Ok(AcceptResult::Empty | AcceptResult::Ended) => return true,
+                Err(e) => self.pause_exhausted(&e, clients, telemetry, now),
+            }
+        }
+        true
+    }
+
+    /// Has a listener refuse clients. Those that still wait there are closed: there are as many as `max-clients`, or
+    /// more have come than its queue holds.
+    fn refuse(&mut self, index: usize, clients: &Clients, telemetry: &mut Telemetry) {
+        let listener = &mut self.all[index];
+        let closed = listener.refuse();
+        if !listener.is_storable() {
+            self.changed.push(listener.number);
+        }
+        if closed > 0 {
+            let about = About {
+                clients: Some(clients.count()),
+                ..About::default()
+            };
+            let sentence = format_args!(
+                "{} waited at {} and could not be accepted: closed",
+                Counted(closed, "client"),
+                listener.address
+            );
+            telemetry.events.note(Kind::Limit, about, sentence);
+        }
+    }
+
+    /// Removes the listeners that the daemon has bound from the poller, and has them begin to refuse clients.
+    fn begin_refusals(&mut self, poller: &Poller) {
+        let open = |listener: &&mut Listener| {
+            listener.admission == Admission::Open && listener.can_refuse()
+        };
+        for listener in self.all.iter_mut().filter(open) {
+            let _ = poller.remove(&*listener);
+            listener.begin_refusal();
+        }
+    }
+
+    /// Has listeners listen again. One that cannot has an outage.
+    fn reopen_where(
+        &mut self,
+        is_wanted: impl Fn(&Listener) -> bool,
+        keepalive: Option<Duration>,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        let interest = self.gate.interest();
+        for listener in self.all.iter_mut().filter(|listener| is_wanted(listener)) {
+            let was_stored = listener.is_storable();
+            match listener.listen_again(&mut self.activated, keepalive) {
+                Ok(is_same) if is_same && was_stored => {}
+                Ok(_) => self.changed.push(listener.number),
+                Err(e) => listener.outage = Some(Outage::from_error(&e, now)),
+            }
+            listener.watch(interest, poller, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_continues_in_the_next_master() {
+        let now = Instant::now();
+        let notice = Duration::from_secs(100);
+        let drain = DrainState {
+            mode: DrainMode::Queue,
+            notice_until: Some(now + notice),
+        };
+        let text = serde_json::to_string(&drain.saved(now)).expect("JSON");
+        let saved: SavedDrain = serde_json::from_str(&text).expect("it was written");
+        let later = now + Duration::from_secs(7);
+        let left = saved
+            .restored(later)
+            .notice_left(later)
+            .expect("it is not over");
+        assert!(left <= notice && left > notice / 2, "{left:?}");
+        let over = SavedDrain {
+            notice_until: Some(1),
+            ..saved
+        };
+        let over = over.restored(later);
+        assert_eq!(over.notice_left(later), Some(Duration::ZERO));
+        let in_force = DrainState::without_notice(DrainMode::Refuse);
+        assert_eq!(in_force.saved(now).restored(later), in_force);
+        let read: SavedDrain = serde_json::from_str(r#"{"mode":"refuse"}"#).expect("a drain");
+        assert!(read.restored(now).refuses());
+    }
+}
