@@ -290,7 +290,9 @@ fn a_host_that_is_silent_does_not_hold_the_others() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = silent.local_addr().expect("it is bound").port();
     lab.ssh_config(&format!("Host silent\nPort {port}\n"));
-    let mut roll = Program::start(&mut lab.command(&["drain", "--hosts", "silent,web"]));
+    // Longer than this test waits.
+    let arguments = ["drain", "--hosts", "silent,web", "--timeout", "1h"];
+    let mut roll = Program::start(&mut lab.command(&arguments));
     eventually("the others are drained", || {
         (a.status().drained && b.status().drained).then_some(())
     });
