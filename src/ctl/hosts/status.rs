@@ -82,6 +82,7 @@ fn row(host: &str, outcome: &Result<HostStatus, Error>) -> [Cell; 10] {
     let (state, style) = match status {
         status if status.stopping => ("stopping", NOTED),
         status if status.paused.is_some() => ("paused", NOTED),
+        status if status.drain.is_some() => ("leaving", NOTED),
         status if status.reloading => ("reloading", NOTED),
         _ => ("serving", GOOD),
     };
@@ -142,6 +143,7 @@ mod tests {
     use super::*;
     use crate::ctl::style::Paint;
     use crate::ctl::tests::status;
+    use crate::proto::control::{DrainMode, DrainStatus};
 
     #[test]
     fn a_host_is_a_row_and_its_notices_are_below() {
@@ -152,6 +154,11 @@ mod tests {
         let mut paused = status();
         paused.paused = Some("drained".to_owned());
         paused.quarantined = vec!["resize".to_owned(), "x\x1b".to_owned()];
+        let mut leaving = status();
+        leaving.drain = Some(DrainStatus {
+            mode: DrainMode::Refuse,
+            notice: Some(7.2),
+        });
         let mut notices = Vec::new();
         write_notices(&mut notices, "b", &paused).expect("a Vec takes everything");
         let expected = "b: no new clients: drained\nb: quarantined: resize, x\\x1b\n";
@@ -160,6 +167,7 @@ mod tests {
         let rows = [
             row("web1", &outcome(status())),
             row("b", &outcome(paused)),
+            row("d", &outcome(leaving)),
             row("c", &down),
         ];
         let mut shown = Vec::new();
@@ -168,6 +176,7 @@ mod tests {
 HOST STATE       VERSION UPTIME GEN WORKERS CLIENTS EXEC REQ/S DEATHS
 web1 serving     0.1.0     3d4h   3     1/3   1,234    4  1.2k      0
 b    paused      0.1.0     3d4h   3     1/3   1,234    4  1.2k      0
+d    leaving     0.1.0     3d4h   3     1/3   1,234    4  1.2k      0
 c    unreachable
 ";
         assert_eq!(String::from_utf8_lossy(&shown), expected);
