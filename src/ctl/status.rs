@@ -72,10 +72,8 @@ fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result
         notice: Some(left), ..
     }) = status.drain
     {
-        let text = format_args!(
-            "in {}; new clients are served until then",
-            in_letters(left.ceil())
-        );
+        let left = in_letters(left.ceil());
+        let text = format_args!("in {left}; new clients are served until then");
         notice(NOTED, "LEAVING", &text)?;
     }
     if let Some(reason) = &status.paused {
