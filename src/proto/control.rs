@@ -60,7 +60,7 @@ pub use effective::{
     SetLogLevel,
 };
 pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
-pub use places::{places, temporary};
+pub use places::{places, runtime_directory, temporary};
 pub use status::{
     AppStatus, LastReload, LeavingStatus, ListenerStatus, Origin, RuntimeStatus, Skew, Status,
     Verdict, WorkerState, WorkerStatus,

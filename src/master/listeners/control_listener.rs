@@ -1,11 +1,11 @@
 //! The listener of control clients.
 
 use std::fs::{self, DirBuilder};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use std::{env, io};
 
 use crate::config::{Access, Config, Mode};
 use crate::master::error::Error;
@@ -15,7 +15,7 @@ use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::FILE_GONE;
 use crate::master::listeners::socket_file::{FileIdentity, SocketFile, bind_unix, cannot_bind};
 use crate::master::retry::Outage;
-use crate::proto::control::{places, temporary};
+use crate::proto::control::{places, runtime_directory, temporary};
 use crate::proto::names::Address;
 use crate::sys::listening::listen;
 use crate::sys::user::Holder;
@@ -47,6 +47,12 @@ impl ControlListener {
             match e.kind() {
                 io::ErrorKind::AddrInUse if is_default => {
                     error.with("; a second daemon needs a $RUNTIME_DIRECTORY of its own")
+                }
+                io::ErrorKind::ReadOnlyFilesystem if is_default => error.with(
+                    "; mount a tmpfs there, or set $RUNTIME_DIRECTORY to a writable directory",
+                ),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied if is_default => {
+                    error.with("; $RUNTIME_DIRECTORY can name another one")
                 }
                 _ => error,
             }
@@ -147,7 +153,8 @@ impl AsFd for ControlListener {
 }
 
 /// Creates a directory for the control socket, which other users may search only where that is customary. An existing
-/// one must be a directory of the daemon's user: in /tmp any user may have created it.
+/// one must be a directory of the daemon's user, because in /tmp any user may have created it, unless
+/// $RUNTIME_DIRECTORY names it: a volume that is mounted in a container belongs to root.
 fn make_directory(path: &Path) -> io::Result<()> {
     let mode = if path.starts_with("/run") {
         0o755
@@ -165,7 +172,8 @@ fn make_directory(path: &Path) -> io::Result<()> {
             path.display()
         )));
     }
-    if found.uid() != process::user() {
+    let named = runtime_directory(|key| env::var_os(key));
+    if found.uid() != process::user() && named.as_deref() != Some(path) {
         let owner = found.uid();
         let sentence = format!(
             "{} belongs to uid {owner}, not to this daemon's user",
@@ -179,7 +187,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 /// Returns the place of the control socket if none is configured.
 fn usual_place(name: &str, user: u32) -> PathBuf {
     let temporary = temporary(name, user);
-    let mut places = places(name, user, |key| std::env::var_os(key));
+    let mut places = places(name, user, |key| env::var_os(key));
     if places[0].parent() == Some(&temporary) && Holder::read(&temporary) == Holder::Others {
         places.remove(0);
         log::warn!(

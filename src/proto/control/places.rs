@@ -9,20 +9,9 @@ use std::path::{Path, PathBuf};
 /// `var` reads the environment, `uid` is the effective user.
 #[must_use]
 pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let set = |key| {
-        var(key)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    // systemd separates several directories of a unit by colons.
-    let first = |list: PathBuf| {
-        list.to_str()
-            .and_then(|list| list.split(':').next())
-            .map(PathBuf::from)
-            .unwrap_or(list)
-    };
+    let set = |key| set(key, &var);
     let mut places = Vec::new();
-    places.extend(set("RUNTIME_DIRECTORY").map(first));
+    places.extend(runtime_directory(&var));
     if uid != 0 {
         places.extend(set("XDG_RUNTIME_DIR").map(|dir| dir.join(name)));
         places.push(temporary(name, uid));
@@ -36,6 +25,22 @@ pub fn places(name: &str, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> V
     places.push(Path::new("/run").join(name));
     places.iter_mut().for_each(|dir| dir.push("control.sock"));
     places
+}
+
+/// Returns the directory that $RUNTIME_DIRECTORY names, the first if there are several.
+#[must_use]
+pub fn runtime_directory(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let list = set("RUNTIME_DIRECTORY", var)?;
+    // systemd separates several directories of a unit by colons.
+    let first = list.to_str().and_then(|list| list.split(':').next());
+    Some(first.map(PathBuf::from).unwrap_or(list))
+}
+
+/// Returns the path in a variable, if it is not empty.
+fn set(key: &str, var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    var(key)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
 }
 
 /// Returns the directory of the control socket in /tmp, where any user may have created it before.

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 
 use fdpassd::testing::{Running, Setup};
@@ -178,6 +179,68 @@ fn a_control_socket_elsewhere_is_found_in_the_runtime_directory() {
     daemon
         .wait_for_log("\"systemctl reload\" and fdpassctl do not find the daemon without --socket");
     assert_eq!(fs::read_to_string(&link).expect("it is there"), "precious");
+}
+
+/// A daemon whose control socket is at its default place.
+fn with_runtime_directory(directory: &Path) -> Command {
+    let mut command = Command::new(FDPASSD);
+    command
+        .args(["app", "--listen", "127.0.0.1:0", "--", "cat"])
+        .env("RUNTIME_DIRECTORY", directory);
+    command
+}
+
+#[test]
+fn a_runtime_directory_that_cannot_be_used_is_named_as_the_remedy() {
+    let place = tempfile::tempdir().expect("a directory");
+    let missing = place.path().join("not/there");
+    let said = Program::start(&mut with_runtime_directory(&missing)).finish();
+    let sentence = "its directory must exist; $RUNTIME_DIRECTORY can name another one";
+    assert_eq!(said.code, Some(69), "{}", said.err);
+    assert!(said.err.contains(sentence), "{}", said.err);
+
+    // As in a container whose root file system is read-only.
+    let daemon = with_runtime_directory(&place.path().join("fdpassd"));
+    let script = "mount -t tmpfs -o ro tmpfs \"$0\" || exit 99; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script])
+        .arg(place.path());
+    command.arg(daemon.get_program()).args(daemon.get_args());
+    command.envs(
+        daemon
+            .get_envs()
+            .map(|(name, value)| (name, value.unwrap_or_default())),
+    );
+    let said = Program::start(&mut command).finish();
+    if said.code != Some(69) {
+        return skip(
+            "namespaces",
+            &format!("nothing can be mounted: {}", said.err),
+        );
+    }
+    let sentence = "Read-only file system (os error 30); uid 0 must be able to write to its directory; mount a tmpfs there, or set \
+                    $RUNTIME_DIRECTORY to a writable directory";
+    assert!(said.err.contains(sentence), "{}", said.err);
+}
+
+#[test]
+fn the_runtime_directory_may_belong_to_another_user() {
+    let place = tempfile::tempdir().expect("a directory");
+    if chown(place.path(), Some(65_534), None).is_err() {
+        return skip("root", "a directory of another user is needed");
+    }
+    // As a volume in a container, whose owner is root.
+    let config = place.path().join("fdpassd.toml");
+    fs::write(&config, "listen = [\"127.0.0.1:0\"]\nworkers.count = 1").expect("it is ours");
+    let mut daemon = Command::new(FDPASSD);
+    daemon.arg("-c").arg(&config);
+    let mut daemon = Program::start(daemon.env("RUNTIME_DIRECTORY", place.path()));
+    assert!(daemon.line().contains(" listens on "));
+    let mut stop = Command::new(FDPASSCTL);
+    let said = Program::start(stop.arg("stop").env("RUNTIME_DIRECTORY", place.path())).finish();
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(daemon.finish().code, Some(0));
 }
 
 #[test]
