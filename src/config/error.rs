@@ -287,7 +287,16 @@ fn help_for(
         let inner = key.map(|key| meant(variable.inner(key)));
         return inner.or_else(|| advice(message));
     }
-    let (wrong, known) = likely_name(message).filter(|_| message.starts_with("unknown"))?;
+    if !message.starts_with("unknown") {
+        return None;
+    }
+    if variable.is_of_service() {
+        let rename = "rename the Service, or set enableServiceLinks: false in the Pod";
+        return Some(format!(
+            "Kubernetes makes such variables for a Service; {rename}"
+        ));
+    }
+    let (wrong, known) = likely_name(message)?;
     variable.with_key(wrong, known).map(meant)
 }
 

@@ -97,6 +97,17 @@ impl Variable {
         Some(format!("{prefix}{}", steps.join(SEPARATOR)))
     }
 
+    /// Returns whether Kubernetes probably made the variable, for a Service whose name has two hyphens: for each Service of
+    /// a namespace it makes `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_PORT=tcp://…` and more.
+    pub(super) fn is_of_service(&self) -> bool {
+        let Variable { name, value, .. } = self;
+        let is_host_or_port = name.contains("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
+        let is_url = ["tcp://", "udp://", "sctp://"]
+            .iter()
+            .any(|scheme| value.starts_with(scheme));
+        is_host_or_port || is_url && name.contains("_PORT")
+    }
+
     /// Returns the name of the variable for a key in the table that this one names.
     pub(super) fn inner(&self, key: &str) -> String {
         format!("{}{SEPARATOR}{}", self.name, upper(key))

@@ -101,6 +101,60 @@ fn a_bad_variable_is_refused_by_its_name() {
     }
 }
 
+/// The variables that Kubernetes makes in the containers of a namespace for a Service with one port (envvars.go of the
+/// kubelet).
+fn variables_of_service(name: &str) -> Vec<(String, String)> {
+    let name = name.to_uppercase().replace('-', "_");
+    let variables = [
+        ("SERVICE_HOST", "10.96.0.7"),
+        ("SERVICE_PORT", "8080"),
+        ("SERVICE_PORT_RPC", "8080"),
+        ("PORT", "tcp://10.96.0.7:8080"),
+        ("PORT_8080_TCP", "tcp://10.96.0.7:8080"),
+        ("PORT_8080_TCP_PROTO", "tcp"),
+        ("PORT_8080_TCP_PORT", "8080"),
+        ("PORT_8080_TCP_ADDR", "10.96.0.7"),
+    ];
+    let named = |(rest, value): (&str, &str)| (format!("{name}_{rest}"), value.to_owned());
+    variables.map(named).into()
+}
+
+#[test]
+fn variables_of_a_kubernetes_service_are_harmless_or_named() {
+    let file = File::new("limits.max-clients = 5");
+    let test = |options: &[&str], service: &str| {
+        let variables = variables_of_service(service);
+        let mut command = Command::new(FDPASSD);
+        command.args(options).args(["-c", &file.name()]);
+        Program::start(command.envs(variables)).finish()
+    };
+    let plain = run(FDPASSD, &["-T", "-c", &file.name()]);
+    for service in [
+        "fdpassd",
+        "fdpassd-metrics",
+        "fdpassd-limits--max-clients",
+        "x",
+    ] {
+        let said = test(&["-T"], service);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{service}");
+        assert_eq!(said.out, plain.out, "{service}");
+    }
+    for service in [
+        "fdpassd--x",
+        "fdpassd--limits",
+        "fdpassd--limits--max-clients",
+    ] {
+        let said = test(&["-t"], service);
+        assert_eq!(said.code, Some(78), "{service}: {}", said.err);
+        let help = "Kubernetes makes such variables for a Service; rename the Service, or set \
+                    enableServiceLinks: false in the Pod";
+        let variable = format!("{}_PORT", service.to_uppercase().replace('-', "_"));
+        for words in [help, &variable] {
+            assert!(said.err.contains(words), "{words} is not in\n{}", said.err);
+        }
+    }
+}
+
 #[test]
 fn a_daemon_of_another_name_has_its_own_variables() {
     let table = [
