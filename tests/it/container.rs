@@ -4,6 +4,7 @@
 //! The container is a PID namespace with a /proc of its own, made by unshare(1), which needs root. Where that is not
 //! allowed or missing, the tests are skipped.
 
+use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use fdpassd::testing::{Running, Setup, eventually};
@@ -12,6 +13,10 @@ use nix::sys::signal::Signal;
 use crate::common::FDPASSD;
 use crate::common::kernel::{children, is_over, send};
 use crate::common::needs::skip;
+use crate::common::program::run;
+
+/// An app that leaves a process behind, in a session of its own.
+const STRAY_APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app_cgroups/app.py");
 
 /// Options of unshare(1): its program is PID 1 and is killed with it.
 const OPTIONS: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
@@ -161,6 +166,57 @@ fn orphans_are_collected_and_do_not_count_as_worker_deaths() {
                 .any(|pid| workers.contains(pid) || orphans.contains(pid)))
         .then_some(())
     });
+}
+
+/// Returns the pid of a process in its own PID namespace.
+#[track_caller]
+fn pid_inside(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().last()?.parse().ok()
+}
+
+#[test]
+fn processes_that_an_app_leaves_behind_are_collected() {
+    if run("python3", &["--version"]).code != Some(0) {
+        return skip("python3", "there is no python3");
+    }
+    let config = format!("workers.count = 1\napp.command = [\"python3\", {STRAY_APP:?}]");
+    let Some(container) = Container::start(&config) else {
+        return;
+    };
+    let daemon = &container.daemon;
+    let mut client = daemon.connect();
+    // The pids of the app and of the process that it has left, inside.
+    let mut stray = || {
+        let pids = client.call("pids", ()).expect("a result");
+        let stray = pids[1].as_u64();
+        let mut children = container.children().into_iter();
+        children
+            .find(|pid| pid_inside(*pid) == stray)
+            .expect("PID 1 has inherited it")
+    };
+    let first = stray();
+    send(first, Signal::SIGKILL);
+    let worker: Vec<u32> = (container.children().into_iter())
+        .filter(|pid| *pid != first)
+        .collect();
+    container.wait_for_children(&worker);
+
+    // One that outlives its worker.
+    send(worker[0], Signal::SIGKILL);
+    daemon.wait_until("the death is known", |status| status.deaths_total == 1);
+    daemon.wait_for_workers();
+    let second = stray();
+    assert_eq!(container.children().len(), 2);
+    send(second, Signal::SIGKILL);
+    eventually("only the worker is left", || {
+        (container.children().len() == 1).then_some(())
+    });
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (1, 0));
 }
 
 #[test]
