@@ -222,8 +222,10 @@ fn the_package_is_of_this_version() {
 fn scripts_can_be_run() {
     for script in [
         "packaging/build-deb",
+        "packaging/container/build-rootfs",
         "packaging/counterd/build-deb",
         "packaging/debian/rules",
+        "tests/container/run",
         "tests/systemd/run",
         "tests/systemd/lab",
     ] {
