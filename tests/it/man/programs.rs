@@ -93,16 +93,15 @@ fn the_page_has_exactly_the_verbs_and_options_of_fdpassctl() {
     }
     assert_eq!(page.options(), all);
 
-    let guide = read("docs/operating.md");
-    for words in guide.split("fdpassctl ").skip(1) {
-        let verb = words
-            .split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'))
-            .next()
-            .unwrap_or_default();
-        assert!(
-            verb.is_empty() || verbs.contains(verb),
-            "docs/operating.md tells of a verb {verb:?}"
-        );
+    for file in ["docs/operating.md", "docs/kubernetes.md"] {
+        for words in read(file).split("fdpassctl ").skip(1) {
+            let verb = words
+                .split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'))
+                .next()
+                .unwrap_or_default();
+            let is_verb = verb.is_empty() || verbs.contains(verb);
+            assert!(is_verb, "{file} tells of a verb {verb:?}");
+        }
     }
 }
 

@@ -103,19 +103,22 @@ fn every_metric_with_its_labels_is_in_the_page_and_no_other() {
     });
     assert_eq!(told.collect::<BTreeMap<_, BTreeSet<_>>>(), labels);
 
-    let guide = read("docs/operating.md");
-    for name in guide.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_')) {
-        let family = ["_bucket", "_count", "_sum"]
-            .iter()
-            .find_map(|end| name.strip_suffix(end))
-            .unwrap_or(name);
-        let is_metric = !name.starts_with("fdpassd_")
-            || labels.contains_key(name)
-            || labels.contains_key(family);
-        assert!(
-            is_metric,
-            "docs/operating.md tells of {name}, which there is not"
-        );
+    for file in [
+        "docs/operating.md",
+        "docs/kubernetes.md",
+        "packaging/kubernetes/horizontalpodautoscaler.yaml",
+    ] {
+        let guide = read(file);
+        for name in guide.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_')) {
+            let family = ["_bucket", "_count", "_sum"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end))
+                .unwrap_or(name);
+            let is_metric = !name.starts_with("fdpassd_")
+                || labels.contains_key(name)
+                || labels.contains_key(family);
+            assert!(is_metric, "{file} tells of {name}, which there is not");
+        }
     }
 }
 
