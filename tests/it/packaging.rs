@@ -226,6 +226,7 @@ fn scripts_can_be_run() {
         "packaging/counterd/build-deb",
         "packaging/debian/rules",
         "tests/container/run",
+        "tests/fleet/run",
         "tests/kubernetes/run",
         "tests/systemd/run",
         "tests/systemd/lab",

@@ -209,6 +209,49 @@ fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
 }
 
 #[test]
+fn each_line_for_balancers_is_explained() {
+    let guide = read(&root().join("docs/haproxy.md"));
+    let mut parts = guide.split("```");
+    let mut prose = parts.next().expect("it begins with text").to_owned();
+    let mut code = Vec::new();
+    while let (Some(block), Some(text)) = (parts.next(), parts.next()) {
+        prose.push_str(text);
+        code.push(block.split_once('\n').expect("it has a language"));
+    }
+    let languages: BTreeSet<&str> = code.iter().map(|(language, _)| *language).collect();
+    assert_eq!(
+        languages,
+        BTreeSet::from(["haproxy", "ini", "nginx", "sh", "toml"])
+    );
+    for (language, block) in code {
+        if language == "toml" {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            fs::write(file.path(), block).expect("it is our file");
+            let said = fdpassd("-t", file.path());
+            assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+        }
+        if !["haproxy", "nginx", "toml"].contains(&language) {
+            continue;
+        }
+        for line in block.lines() {
+            // `option` and `timeout` mean nothing without their second word.
+            let line = line.trim().trim_end_matches([';', '{', '}']).trim();
+            let words = if line.starts_with("option ") || line.starts_with("timeout ") {
+                2
+            } else {
+                1
+            };
+            let key: Vec<&str> = line.split([' ', '=']).take(words).collect();
+            let key = format!("`{}", key.join(" "));
+            assert!(
+                key == "`" || prose.contains(&key),
+                "{line:?} is not explained"
+            );
+        }
+    }
+}
+
+#[test]
 fn no_file_names_the_machine_that_it_was_written_on() {
     let here = root().display().to_string();
     let homes = ["home", "root", "Users"].map(|name| format!("/{name}/"));
