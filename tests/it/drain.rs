@@ -252,6 +252,31 @@ fn clients_in_the_queue_are_served_before_others_are_refused() {
 }
 
 #[test]
+fn clients_beyond_a_reduced_backlog_are_served_as_well() {
+    let config = |backlog: u32| {
+        format!(
+            "listen = [{{ address = \"127.0.0.1:0\", backlog = {backlog} }}, \
+             {{ address = \"unix:{{dir}}/rpc.sock\", backlog = {backlog} }}]\nworkers.count = 1"
+        )
+    };
+    let daemon = start(&config(50));
+    daemon.wait_for_workers();
+    done(&daemon, &["drain", "--queue"]);
+    let both = daemon.addresses().iter().cycle();
+    let mut waiting: Vec<Client> = both.take(60).map(Client::connect).collect();
+    for (client, number) in waiting.iter_mut().zip(0_u64..) {
+        client.request("ping", number);
+    }
+    daemon.reload_with(&config(2)).expect("it is applied");
+    done(&daemon, &["drain", "--refuse"]);
+    assert_refused(daemon.addresses());
+    for (client, number) in waiting.iter_mut().zip(0_u64..) {
+        assert_eq!(client.reply().value().expect("it is served"), number);
+    }
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
+#[test]
 fn clients_above_max_clients_are_closed_when_others_are_refused() {
     let daemon = start(&format!("{BOTH}limits.max-clients = 3"));
     daemon.wait_for_workers();

@@ -32,7 +32,7 @@ use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, DrainMode, DrainStatus, Kind, Refusal, RefusalCode};
 use crate::proto::text::Counted;
 use crate::sys::clock;
-use crate::sys::listening::{self, AcceptResult, AcceptTry};
+use crate::sys::listening::{self, AcceptResult, AcceptTry, Accepted};
 use crate::sys::poll::Poller;
 
 /// A drain that is under way.
@@ -230,7 +230,7 @@ impl Listeners {
         for index in 0..self.all.len() {
             let context = (&mut *clients, &mut *telemetry);
             if self.all[index].is_emptying() && self.empty_queue(index, &mut most, context, now) {
-                self.refuse(index, clients, telemetry);
+                self.refuse(index, &mut most, (&mut *clients, &mut *telemetry));
             }
         }
         while let Some(index) = self
@@ -283,10 +283,7 @@ impl Listeners {
                 Ok(AcceptResult::Client(accepted)) => {
                     *most -= 1;
                     self.all[index].admission = Admission::Emptying(left - 1);
-                    if let Some(client) = self.admit(index, accepted, clients, telemetry) {
-                        let unleased = Unleased::new(client, clock::monotonic());
-                        clients.unleased.push_back(unleased);
-                    }
+                    self.admit_unleased(index, accepted, clients, telemetry);
                 }
                 Ok(AcceptResult::Empty | AcceptResult::Ended) => return true,
                 Err(e) => self.pause_exhausted(&e, clients, telemetry, now),
@@ -295,11 +292,29 @@ impl Listeners {
         true
     }
 
-    /// Has a listener refuse clients. Those that still wait there are closed: there are as many as `max-clients`, or
-    /// more have come than its queue holds.
-    fn refuse(&mut self, index: usize, clients: &Clients, telemetry: &mut Telemetry) {
+    /// Has a listener refuse clients. Those that have come since its queue was found empty are accepted, at most `most`.
+    /// Others that wait there are closed: there are as many as `max-clients`, or more have come than its queue holds.
+    fn refuse(
+        &mut self,
+        index: usize,
+        most: &mut usize,
+        (clients, telemetry): (&mut Clients, &mut Telemetry),
+    ) {
+        let mut closed = 0_u32;
+        for _ in 0..self.all[index].most_waiting() {
+            let next = listening::accept(&self.all[index], AcceptTry::Later);
+            let Ok(AcceptResult::Client(accepted)) = next else {
+                break;
+            };
+            if *most == 0 || clients.is_full() {
+                closed += 1;
+                continue;
+            }
+            *most -= 1;
+            self.admit_unleased(index, accepted, clients, telemetry);
+        }
         let listener = &mut self.all[index];
-        let closed = listener.refuse();
+        listener.refuse();
         if !listener.is_storable() {
             self.changed.push(listener.number);
         }
@@ -314,6 +329,20 @@ impl Listeners {
                 listener.address
             );
             telemetry.events.note(Kind::Limit, about, sentence);
+        }
+    }
+
+    /// Makes a client of a connection, which waits for a worker.
+    fn admit_unleased(
+        &mut self,
+        index: usize,
+        accepted: Accepted,
+        clients: &mut Clients,
+        telemetry: &mut Telemetry,
+    ) {
+        if let Some(client) = self.admit(index, accepted, clients, telemetry) {
+            let unleased = Unleased::new(client, clock::monotonic());
+            clients.unleased.push_back(unleased);
         }
     }
 
@@ -351,7 +380,48 @@ impl Listeners {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
+    use crate::config::{Config, Listen};
+    use crate::master::ActivatedSockets;
+    use crate::master::listeners::gate::Gate;
+    use crate::proto::names::Address;
+    use crate::shm::Layout;
+
+    #[test]
+    fn a_client_that_comes_at_the_last_moment_is_accepted() {
+        let activated = ActivatedSockets::default();
+        let entries = [Listen::new("127.0.0.1:0".parse().expect("an address"))];
+        let wanted = activated
+            .wanted(&entries)
+            .expect("it is no socket of systemd");
+        let mut listener =
+            Listener::open(1, &wanted[0], &activated, None, false).expect("a free port");
+        let Address::Tcp(address) = listener.address else {
+            panic!("a TCP address")
+        };
+        listener.begin_refusal();
+        let mut listeners = Listeners {
+            activated,
+            all: vec![listener],
+            closing: Vec::new(),
+            changed: Vec::new(),
+            last_number: 1,
+            last_served: 0,
+            gate: Gate::new(),
+            drain: None,
+        };
+        let mut clients = Clients::new(&Config::default(), 1, Layout::new(4, 4096));
+        let mut telemetry = Telemetry::new();
+        let [_first, _second] = [(); 2].map(|()| TcpStream::connect(address).expect("it listens"));
+        let mut most = 2;
+        listeners.refuse(0, &mut most, (&mut clients, &mut telemetry));
+        assert!(listeners.all[0].is_refusing());
+        // The second one is above `max-clients`.
+        assert_eq!((clients.count(), clients.unleased.len(), most), (1, 1, 1));
+        assert_eq!(listeners.all[0].accepted, 1);
+    }
 
     #[test]
     fn a_notice_continues_in_the_next_master() {

@@ -18,9 +18,7 @@ use crate::master::listeners::activation::ActivatedSockets;
 use crate::master::listeners::outage::Served;
 use crate::master::listeners::socket_file::cannot_bind;
 use crate::proto::names::Address;
-use crate::sys::listening::{
-    self, AcceptResult, AcceptTry, can_listen_again, hold_address, is_listening, stop_listening,
-};
+use crate::sys::listening::{self, can_listen_again, hold_address, is_listening, stop_listening};
 use crate::sys::socket;
 
 /// Whether clients can connect to a listener, as far as a drain decides that.
@@ -75,13 +73,11 @@ impl Listener {
         if let Address::Unix(_) = self.address {
             socket::end(&self.socket);
         }
-        // The kernel lets one more client wait than the backlog.
-        self.admission = Admission::Emptying(self.entry.backlog.saturating_add(1));
+        self.admission = Admission::Emptying(self.most_waiting());
     }
 
-    /// Refuses clients. Returns how many still waited, and are closed.
-    pub(crate) fn refuse(&mut self) -> usize {
-        let closed = self.close_queued();
+    /// Refuses clients. Those that still wait are reset.
+    pub(crate) fn refuse(&mut self) {
         let can_listen = match self.address {
             Address::Tcp(at) => stop_listening(&self.socket, at)
                 .inspect_err(|e| log::warn!("cannot hold the address {at} during the drain: {e}"))
@@ -89,16 +85,20 @@ impl Listener {
             Address::Unix(_) => false,
         };
         self.admission = Admission::Refusing { can_listen };
-        closed
     }
 
-    /// Closes the clients that wait in the queue, at most as many as it holds.
-    fn close_queued(&self) -> usize {
-        let most = self.entry.backlog as usize + 1;
-        let next = || listening::accept(&self.socket, AcceptTry::Later);
-        (0..most)
-            .take_while(|_| matches!(next(), Ok(AcceptResult::Client(_))))
-            .count()
+    /// Returns how many clients can wait in the queue. To a TCP listener new ones come all the time.
+    pub(crate) fn most_waiting(&self) -> u32 {
+        match self.address {
+            // It was shut down, so that no others come.
+            Address::Unix(_) => u32::MAX,
+            Address::Tcp(_) => {
+                // A reload may have reduced the backlog while more of them waited.
+                let waiting = socket::queue(&self.socket).map_or(0, |(waiting, _)| waiting);
+                // The kernel lets one more client wait than the backlog.
+                waiting.max(self.entry.backlog.saturating_add(1))
+            }
+        }
     }
 
     /// Has a listener of an earlier master refuse clients, if it does not listen. Its address is bound again, unless its
