@@ -77,6 +77,7 @@ impl ControlListener {
 
     /// Replaces a socket that has ended by another one at the same path.
     pub(crate) fn bind_again(&mut self, is_default: bool, mode: Mode) -> Result<(), Error> {
+        self.file.remove();
         let mut another = ControlListener::bind(self.path(), is_default, mode)?;
         another.link = self.link.take();
         // The earlier file was replaced. Its inode number may be that of the new one.

@@ -293,6 +293,7 @@ impl Listener {
             // The file may be gone, or an attempt that fails removes it.
             Address::Unix(path) => {
                 self.handed_access = access_of(path).or(self.handed_access.take());
+                self.file.iter().for_each(SocketFile::remove);
             }
         }
         let (socket, address, mut file) =

@@ -126,6 +126,13 @@ impl SocketFile {
             .filter(|found| identity(found) == self.identity)
     }
 
+    /// Removes the file, if it is still there.
+    pub(crate) fn remove(&self) {
+        if self.metadata().is_some() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
     /// Returns the user and the group that the file must have.
     fn owner_by(&self, access: &Access) -> (u32, u32) {
         let uid = access
@@ -199,8 +206,8 @@ fn gone() -> io::Error {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !self.is_left && self.metadata().is_some() {
-            let _ = fs::remove_file(&self.path);
+        if !self.is_left {
+            self.remove();
         }
     }
 }
