@@ -103,10 +103,11 @@ impl SettingsInForce {
         self.file.clone().or_else(standard)
     }
 
-    /// Returns the file of the configuration, or what stands for it.
+    /// Returns the first file of the configuration, or what stands for it; `None` if only the defaults are in force.
     pub(super) fn shown_file(&self) -> Option<PathBuf> {
         let arguments = self.command_line.as_ref().map(|_| COMMAND_LINE.into());
-        self.file.clone().or(arguments)
+        let first = || self.files.first().cloned();
+        self.file.clone().or(arguments).or_else(first)
     }
 
     /// Returns the configuration with the changes made at run time. `count` is the number of workers.
@@ -124,5 +125,27 @@ impl SettingsInForce {
     /// Returns the level of the log.
     pub(super) fn log_level(&self) -> LogLevel {
         self.log_level.unwrap_or(self.config.log.level)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::control::ENVIRONMENT;
+
+    #[test]
+    fn a_configuration_of_variables_is_not_the_default() {
+        let shown = |files: &[&str]| {
+            let loaded = Loaded {
+                files: files.iter().map(PathBuf::from).collect(),
+                ..Loaded::default()
+            };
+            let standard = PathBuf::from("/etc/x.toml");
+            SettingsInForce::new(loaded, None, standard, None, Generation(1)).shown_file()
+        };
+        assert_eq!(shown(&[]), None);
+        assert_eq!(shown(&[ENVIRONMENT]), Some(ENVIRONMENT.into()));
+        let drop_in = "/etc/x.d/a.toml";
+        assert_eq!(shown(&[drop_in, ENVIRONMENT]), Some(drop_in.into()));
     }
 }

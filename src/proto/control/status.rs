@@ -22,10 +22,11 @@ pub struct Status {
     pub pid: u32,
     /// How long the master has been running.
     pub uptime_seconds: f64,
-    /// The number of configurations that were applied.
+    /// The number of the configuration in force.
     pub generation: Generation,
-    /// The configuration file; none when the embedded default is in force. [`COMMAND_LINE`](super::COMMAND_LINE) stands
-    /// for arguments.
+    /// The first file of the configuration; none when the embedded default is in force.
+    /// [`COMMAND_LINE`](super::COMMAND_LINE) stands for arguments, [`ENVIRONMENT`](super::ENVIRONMENT) for variables
+    /// alone.
     #[serde(serialize_with = "shown")]
     pub config_file: Option<PathBuf>,
     /// `least-loaded` or `round-robin`.
