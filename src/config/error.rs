@@ -264,7 +264,8 @@ fn as_array(message: &str) -> Option<String> {
         .strip_prefix("invalid type: string \"")?
         .strip_suffix("\", expected an array")?;
     let is_plain = !text.is_empty() && !text.contains(['\'', '"', '\\']);
-    let words: Vec<String> = text.split(' ').map(|word| format!("{word:?}")).collect();
+    let words = text.split(' ').map(|word| word.trim_end_matches(','));
+    let words: Vec<String> = words.map(|word| format!("{word:?}")).collect();
     let array = if is_plain {
         words.join(", ")
     } else {
@@ -297,7 +298,11 @@ fn help_for(
         ));
     }
     let (wrong, known) = likely_name(message)?;
-    variable.with_key(wrong, known).map(meant)
+    let is_known = |key: &str| message.contains(&format!("`{key}`"));
+    let joined = variable.with_joined_key(wrong, is_known);
+    joined
+        .or_else(|| variable.with_key(wrong, known))
+        .map(meant)
 }
 
 /// Writes a value in the place of a table with the key that it is probably for: `workers = 4` as `workers.count = 4`.

@@ -108,6 +108,21 @@ impl Variable {
         is_host_or_port || is_url && name.contains("_PORT")
     }
 
+    /// Returns the name of the variable with one underscore in the place of two behind `key`, if that makes a key that is
+    /// known: `MAX_CLIENTS` for `MAX__CLIENTS`.
+    pub(super) fn with_joined_key(
+        &self,
+        key: &str,
+        is_known: impl Fn(&str) -> bool,
+    ) -> Option<String> {
+        let index = self.path.iter().position(|step| step == key)?;
+        let joined = format!("{key}-{}", self.path.get(index + 1)?);
+        let prefix = self.name.get(..self.prefix_len)?;
+        let mut steps: Vec<String> = self.path.iter().map(|step| upper(step)).collect();
+        steps.splice(index..index + 2, [upper(&joined)]);
+        is_known(&joined).then(|| format!("{prefix}{}", steps.join(SEPARATOR)))
+    }
+
     /// Returns the name of the variable for a key in the table that this one names.
     pub(super) fn inner(&self, key: &str) -> String {
         format!("{}{SEPARATOR}{}", self.name, upper(key))
@@ -117,7 +132,8 @@ impl Variable {
 /// Returns the text of all variables of the daemon; `None` if there are none.
 ///
 /// # Errors
-/// The first variable that has no key, or whose value is neither TOML nor a word.
+/// The first variable that is not UTF-8 or not in upper case, that gives a key again, or whose value begins like TOML
+/// and is none.
 pub(super) fn read(
     rule: Rule<'_>,
     all: impl Iterator<Item = (OsString, OsString)>,
@@ -202,8 +218,9 @@ fn is_of_app(path: &[String]) -> bool {
         .is_some_and(|name| !name.is_empty())
 }
 
-/// Returns the key of a name without its prefix: in each step the known key that is the same in upper case with `_` for
-/// `-`. The names of variables of the app stay as they are. `None` if another step is not in upper case.
+/// Returns the key of a name without its prefix: each step in lower case with `-` for `_`, unless the daemon's own table
+/// has a key with that name in upper case. The names of variables of the app stay as they are. `None` if another step is
+/// not in upper case.
 fn path(rule: Rule<'_>, name: &str) -> Option<Vec<String>> {
     let mut path: Vec<String> = Vec::new();
     let mut rest = Some(name);

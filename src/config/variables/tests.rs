@@ -267,6 +267,12 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
             Some("did you mean SPELL_D__LIMITS__MAX_CLIENTS?"),
         ),
         (
+            "LIMITS__MAX__CLIENTS",
+            "5",
+            "unknown key `max`, expected one of `max-clients`, ",
+            Some("did you mean SPELL_D__LIMITS__MAX_CLIENTS?"),
+        ),
+        (
             "LIMIT__MAX_CLIENTS",
             "5",
             "unknown key `limit`, expected one of `listen`, ",
@@ -310,6 +316,12 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
             "127.0.0.1:1",
             "invalid type: string \"127.0.0.1:1\", expected an array",
             Some("an array is written in brackets: [\"127.0.0.1:1\"]"),
+        ),
+        (
+            "LISTEN",
+            "127.0.0.1:1, 127.0.0.1:2",
+            "invalid type: string ",
+            Some("an array is written in brackets: [\"127.0.0.1:1\", \"127.0.0.1:2\"]"),
         ),
         ("LISTEN", "['127.0.0.1:1'", "", None),
         ("LISTEN", "['127.0.0.1:1', 'x']", "", None),
