@@ -23,6 +23,8 @@ use crate::sys::process;
 #[derive(Debug)]
 pub(super) struct Tunnel {
     ssh: Mutex<Child>,
+    /// The command for an ssh before OpenSSH 8.7, until it is started.
+    older: Mutex<Option<Command>>,
     /// The socket that ssh creates as soon as it has logged in.
     socket: PathBuf,
     /// The daemon's socket on its host.
@@ -60,15 +62,16 @@ impl Tunnel {
         let socket = route.directory.join(route.number.to_string());
         let messages = socket.with_extension("err");
         let start = || -> io::Result<Child> {
-            let mut command = command(route, &socket);
-            command.stderr(File::create_new(&messages)?);
-            process::end_with_this_thread(&mut command);
-            command.spawn()
+            let output = File::create_new(&messages)?;
+            command(route, &socket, &[NEWER_OPTION])
+                .stderr(output)
+                .spawn()
         };
         let program = route.ssh.first().map_or("ssh", String::as_str);
         let ssh = start().map_err(|e| Error::Unreachable(format!("cannot run {program}: {e}")))?;
         Ok(Tunnel {
             ssh: Mutex::new(ssh),
+            older: Mutex::new(Some(command(route, &socket, &[]))),
             socket,
             remote: route.socket.to_owned(),
             messages,
@@ -96,7 +99,7 @@ impl Tunnel {
                     return connected;
                 }
             }
-            if self.has_ended() {
+            if self.has_ended() && !self.start_older() {
                 return Err(rpc_client::Error::Closed);
             }
             if self.deadline.left().is_err() || deadline.left().is_err() {
@@ -105,6 +108,24 @@ impl Tunnel {
             // ssh does not report when it has logged in.
             poll::pause(LOGIN_INTERVAL);
         }
+    }
+
+    /// Starts ssh again without [`NEWER_OPTION`], if that is why it has ended. Returns whether it runs now.
+    fn start_older(&self) -> bool {
+        let is_why = |said: String| said.to_lowercase().contains("forkafterauthentication");
+        if !self.last_message().is_some_and(is_why) {
+            return false;
+        }
+        let older = self
+            .older
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let started = older.and_then(|mut older| {
+            let output = File::create(&self.messages).ok()?;
+            older.stderr(output).spawn().ok()
+        });
+        started.map(|ssh| *self.lock() = ssh).is_some()
     }
 
     /// Replaces an error of the connection by what ssh reports.
@@ -193,15 +214,17 @@ impl Drop for Tunnel {
     }
 }
 
-/// Returns the command of ssh. Of options that are given twice, ssh uses the first: those of the user's own words.
-fn command(route: Route<'_>, socket: &Path) -> Command {
+/// Returns the command of ssh, with these options besides the usual ones. Of options that are given twice, ssh uses the
+/// first: those of the user's own words. It ends with the calling thread at the latest.
+fn command(route: Route<'_>, socket: &Path, more: &[&str]) -> Command {
     let words: Vec<&str> = route.ssh.iter().map(String::as_str).collect();
     let (program, arguments) = words.split_first().unwrap_or((&"ssh", &[]));
     let mut command = Command::new(program);
     command.args(arguments).args(["-N", "-T", "-n", "-x", "-a"]);
     let seconds = route.timeout.as_secs_f64().ceil();
     let login = format!("ConnectTimeout={seconds}");
-    for option in OPTIONS.iter().copied().chain([login.as_str()]) {
+    let options = OPTIONS.iter().chain(more).copied();
+    for option in options.chain([login.as_str()]) {
         command.arg("-o").arg(option);
     }
     let mut forward = escaped(socket.as_os_str());
@@ -211,13 +234,15 @@ fn command(route: Route<'_>, socket: &Path) -> Command {
     // From here on nothing is an option, even if it begins with a dash.
     command.arg("--").arg(route.host);
     command.stdin(Stdio::null()).stdout(Stdio::null());
+    process::end_with_this_thread(&mut command);
     command
 }
 
 /// The options of ssh_config(5) besides those for forwarding. There is no terminal, and a connection of the user's own
 /// is not used: the forwarding would stay in it.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 9] = [
     "BatchMode=yes",
+    "ClearAllForwardings=no",
     "ControlMaster=no",
     "ControlPath=none",
     "ExitOnForwardFailure=yes",
@@ -226,6 +251,10 @@ const OPTIONS: [&str; 8] = [
     "ServerAliveInterval=15",
     "StreamLocalBindUnlink=yes",
 ];
+
+/// Keeps ssh from going to the background, where nothing would end it, by the user's configuration. OpenSSH before 8.7
+/// does not know the option, and ends at once.
+const NEWER_OPTION: &str = "ForkAfterAuthentication=no";
 
 /// Escapes a path for `-L`: a colon ends it, and `%` begins a token.
 fn escaped(path: &OsStr) -> OsString {
@@ -269,14 +298,14 @@ mod tests {
             number: 7,
             timeout: Duration::from_millis(1500),
         };
-        let command = command(route, Path::new("/tmp/x/7"));
+        let command = command(route, Path::new("/tmp/x/7"), &[NEWER_OPTION]);
         let arguments: Vec<&str> = command.get_args().filter_map(OsStr::to_str).collect();
         assert_eq!(arguments[..2], ["-F", "/x"]);
         let forward = "/tmp/x/7:/run/fdpassd/control.sock";
         let last = ["-o", "ConnectTimeout=2", "-L", forward, "--", "admin@web1"];
         assert!(arguments.ends_with(&last), "{arguments:?}");
-        for option in OPTIONS {
-            assert!(arguments.contains(&option), "{option}");
+        for option in OPTIONS.iter().chain(&[NEWER_OPTION]) {
+            assert!(arguments.contains(option), "{option}");
         }
     }
 }

@@ -2,15 +2,17 @@
 
 mod lab;
 
+use std::env;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Command;
 
 use fdpassd::testing::{Running, eventually};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getsid};
 use serde_json::Value;
 
 use crate::common::port::Reserved;
@@ -321,11 +323,15 @@ fn a_signal_ends_ssh_and_leaves_nothing() {
     ] {
         a.ctl("undrain").expect("it is not drained");
         let mut command = lab.command(&["drain", "--wait", "--hosts", "a", "--quiet"]);
-        let mut waiting = command.spawn().expect("it runs");
+        let mut waiting = command.process_group(0).spawn().expect("it runs");
         a.wait_until("the drain has begun", |status| status.drained);
         let ssh = kernel::children(waiting.id());
         assert_eq!((ssh.len(), lab.files_of_ctl().len()), (1, 1));
-        kernel::send(waiting.id(), signal);
+        // A terminal signals the whole group: if ssh ended, the command would fail before the signal ends it.
+        let session = getsid(Some(Pid::from_raw(ssh[0] as i32)));
+        assert_eq!(session, Ok(Pid::from_raw(ssh[0] as i32)));
+        let group = Pid::from_raw(waiting.id() as i32);
+        killpg(group, signal).expect("it runs");
         let status = waiting.wait().expect("it is our child");
         assert_eq!(status.signal(), Some(signal as i32));
         eventually("ssh has ended", || kernel::is_over(ssh[0]).then_some(()));
@@ -338,14 +344,53 @@ fn a_signal_ends_ssh_and_leaves_nothing() {
 
 /// Runs fdpassctl with this text as `hosts.toml`.
 fn with_file(text: &str, arguments: &[&str]) -> Said {
+    let write = |path: &Path| fs::write(path, text).expect("it is ours");
+    with_file_by(write, &env::temp_dir(), arguments)
+}
+
+/// Runs fdpassctl with the `hosts.toml` that a function creates, and with this directory for temporary files.
+fn with_file_by(create: impl FnOnce(&Path), tmp: &Path, arguments: &[&str]) -> Said {
     let config = tempfile::tempdir().expect("a directory");
     fs::create_dir(config.path().join("fdpassctl")).expect("it is ours");
-    fs::write(config.path().join("fdpassctl/hosts.toml"), text).expect("it is ours");
+    create(&config.path().join("fdpassctl/hosts.toml"));
     let mut command = Command::new(FDPASSCTL);
     command
         .args(arguments)
-        .env("XDG_CONFIG_HOME", config.path());
+        .env("XDG_CONFIG_HOME", config.path())
+        .env("TMPDIR", tmp);
     Program::start(&mut command).finish()
+}
+
+#[test]
+fn options_of_the_user_neither_keep_ssh_nor_drop_the_socket() {
+    let Some(mut lab) = Lab::start() else {
+        return;
+    };
+    let [_a, _b] = two_daemons(&mut lab);
+    lab.ssh_config("Host a\nClearAllForwardings yes\nHost b\nForkAfterAuthentication yes\n");
+    let rows = lines(&lab.ctl(&["status", "--hosts", "web"]), 0);
+    assert!(
+        rows[1].starts_with("a serving ") && rows[2].starts_with("b serving "),
+        "{rows:?}"
+    );
+    // The directory of its socket is among the arguments of an ssh in the background.
+    let tmp = lab.tmp().display().to_string();
+    let is_left = |pid: u32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&arguments).contains(&tmp)
+    };
+    let all = fs::read_dir("/proc").expect("the kernel has it");
+    let mut all = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    assert_eq!(all.find(|pid| is_left(*pid)), None);
+}
+
+#[test]
+fn an_ssh_without_the_newest_option_is_started_without_it() {
+    let script = "case \"$*\" in *ForkAfter*) echo 'command-line: line 0: Bad configuration option: \
+                  forkafterauthentication' >&2; exit 255;; esac; echo older >&2; exit 1";
+    let file = format!("ssh = [\"sh\", \"-c\", {script:?}, \"ssh\"]\n");
+    let rows = lines(&with_file(&file, &["status", "--hosts", "a"]), 4);
+    assert_eq!(rows[1..], ["a unreachable", "a: older"]);
 }
 
 #[test]
