@@ -10,14 +10,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Command;
 
-use fdpassd::testing::{Running, eventually};
+use fdpassd::testing::{Running, Setup, eventually};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getsid};
 use serde_json::Value;
 
 use crate::common::port::Reserved;
 use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, control_socket, run};
-use crate::common::{kernel, start};
+use crate::common::{FDPASSD, kernel, start};
 use lab::Lab;
 
 /// Checks the code, and returns the lines of standard output with single spaces.
@@ -247,6 +247,27 @@ fn the_options_of_a_verb_are_for_each_host() {
     for daemon in [a, b].iter_mut() {
         assert!(daemon.wait().success());
     }
+}
+
+#[test]
+fn each_line_of_a_result_has_the_name_of_its_host() {
+    let Some(mut lab) = Lab::start() else {
+        return;
+    };
+    let theirs = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = theirs.local_addr().expect("it is bound");
+    let config = "listen = [\"127.0.0.1:0\", \"systemd:rpc\"]\nworkers.count = 1";
+    let daemon = Setup::new(FDPASSD, config).handed("rpc", theirs).start();
+    let daemon = daemon.expect("the daemon serves");
+    lab.daemon("a", &daemon);
+    let rows = lines(&lab.ctl(&["drain", "--hosts", "a"]), 0);
+    assert_eq!(
+        rows[1..],
+        [
+            "a done new clients are refused; 0 clients are still connected".to_owned(),
+            format!("a: at {address} new clients wait: systemd has bound the socket"),
+        ]
+    );
 }
 
 #[test]

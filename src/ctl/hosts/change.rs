@@ -84,7 +84,7 @@ fn write_table(
     let row = |(host, outcome): (&str, &ChangeOutcome)| {
         let (state, style, sentence) = match outcome {
             None => ("not begun", NOTED, String::new()),
-            Some(Ok(text)) => ("done", GOOD, text.clone()),
+            Some(Ok(text)) => ("done", GOOD, first_line(text).0.to_owned()),
             Some(Err(error)) => {
                 let style = match error.exit() {
                     ExitStatus::StillGoing => NOTED,
@@ -99,11 +99,21 @@ fn write_table(
     let rows: Vec<_> = hosts.clone().map(row).collect();
     table::write(out, fleet.session.seen.paint(), COLUMNS, &rows)?;
     for (host, outcome) in hosts {
-        if let Some(Err(error)) = outcome {
-            write_lines(out, host, error)?;
+        match outcome {
+            Some(Ok(text)) => first_line(text)
+                .1
+                .try_for_each(|line| writeln!(out, "{}: {line}", Escaped(host)))?,
+            Some(Err(error)) => write_lines(out, host, error)?,
+            None => {}
         }
     }
     Ok(())
+}
+
+/// Returns the first line of a result, for which a row has space, and the others.
+fn first_line(text: &str) -> (&str, impl Iterator<Item = &str>) {
+    let mut lines = text.lines();
+    (lines.next().unwrap_or_default(), lines)
 }
 
 const COLUMNS: Columns<3> = Columns {

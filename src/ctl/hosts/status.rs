@@ -1,6 +1,7 @@
 //! The status of several hosts: a row for each.
 
 use std::io::{self, Write};
+use std::ops::Add;
 
 use serde_json::value::RawValue;
 
@@ -98,11 +99,14 @@ fn row(host: &str, outcome: &Result<HostStatus, Error>) -> [Cell; 10] {
     cells[4] = status.generation.to_string().into();
     cells[5] = format!("{ready}/{}", status.count).into();
     cells[6] = short(status.clients).into();
-    cells[7] = short(workers.iter().map(|worker| worker.executing).sum()).into();
+    // The numbers are another host's, and no sum of them may overflow.
+    let executing = workers.iter().map(|worker| worker.executing);
+    cells[7] = short(executing.fold(0, u64::saturating_add)).into();
     let rates = workers
         .iter()
         .filter_map(|worker| worker.requests_per_second);
-    cells[8] = rate(rates.sum()).into();
+    // `sum` of no numbers is -0.
+    cells[8] = rate(rates.fold(0.0, f64::add)).into();
     cells[9] = short(status.deaths_total).into();
     cells
 }
@@ -154,6 +158,9 @@ mod tests {
         let mut paused = status();
         paused.paused = Some("drained".to_owned());
         paused.quarantined = vec!["resize".to_owned(), "x\x1b".to_owned()];
+        for worker in &mut paused.workers {
+            (worker.executing, worker.requests_per_second) = (u64::MAX, None);
+        }
         let mut leaving = status();
         leaving.drain = Some(DrainStatus {
             mode: DrainMode::Refuse,
@@ -173,10 +180,10 @@ mod tests {
         let mut shown = Vec::new();
         table::write(&mut shown, Paint::default(), COLUMNS, &rows).expect("a Vec takes everything");
         let expected = "\
-HOST STATE       VERSION UPTIME GEN WORKERS CLIENTS EXEC REQ/S DEATHS
-web1 serving     0.1.0     3d4h   3     1/3   1,234    4  1.2k      0
-b    paused      0.1.0     3d4h   3     1/3   1,234    4  1.2k      0
-d    leaving     0.1.0     3d4h   3     1/3   1,234    4  1.2k      0
+HOST STATE       VERSION UPTIME GEN WORKERS CLIENTS   EXEC REQ/S DEATHS
+web1 serving     0.1.0     3d4h   3     1/3   1,234      4  1.2k      0
+b    paused      0.1.0     3d4h   3     1/3   1,234 18447P     0      0
+d    leaving     0.1.0     3d4h   3     1/3   1,234      4  1.2k      0
 c    unreachable
 ";
         assert_eq!(String::from_utf8_lossy(&shown), expected);
