@@ -14,10 +14,16 @@ pub fn reword(message: &str) -> String {
         .iter()
         .find_map(|(theirs, ours)| Some(format!("{ours}{}", message.strip_prefix(theirs)?)));
     let message = reworded.unwrap_or_else(|| message.to_owned());
-    message
-        .strip_suffix("a sequence")
-        .map(|rest| format!("{rest}an array"))
-        .unwrap_or(message)
+    let expected = [("a sequence", "an array"), ("a map", "a table")];
+    for (theirs, ours) in expected {
+        if let Some(rest) = message.strip_suffix(&format!(", expected {theirs}")) {
+            return format!("{rest}, expected {ours}");
+        }
+    }
+    match message.rsplit_once(", expected struct ") {
+        Some((rest, name)) if !name.contains(' ') => format!("{rest}, expected a table"),
+        _ => message,
+    }
 }
 
 /// Returns the help for a value without its quotes at this position, such as `level = info` or `max-frame = 1MiB`.

@@ -383,6 +383,30 @@ fn with_file_by(create: impl FnOnce(&Path), tmp: &Path, arguments: &[&str]) -> S
 }
 
 #[test]
+fn a_pipe_in_the_place_of_the_file_is_refused() {
+    let create = |path: &Path| {
+        let made = Command::new("mkfifo").arg(path).status();
+        assert!(made.expect("it is there").success());
+    };
+    let said = with_file_by(create, &env::temp_dir(), &["status", "--hosts", "a"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(64), ""));
+    assert!(said.err.contains("it is not a regular file"), "{said:?}");
+}
+
+#[test]
+fn a_directory_that_is_too_long_for_sockets_is_named_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let long = directory.path().join("x".repeat(100));
+    fs::create_dir(&long).expect("it is ours");
+    let create = |path: &Path| fs::write(path, "ssh = [\"false\"]").expect("it is ours");
+    let said = with_file_by(create, &long, &["status", "--hosts", "a,b"]);
+    assert_eq!((said.code, said.out.as_str()), (Some(1), ""));
+    let words = "too long for the path of a socket; set TMPDIR to a shorter one\n";
+    assert!(said.err.ends_with(words), "{said:?}");
+    assert_eq!(fs::read_dir(&long).expect("it is ours").count(), 0);
+}
+
+#[test]
 fn options_of_the_user_neither_keep_ssh_nor_drop_the_socket() {
     let Some(mut lab) = Lab::start() else {
         return;

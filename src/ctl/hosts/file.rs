@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs;
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::ctl::error::Error;
-use crate::sys::process;
+use crate::sys::{fd, process};
 use crate::toml_text::{self, SourceText};
 
 /// The file, or what stands for it if there is none.
@@ -46,12 +46,14 @@ impl HostsFile {
         let fail = |why: &dyn std::fmt::Display| {
             Error::Usage(format!("cannot use {}: {why}", path.display()))
         };
-        let text = match read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(HostsFile::default());
-            }
-            text => text.map_err(|error| fail(&error))?,
-        };
+        // A link to nothing is a mistake.
+        let is_missing = fs::symlink_metadata(&path).is_err_and(|error| {
+            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+        });
+        if is_missing {
+            return Ok(HostsFile::default());
+        }
+        let text = read(&path).map_err(|error| fail(&error))?;
         let origin = path.display().to_string();
         HostsFile::parse(&SourceText { origin, text }).map_err(|display| Error::BadHostsFile {
             path: path.clone(),
@@ -162,7 +164,7 @@ fn place(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 /// Reads the file, which names a program: like ssh's own configuration, it must not be another user's.
 fn read(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
+    let file = fd::open_at_once(path)?;
     let found = file.metadata()?;
     if !found.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -226,12 +228,11 @@ pub(super) fn check_socket(path: &Path) -> Result<(), String> {
 const MAX_FILE: u64 = 1 << 20;
 
 /// The most hosts of one command: each has a process and a thread.
-const MAX_HOSTS: usize = 256;
+pub(super) const MAX_HOSTS: usize = 256;
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -326,6 +327,8 @@ mod tests {
             ("socket = \"/run/$x\"", "without \"$\"", "1:1"),
             ("ssh = [\"\"]", "the program has no name", "1:8"),
             ("ssh = ssh", "", "1:7"),
+            ("groups = []", "expected a table", "1:10"),
+            ("hosts.a = \"/x\"", "expected a table", "1:11"),
         ] {
             let shown = parse(text).expect_err(text);
             assert!(shown.contains(words), "{shown}");
@@ -360,6 +363,22 @@ mod tests {
         ] {
             assert_eq!(place_with(vars).as_deref(), expected);
         }
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_no_missing_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let load = |home: &Path| {
+            let var = |key: &str| (key == "HOME").then(|| home.into());
+            HostsFile::load(var).map(drop)
+        };
+        load(directory.path()).expect("there is no file");
+        load(Path::new("/dev/null")).expect("there is no directory");
+        let of_file = directory.path().join(".config/fdpassctl");
+        fs::create_dir_all(&of_file).expect("it is ours");
+        symlink("nothing", of_file.join("hosts.toml")).expect("it is ours");
+        let error = load(directory.path()).expect_err("it is a link to nothing");
+        assert!(error.to_string().contains("No such file"), "{error}");
     }
 
     #[test]

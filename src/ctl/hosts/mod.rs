@@ -22,8 +22,9 @@ use super::args::{Arguments, ChangeVerb, CtlVerb};
 use super::error::Error;
 use super::session::{Session, place_of_instance};
 use super::tunnel::{Route, Tunnel};
+use crate::proto::names::MAX_UNIX_PATH;
 use directory::PrivateDirectory;
-use file::{HostsFile, check_socket};
+use file::{HostsFile, MAX_HOSTS, check_socket};
 
 /// Performs a verb on the hosts of `--hosts`. `session` has the settings for all of them.
 pub(super) fn perform(
@@ -113,6 +114,13 @@ impl Fleet<'_> {
             Error::Unable(format!("cannot create a directory in {parent}: {e}"))
         };
         let directory = PrivateDirectory::create(&parent).map_err(fail)?;
+        let longest = directory.path().join(MAX_HOSTS.to_string());
+        if longest.as_os_str().len() > MAX_UNIX_PATH {
+            let parent = parent.display();
+            return Err(Error::Unable(format!(
+                "{parent} is too long for the path of a socket; set TMPDIR to a shorter one"
+            )));
+        }
         directory.remove_at_signals().map_err(fail)?;
         Ok(Fleet {
             session,
