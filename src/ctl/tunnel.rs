@@ -113,7 +113,7 @@ impl Tunnel {
     /// Starts ssh again without [`NEWER_OPTION`], if that is why it has ended. Returns whether it runs now.
     fn start_older(&self) -> bool {
         let is_why = |said: String| said.to_lowercase().contains("forkafterauthentication");
-        if !self.last_message().is_some_and(is_why) {
+        if !self.last_lines(1).is_some_and(is_why) {
             return false;
         }
         let older = self
@@ -141,14 +141,15 @@ impl Tunnel {
                 reason,
             },
             (rpc_client::Error::Closed, None) if self.wait_for_end(END_TIMEOUT) => {
-                let said = self.last_message().unwrap_or_else(|| self.end());
+                let said = self.last_lines(REASON_LINES);
+                let said = said.unwrap_or_else(|| self.end());
                 Error::Unreachable(match is_open {
                     true => format!("{cause}: {said}"),
                     false => said,
                 })
             }
             (rpc_client::Error::Timeout(_), _) if !is_open => {
-                let said = self.last_message();
+                let said = self.last_lines(REASON_LINES);
                 let said = said.map_or_else(String::new, |said| format!(": {said}"));
                 Error::Unreachable(format!("ssh has not logged in: {cause}{said}"))
             }
@@ -158,7 +159,7 @@ impl Tunnel {
 
     /// Returns the message by which ssh reports that the other end could not connect to the daemon's socket.
     fn refusal(&self) -> Option<String> {
-        let said = self.last_message()?;
+        let said = self.last_lines(1)?;
         said.contains("open failed").then_some(said)
     }
 
@@ -186,12 +187,14 @@ impl Tunnel {
         }
     }
 
-    /// Returns the last line of ssh's standard error that is not empty.
-    fn last_message(&self) -> Option<String> {
+    /// Returns the last lines of ssh's standard error that are not empty, at most `most`, in one.
+    fn last_lines(&self, most: usize) -> Option<String> {
         let text = fs::read(&self.messages).ok()?;
         let text = String::from_utf8_lossy(&text);
-        let mut lines = text.lines().rev().map(str::trim);
-        lines.find(|line| !line.is_empty()).map(str::to_owned)
+        let lines = text.lines().map(str::trim);
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+        let last = &lines[lines.len().saturating_sub(most)..];
+        (!last.is_empty()).then(|| last.join("; "))
     }
 
     fn lock(&self) -> MutexGuard<'_, Child> {
@@ -265,6 +268,10 @@ fn escaped(path: &OsStr) -> OsString {
     };
     OsString::from_vec(path.as_bytes().iter().flat_map(escape).collect())
 }
+
+/// How many lines of ssh are shown for a host that is not reached. The last one alone is often a consequence, such as the
+/// end of the connection through a jump host that is down.
+const REASON_LINES: usize = 3;
 
 /// How often it is checked whether ssh has logged in.
 const LOGIN_INTERVAL: Duration = Duration::from_millis(10);

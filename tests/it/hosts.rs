@@ -430,6 +430,14 @@ fn options_of_the_user_neither_keep_ssh_nor_drop_the_socket() {
 }
 
 #[test]
+fn the_last_lines_of_ssh_are_the_reason() {
+    let script = "printf '%s\\n' banner 'no route' '' closed 'closed by UNKNOWN' >&2; exit 255";
+    let file = format!("ssh = [\"sh\", \"-c\", {script:?}]\n");
+    let rows = lines(&with_file(&file, &["status", "--hosts", "a"]), 4);
+    assert_eq!(rows[2], "a: no route; closed; closed by UNKNOWN");
+}
+
+#[test]
 fn an_ssh_without_the_newest_option_is_started_without_it() {
     let script = "case \"$*\" in *ForkAfter*) echo 'command-line: line 0: Bad configuration option: \
                   forkafterauthentication' >&2; exit 255;; esac; echo older >&2; exit 1";
