@@ -33,7 +33,8 @@ pub(crate) mod status;
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     pub(crate) listener: ControlListener,
-    /// Set while the control socket is not open because another process has ended it.
+    /// Set while the control socket is not open: another process has ended it, its file is gone, or this master could
+    /// not open it.
     pub(crate) outage: Option<Outage>,
     pub(crate) clients: ControlClients,
 }

@@ -119,7 +119,7 @@ pub(crate) struct SavedState {
     pub(crate) count: Option<u32>,
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) is_drained: bool,
-    /// The drain that is under way; `is_drained` alone before version 0.2.
+    /// The drain that is under way; version 0.1.0 wrote `is_drained` alone.
     pub(crate) drain: Option<SavedDrain>,
     pub(crate) quarantined: Vec<String>,
     pub(crate) last_reload: Option<LastReload>,

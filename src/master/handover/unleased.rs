@@ -59,7 +59,7 @@ pub(crate) enum Leasing {
 pub(crate) struct PackedUnleased {
     /// Records whose slots are not closed.
     places: Rc<Cell<usize>>,
-    /// All records that were sent since the queues were empty.
+    /// All records in the queues, also those of closed slots and of shared memory.
     sent: usize,
     /// When the queues are tried again.
     due: Option<Instant>,

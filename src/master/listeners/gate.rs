@@ -84,7 +84,8 @@ impl Gate {
         self.pause.is_none() && self.without_memory.is_none()
     }
 
-    /// Returns whether the system is out of descriptors or memory.
+    /// Returns whether accepting a client has failed because the system is out of descriptors or memory. A pause after
+    /// the kernel has killed a worker does not count.
     pub(super) fn is_exhausted(&self) -> bool {
         self.exhausted.is_some()
     }

@@ -30,7 +30,7 @@ pub(crate) struct Listener {
     socket: OwnedFd,
     /// The source that the configuration names.
     pub(crate) source: SocketSource,
-    /// The configured source is unknown: the listener is kept for an entry that wants any port of its host.
+    /// The configured source is unknown: the listener may be kept for an entry with port 0 of its host.
     has_unknown_source: bool,
     /// The actual address, with the port that the kernel chose if any port was wanted.
     pub(crate) address: Address,
@@ -42,8 +42,8 @@ pub(crate) struct Listener {
     handed_access: Option<Access>,
     /// The entry for which the listener was last opened or adopted.
     entry: Listen,
-    /// Set while the listener is not in the poller: another process has ended it, its address does not exist yet, or it
-    /// cannot be watched.
+    /// Set while the listener should be in the poller and is not: another process has ended it, it cannot be bound, or
+    /// it cannot be watched.
     pub(crate) outage: Option<Outage>,
     /// Whether clients can connect, as far as a drain decides that.
     pub(crate) admission: Admission,
@@ -217,7 +217,7 @@ impl Listener {
         }
     }
 
-    /// Returns whether this source is any port of the host of a listener whose own source is unknown.
+    /// Returns whether this source is port 0 of the host of this listener, whose own source is unknown.
     pub(crate) fn is_on_host(&self, wanted: &SocketSource) -> bool {
         match (wanted, &self.address) {
             (SocketSource::Bound(Address::Tcp(wanted)), Address::Tcp(address)) => {
@@ -273,7 +273,7 @@ impl Listener {
         }
     }
 
-    /// Gives the file up: at its path is another listener's.
+    /// Gives the file up: the file at its path is another listener's.
     pub(crate) fn disown_file(&mut self) {
         self.leave_file();
         self.file = None;

@@ -31,7 +31,8 @@ pub(crate) const ENDED: &str = "another process has shut the socket down";
 /// The reason why no client can connect to a Unix socket that listens.
 pub(crate) const FILE_GONE: &str = "its file is gone";
 
-/// A socket of the daemon that clients connect to. It is bound and in the poller, unless it has an outage.
+/// A socket of the daemon that clients connect to. It is bound and in the poller, unless it has an outage, or is a
+/// listener that refuses clients.
 pub(crate) trait Served: AsFd {
     /// Returns the token of its events.
     fn token(&self) -> Token;
