@@ -60,14 +60,14 @@ pub(super) struct Variable {
 }
 
 impl Variable {
-    /// Returns the variable in the text, for a place in its line.
+    /// Returns the variable whose line in the text has this place.
     pub(super) fn at(variables: &[Variable], offset: usize) -> Option<&Variable> {
         let found = |variable: &&Variable| offset < variable.line.end;
         variables.iter().find(found).or(variables.last())
     }
 
-    /// Returns the assignment as in a shell, and where it has this place of the text. The value, which may be a
-    /// secret, is left out if it has no part in it.
+    /// Returns the assignment as in a shell, and this place of the text in it. The value, which may be a secret, is
+    /// left out if the place is in the name.
     pub(super) fn shown(&self, place: &Range<usize>) -> (String, Range<usize>) {
         let Variable { name, value, .. } = self;
         if !self.is_in_value(place) {
@@ -129,11 +129,12 @@ impl Variable {
     }
 }
 
-/// Returns the text of all variables of the daemon; `None` if there are none.
+/// Returns the text of all variables of the daemon; `None` if there are none. A key that does not exist is found later,
+/// as in a file.
 ///
 /// # Errors
-/// The first variable that is not UTF-8 or not in upper case, that gives a key again, or whose value begins like TOML
-/// and is none.
+/// The first variable whose name is not in upper case, whose key another one has given, or whose value begins like TOML
+/// and is not.
 pub(super) fn read(
     rule: Rule<'_>,
     all: impl Iterator<Item = (OsString, OsString)>,
@@ -218,9 +219,9 @@ fn is_of_app(path: &[String]) -> bool {
         .is_some_and(|name| !name.is_empty())
 }
 
-/// Returns the key of a name without its prefix: each step in lower case with `-` for `_`, unless the daemon's own table
-/// has a key with that name in upper case. The names of variables of the app stay as they are. `None` if another step is
-/// not in upper case.
+/// Returns the key that a name without its prefix stands for, step by step: a key of the daemon's own table that
+/// [`upper`] makes this step of, or else the step in lower case, with `-` for `_`. The names of variables of the app
+/// stay as they are. `None` if another step is not in upper case.
 fn path(rule: Rule<'_>, name: &str) -> Option<Vec<String>> {
     let mut path: Vec<String> = Vec::new();
     let mut rest = Some(name);

@@ -12,8 +12,9 @@
 //! | server | `SSH-` | the identification of SSH (RFC 4253, section 4.2) |
 //!
 //! Most of these are above every limit, in both orders. Not above every limit are the header of PROXY protocol version
-//! 2, with 168,626,701 or 218,762,506 bytes, and a TLS record, which begins like a little-endian length from 66,326
-//! bytes on. They are frames, like any other, while the limit permits that length; see [`of_part`].
+//! 2, with 168,626,701 or 218,762,506 bytes, and a TLS record, which begins like a little-endian length: of at least
+//! 789 bytes in SSL 3.0 (15 03 00 and 16 03 00), and of at least 66,325 in TLS. They are frames, like any other, while
+//! the limit permits that length; see [`of_part`].
 
 use std::fmt;
 
@@ -103,10 +104,11 @@ pub(crate) fn of_length(
     Misread::protocol(sender, prefix).or_else(in_other_order)
 }
 
-/// Returns what the beginning of an incomplete frame is, if no frame begins like this: a body with such bytes would not
-/// be JSON, or a whole frame in the other order has arrived, behind whose body no other JSON of one frame continues.
+/// Returns what the beginning of an incomplete frame is instead, if no frame begins like this. Its body would not be
+/// JSON: its first bytes are those of another protocol, or they are a whole object, which is the body of a frame in the
+/// other order.
 ///
-/// For a frame that is given up: until then, it is one.
+/// Only for a frame that is given up: until then, the bytes count as a frame.
 pub(crate) fn of_part(sender: Sender, bytes: &[u8], order: ByteOrder) -> Option<Misread> {
     let (prefix, rest) = bytes.split_first_chunk::<PREFIX>()?;
     if let Some(protocol) = Misread::protocol(sender, *prefix) {
