@@ -15,7 +15,7 @@
 //! | `recycle` | [`Recycle`] | [`Settled`], when successors are ready and the replaced workers gone | admins |
 //! | `hold` | [`Hold`] | [`Settled`], when all clients of the worker are elsewhere | admins |
 //! | `release` | [`Release`] | [`Settled`], at once | admins |
-//! | `drain` | [`Drain`] | [`DrainResult`], at once, or when the last client has left | admins |
+//! | `drain` | [`Drain`] | [`DrainResult`], when the notice has begun or the daemon is drained; with `wait`, when the last client has left, too | admins |
 //! | `undrain` | none | [`Settled`], at once | admins |
 //! | `rebalance` | [`Rebalance`] | [`Rebalanced`], after measuring for a second | admins |
 //! | `clients` | [`ClientsAfter`] | [`ClientsPage`], a page of them | readers |

@@ -38,7 +38,7 @@ pub(crate) struct HandoffQueues(Vec<QueueEnds>);
 pub(crate) struct QueueEnds {
     pub(crate) into: Channel<HandoffMessage, HandoffMessage>,
     pub(crate) out: Channel<HandoffMessage, HandoffMessage>,
-    /// Datagrams that this master has sent and not removed.
+    /// Datagrams in the queue that this master has sent, or has adopted from an earlier one.
     sent: usize,
 }
 
@@ -181,14 +181,14 @@ impl HandoffQueues {
         self.0.iter().map(|ends| ends.sent).collect()
     }
 
-    /// Notes that many datagrams of an earlier master in each queue as sent by this one.
+    /// Counts this many datagrams of an earlier master in each queue as sent by this one.
     pub(crate) fn adopt(&mut self, datagrams: &[usize]) {
         for (ends, count) in self.0.iter_mut().zip(datagrams) {
             ends.sent += count;
         }
     }
 
-    /// Removes that many datagrams of this master from the front of each queue.
+    /// Removes this many datagrams from the front of each queue, and from the number of those that were sent.
     pub(crate) fn remove_sent(&mut self, datagrams: &[usize], scratch: &mut Scratch) {
         self.remove_first(datagrams, scratch);
         for (ends, count) in self.0.iter_mut().zip(datagrams) {
@@ -196,7 +196,7 @@ impl HandoffQueues {
         }
     }
 
-    /// Removes that many datagrams from the front of each queue.
+    /// Removes this many datagrams from the front of each queue.
     pub(crate) fn remove_first(&self, datagrams: &[usize], scratch: &mut Scratch) {
         for (ends, count) in self.0.iter().zip(datagrams) {
             for _ in 0..*count {
