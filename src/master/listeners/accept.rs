@@ -98,7 +98,7 @@ impl Listeners {
                 continue;
             };
             let unleased = Unleased::new(client, clock::monotonic());
-            // One has capacity, so there is one.
+            // A worker has capacity, so one can be picked.
             let Some(chosen) = clients.dispatcher.pick(candidates) else {
                 clients.unleased.push_back(unleased);
                 break;

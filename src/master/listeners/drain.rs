@@ -9,10 +9,10 @@
 //! During the notice new clients are served as well, and `/readyz` is 503, so that a load balancer sends no more of
 //! them. Then the daemon refuses them, or leaves them in the queues of the listeners ([`DrainMode`]).
 //!
-//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot: the next master neither
-//! listens nor takes a listener that refuses clients for one that another process has ended. Each listener follows the
-//! state in each iteration of the loop ([`Listeners::follow_drain`]); its own part is
-//! [`Admission`](crate::master::listeners::listener::refusal::Admission).
+//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot, so the next master does not
+//! listen, and does not bind a new socket because it takes a listener that refuses clients for one that another process
+//! has ended. Each listener follows the state in each iteration of the loop ([`Listeners::follow_drain`]); its own part
+//! is [`Admission`](crate::master::listeners::listener::refusal::Admission).
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -77,7 +77,8 @@ impl DrainState {
         Some(until.saturating_duration_since(now))
     }
 
-    /// Returns the drain for the next master. The clock of a master is not that of the next one.
+    /// Returns the drain for the next master. An `Instant` means nothing to that one, so the end of the notice is in
+    /// CLOCK_MONOTONIC.
     pub(crate) fn saved(self, now: Instant) -> SavedDrain {
         let left = self.notice_left(now);
         SavedDrain {
@@ -99,7 +100,7 @@ impl SavedDrain {
 }
 
 impl Listeners {
-    /// Returns whether the daemon is drained, and not only has announced it.
+    /// Returns whether the daemon is drained, and the notice is over.
     pub(crate) fn is_drained(&self) -> bool {
         self.drain.is_some_and(DrainState::is_in_force)
     }
@@ -153,8 +154,8 @@ impl Listeners {
         })
     }
 
-    /// Returns the addresses of the listeners that cannot refuse clients although the others do: other processes hold
-    /// sockets that systemd has bound, and a Unix socket among them could not be bound again.
+    /// Returns the addresses of the listeners that cannot refuse clients although the others do: systemd has bound
+    /// them. A shutdown would end them for all processes that hold them, a Unix socket for ever.
     pub(crate) fn waiting_at(&self, mode: DrainMode) -> Vec<String> {
         let all = self.all.iter().filter(|_| mode == DrainMode::Refuse);
         let activated = all.filter(|listener| !listener.can_refuse());
@@ -214,7 +215,7 @@ impl Listeners {
         poller: &Poller,
         now: Instant,
     ) {
-        // The next master ends the notice, and listens again.
+        // A daemon that ends leaves the rest to the next master: the end of the notice, refusing, and listening again.
         let is_running = !lifecycle.is_ending();
         if is_running {
             self.end_notice(clients, telemetry, now);
@@ -292,27 +293,9 @@ impl Listeners {
         true
     }
 
-    /// Has a listener refuse clients. Those that have come since its queue was found empty are accepted, at most `most`.
-    /// Others that wait there are closed: there are as many as `max-clients`, or more have come than its queue holds.
-    fn refuse(
-        &mut self,
-        index: usize,
-        most: &mut usize,
-        (clients, telemetry): (&mut Clients, &mut Telemetry),
-    ) {
-        let mut closed = 0_u32;
-        for _ in 0..self.all[index].most_waiting() {
-            let next = listening::accept(&self.all[index], AcceptTry::Later);
-            let Ok(AcceptResult::Client(accepted)) = next else {
-                break;
-            };
-            if *most == 0 || clients.is_full() {
-                closed += 1;
-                continue;
-            }
-            *most -= 1;
-            self.admit_unleased(index, accepted, clients, telemetry);
-        }
+    /// Has a listener refuse clients. Closes those that still wait there: `max-clients` is reached, or others have come
+    /// since as many were accepted as its queue holds.
+    fn refuse(&mut self, index: usize, clients: &Clients, telemetry: &mut Telemetry) {
         let listener = &mut self.all[index];
         listener.refuse();
         if !listener.is_storable() {

@@ -80,8 +80,8 @@ pub(crate) fn open_new(
     }
 }
 
-/// Returns all listeners in the order of the configuration, followed by those that were left and are no longer wanted,
-/// or replaced; and the numbers of the latter.
+/// Returns the listeners in the order of the configuration, then those of the earlier master that are no longer wanted
+/// or were replaced. Returns the numbers of the second group as well.
 pub(crate) fn join_listeners(
     entries: &[Listen],
     activated: &ActivatedSockets,

@@ -66,14 +66,14 @@ pub(crate) fn match_existing(
     kept
 }
 
-/// Has [`match_existing`] keep the listeners that clients can find. A listener whose file is gone is replaced by
+/// Selects the listeners that clients can find, for [`match_existing`]. A listener whose file is gone is replaced by
 /// another socket; clients in its queue are still served.
 pub(crate) fn keeps_reachable(listener: &Listener) -> bool {
     !listener.is_file_gone()
 }
 
-/// Has [`match_existing`] keep all listeners. Clients that wait are not lost because of a file that cannot be created
-/// again.
+/// Selects all listeners, for [`match_existing`]. If the file of one is gone and cannot be created again, the clients
+/// that wait there are not lost.
 pub(crate) fn keeps_all(_: &Listener) -> bool {
     true
 }

@@ -69,7 +69,8 @@ pub(crate) struct SocketFile {
     pub(crate) default_owner: (u32, u32),
     /// The access that was set last.
     access: Option<Access>,
-    /// The file is left: it belongs to the next master, or to the previous one until this master serves.
+    /// Dropping this record leaves the file: it belongs to the next master, or to the previous one until this one
+    /// serves.
     pub(crate) is_left: bool,
 }
 

@@ -101,8 +101,8 @@ impl Listener {
         }
     }
 
-    /// Has a listener of an earlier master refuse clients, if it does not listen. Its address is bound again, unless its
-    /// socket has it.
+    /// Has a listener of an earlier master refuse clients, if it does not listen. Binds its socket to its address,
+    /// unless it is bound.
     pub(crate) fn resume_refusal(&mut self) {
         if !is_listening(&self.socket) {
             let can_listen = match self.address {
