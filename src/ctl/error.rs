@@ -22,8 +22,8 @@ pub(super) enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// Returns the worse of two exit codes of several hosts: first those of a host where something is known to be
-    /// wrong, then those of one where that is not known.
+    /// Returns the worse of the exit codes of two hosts. A host that is known to have failed is worse than one of which
+    /// that is not known.
     pub(super) fn worse(self, other: ExitStatus) -> ExitStatus {
         let rank = |exit| match exit {
             ExitStatus::Done => 0,

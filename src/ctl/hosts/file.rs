@@ -13,7 +13,7 @@ use crate::ctl::error::Error;
 use crate::sys::{fd, process};
 use crate::toml_text::{self, SourceText};
 
-/// The file, or what stands for it if there is none.
+/// The contents of the file, or the defaults if there is none.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct HostsFile {

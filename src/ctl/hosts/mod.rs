@@ -46,7 +46,7 @@ pub(super) fn perform(
     }
 }
 
-/// Returns that the verb cannot be performed on several hosts, or that an option is not for it.
+/// Checks that the verb can be performed on several hosts, with these options.
 fn check_verb(arguments: &Arguments) -> Result<(), Error> {
     use ChangeVerb::{Drain, Reload, Stop, Undrain, Upgrade};
     match &arguments.verb {
@@ -135,7 +135,7 @@ impl Fleet<'_> {
         self.hosts.iter().map(|host| host.name.as_str())
     }
 
-    /// Acts on the host with this index. Its deadline begins now.
+    /// Acts on the host of this number, from 0. Its deadline begins now.
     fn on<T>(
         &self,
         number: usize,

@@ -76,7 +76,7 @@ pub(super) fn write_lines(out: &mut impl Write, host: &str, error: &Error) -> io
     lines.try_for_each(|line| writeln!(out, "{}: {}", Escaped(host), Escaped(line)))
 }
 
-/// Returns the result for all hosts, of which those that were not begun have none.
+/// Returns the result for all hosts. An outcome is `None` for a host on which the verb was not begun.
 pub(super) fn conclude<'a, T: 'a>(
     outcomes: impl Iterator<Item = Option<&'a Result<T, Error>>>,
 ) -> Result<(), Error> {

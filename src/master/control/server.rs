@@ -211,8 +211,8 @@ impl ControlClients {
         now: Instant,
     ) -> Option<ControlRequest> {
         self.last_served = number;
-        // This is the hang-up of one that is not read now for lack of memory.
         let client = self.clients.get_mut(&number)?;
+        // The event is its hang-up: for lack of memory, it is not read now.
         if client.is_refused {
             return None;
         }
@@ -307,7 +307,7 @@ impl ControlClients {
         self.replace_pending(waits_for_it, &PendingKind::Known(result.clone()));
     }
 
-    /// Has the clients whose request waits for something wait for something else.
+    /// Replaces the conditions of pending replies that `waits_for_it` selects by another one.
     pub(crate) fn replace_pending(
         &mut self,
         waits_for_it: impl Fn(&PendingKind) -> bool,
