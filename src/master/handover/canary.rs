@@ -44,7 +44,7 @@ pub(crate) struct Canaries {
     barrier: Option<OwnedFd>,
     /// Both canaries were alive for [`REJECTION_TIMEOUT`] after the barrier ended.
     is_confirmed: bool,
-    /// The time before which a rejected canary hangs up, set when the barrier has ended.
+    /// When a canary that the manager has rejected has hung up at the latest. Set when the barrier has ended.
     settles_at: Option<Instant>,
     /// The store accepts nothing, or has dropped something.
     outage: Option<Outage>,

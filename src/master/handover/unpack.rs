@@ -166,7 +166,8 @@ impl Unpacked {
         }
     }
 
-    /// Peeks at the datagram behind that many bytes, after closing clients if its descriptors could not be opened.
+    /// Peeks at the datagram behind this many bytes. First closes clients if its descriptors could not be opened
+    /// otherwise.
     fn make_room(
         &mut self,
         out: &Channel<HandoffMessage, HandoffMessage>,
@@ -245,8 +246,8 @@ impl Unpacked {
         }
     }
 
-    /// Adds a client, or the later of two records if it was packed twice. Closes the slot of the other one, which no
-    /// later master must take for the client's.
+    /// Adds a client, or the later of two records if it was packed twice. Closes the slot of the earlier record, so
+    /// that no later master takes it for the client's.
     fn add_client(&mut self, client: UnpackedClient) {
         let id = client.record.client;
         let Some(other) = self.clients.remove(&id) else {
