@@ -181,7 +181,7 @@ pub(super) struct EventsArguments {
 pub(super) enum ConfigVerb {
     /// Show every key with its value and the source of the value
     ///
-    /// The source is the default, the file, or a change at run time.
+    /// The source is default, file, environment, command-line or runtime.
     Show,
     /// Show what a reload would change, or what is wrong with the file
     Check,
