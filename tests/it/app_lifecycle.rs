@@ -120,7 +120,8 @@ fn a_retiring_worker_is_killed_with_its_app_after_drain_timeout() {
     let (mut order, worker) = away(&daemon, "order", json!({"n": 1, "ms": 60_000}));
     let first = apps(daemon.directory());
     let mut price = daemon.connect();
-    price.request("price", json!({"n": 2, "ms": 3_000}));
+    // In the first attempt, it waits for a file that never exists.
+    price.request("price", json!({"n": 2, "ms": 100, "until": "/none"}));
     daemon.wait_until("both are away", |status| status.workers[0].away == 2);
     daemon
         .ctl_with("recycle", json!({ "worker": worker }))
@@ -178,16 +179,16 @@ fn requests_of_one_dead_app_run_again_one_at_a_time() {
 
 #[test]
 fn a_request_over_its_time_takes_no_other_with_it() {
-    let more = "limits.request-timeout = \"4s\"\nlimits.stall-timeout = \"3s\"\n";
+    let more = "limits.request-timeout = \"8s\"\nlimits.stall-timeout = \"3s\"\n";
     let Some(config) = config(1, 8, more) else {
         return;
     };
     let daemon = start(&config);
     // The app ignores that the request is cancelled.
     let (mut late, _) = away(&daemon, "order", json!({"n": 1, "ms": 60_000}));
-    let_pass(Duration::from_secs(2));
+    let_pass(Duration::from_secs(4));
     let mut other = daemon.connect();
-    other.request("order", json!({"n": 2, "ms": 3_000}));
+    other.request("order", json!({"n": 2, "ms": 6_000}));
     assert_eq!(other.reply().value().expect("it is answered"), 2);
     let fault = late.reply().value().expect_err("it takes too long");
     assert_eq!(fault.code(), "timeout");

@@ -164,12 +164,12 @@ fn a_client_that_half_closes_gets_its_answers() {
 #[test]
 fn a_late_answer_is_dropped() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"20s\"";
+        "workers.count = 1\nlimits.request-timeout = \"3s\"\nlimits.stall-timeout = \"20s\"";
     let Some(daemon) = start(config) else {
         return;
     };
     let mut client = daemon.connect();
-    client.request("sleep", (2_500, "late"));
+    client.request("sleep", (5_000, "late"));
     client.request("echo", 2);
     assert_eq!(client.reply().value().expect_err("late").code(), "timeout");
     assert_eq!(client.reply().value(), Ok(json!(2)));
