@@ -12,10 +12,12 @@ use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
 use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 
+pub(super) mod app;
 pub(super) mod drain;
 mod help;
 mod values;
 
+use app::AppVerb;
 use drain::DrainArguments;
 use help::HELP;
 use values::{
@@ -185,64 +187,6 @@ pub(super) enum ConfigVerb {
     Show,
     /// Show what a reload would change, or what is wrong with the file
     Check,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum AppVerb {
-    /// Start a program as an app, and check what it answers
-    ///
-    /// It needs no daemon. Some checks need methods of the app: see fdpassd-app(7).
-    Check(AppCheckArguments),
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct AppCheckArguments {
-    /// Only this check; may be given more than once
-    #[arg(long, value_name = "CHECK", hide_possible_values = true)]
-    pub(super) only: Vec<AppCheck>,
-
-    /// The program and its arguments
-    #[arg(required = true, last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
-    pub(super) command: Vec<String>,
-}
-
-/// The checks of an app, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum AppCheck {
-    Hello,
-    Descriptor,
-    Probe,
-    Unknown,
-    Closed,
-    Signals,
-    Log,
-    Params,
-    HardParams,
-    Null,
-    Integers,
-    HalfFrames,
-    ManyFrames,
-    LargeFrames,
-    TooLong,
-    Concurrency,
-    Overtaking,
-    Fault,
-    Crash,
-    Cancel,
-    Spawn,
-    Stop,
-    StopLong,
-    End,
-    EndBusy,
-    ByHand,
-}
-
-impl AppCheck {
-    /// Returns the name of the check.
-    pub(super) fn name(self) -> String {
-        let value = self.to_possible_value();
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -31,7 +31,8 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use args::{AppVerb, Arguments, CtlVerb};
+use args::app::AppVerb;
+use args::{Arguments, CtlVerb};
 use clap::FromArgMatches;
 use clap_complete::Shell;
 use error::{Error, ExitStatus};
