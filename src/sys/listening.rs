@@ -274,7 +274,7 @@ mod tests {
             libc::BPF_RET | libc::BPF_K,
         );
         let mut steps = [
-            // The number of the call is at the begin of struct seccomp_data.
+            // The number of the call is at the beginning of struct seccomp_data.
             step(load, 0, (0, 0)),
             step(compare, libc::SYS_accept4 as u32, (0, 1)),
             step(end, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, (0, 0)),

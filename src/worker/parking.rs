@@ -21,9 +21,9 @@ pub(super) struct Parking {
     budget: u64,
     /// Counted bytes, over all clients.
     total: u64,
-    /// The slots with counted bytes whose clients may be closed, each after the begin of its frame.
+    /// The slots with counted bytes whose clients may be closed, each after the beginning of its frame.
     oldest: BTreeSet<(u64, u32)>,
-    /// The begin of the frame and the counted bytes, by slot.
+    /// The beginning of the frame and the counted bytes, by slot.
     counted: HashMap<u32, (u64, u64)>,
     /// Large regions that have memory, by slot.
     large: HashMap<u32, Large>,

@@ -60,7 +60,7 @@ fn refused(setup: Setup) -> (Option<i32>, String) {
 
 #[test]
 fn a_socket_of_a_unit_named_after_the_daemon_is_served() {
-    // systemd's default name of a socket is that of its unit; the second is also the begin of a name in the store.
+    // systemd's default name of a socket is that of its unit; the second is also the beginning of a name in the store.
     for name in ["fdpassd-rpc.socket", "fdpassd-listener.socket"] {
         let bound = Bound::tcp("127.0.0.1:0");
         let config = format!("listen = [\"systemd:{name}\"]\nworkers.count = 1");
