@@ -9,13 +9,12 @@ use std::io::{self, Write};
 use anstyle::Style;
 
 use super::error::Error;
-use super::figures::{grouped, in_letters, in_words, instant, rate, short, time};
+use super::figures::{grouped, in_letters, in_words, instant};
 use super::session::{Session, parse};
-use super::style::{BAD, GOOD, NOTED, Paint, of_state};
+use super::style::{BAD, GOOD, NOTED, Paint};
 use super::table;
 use crate::proto::control::{
-    DrainStatus, LastReload, LeavingStatus, ListenerStatus, Origin, Skew, Status, Verb, Verdict,
-    WorkerState, WorkerStatus,
+    DrainStatus, LastReload, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerStatus,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::text::Escaped;
@@ -285,7 +284,7 @@ mod tests {
     use super::*;
     use crate::ctl::style::Seen;
     use crate::ctl::tests::status;
-    use crate::proto::control::{AppStatus, DrainMode, RuntimeStatus};
+    use crate::proto::control::{AppStatus, DrainMode, LeavingStatus, RuntimeStatus, WorkerState};
     use crate::proto::names::{Generation, WorkerId};
 
     fn table(status: &Status) -> String {
