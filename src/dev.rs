@@ -194,6 +194,7 @@ pub fn run(watched: &str) -> Result<(), String> {
 }
 
 fn report(sentence: &str) {
-    // Without standard error it cannot be reported.
-    let _ = writeln!(io::stderr(), "fdpassd dev: {sentence}");
+    let line = format!("fdpassd dev: {sentence}\n");
+    // One write: the daemon writes its log there as well, in between. Without standard error it cannot be reported.
+    let _ = io::stderr().write_all(line.as_bytes());
 }

@@ -375,6 +375,7 @@ fn refuse(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
 }
 
 fn fail(name: &str, status: u8, reason: &dyn fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "{name}: {reason}");
+    // One write: other processes may write there as well.
+    let _ = std::io::stderr().write_all(format!("{name}: {reason}\n").as_bytes());
     ExitCode::from(status)
 }
