@@ -67,10 +67,10 @@ impl Variable {
     }
 
     /// Returns the assignment as in a shell, and this place of the text in it. The value, which may be a secret, is
-    /// left out if the place is in the name.
+    /// left out if the place is in the name, or if the value is of the app's environment.
     pub(super) fn shown(&self, place: &Range<usize>) -> (String, Range<usize>) {
         let Variable { name, value, .. } = self;
-        if !self.is_in_value(place) {
+        if !self.is_in_value(place) || self.has_app_environment() {
             return (format!("{name}=..."), 0..name.len());
         }
         let value_at = name.len() + 1;
@@ -81,6 +81,11 @@ impl Variable {
             false => shift(place.start)..shift(place.end).min(text.len()),
         };
         (text, span)
+    }
+
+    /// Returns whether the value is a variable of the app, or can contain one.
+    fn has_app_environment(&self) -> bool {
+        OF_APP.iter().zip(&self.path).all(|(key, step)| key == step)
     }
 
     /// Returns whether a place is in the value, not in the name.

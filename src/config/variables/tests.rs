@@ -372,6 +372,19 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
         ),
         "{error}"
     );
+    for (name, value) in [
+        ("SPELL_D__APP__ENVIRONMENT__PASSWORD", "'hidden'hidden"),
+        ("SPELL_D__APP__ENVIRONMENT", "{ PASSWORD = 'hidden' "),
+        (
+            "SPELL_D__APP",
+            "{ environment = { PASSWORD = 'hidden' }, commend = [] }",
+        ),
+    ] {
+        let error = load("", &[(name, value)]).expect_err("no TOML, or an unknown key");
+        let shown = error.to_string();
+        assert!(shown.contains(&format!("{name}=...")), "{shown}");
+        assert!(!shown.contains("hidden"), "{shown}");
+    }
     let error = load("", &[("SPELL_D__LIMITS__MAX_CLIENT", "5")]).expect_err("an unknown key");
     assert!(
         error
