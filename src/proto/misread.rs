@@ -55,6 +55,10 @@ pub(crate) enum Misread {
     },
 }
 
+/// The lowest length above the limit that is not taken for that of a frame if another protocol begins like it, in bytes.
+/// Below it are TLS records shorter than 256 bytes, in little-endian order.
+const MIN_CERTAIN: u32 = 16 << 20;
+
 impl Misread {
     /// Returns the protocol that begins with these bytes.
     fn protocol(sender: Sender, prefix: [u8; PREFIX]) -> Option<Misread> {
@@ -136,6 +140,9 @@ pub(crate) fn too_large(
         None => plain,
         Some(other @ Misread::OtherOrder { .. }) => {
             format!("{plain}; {other}, and this connection is {order}")
+        }
+        Some(protocol) if length < MIN_CERTAIN => {
+            format!("{plain}; or it is {protocol}, and {receiver} expects frames")
         }
         Some(protocol) => format!("{receiver} expects frames, not {protocol}"),
     }
@@ -257,6 +264,11 @@ mod tests {
                 assert_eq!(sentence(prefix), expected);
             }
         }
+        let short_hello = (66_326, ByteOrder::Little, 1 << 16);
+        assert_eq!(
+            too_large("it is too long".to_owned(), "the listener", short_hello),
+            "it is too long; or it is a TLS handshake, and the listener expects frames"
+        );
         let swapped = (0x1a00_0000, ByteOrder::Little, 1 << 20);
         assert_eq!(
             too_large("it is too long".to_owned(), "the listener", swapped),
@@ -303,14 +315,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_other_length_gets_the_plain_sentence(length in any::<u32>(), limit in 0..=256u32 << 20) {
+        fn every_length_of_a_frame_gets_the_plain_sentence(length in any::<u32>(), limit in 0..=256u32 << 20) {
             for order in ORDERS {
                 let prefix = order.prefix(length);
                 let is_protocol = CLIENTS.iter().any(|(known, _)| **known == prefix)
                     || prefix[0] == 0x16 && prefix[1] == 3 && prefix[2] <= 4;
-                if length > limit && length.swap_bytes() > limit && !is_protocol {
+                if length > limit {
                     let plain = "it is too long".to_owned();
-                    prop_assert_eq!(too_large(plain.clone(), "the listener", (length, order, limit)), plain);
+                    let sentence = too_large(plain.clone(), "the listener", (length, order, limit));
+                    prop_assert_eq!(sentence.starts_with(&plain), !is_protocol || length < 16 << 20);
+                    prop_assert_eq!(sentence == plain, length.swap_bytes() > limit && !is_protocol);
                 }
             }
         }
