@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, Setup};
+use serde_json::json;
 
 use crate::common::namespace::{is_inside, this_test};
 use crate::common::needs::skip;
-use crate::common::{FDPASSD, at_rest, kernel, let_pass, start, tcp_address};
+use crate::common::program::control_client;
+use crate::common::{FDPASSD, at_rest, at_rest_with, kernel, let_pass, start, tcp_address};
 
 #[test]
 fn clients_beyond_the_limit_on_open_files_wait() {
@@ -62,30 +64,65 @@ fn clients_beyond_max_clients_wait() {
     wait_for_room(&daemon, 5, 1);
 }
 
+fn has_prlimit() -> bool {
+    let is_there = Command::new("prlimit").arg("--version").output().is_ok();
+    if !is_there {
+        skip("prlimit", "there is no prlimit(1) of util-linux");
+    }
+    is_there
+}
+
+/// Sets the soft limit only: the hard one cannot be raised again by everybody.
+fn set_descriptors(daemon: &Running, limit: usize) {
+    let limit = format!("--nofile={limit}:");
+    let set = Command::new("prlimit")
+        .args(["--pid", &daemon.pid().to_string(), &limit])
+        .status();
+    assert!(
+        set.expect("prlimit(1) of util-linux runs").success(),
+        "{limit}"
+    );
+}
+
+/// A client that cannot be accepted cannot be closed either.
+#[test]
+fn out_of_descriptors_a_drain_closes_clients_later() {
+    if !has_prlimit() {
+        return;
+    }
+    let daemon =
+        start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1\nlimits.max-clients = 2");
+    daemon.wait_for_workers();
+    let mut served: Vec<Client> = (0..2).map(|_| daemon.connect()).collect();
+    served.iter_mut().for_each(ping);
+    let mut waiting: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
+    let mut control = control_client(&daemon);
+    assert!(control.call("version", ()).is_ok());
+    let most = at_rest_with(&daemon, 1, || kernel::descriptors(daemon.pid()).len());
+    set_descriptors(&daemon, most);
+    assert!(control.call("drain", json!({})).is_ok());
+    daemon.wait_for_log("cannot accept clients: ");
+    served.iter_mut().for_each(ping);
+    assert!(!waiting.iter_mut().any(Client::has_something));
+    set_descriptors(&daemon, 1_000);
+    waiting.iter_mut().for_each(Client::expect_end);
+    daemon.wait_for_log("3 clients waited at ");
+    assert_eq!(daemon.status().lost_total, 0);
+}
+
 /// The limit is lowered while it runs, below what the daemon has counted on: the system refuses, not the daemon.
 #[test]
 fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
-    if Command::new("prlimit").arg("--version").output().is_err() {
-        return skip("prlimit", "there is no prlimit(1) of util-linux");
+    if !has_prlimit() {
+        return;
     }
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let mut served: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     served.iter_mut().for_each(ping);
-    let set_limit = |limit: usize| {
-        // The soft limit only: the hard one cannot be raised again by everybody.
-        let limit = format!("--nofile={limit}:");
-        let set = Command::new("prlimit")
-            .args(["--pid", &daemon.pid().to_string(), &limit])
-            .status();
-        assert!(
-            set.expect("prlimit(1) of util-linux runs").success(),
-            "{limit}"
-        );
-    };
     let most = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
     // One is left for us, to ask how it goes.
-    set_limit(most + 1);
+    set_descriptors(&daemon, most + 1);
     let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
     waiting
         .iter_mut()
@@ -99,7 +136,7 @@ fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
         "it is said once"
     );
 
-    set_limit(1_000);
+    set_descriptors(&daemon, 1_000);
     for client in &mut waiting {
         assert_eq!(client.reply().value().expect("its turn has come"), 1);
     }

@@ -320,6 +320,27 @@ fn a_socket_that_systemd_does_not_hand_over_ends_no_client() {
     assert!(stale.contains("cannot listen on systemd:rpc"), "{stale}");
 }
 
+#[test]
+fn clients_above_max_clients_are_closed_where_systemd_listens_next() {
+    let manager = ServiceManager::new();
+    let listen = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\n";
+    let rest = "workers.count = 1\nlimits.max-clients = 2";
+    let mut daemon = start(&manager, FDPASSD, &format!("{listen}{rest}"));
+    let addresses = daemon.addresses().to_vec();
+    let mut served: Vec<Client> = addresses.iter().map(Client::connect).collect();
+    ping_all(&mut served);
+    let mut waiting: Vec<Client> = addresses.iter().map(Client::connect).collect();
+    daemon.write_config(&format!("listen = [\"systemd:rpc\"]\n{rest}"));
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    for address in addresses {
+        daemon.wait_for_log(&format!(
+            "1 client waited at {address} and could not be accepted: closed"
+        ));
+    }
+    waiting.iter_mut().for_each(Client::expect_end);
+}
+
 /// systemd sends SIGTERM to all processes of the daemon, also to those that start in that moment.
 #[test]
 fn signals_do_not_keep_a_restart_from_leaving_an_address_to_systemd() {

@@ -9,10 +9,10 @@
 //! During the notice new clients are served as well, and `/readyz` is 503, so that a load balancer sends no more of
 //! them. Then the daemon refuses them, or leaves them in the queues of the listeners ([`DrainMode`]).
 //!
-//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot, so the next master does not
-//! listen, and does not bind a new socket because it takes a listener that refuses clients for one that another process
-//! has ended. Each listener follows the state in each iteration of the loop ([`Listeners::follow_drain`]); its own part
-//! is [`Admission`](crate::master::listeners::listener::refusal::Admission).
+//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot: the next master neither
+//! listens nor takes a listener that refuses clients for one that another process has ended. Each listener follows the
+//! state in each iteration of the loop ([`Listeners::follow_drain`]); its own part is
+//! [`Admission`](crate::master::listeners::listener::refusal::Admission).
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -77,8 +77,7 @@ impl DrainState {
         Some(until.saturating_duration_since(now))
     }
 
-    /// Returns the drain for the next master. An `Instant` means nothing to that one, so the end of the notice is in
-    /// CLOCK_MONOTONIC.
+    /// Returns the drain for the next master. The clock of a master is not that of the next one.
     pub(crate) fn saved(self, now: Instant) -> SavedDrain {
         let left = self.notice_left(now);
         SavedDrain {
@@ -100,7 +99,7 @@ impl SavedDrain {
 }
 
 impl Listeners {
-    /// Returns whether the daemon is drained, and the notice is over.
+    /// Returns whether the daemon is drained, and not only has announced it.
     pub(crate) fn is_drained(&self) -> bool {
         self.drain.is_some_and(DrainState::is_in_force)
     }
@@ -154,8 +153,8 @@ impl Listeners {
         })
     }
 
-    /// Returns the addresses of the listeners that cannot refuse clients although the others do: systemd has bound
-    /// them. A shutdown would end them for all processes that hold them, a Unix socket for ever.
+    /// Returns the addresses of the listeners that cannot refuse clients although the others do: other processes hold
+    /// sockets that systemd has bound, and a Unix socket among them could not be bound again.
     pub(crate) fn waiting_at(&self, mode: DrainMode) -> Vec<String> {
         let all = self.all.iter().filter(|_| mode == DrainMode::Refuse);
         let activated = all.filter(|listener| !listener.can_refuse());
@@ -192,7 +191,7 @@ impl Listeners {
         let is_behind = |listener: &Listener| match listener.admission {
             Admission::Open => is_running && refuses && listener.can_refuse(),
             // Until the system has descriptors or memory again, nothing is accepted.
-            Admission::Emptying(_) => !self.gate.is_exhausted(),
+            Admission::Emptying(_) => !self.gate.is_out_of_resources(),
             Admission::Refusing { .. } => is_running && !refuses,
         };
         let notice = self.drain.and_then(|drain| drain.notice_until);
@@ -215,7 +214,7 @@ impl Listeners {
         poller: &Poller,
         now: Instant,
     ) {
-        // A daemon that ends leaves the rest to the next master: the end of the notice, refusing, and listening again.
+        // The next master ends the notice, and listens again.
         let is_running = !lifecycle.is_ending();
         if is_running {
             self.end_notice(clients, telemetry, now);
@@ -231,7 +230,7 @@ impl Listeners {
         for index in 0..self.all.len() {
             let context = (&mut *clients, &mut *telemetry);
             if self.all[index].is_emptying() && self.empty_queue(index, &mut most, context, now) {
-                self.refuse(index, &mut most, (&mut *clients, &mut *telemetry));
+                self.refuse(index, &mut most, (&mut *clients, &mut *telemetry), now);
             }
         }
         while let Some(index) = self
@@ -274,10 +273,13 @@ impl Listeners {
         now: Instant,
     ) -> bool {
         while let Admission::Emptying(left) = self.all[index].admission {
+            if self.gate.is_out_of_resources() {
+                return false;
+            }
             if left == 0 || clients.is_full() {
                 return true;
             }
-            if *most == 0 || self.gate.is_exhausted() {
+            if *most == 0 {
                 return false;
             }
             match listening::accept(&self.all[index], AcceptTry::Later) {
@@ -293,14 +295,49 @@ impl Listeners {
         true
     }
 
-    /// Has a listener refuse clients. Closes those that still wait there: `max-clients` is reached, or others have come
-    /// since as many were accepted as its queue holds.
-    fn refuse(&mut self, index: usize, clients: &Clients, telemetry: &mut Telemetry) {
+    /// Has a listener refuse clients. Those that have come since its queue was found empty are accepted, at most `most`.
+    /// Others that wait there are closed: `max-clients` is reached, or more have come than its queue holds. If the system
+    /// is out of descriptors, nothing is refused yet: clients that could not be closed would wait until `undrain`.
+    fn refuse(
+        &mut self,
+        index: usize,
+        most: &mut usize,
+        (clients, telemetry): (&mut Clients, &mut Telemetry),
+        now: Instant,
+    ) {
+        let mut closed = 0_u32;
+        for _ in 0..self.all[index].most_waiting() {
+            let accepted = match listening::accept(&self.all[index], AcceptTry::Later) {
+                Ok(AcceptResult::Client(accepted)) => accepted,
+                Ok(AcceptResult::Empty | AcceptResult::Ended) => break,
+                Err(e) => {
+                    self.report_closed(index, closed, clients, telemetry);
+                    return self.pause_exhausted(&e, clients, telemetry, now);
+                }
+            };
+            if *most == 0 || clients.is_full() {
+                closed += 1;
+                continue;
+            }
+            *most -= 1;
+            self.admit_unleased(index, accepted, clients, telemetry);
+        }
         let listener = &mut self.all[index];
         listener.refuse();
         if !listener.is_storable() {
             self.changed.push(listener.number);
         }
+        self.report_closed(index, closed, clients, telemetry);
+    }
+
+    /// Reports that clients that waited at a listener are closed, if there are some.
+    pub(super) fn report_closed(
+        &self,
+        index: usize,
+        closed: u32,
+        clients: &Clients,
+        telemetry: &mut Telemetry,
+    ) {
         if closed > 0 {
             let about = About {
                 clients: Some(clients.count()),
@@ -309,14 +346,14 @@ impl Listeners {
             let sentence = format_args!(
                 "{} waited at {} and could not be accepted: closed",
                 Counted(closed, "client"),
-                listener.address
+                self.all[index].address
             );
             telemetry.events.note(Kind::Limit, about, sentence);
         }
     }
 
     /// Makes a client of a connection, which waits for a worker.
-    fn admit_unleased(
+    pub(super) fn admit_unleased(
         &mut self,
         index: usize,
         accepted: Accepted,
@@ -363,7 +400,7 @@ impl Listeners {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
+    use std::net::{SocketAddr, TcpStream};
 
     use super::*;
     use crate::config::{Config, Listen};
@@ -372,8 +409,8 @@ mod tests {
     use crate::proto::names::Address;
     use crate::shm::Layout;
 
-    #[test]
-    fn a_client_that_comes_at_the_last_moment_is_accepted() {
+    /// Returns a listener that begins to refuse clients, and its address.
+    fn emptying() -> (Listeners, SocketAddr) {
         let activated = ActivatedSockets::default();
         let entries = [Listen::new("127.0.0.1:0".parse().expect("an address"))];
         let wanted = activated
@@ -385,7 +422,7 @@ mod tests {
             panic!("a TCP address")
         };
         listener.begin_refusal();
-        let mut listeners = Listeners {
+        let listeners = Listeners {
             activated,
             all: vec![listener],
             closing: Vec::new(),
@@ -395,15 +432,38 @@ mod tests {
             gate: Gate::new(),
             drain: None,
         };
+        (listeners, address)
+    }
+
+    #[test]
+    fn a_client_that_comes_at_the_last_moment_is_accepted() {
+        let (mut listeners, address) = emptying();
         let mut clients = Clients::new(&Config::default(), 1, Layout::new(4, 4096));
         let mut telemetry = Telemetry::new();
         let [_first, _second] = [(); 2].map(|()| TcpStream::connect(address).expect("it listens"));
         let mut most = 2;
-        listeners.refuse(0, &mut most, (&mut clients, &mut telemetry));
+        listeners.refuse(0, &mut most, (&mut clients, &mut telemetry), Instant::now());
         assert!(listeners.all[0].is_refusing());
         // The second one is above `max-clients`.
         assert_eq!((clients.count(), clients.unleased.len(), most), (1, 1, 1));
         assert_eq!(listeners.all[0].accepted, 1);
+    }
+
+    #[test]
+    fn no_client_is_accepted_after_the_kernel_has_killed_a_worker() {
+        let (mut listeners, address) = emptying();
+        let mut clients = Clients::new(&Config::default(), 1, Layout::new(4, 4096));
+        let mut telemetry = Telemetry::new();
+        let _waiting = TcpStream::connect(address).expect("it listens");
+        let now = Instant::now();
+        listeners.pause_for_memory(now);
+        let end = listeners.gate.deadline().expect("it ends");
+        for (now, count) in [(now, 0), (end, 1)] {
+            listeners.gate.relieve(&clients, now);
+            let context = (&mut clients, &mut telemetry);
+            let is_empty = listeners.empty_queue(0, &mut 2, context, now);
+            assert_eq!((is_empty, clients.count()), (count == 1, count));
+        }
     }
 
     #[test]

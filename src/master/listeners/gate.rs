@@ -84,10 +84,10 @@ impl Gate {
         self.pause.is_none() && self.without_memory.is_none()
     }
 
-    /// Returns whether accepting a client has failed because the system is out of descriptors or memory. A pause after
-    /// the kernel has killed a worker does not count.
-    pub(super) fn is_exhausted(&self) -> bool {
-        self.exhausted.is_some()
+    /// Returns whether the system is out of descriptors or memory, so that no client may be accepted: accepting a
+    /// client has failed, or the kernel has killed a worker.
+    pub(super) fn is_out_of_resources(&self) -> bool {
+        self.exhausted.is_some() || self.without_memory.is_some()
     }
 
     /// Returns the events of a listener that the poller reports.
@@ -100,7 +100,7 @@ impl Gate {
     }
 
     /// Ends the pause for lack of resources if it is over.
-    fn relieve(&mut self, clients: &Clients, now: Instant) {
+    pub(super) fn relieve(&mut self, clients: &Clients, now: Instant) {
         self.exhausted
             .take_if(|(until, removed)| *until <= now || clients.removed() != *removed);
         self.without_memory.take_if(|until| *until <= now);
@@ -153,7 +153,7 @@ impl Listeners {
             Some(Pause::Drained)
         } else if workers.ready().next().is_none() {
             Some(Pause::NoWorker)
-        } else if self.gate.exhausted.is_some() || self.gate.without_memory.is_some() {
+        } else if self.gate.is_out_of_resources() {
             Some(Pause::Exhausted)
         } else if clients.is_full() {
             Some(Pause::Full)

@@ -7,14 +7,13 @@
 
 use crate::config::{Config, Source};
 use crate::master::clients::Clients;
-use crate::master::clients::client::Unleased;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::telemetry::Telemetry;
 use crate::proto::names::Address;
-use crate::sys::clock;
 use crate::sys::listening::{self, AcceptResult, AcceptTry};
 use crate::sys::poll::Poller;
+use crate::sys::socket;
 
 impl Listeners {
     /// Gives up the listeners whose addresses the next configuration leaves to systemd.
@@ -38,25 +37,32 @@ impl Listeners {
         }
     }
 
-    /// Accepts the clients that wait at a listener, for the next master: no worker of this one serves them.
+    /// Accepts the clients that wait at a listener, for the next master: no worker of this one serves them. Those above
+    /// `max-clients` are closed.
     fn accept_queued(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
-        while !clients.is_full() {
+        let mut closed = 0;
+        let listener = &self.all[index];
+        // No others come, so that the queue is empty at last; to a TCP listener no more are accepted than wait now.
+        if let Address::Unix(_) = listener.address {
+            socket::end(listener);
+        }
+        for _ in 0..self.all[index].most_waiting() {
             match listening::accept(&self.all[index], AcceptTry::Later) {
+                Ok(AcceptResult::Client(_)) if clients.is_full() => closed += 1,
                 Ok(AcceptResult::Client(accepted)) => {
-                    if let Some(client) = self.admit(index, accepted, clients, telemetry) {
-                        let unleased = Unleased::new(client, clock::monotonic());
-                        clients.unleased.push_back(unleased);
-                    }
+                    self.admit_unleased(index, accepted, clients, telemetry);
                 }
-                Ok(AcceptResult::Empty | AcceptResult::Ended) => return,
+                Ok(AcceptResult::Empty | AcceptResult::Ended) => break,
                 Err(e) => {
                     let address = &self.all[index].address;
-                    return log::warn!(
+                    log::warn!(
                         "cannot accept the clients that wait at {address}: {e}; they are closed"
                     );
+                    break;
                 }
             }
         }
+        self.report_closed(index, closed, clients, telemetry);
     }
 }
 
