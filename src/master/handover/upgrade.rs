@@ -173,6 +173,9 @@ impl Master {
         }
         match self.snapshot(now) {
             Some(snapshot) => self.execute_upgrade(snapshot, now),
+            None if is_late && !self.listeners.have_followed_drain() => {
+                self.abandon_upgrade("clients that wait at a listener cannot be accepted yet")
+            }
             None if is_late => {
                 self.abandon_upgrade("workers are being replaced, or clients have no worker")
             }
