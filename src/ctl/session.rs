@@ -41,7 +41,7 @@ enum Way {
         temporary: Option<PathBuf>,
     },
     /// A socket that ssh(1) forwards from another host.
-    Tunnel(Tunnel),
+    Tunnel(Box<Tunnel>),
 }
 
 impl Session {
@@ -70,7 +70,7 @@ impl Session {
     pub(super) fn through(&self, tunnel: Tunnel) -> Session {
         Session {
             daemon: self.daemon.clone(),
-            way: Way::Tunnel(tunnel),
+            way: Way::Tunnel(Box::new(tunnel)),
             timeout: self.timeout,
             deadline: Deadline::new(self.timeout),
             json: self.json,
