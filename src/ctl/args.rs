@@ -12,12 +12,12 @@ use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
 use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
 
-pub(super) mod app;
+pub(super) mod check;
 pub(super) mod drain;
 mod help;
 mod values;
 
-use app::AppVerb;
+use check::AppVerb;
 use drain::DrainArguments;
 use help::HELP;
 use values::{

@@ -31,7 +31,7 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use args::app::AppVerb;
+use args::check::AppVerb;
 use args::{Arguments, CtlVerb};
 use clap::FromArgMatches;
 use clap_complete::Shell;

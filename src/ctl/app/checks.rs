@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::dialog::{AppDialog, CLIENT, DialogFailure};
 use super::{CheckFinding, Suite, ends, frames, requests};
-use crate::ctl::args::app::AppCheck;
+use crate::ctl::args::check::AppCheck;
 use crate::proto::app::{DESCRIPTOR, DESCRIPTOR_VARIABLE, MAX_FRAME_VARIABLE};
 use crate::proto::text::Counted;
 use crate::sys::memory::plain_file;

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use self::checks::code_of;
 use self::dialog::{AppDialog, DialogFailure};
-use super::args::app::{AppCheck, AppCheckArguments};
+use super::args::check::{AppCheck, AppCheckArguments};
 use super::error::Error;
 use super::session::Session;
 use super::style::{BAD, FAINT, GOOD, NOTED};

@@ -54,7 +54,7 @@ fn assert_no_fault(daemon: &Running) {
     let log = daemon.stderr();
     let has = |words: &str| log.contains(words);
     assert!(!has("binding a new one") && !has(" error "), "{log}");
-    assert!(!has("was left by a process that is gone"), "{log}");
+    assert!(!has("rpc.sock was left by a process that is gone"), "{log}");
 }
 
 #[test]
