@@ -100,13 +100,14 @@ fn out_of_descriptors_a_drain_closes_clients_later() {
     assert!(control.call("version", ()).is_ok());
     // Below all that are open, so that none is free.
     set_descriptors(&daemon, 3);
-    assert!(control.call("drain", json!({})).is_ok());
+    control.request("drain", json!({}));
     daemon.wait_for_log("cannot accept clients: ");
     served.iter_mut().for_each(ping);
     assert!(!waiting.iter_mut().any(Client::has_something));
     set_descriptors(&daemon, 1_000);
     waiting.iter_mut().for_each(Client::expect_end);
     daemon.wait_for_log("3 clients waited at ");
+    assert!(control.reply().value().is_ok());
     assert_eq!(daemon.status().lost_total, 0);
 }
 

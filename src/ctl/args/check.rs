@@ -3,7 +3,7 @@
 use clap::{Subcommand, ValueEnum, ValueHint};
 
 #[derive(Debug, Subcommand)]
-pub(in crate::ctl) enum AppVerb {
+pub(crate) enum AppVerb {
     /// Start a program as an app, and check what it answers
     ///
     /// It needs no daemon. Some checks need methods of the app: see fdpassd-app(7).
@@ -11,19 +11,19 @@ pub(in crate::ctl) enum AppVerb {
 }
 
 #[derive(Debug, clap::Args)]
-pub(in crate::ctl) struct AppCheckArguments {
+pub(crate) struct AppCheckArguments {
     /// Only this check; may be given more than once
     #[arg(long, value_name = "CHECK", hide_possible_values = true)]
-    pub(in crate::ctl) only: Vec<AppCheck>,
+    pub(crate) only: Vec<AppCheck>,
 
     /// The program and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
-    pub(in crate::ctl) command: Vec<String>,
+    pub(crate) command: Vec<String>,
 }
 
 /// The checks of an app, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(in crate::ctl) enum AppCheck {
+pub(crate) enum AppCheck {
     Hello,
     Descriptor,
     Probe,
@@ -54,7 +54,7 @@ pub(in crate::ctl) enum AppCheck {
 
 impl AppCheck {
     /// Returns the name of the check.
-    pub(in crate::ctl) fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
