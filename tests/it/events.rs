@@ -35,6 +35,10 @@ fn every_event_is_sent_once_in_order_and_is_in_the_log() {
         .reload_with("workers.count = 0")
         .expect_err("it is rejected");
     daemon.write_config("");
+    // Their last events would be below the next level of the log.
+    daemon.wait_until("all workers without a seat have finished", |status| {
+        status.leaving.is_empty()
+    });
     daemon
         .ctl_with("log-level", json!({ "level": "warn" }))
         .expect("it is done");
