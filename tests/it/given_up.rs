@@ -28,6 +28,7 @@ fn kill_amid(act: impl FnOnce(&Running) -> Option<Client>, log: Option<&str>, he
         .setup(example("faulty"), CONFIG)
         .start()
         .expect("it serves");
+    daemon.wait_for_workers();
     wait_for_confirmed_store(&daemon);
     let connect = |i: u64| {
         let mut client = Client::connect(&daemon.addresses()[(i % 2) as usize]);
