@@ -138,8 +138,8 @@ impl Variable {
 /// as in a file.
 ///
 /// # Errors
-/// The first variable whose name is not in upper case, whose key another one has given, or whose value begins like TOML
-/// and is not.
+/// The first variable that is not UTF-8, whose name is not in upper case, whose key another one has given, or whose value
+/// begins like TOML and is not.
 pub(super) fn read(
     rule: Rule<'_>,
     all: impl Iterator<Item = (OsString, OsString)>,

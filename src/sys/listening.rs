@@ -135,8 +135,8 @@ const MAX_SKIPPED: u32 = 64;
 /// Accepts the next client from the queue of a listener. Skips clients that left while they waited.
 ///
 /// # Errors
-/// Those of accept4(2), also those of a connection if there are 64 in succession. EINTR is [`AcceptResult::Empty`]: the poller will report the listener again, after the signal
-/// was handled.
+/// Those of accept4(2), also those of a connection if there are 64 in succession. EINTR is [`AcceptResult::Empty`]: the
+/// poller will report the listener again, after the signal was handled.
 pub fn accept(listener: impl AsFd, attempt: AcceptTry) -> io::Result<AcceptResult> {
     let listener = listener.as_fd();
     let (mut attempt, mut skipped) = (attempt, 0);
