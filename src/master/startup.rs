@@ -11,10 +11,10 @@ use super::listeners::conflict::OwnListeners;
 use super::listeners::control_listener::open_control;
 use super::listeners::gate::Gate;
 use super::listeners::listener::Listener;
-use super::listeners::open::{OnOpenError, join_listeners, open_new};
+use super::listeners::open::{ListenerOpener, OnOpenError, join_listeners};
 use super::memory::{self, Memory};
 use super::{ActivatedSockets, Error, Master, MasterSetup, Token};
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::loop_clock::LoopClock;
 use crate::master::capacity::ClientLimits;
 use crate::master::clients::Clients;
@@ -156,49 +156,39 @@ fn open_listeners(
     origin: &mut MasterOrigin,
     now: Instant,
 ) -> Result<Listeners, Error> {
+    let activated = std::mem::take(&mut setup.activated);
     let keepalive = setup.loaded.config.limits.tcp_keepalive;
-    let mut number = origin.listener_number();
     let drain = origin.drain(now);
     let refuses = drain.is_some_and(DrainState::refuses);
-    let kept = origin.take_listeners(refuses);
-    let mut open = |listen: &[Listen], activated: &ActivatedSockets, if_refused| {
-        open_new(
-            listen,
-            activated,
-            &kept,
-            &mut number,
-            keepalive,
-            (refuses, if_refused, now),
-        )
+    let left = origin.take_listeners(refuses);
+    let mut opener = ListenerOpener {
+        activated: &activated,
+        left: &left,
+        keepalive,
+        refuses,
+        last_number: origin.listener_number(),
+        now,
     };
-    let mut opened = open(
-        &setup.loaded.config.listen,
-        &setup.activated,
-        OnOpenError::FailStart,
-    );
-    if let Err(e) = &opened
+    let mut chosen = opener.choose(&setup.loaded.config.listen, OnOpenError::FailStart);
+    if let Err(e) = &chosen
         && origin.has_clients()
     {
-        use_last(setup, origin, e);
-        opened = open(
-            &setup.loaded.config.listen,
-            &setup.activated,
-            OnOpenError::RetryLater,
-        );
+        use_last(setup, &activated, origin, e);
+        chosen = opener.choose(&setup.loaded.config.listen, OnOpenError::RetryLater);
     }
+    let last_number = opener.last_number;
     if let Some(why) = &setup.config_stale {
         log::error!("keeping the last applied configuration because clients are connected: {why}");
     }
-    let activated = std::mem::take(&mut setup.activated);
     let listen = &setup.loaded.config.listen;
-    let (all, closing) = join_listeners(listen, &activated, kept, opened?, keepalive)?;
+    let (all, closing) = join_listeners(listen, &activated, left, chosen?, keepalive)?;
     activated.warn_of_unused(listen);
     Ok(Listeners {
         activated,
         all,
         closing,
         changed: Vec::new(),
-        last_number: number,
+        last_number,
         last_served: 0,
         gate: Gate::new(),
         drain,
@@ -207,14 +197,19 @@ fn open_listeners(
 
 /// Replaces the configuration, whose listeners cannot be opened because of `error`, by the one that was applied last if
 /// that is another one. Removes the entries for which no socket was handed over.
-fn use_last(setup: &mut MasterSetup, origin: &MasterOrigin, error: &Error) {
+fn use_last(
+    setup: &mut MasterSetup,
+    activated: &ActivatedSockets,
+    origin: &MasterOrigin,
+    error: &Error,
+) {
     let loaded = &mut setup.loaded;
     let last = origin.last_for_clients();
     if let Some(last) = last.filter(|last| last.config.to_toml() != loaded.config.to_toml()) {
         setup.config_stale = Some(error.to_string());
         *loaded = last;
     }
-    let (available, missing) = setup.activated.available(&loaded.config.listen);
+    let (available, missing) = activated.available(&loaded.config.listen);
     loaded.config.listen = available;
     if let Some(e) = missing {
         setup.config_stale.get_or_insert(e.to_string());

@@ -6,7 +6,8 @@ use crate::config::Listen;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::{FILE_GONE, Served};
-use crate::master::listeners::plan;
+use crate::master::listeners::plan::{self, WantedListener};
+use crate::master::retry::Outage;
 use crate::master::{ActivatedSockets, Error};
 
 /// The consequence of a listener that cannot be opened at the start.
@@ -18,91 +19,142 @@ pub(crate) enum OnOpenError {
     RetryLater,
 }
 
-/// Opens the listeners that a configuration wants and that are not among the kept ones of an earlier master. Returns
-/// one entry for each wanted listener: `None` for a kept one. A kept listener whose file is gone is replaced by a new one,
-/// as at a reload, unless that cannot be bound. If `refuses`, the new ones refuse clients, because of a drain.
-pub(crate) fn open_new(
-    entries: &[Listen],
-    activated: &ActivatedSockets,
-    kept: &[Listener],
-    number: &mut u32,
-    keepalive: Option<Duration>,
-    (refuses, on_error, now): (bool, OnOpenError, Instant),
-) -> Result<Vec<Option<Listener>>, Error> {
-    let wanted = activated.wanted(entries)?;
-    let existing = plan::match_existing(kept, &wanted, plan::keeps_all);
-    let wanted_count = wanted.len();
-    let mut opened: Vec<Option<Listener>> = Vec::new();
-    for (wanted, index) in wanted.iter().zip(existing) {
-        let left = index.map(|index| &kept[index]);
-        if left.is_some_and(plan::keeps_reachable) {
-            opened.push(None);
-            continue;
-        }
-        *number += 1;
-        let listener = Listener::open(*number, wanted, activated, keepalive, refuses);
-        if let (Err(e), Some(left)) = (&listener, left) {
-            // It stays as it is: clients may wait there.
-            log::error!("{}: {FILE_GONE}: {e}", left.name());
-            opened.push(None);
-            continue;
-        }
-        let own =
-            || OwnListeners::from_listeners(kept.iter().chain(opened.iter().flatten()), None, None);
-        let listener = listener.map_err(|e| own().explain(e, wanted.address()));
-        let listener = match (listener, on_error) {
-            (Ok(listener), _) => listener,
-            (Err(e), OnOpenError::RetryLater) => {
-                Listener::missing(*number, wanted, activated, &e, now)?
-            }
+/// The listener that serves an entry of the configuration.
+#[derive(Debug)]
+pub(crate) enum Chosen {
+    /// The listener with this index among those of the earlier master.
+    Left(usize),
+    New(Box<Listener>),
+}
+
+/// Opens listeners in addition to those of an earlier master.
+#[derive(Debug)]
+pub(crate) struct ListenerOpener<'o> {
+    pub(crate) activated: &'o ActivatedSockets,
+    /// The listeners that the earlier master has left.
+    pub(crate) left: &'o [Listener],
+    pub(crate) keepalive: Option<Duration>,
+    /// Whether new listeners refuse clients, because of a drain.
+    pub(crate) refuses: bool,
+    /// The number of the listener that was opened last.
+    pub(crate) last_number: u32,
+    pub(crate) now: Instant,
+}
+
+impl ListenerOpener<'_> {
+    /// Chooses a listener for each one that the entries want: one that was left, or a new one. One that was left and whose
+    /// file is gone is replaced by a new one, as at a reload, unless that cannot be bound.
+    ///
+    /// # Errors
+    /// When a listener cannot be opened, as `on_error` says, or none can serve.
+    pub(crate) fn choose(
+        &mut self,
+        entries: &[Listen],
+        on_error: OnOpenError,
+    ) -> Result<Vec<Chosen>, Error> {
+        let wanted = self.activated.wanted(entries)?;
+        let matching = plan::match_existing(self.left, &wanted, plan::keeps_all);
+        let mut chosen = Vec::new();
+        for (wanted_one, index) in wanted.iter().zip(matching) {
             // If another listener can serve, an address may appear later.
-            (Err(e @ Error::NoAddress(_)), OnOpenError::FailStart) if wanted_count > 1 => {
-                Listener::missing(*number, wanted, activated, &e, now)?
-            }
-            (Err(e), OnOpenError::FailStart) => return Err(e),
-        };
-        opened.push(Some(listener));
-    }
-    let is_served = opened.iter().any(|listener| {
-        listener
-            .as_ref()
-            .is_none_or(|listener| listener.outage.is_none())
-    });
-    match opened
-        .iter()
-        .flatten()
-        .find_map(|listener| listener.outage.as_ref())
-    {
-        Some(outage) if !is_served && on_error == OnOpenError::FailStart => {
-            Err(Error::Unavailable(outage.reason.clone()))
+            let may_appear = |e: &Error| matches!(e, Error::NoAddress(_)) && wanted.len() > 1;
+            let one = match index {
+                Some(index) => self.keep_or_replace(index, wanted_one),
+                None => Chosen::New(Box::new(match self.open(wanted_one) {
+                    Ok(listener) => listener,
+                    Err(e) => {
+                        let e = self.explain(e, wanted_one, &chosen);
+                        if on_error == OnOpenError::FailStart && !may_appear(&e) {
+                            return Err(e);
+                        }
+                        let (number, now) = (self.last_number, self.now);
+                        Listener::missing(number, wanted_one, self.activated, &e, now)?
+                    }
+                })),
+            };
+            chosen.push(one);
         }
-        _ => Ok(opened),
+        match unserved(&chosen) {
+            Some(why) if on_error == OnOpenError::FailStart => Err(Error::Unavailable(why)),
+            _ => Ok(chosen),
+        }
+    }
+
+    fn open(&mut self, wanted: &WantedListener<'_>) -> Result<Listener, Error> {
+        self.last_number += 1;
+        let number = self.last_number;
+        Listener::open(number, wanted, self.activated, self.keepalive, self.refuses)
+    }
+
+    /// Keeps a listener that was left. If its file is gone, opens a new one in its place; if that is not possible, the old
+    /// one stays as it is, because clients may wait there.
+    fn keep_or_replace(&mut self, index: usize, wanted: &WantedListener<'_>) -> Chosen {
+        let left = &self.left[index];
+        if plan::keeps_reachable(left) {
+            return Chosen::Left(index);
+        }
+        match self.open(wanted) {
+            Ok(listener) => Chosen::New(Box::new(listener)),
+            Err(e) => {
+                log::error!("{}: {FILE_GONE}: {e}", left.name());
+                Chosen::Left(index)
+            }
+        }
+    }
+
+    /// Says in an error if the daemon itself listens at the address.
+    fn explain(&self, error: Error, wanted: &WantedListener<'_>, chosen: &[Chosen]) -> Error {
+        let new = chosen.iter().filter_map(Chosen::new_listener);
+        let own = OwnListeners::from_listeners(self.left.iter().chain(new), None, None);
+        own.explain(error, wanted.address())
     }
 }
 
-/// Returns the listeners in the order of the configuration, then those of the earlier master that are no longer wanted
-/// or were replaced. Returns the numbers of the second group as well.
+impl Chosen {
+    fn new_listener(&self) -> Option<&Listener> {
+        match self {
+            Chosen::Left(_) => None,
+            Chosen::New(listener) => Some(listener),
+        }
+    }
+
+    fn outage(&self) -> Option<&Outage> {
+        self.new_listener()?.outage.as_ref()
+    }
+}
+
+/// Returns why no client can be served, if each of the listeners has an outage.
+fn unserved(chosen: &[Chosen]) -> Option<String> {
+    if chosen.iter().any(|one| one.outage().is_none()) {
+        return None;
+    }
+    let first = chosen.iter().find_map(Chosen::outage);
+    first.map(|outage| outage.reason.clone())
+}
+
+/// Returns the chosen listeners in the order of the configuration, then those of the earlier master that are no longer
+/// wanted or were replaced. Returns the numbers of the second group as well.
 pub(crate) fn join_listeners(
     entries: &[Listen],
     activated: &ActivatedSockets,
-    kept: Vec<Listener>,
-    opened: Vec<Option<Listener>>,
+    left: Vec<Listener>,
+    chosen: Vec<Chosen>,
     keepalive: Option<Duration>,
 ) -> Result<(Vec<Listener>, Vec<u32>), Error> {
     let wanted = activated.wanted(entries)?;
-    let existing = plan::match_existing(&kept, &wanted, plan::keeps_all);
-    let mut kept: Vec<Option<Listener>> = kept.into_iter().map(Some).collect();
+    let mut left: Vec<Option<Listener>> = left.into_iter().map(Some).collect();
     let mut listeners = Vec::new();
-    for ((wanted, index), opened) in wanted.iter().zip(existing).zip(opened) {
-        let index = index.filter(|_| opened.is_none());
-        if let Some(mut listener) = index.and_then(|index| kept[index].take()) {
-            listener.adopt_left(wanted.entry, keepalive);
-            listener.set_source(&wanted.source);
-            listeners.push(listener);
+    for (wanted, one) in wanted.iter().zip(chosen) {
+        match one {
+            Chosen::New(listener) => listeners.push(*listener),
+            Chosen::Left(index) => listeners.extend(left[index].take().map(|mut listener| {
+                listener.adopt_left(wanted.entry, keepalive);
+                listener.set_source(&wanted.source);
+                listener
+            })),
         }
-        listeners.extend(opened);
     }
-    let mut rest: Vec<Listener> = kept.into_iter().flatten().collect();
+    let mut rest: Vec<Listener> = left.into_iter().flatten().collect();
     // The file belongs to the listener that was bound in its place.
     let is_replaced = |listener: &Listener| {
         listeners
