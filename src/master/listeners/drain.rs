@@ -223,9 +223,23 @@ impl Listeners {
         if is_running && refuses {
             self.begin_refusals(poller);
         } else if is_running {
+            // The drain has ended before their queues were empty.
             let listens = |listener: &Listener| listener.is_emptying() && listener.is_open();
             self.reopen_where(listens, keepalive, poller, now);
         }
+        self.refuse_at_emptied((&mut *clients, &mut *telemetry), now);
+        self.close_refusing(telemetry, poller);
+        if is_running && !refuses {
+            self.reopen_where(Listener::is_refusing, keepalive, poller, now);
+        }
+    }
+
+    /// Accepts the clients in the queues of listeners that begin to refuse. Those whose queue is empty refuse from now on.
+    fn refuse_at_emptied(
+        &mut self,
+        (clients, telemetry): (&mut Clients, &mut Telemetry),
+        now: Instant,
+    ) {
         let mut most = MAX_LEASES;
         for index in 0..self.all.len() {
             let context = (&mut *clients, &mut *telemetry);
@@ -233,15 +247,16 @@ impl Listeners {
                 self.refuse(index, &mut most, (&mut *clients, &mut *telemetry), now);
             }
         }
+    }
+
+    /// Closes the listeners that refuse clients and that the configuration no longer has.
+    fn close_refusing(&mut self, telemetry: &mut Telemetry, poller: &Poller) {
         while let Some(index) = self
             .all
             .iter()
             .position(|listener| listener.is_refusing() && self.closing.contains(&listener.number))
         {
             self.close(index, telemetry, poller);
-        }
-        if is_running && !refuses {
-            self.reopen_where(Listener::is_refusing, keepalive, poller, now);
         }
     }
 
