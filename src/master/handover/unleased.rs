@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::channel::Scratch;
 use crate::master::Master;
+use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
 use crate::master::clients::leases::preset::preset;
 use crate::master::clients::place::{ClientPlace, OrphanedShm};
@@ -184,6 +185,25 @@ impl PackedUnleased {
         true
     }
 
+    /// As [`PackedUnleased::renew`]. Without space for that, empties the queues, and the clients are to be packed again at
+    /// once.
+    fn renew_or_empty(
+        &mut self,
+        clients: &mut Clients,
+        queues: &mut HandoffQueues,
+        most: usize,
+        now: Instant,
+    ) {
+        if self.renew(clients.all_unleased_mut(), queues, most) {
+            return;
+        }
+        self.empty(queues, now);
+        let places = clients.all_unleased_mut();
+        let places = places.filter_map(|unleased| unleased.place.as_mut());
+        places.for_each(ClientPlace::set_unpacked);
+        self.due = Some(now);
+    }
+
     /// Packs those of these clients that are in no queue. Returns whether there was space for all.
     fn pack_all<'c>(
         &mut self,
@@ -211,6 +231,20 @@ impl PackedUnleased {
         has_space
     }
 
+    /// Notes whether the queues had space for all clients, and warns of the first time that they had not.
+    fn note_space(&mut self, has_space: bool, clients: &Clients, now: Instant) {
+        if !has_space && !self.is_full {
+            let unpacked = clients.all_unleased();
+            let unpacked = unpacked.filter(|unleased| !unleased.is_packed()).count();
+            log::warn!(
+                "the handoff queues have no space: {} would be lost if the master were killed now",
+                Counted(unpacked, "waiting client")
+            );
+        }
+        self.due = (!has_space).then(|| now + RETRY);
+        self.is_full = !has_space;
+    }
+
     /// Copies the bytes of clients to shared memory, which becomes their place. Returns whether all were copied.
     fn copy(
         &mut self,
@@ -236,6 +270,11 @@ impl PackedUnleased {
         }
         Ok(are_all_copied)
     }
+}
+
+/// Returns how many records may be in the queues: what the limit of open files leaves to leases.
+fn most_records(descriptors: u64) -> usize {
+    (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize
 }
 
 /// Returns clients with a place by their shared memory.
@@ -314,18 +353,9 @@ impl Master {
         if may_empty && !is_kept && self.clients.all_unleased().next().is_none() {
             return packed.empty(queues, now);
         }
-        let descriptors = self.descriptors;
-        let most = (descriptors / 2).max(descriptors.saturating_sub(FOR_LEASES)) as usize;
+        let most = most_records(self.descriptors);
         if may_empty && packed.sent > packed.places.get() + MAX_STALE {
-            let clients = self.clients.all_unleased_mut();
-            if !packed.renew(clients, queues, most) {
-                // Both do not fit. The clients are packed again below, at once.
-                packed.empty(queues, now);
-                let clients = self.clients.all_unleased_mut();
-                let places = clients.filter_map(|unleased| unleased.place.as_mut());
-                places.for_each(ClientPlace::set_unpacked);
-                packed.due = Some(now);
-            }
+            packed.renew_or_empty(&mut self.clients, queues, most, now);
         }
         if !self.clients.all_unleased().any(can_be_packed) {
             packed.due = None;
@@ -341,25 +371,13 @@ impl Master {
         if !must_pack || (packed.is_full && packed.due.is_some_and(|due| due > now)) {
             return;
         }
-        packed.due = None;
         // Workers of a reload that is under way may have given back longer frames than those of the layout in force.
         let rolled = self.reloads.current.as_ref();
         let layout = rolled.map_or(self.clients.layout, |prepared| prepared.layout);
         let clients = self.clients.all_unleased_mut();
         let generation = self.settings.generation;
         let has_space = packed.pack_all(clients, queues, most, (layout, generation));
-        if !has_space {
-            packed.due = Some(now + RETRY);
-            if !packed.is_full {
-                let unpacked = self.clients.all_unleased();
-                let unpacked = unpacked.filter(|unleased| !unleased.is_packed()).count();
-                log::warn!(
-                    "the handoff queues have no space: {} would be lost if the master were killed now",
-                    Counted(unpacked, "waiting client")
-                );
-            }
-        }
-        packed.is_full = !has_space;
+        packed.note_space(has_space, &self.clients, now);
     }
 }
 
