@@ -125,29 +125,16 @@ impl Inherited {
         let last_number = numbers.max().unwrap_or_default();
         saved_state.listener_number = saved_state.listener_number.max(last_number);
 
-        let system = Error::system("create the handoff queues");
-        let known = 0..saved_state.handoff_queues;
-        let outlets = sorted.out.keys().filter(|number| known.contains(number));
-        let missing = saved_state.handoff_queues - outlets.count();
-        let (paired, single) = pair_up(sorted.into, sorted.out);
-        let (queues, new) = HandoffQueues::complete(paired, limit).map_err(&system)?;
-        let new = new.into_iter().flat_map(queue_names);
-        new.for_each(|name| found.stored.spoil(&name));
-        let space = space(queues.ends().len())?;
-        let mut handoff = ReceivedHandoff::unpack(queues, &single, &space);
+        let ends = (sorted.into, sorted.out);
+        let mut handoff = found.receive_handoff(ends, saved_state.handoff_queues, limit, space)?;
         let figures = state_file.as_ref().map(StateFile::figures);
         if let Some(clients) = figures.and_then(ClientFigures::clients) {
             handoff.count_missing(clients);
         }
-        if missing > 0 {
-            let all = saved_state.handoff_queues;
-            let fault = format!("{missing} of {all} handoff queues are missing");
-            found.faults.push(fault);
-        }
         found.faults.extend(handoff.unpacked().faults.clone());
         let state_file = state_file
             .map_or_else(StateFile::new, Ok)
-            .map_err(&system)?;
+            .map_err(Error::system("create the state file"))?;
         saved_state.raise_numbers(handoff.unpacked());
         Ok(Some(Inherited {
             saved_state,
@@ -231,6 +218,32 @@ impl Findings {
                 (None, SavedState::default())
             }
         }
+    }
+
+    /// Completes the handoff queues, and unpacks what is in them. `recorded` is the number of queues in the state file.
+    ///
+    /// # Errors
+    /// When queues cannot be created, or there are no descriptors for any client.
+    fn receive_handoff(
+        &mut self,
+        (into, out): (BTreeMap<usize, OwnedFd>, BTreeMap<usize, OwnedFd>),
+        recorded: usize,
+        limit: u64,
+        space: impl Fn(usize) -> Result<UnpackSpace, Error>,
+    ) -> Result<ReceivedHandoff, Error> {
+        let found = out.keys().filter(|number| **number < recorded).count();
+        if found < recorded {
+            let missing = recorded - found;
+            let fault = format!("{missing} of {recorded} handoff queues are missing");
+            self.faults.push(fault);
+        }
+        let (paired, single) = pair_up(into, out);
+        let (queues, new) = HandoffQueues::complete(paired, limit)
+            .map_err(Error::system("create the handoff queues"))?;
+        let new = new.into_iter().flat_map(queue_names);
+        new.for_each(|name| self.stored.spoil(&name));
+        let space = space(queues.ends().len())?;
+        Ok(ReceivedHandoff::unpack(queues, &single, &space))
     }
 
     /// Returns each listener with its record. Of one that is not in the state file only the address is known.
