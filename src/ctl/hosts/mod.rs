@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use super::args::{Arguments, ChangeVerb, CtlVerb};
+use super::args::{Arguments, ChangeVerb, ClientsArguments, CtlVerb};
 use super::error::Error;
 use super::session::{Session, place_of_instance};
 use super::tunnel::{Route, Tunnel};
@@ -34,43 +34,49 @@ pub(super) fn perform(
     out: &mut impl Write,
     err: &mut (impl Write + Send),
 ) -> Result<(), Error> {
-    check_verb(arguments)?;
+    let verb = FleetVerb::new(arguments)?;
     let fleet = Fleet::new(arguments, session, &HostsFile::load(var)?)?;
-    match &arguments.verb {
-        CtlVerb::Status => status::show(&fleet, out),
-        CtlVerb::Clients(clients) => clients::show(clients, &fleet, out),
-        CtlVerb::Change(change) => {
+    match verb {
+        FleetVerb::Status => status::show(&fleet, out),
+        FleetVerb::Clients(clients) => clients::show(clients, &fleet, out),
+        FleetVerb::Change(change) => {
             change::perform(change, &fleet, arguments.one_at_a_time, out, err)
         }
-        _ => Err(not_for_hosts()),
     }
 }
 
-/// Checks that the verb can be performed on several hosts, with these options.
-fn check_verb(arguments: &Arguments) -> Result<(), Error> {
-    use ChangeVerb::{Drain, Reload, Stop, Undrain, Upgrade};
-    match &arguments.verb {
-        CtlVerb::Change(Stop {
-            if_stopping: Some(_),
-        }) => Err(Error::Usage(
-            "--if-stopping asks the service manager of this host; it excludes --hosts".to_owned(),
-        )),
-        CtlVerb::Change(Drain { .. } | Reload { .. } | Stop { .. } | Undrain | Upgrade { .. }) => {
-            Ok(())
+/// A verb that can be performed on several hosts.
+enum FleetVerb<'a> {
+    Status,
+    Clients(&'a ClientsArguments),
+    Change(&'a ChangeVerb),
+}
+
+impl FleetVerb<'_> {
+    /// Checks that the verb can be performed on several hosts, with these options.
+    ///
+    /// # Errors
+    /// In a sentence, that it cannot.
+    fn new(arguments: &Arguments) -> Result<FleetVerb<'_>, Error> {
+        use ChangeVerb::{Drain, Reload, Stop, Undrain, Upgrade};
+        let usage = |sentence: &str| Err(Error::Usage(sentence.to_owned()));
+        match &arguments.verb {
+            CtlVerb::Change(Stop {
+                if_stopping: Some(_),
+            }) => usage("--if-stopping asks the service manager of this host; it excludes --hosts"),
+            CtlVerb::Change(
+                change @ (Drain { .. } | Reload { .. } | Stop { .. } | Undrain | Upgrade { .. }),
+            ) => Ok(FleetVerb::Change(change)),
+            CtlVerb::Status | CtlVerb::Clients(_) if arguments.one_at_a_time => {
+                usage("--one-at-a-time is for verbs that make changes")
+            }
+            CtlVerb::Status => Ok(FleetVerb::Status),
+            CtlVerb::Clients(clients) => Ok(FleetVerb::Clients(clients)),
+            _ => usage(
+                "this verb is for one host; --hosts is for status, clients, drain, undrain, reload, upgrade and stop",
+            ),
         }
-        CtlVerb::Status | CtlVerb::Clients(_) if arguments.one_at_a_time => Err(Error::Usage(
-            "--one-at-a-time is for verbs that make changes".to_owned(),
-        )),
-        CtlVerb::Status | CtlVerb::Clients(_) => Ok(()),
-        _ => Err(not_for_hosts()),
     }
-}
-
-fn not_for_hosts() -> Error {
-    Error::Usage(
-        "this verb is for one host; --hosts is for status, clients, drain, undrain, reload, upgrade and stop"
-            .to_owned(),
-    )
 }
 
 /// Several hosts, and what is needed to reach them.
