@@ -128,7 +128,8 @@ impl Tunnel {
         started.map(|ssh| *self.lock() = ssh).is_some()
     }
 
-    /// Replaces an error of the connection by what ssh reports.
+    /// Replaces an error of the connection by what ssh reports: that no daemon has the socket, why ssh has ended, or why
+    /// it has not logged in.
     pub(super) fn explain(&self, error: Error) -> Error {
         let Error::Connection(cause) = &error else {
             return error;

@@ -177,9 +177,7 @@ impl SocketFile {
         self.access = Some(access.clone());
         Ok(())
     }
-}
 
-impl SocketFile {
     /// Sets the mode, and the owner and the group as far as this process may.
     pub(crate) fn restore_access(&mut self, access: &Access) -> io::Result<()> {
         let Err(e) = self.set_access(access) else {
