@@ -20,6 +20,16 @@ fn listener_names(manager: &ServiceManager) -> usize {
     of_listeners.count()
 }
 
+/// Starts a daemon whose store the manager has confirmed, so that another master can follow.
+#[track_caller]
+fn start_confirmed(config: &str) -> (ServiceManager, Running) {
+    let manager = ServiceManager::new();
+    let daemon = manager.setup(FDPASSD, config).start().expect("it serves");
+    daemon.wait_for_workers();
+    wait_for_confirmed_store(&daemon);
+    (manager, daemon)
+}
+
 #[track_caller]
 fn next(manager: &ServiceManager, daemon: Running, how: How) -> Running {
     restart(manager, daemon, how, Path::new(FDPASSD))
@@ -65,10 +75,7 @@ fn the_next_master_refuses_clients_until_undrain() {
         let config = format!(
             "listen = [\"127.0.0.1:0\", \"{port}\", \"unix:{{dir}}/rpc.sock\"]\nworkers.count = 2"
         );
-        let manager = ServiceManager::new();
-        let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
-        daemon.wait_for_workers();
-        wait_for_confirmed_store(&daemon);
+        let (manager, daemon) = start_confirmed(&config);
         let addresses = daemon.addresses().to_vec();
         let mut clients: Vec<Client> = addresses.iter().map(Client::connect).collect();
         assert_kept(&daemon, &addresses, &mut clients);
@@ -114,13 +121,7 @@ fn the_next_master_refuses_clients_until_undrain() {
 #[test]
 fn the_next_master_leaves_clients_in_the_queue_until_undrain() {
     for how in How::ALL {
-        let manager = ServiceManager::new();
-        let daemon = manager
-            .setup(FDPASSD, super::BOTH)
-            .start()
-            .expect("it serves");
-        daemon.wait_for_workers();
-        wait_for_confirmed_store(&daemon);
+        let (manager, daemon) = start_confirmed(super::BOTH);
         let addresses = daemon.addresses().to_vec();
         done(&daemon, &["drain", "--queue"]);
         let mut waiting: Vec<Client> = addresses.iter().map(Client::connect).collect();
@@ -145,13 +146,7 @@ fn the_next_master_leaves_clients_in_the_queue_until_undrain() {
 #[test]
 fn a_notice_continues_in_the_next_master() {
     for how in How::ALL {
-        let manager = ServiceManager::new();
-        let daemon = manager
-            .setup(FDPASSD, super::BOTH)
-            .start()
-            .expect("it serves");
-        daemon.wait_for_workers();
-        wait_for_confirmed_store(&daemon);
+        let (manager, daemon) = start_confirmed(super::BOTH);
         let addresses = daemon.addresses().to_vec();
         done(&daemon, &["drain", "--notice", "1h"]);
         // Longer than a new master needs to answer, usually: one that began the notice again would have more left.
