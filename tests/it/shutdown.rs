@@ -11,6 +11,9 @@ use crate::common::faulty::{self, Execution, whoami};
 use crate::common::program::{Program, control_socket, ctl, ctl_command, short_timeout};
 use crate::common::{let_pass, start};
 
+/// The default of `limits.drain-timeout`.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
 #[test]
 fn requests_sent_before_the_end_are_answered() {
     for signal in ["TERM", "INT"] {
@@ -90,6 +93,7 @@ fn a_worker_that_does_not_finish_in_time_is_killed() {
     assert_eq!(daemon.wait().code(), Some(0));
     let took = begin.elapsed();
     assert!(took >= Duration::from_secs(1), "it took {took:?}");
+    assert!(took < DRAIN_TIMEOUT, "{took:?} is as long as by default");
     stuck.expect_end();
     daemon.wait_for_log("did not finish in time; killing it");
 }
