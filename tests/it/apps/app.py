@@ -104,7 +104,8 @@ async def answer(writer, request):
         writer.write(struct.pack("<I", params))
         return
     elif method == "block_and_close":
-        # It ends the wire and still runs.
+        # It ends the wire and still runs. From its first file on it reads nothing.
+        open(params + ".begun", "w").close()
         while not os.path.exists(params):
             block(0.005)
         wire.shutdown(socket.SHUT_RDWR)

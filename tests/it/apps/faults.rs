@@ -253,6 +253,8 @@ fn a_request_that_never_reached_its_app_is_executed_by_the_next() {
     let end = daemon.directory().join("end");
     let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
     clients[0].request("block_and_close", &end);
+    let begun = daemon.directory().join("end.begun");
+    eventually("the app blocks", || begun.exists().then_some(()));
     let long = |number: usize| format!("{number} {}", "x".repeat(110_000));
     for (number, client) in clients.iter_mut().enumerate() {
         if number > 0 {
