@@ -399,7 +399,7 @@ fn an_app_killed_while_idle_costs_no_caller_an_answer() {
 
 #[test]
 fn requests_wait_for_a_permit_elsewhere_if_the_app_stops() {
-    let more = "limits.stall-timeout = \"200ms\"\nlimits.request-timeout = \"3s\"\n";
+    let more = "limits.stall-timeout = \"200ms\"\nlimits.request-timeout = \"6s\"\n";
     let Some(config) = config(2, 1, more) else {
         return;
     };

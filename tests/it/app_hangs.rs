@@ -83,7 +83,7 @@ fn is_waiting(pid: u32) -> bool {
     kernel::state(pid) == Some('D')
 }
 
-const LIMITS: &str = "workers.count = 2\nlimits.request-timeout = \"2s\"\n\
+const LIMITS: &str = "workers.count = 2\nlimits.request-timeout = \"6s\"\n\
     limits.stall-timeout = \"200ms\"\nlimits.drain-timeout = \"300ms\"\n";
 
 #[test]
@@ -157,7 +157,7 @@ fn no_change_waits_for_an_app_that_cannot_be_killed() {
     let Some(mut disk) = DeadDisk::new() else {
         return;
     };
-    let limits = LIMITS.replace("\"2s\"\nlimits.stall", "\"none\"\nlimits.stall");
+    let limits = LIMITS.replace("\"6s\"\nlimits.stall", "\"none\"\nlimits.stall");
     let Some(mut daemon) = start(&limits) else {
         return;
     };

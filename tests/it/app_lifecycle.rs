@@ -203,7 +203,7 @@ fn a_request_over_its_time_takes_no_other_with_it() {
 
 #[test]
 fn a_worker_whose_app_answers_nothing_returns_with_an_answer() {
-    let more = "workers.dispatch = \"round-robin\"\nlimits.stall-timeout = \"500ms\"\n";
+    let more = "workers.dispatch = \"round-robin\"\nlimits.stall-timeout = \"2s\"\n";
     let Some(config) = config(2, 1, more) else {
         return;
     };

@@ -82,7 +82,7 @@ impl Drop for Family {
 
 #[test]
 fn programs_of_a_method_end_with_a_killed_worker() {
-    let daemon = faulty::start("workers.count = 1\nlimits.request-timeout = \"700ms\"");
+    let daemon = faulty::start("workers.count = 1\nlimits.request-timeout = \"5s\"");
     let (family, mut client) = Family::start(&daemon);
     assert_eq!(
         client

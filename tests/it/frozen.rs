@@ -60,7 +60,7 @@ fn halves(daemon: &Running, count: usize) -> Vec<(Client, Vec<u8>)> {
 /// A library in a method has a timer: each of its signals interrupts the wait of the worker, as a stop does.
 #[test]
 fn signals_that_other_code_catches_do_not_stop_the_clock() {
-    let daemon = faulty::start("workers.count = 1\nlimits.idle-timeout = \"1s\"");
+    let daemon = faulty::start("workers.count = 1\nlimits.idle-timeout = \"4s\"");
     daemon.wait_for_workers();
     let mut client = daemon.connect();
     client.call("interrupt_every", 20).expect("it is caught");

@@ -275,7 +275,7 @@ fn clients_that_come_and_go_leave_nothing_behind() {
 
 #[test]
 fn without_clients_no_process_wakes_up() {
-    let daemon = start("workers.count = 2\nlimits.idle-timeout = \"1s\"");
+    let daemon = start("workers.count = 2\nlimits.idle-timeout = \"4s\"");
     daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..20).map(|_| daemon.connect()).collect();
     clients.iter_mut().for_each(ping);
@@ -289,7 +289,7 @@ fn without_clients_no_process_wakes_up() {
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
     let before = at_rest(&daemon, sleeps);
-    let_pass(Duration::from_secs(3));
+    let_pass(Duration::from_secs(5));
     assert_eq!(sleeps(), before);
 }
 

@@ -94,7 +94,7 @@ fn requests_are_counted_by_method_and_result() {
 #[test]
 fn deaths_are_counted_by_cause_and_moves_by_reason() {
     let daemon = faulty::start(
-        "workers.count = 2\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"100ms\"",
+        "workers.count = 2\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"100ms\"",
     );
     daemon.wait_for_workers();
     let mut idle: Vec<Client> = Vec::new();

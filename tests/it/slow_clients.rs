@@ -149,7 +149,7 @@ fn a_frame_incomplete_after_frame_timeout_gets_timeout() {
 
 #[test]
 fn an_idle_client_is_closed_after_idle_timeout() {
-    let daemon = start("limits.idle-timeout = \"300ms\"");
+    let daemon = start("limits.idle-timeout = \"4s\"");
     let mut active = daemon.connect();
     let began = Instant::now();
     let mut silent = daemon.connect();
@@ -158,7 +158,7 @@ fn an_idle_client_is_closed_after_idle_timeout() {
     while !(silent.has_something() && talked_once.has_something()) {
         assert_eq!(active.call("ping", 1).expect("a result"), 1);
     }
-    assert!(began.elapsed() >= Duration::from_millis(300));
+    assert!(began.elapsed() >= Duration::from_secs(4));
     silent.expect_end();
     talked_once.expect_end();
     assert_eq!(active.call("ping", "still").expect("a result"), "still");

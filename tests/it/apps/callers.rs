@@ -164,13 +164,16 @@ fn a_client_that_half_closes_gets_its_answers() {
 #[test]
 fn a_late_answer_is_dropped() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"3s\"\nlimits.stall-timeout = \"20s\"";
+        "workers.count = 1\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"20s\"";
     let Some(daemon) = start(config) else {
         return;
     };
     let mut client = daemon.connect();
-    client.request("sleep", (5_000, "late"));
+    let end = daemon.directory().join("end");
+    client.request("until_exists", (&end, "late"));
     client.request("echo", 2);
+    daemon.wait_for_log("exceeded request-timeout");
+    std::fs::write(&end, "").expect("it is ours");
     assert_eq!(client.reply().value().expect_err("late").code(), "timeout");
     assert_eq!(client.reply().value(), Ok(json!(2)));
     // A request whose client has left.

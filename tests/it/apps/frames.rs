@@ -106,7 +106,7 @@ fn a_result_that_is_too_long_concerns_its_caller_only() {
 #[test]
 fn half_an_answer_is_none() {
     let config =
-        "workers.count = 2\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"500ms\"";
+        "workers.count = 2\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"500ms\"";
     let Some(daemon) = start(config) else {
         return;
     };
@@ -174,7 +174,7 @@ fn an_app_that_grows_without_requests_is_replaced() {
 fn a_stopped_app_costs_its_callers_only() {
     // Each worker gets four of the clients, and the one with a running app answers in time.
     let config = "workers = { count = 2, dispatch = \"round-robin\" }\n\
-         limits.request-timeout = \"2s\"\nlimits.stall-timeout = \"500ms\"";
+         limits.request-timeout = \"6s\"\nlimits.stall-timeout = \"500ms\"";
     let Some(daemon) = start(config) else {
         return;
     };

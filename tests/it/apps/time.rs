@@ -15,7 +15,7 @@ use crate::common::{FDPASSD, kernel, let_pass};
 #[test]
 fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+        "workers.count = 1\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"20s\"";
     let Some(daemon) = start(config) else {
         return;
     };
@@ -33,13 +33,13 @@ fn a_late_request_is_cancelled_and_its_caller_gets_timeout() {
 
 #[test]
 fn a_slow_request_is_logged_with_its_time() {
-    let Some(daemon) = start("workers.count = 1\nlog.slow-request = \"200ms\"") else {
+    let Some(daemon) = start("workers.count = 1\nlog.slow-request = \"4s\"") else {
         return;
     };
     let mut client = daemon.connect();
     assert_eq!(client.call("echo", 1), Ok(json!(1)));
     client
-        .call("sleep", json!([250, "slept"]))
+        .call("sleep", json!([4_500, "slept"]))
         .expect("a result");
     daemon.wait_for_log("client 1: slow request: method \"sleep\" took ");
     assert!(!daemon.stderr().contains("method \"echo\" took"));
@@ -48,7 +48,7 @@ fn a_slow_request_is_logged_with_its_time() {
 #[test]
 fn a_request_that_ignores_its_cancellation_ends_the_pair() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"500ms\"";
+        "workers.count = 1\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"500ms\"";
     let Some(daemon) = start(config) else {
         return;
     };
@@ -67,7 +67,7 @@ fn a_request_that_ignores_its_cancellation_ends_the_pair() {
 
 /// The app ignores the cancellation, and is asked for longer than the test takes.
 const LATE: &str =
-    "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"10m\"";
+    "workers.count = 1\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"10m\"";
 
 /// Sends two requests, and waits until both have exceeded their time.
 fn send_late_requests(daemon: &Running) -> [Client; 2] {

@@ -55,7 +55,7 @@ fn a_request_that_ends_before_its_future_begins_is_complete() {
     let daemon = start(config);
     let (mut blocker, mut late) = (daemon.connect(), daemon.connect());
     let mut leaves = daemon.connect();
-    blocker.request("block", 4_000);
+    blocker.request("block", 8_000);
     wait_for_away(&daemon, 1);
     late.request("until_dropped", "x");
     // A reply that it has not read makes the end of its connection a reset.
@@ -75,7 +75,7 @@ fn a_request_that_ends_before_its_future_begins_is_complete() {
 #[test]
 fn a_worker_whose_futures_are_blocked_is_replaced() {
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"1s\"";
+        "workers.count = 1\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"1s\"";
     let daemon = start(config);
     let mut blocker = daemon.connect();
     let mut idle = daemon.connect();
