@@ -139,7 +139,9 @@ fn half_a_frame_survives_the_rollback_of_its_configuration() {
     let mut client = daemon.connect();
     // The third worker is not ready for as long as the test wants, and then never.
     switch.set("hang:2");
-    daemon.write_config("workers.count = 3\nlimits.max-frame = \"1MiB\"");
+    daemon.write_config(
+        "workers = { count = 3, start-timeout = \"5m\" }\nlimits.max-frame = \"1MiB\"",
+    );
     let mut reload = daemon.ctl_request("reload", ());
     daemon.wait_until("two new workers have all clients", |s| {
         let is_new = |w: &&WorkerStatus| w.generation.0 == 2 && w.state == WorkerState::Ready;

@@ -102,7 +102,8 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn a_second_reload_is_refused_while_one_is_running() {
-    let (daemon, switch) = faulty::start_with_switch("workers.count = 1");
+    let config = "workers = { count = 1, start-timeout = \"5m\" }";
+    let (daemon, switch) = faulty::start_with_switch(config);
     daemon.wait_for_workers();
     let mut client = daemon.connect();
     let old = whoami(&mut client).pid;

@@ -196,19 +196,19 @@ fn a_state_that_cannot_be_made_is_logged_and_tried_again() {
 
 #[test]
 fn a_worker_that_is_not_ready_in_time_is_killed() {
-    let config = "workers = { count = 2, start-timeout = \"2s\" }";
+    let config = "workers = { count = 2, start-timeout = \"6s\" }";
     let daemon = faulty::start_with("hang:1", config).expect("the other worker serves");
     let hanging = eventually("the second worker runs", || daemon.status().workers[1].pid);
     // Its successor may start before it has ended.
     let status = daemon.wait_until("it has been replaced", |status| {
-        status.workers[1].restarts == 1 && status.workers[1].last_death.is_some()
+        status.workers[1].restarts >= 1 && status.workers[1].last_death.is_some()
     });
     assert_eq!(
         status.workers[1].last_death.as_deref(),
-        Some("killed by signal 9 (SIGKILL): it was not ready within 2s")
+        Some("killed by signal 9 (SIGKILL): it was not ready within 6s")
     );
     assert!(kernel::is_over(hanging));
-    daemon.wait_for_log("is not ready after 2s; killing it");
+    daemon.wait_for_log("is not ready after 6s; killing it");
     assert_eq!(whoami(&mut daemon.connect()).seat, 0);
 }
 

@@ -195,7 +195,7 @@ fn worker_deaths_during_an_upgrade_are_noticed() {
 #[test]
 fn an_upgrade_during_a_reload_or_upgrade_is_refused() {
     let programs = Programs::new();
-    let (daemon, switch) = start_with_switch("workers.count = 1");
+    let (daemon, switch) = start_with_switch("workers = { count = 1, start-timeout = \"5m\" }");
     let program = programs.copy(&example("faulty"));
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");

@@ -25,7 +25,11 @@ fn a_drained_daemon_is_healthy_and_not_ready() {
 
 #[test]
 fn health_and_readiness_fail_without_a_ready_worker() {
-    let (daemon, switch): (_, Switch) = faulty::start_with_switch(TCP);
+    let config = TCP.replace(
+        "workers.count = 2",
+        "workers = { count = 2, start-timeout = \"5m\" }",
+    );
+    let (daemon, switch): (_, Switch) = faulty::start_with_switch(&config);
     let address = metrics_address(&daemon);
     switch.set("hang");
     (0..2).for_each(|seat| daemon.signal_worker(seat, "KILL"));

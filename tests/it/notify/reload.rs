@@ -68,7 +68,8 @@ fn a_rejected_file_ends_the_reload_for_the_manager() {
 fn a_reload_that_is_rolled_back_or_given_up_is_over_as_well() {
     let manager = Manager::new();
     let switch = manager.directory.path().join("fault");
-    let setup = Setup::new(example("faulty"), "workers.count = 1");
+    let config = "workers = { count = 1, start-timeout = \"5m\" }";
+    let setup = Setup::new(example("faulty"), config);
     let setup = setup.variable("FAULTY", format!("file:{}", switch.display()));
     let mut daemon = setup
         .variable("NOTIFY_SOCKET", manager.path())

@@ -207,7 +207,7 @@ fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
     let load = Load::start(&daemon, 4, 8);
     let new = r#"
         listen = ["127.0.0.1:0", { address = "unix:{dir}/rpc.sock", mode = "0666" }, "unix:{dir}/new.sock"]
-        workers = { count = 3, start-timeout = "2s" }
+        workers = { count = 3, start-timeout = "6s" }
         limits.max-clients = 77
         log = { target = "file", file = "{dir}/log" }
         control.mode = "0600"
@@ -216,9 +216,9 @@ fn a_generation_that_is_not_ready_in_time_is_rolled_back() {
         ("exit", "the last one exited with status 9", 0),
         ("fail", "the model cannot be loaded", 0),
         ("panic", "the model is broken", 0),
-        ("hang", "the last one was not ready within 2s", 0),
+        ("hang", "the last one was not ready within 6s", 0),
         ("exit:2", "the last one exited with status 9", 2),
-        ("hang:1", "the last one was not ready within 2s", 1),
+        ("hang:1", "the last one was not ready within 6s", 1),
     ]
     .into_iter()
     .enumerate()

@@ -57,7 +57,7 @@ pub(super) const WORKERS: &[Row] = &[
     },
     Row {
         key: "start-timeout",
-        configs: ["", "workers.start-timeout = \"2s\""],
+        configs: ["", "workers.start-timeout = \"6s\""],
         probe: |daemon, switch, is_second| {
             switch.set("hang:1");
             daemon.signal_worker(1, "KILL");
@@ -69,7 +69,7 @@ pub(super) const WORKERS: &[Row] = &[
             let is_late = comes_true(is_second, || {
                 let log = daemon.stderr();
                 let mut lines = log.lines().filter(|text| text.contains(&line));
-                lines.any(|text| text.contains(" is not ready after 2s; killing it"))
+                lines.any(|text| text.contains(" is not ready after 6s; killing it"))
             });
             switch.set("");
             if !is_second {

@@ -82,12 +82,12 @@ fn asynchronous_methods_run_in_forked_workers() {
 #[test]
 fn a_worker_whose_zygote_does_not_answer_is_late() {
     let daemon =
-        crate::common::start("workers = { count = 2, start = \"fork\", start-timeout = \"3s\" }");
+        crate::common::start("workers = { count = 2, start = \"fork\", start-timeout = \"8s\" }");
     daemon.wait_for_workers();
     let first = zygote(&daemon, None);
     kernel::stop(first);
     daemon.kill_worker(0);
-    daemon.wait_for_log("was not ready within 3s: its zygote has not forked it; killing zygote");
+    daemon.wait_for_log("was not ready within 8s: its zygote has not forked it; killing zygote");
     let second = zygote(&daemon, Some(first));
     let status = daemon.wait_for_workers();
     assert_eq!(status.failed_starts_total, 1);
