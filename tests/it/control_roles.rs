@@ -369,7 +369,7 @@ fn limits_exclude_strangers_and_do_not_count_admins_by_user() {
     kernel::stop(master);
     let start = |who, count: usize| -> Vec<Program> {
         (0..count)
-            .map(|_| Program::start(&mut daemon.ctl(who, &["version"])))
+            .map(|_| Program::start(&mut daemon.ctl(who, &["version", "--timeout", "5m"])))
             .collect()
     };
     let strangers = start(STRANGER, 80);

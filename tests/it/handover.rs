@@ -17,7 +17,9 @@ use crate::common::restart::wait_for_confirmed_store;
 use crate::common::upgrade::Programs;
 use crate::common::{FDPASSD, ping_all, ping_of, pong_of};
 
-const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
+/// Some tests last longer than a frame may by default.
+const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
+                    limits.frame-timeout = \"none\"\n";
 const STATE_FILE: &str = "fdpassd-book";
 
 #[test]

@@ -69,7 +69,9 @@ fn half_a_frame_outlives_every_worker_that_holds_it() {
 #[test]
 fn unread_replies_survive_every_worker_that_holds_them() {
     // Of a Unix socket a fifth of a mebibyte is taken; of TCP it may be all, by the kernel's settings.
-    let daemon = start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 2");
+    let daemon = start(
+        "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 2\nlimits.send-timeout = \"none\"",
+    );
     daemon.wait_for_workers();
     let mut client = daemon.connect();
     const REPLIES: usize = 80;
@@ -106,7 +108,8 @@ fn unread_replies_survive_every_worker_that_holds_them() {
 fn an_unread_reply_survives_reloads_with_a_smaller_max_frame() {
     let config = |max_frame: &str| {
         format!(
-            "listen = [\"unix:{{dir}}/rpc.sock\"]\nworkers.count = 2\nlimits.max-frame = \"{max_frame}\""
+            "listen = [\"unix:{{dir}}/rpc.sock\"]\nworkers.count = 2\n\
+             limits = {{ max-frame = \"{max_frame}\", send-timeout = \"none\" }}"
         )
     };
     let daemon = start(&config("1MiB"));

@@ -144,7 +144,8 @@ fn workers_that_are_old_enough_are_replaced_one_by_one() {
 fn half_frames_and_unread_replies_go_from_process_to_process() {
     let listen = r#"listen = ["127.0.0.1:0", "unix:{dir}/rpc.sock"]"#;
     let daemon = start(&format!(
-        "{listen}\nworkers = {{ count = 1, max-requests = 1 }}"
+        "{listen}\nworkers = {{ count = 1, max-requests = 1 }}\n\
+         limits = {{ frame-timeout = \"none\", send-timeout = \"none\" }}"
     ));
     let mut halfway = Vec::new();
     for (length, sent) in [

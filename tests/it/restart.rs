@@ -15,7 +15,9 @@ use crate::common::restart::{How, restart, wait_for_confirmed_store};
 use crate::common::upgrade::{Programs, upgrade};
 use crate::common::{FDPASSD, http, kernel, metrics, ping_all, ping_of, pong_of};
 
-const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
+/// Some tests last longer than a frame may by default.
+const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
+                    limits.frame-timeout = \"none\"\n";
 
 #[test]
 fn a_restart_keeps_every_client_in_any_state() {

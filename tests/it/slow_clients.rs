@@ -201,14 +201,17 @@ fn a_prefix_that_promises_a_long_frame_costs_no_memory() {
 #[test]
 fn full_buffers_close_the_clients_with_the_oldest_frames() {
     hog_buffers(
-        "workers.count = 1\nlimits = { max-frame = \"256KiB\", buffers = \"16MiB\" }",
+        "workers.count = 1\nlimits = { max-frame = \"256KiB\", buffers = \"16MiB\", frame-timeout = \"none\" }",
         256 << 10,
     );
 }
 
 #[test]
 fn default_limits_close_the_clients_with_the_oldest_frames() {
-    hog_buffers("workers.count = 1", 1 << 20);
+    hog_buffers(
+        "workers.count = 1\nlimits.frame-timeout = \"none\"",
+        1 << 20,
+    );
 }
 
 /// 512 clients hold half a frame of the largest size each; 100 others come after them.

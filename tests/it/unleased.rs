@@ -32,7 +32,8 @@ pub fn place() -> Option<(TempDir, String)> {
     let config = format!(
         "listen = [\"127.0.0.1:0\", \"unix:{path}/rpc.sock\"]\nworkers.count = 1\n\
          app.command = [\"python3\", \"{APP}\", \"{path}\"]\n\
-         control.socket = \"{path}/control.sock\"\n"
+         control.socket = \"{path}/control.sock\"\n\
+         limits.frame-timeout = \"none\"\n"
     );
     Some((place, config))
 }

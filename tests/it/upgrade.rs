@@ -19,7 +19,9 @@ use crate::common::restart::wait_for_confirmed_store;
 use crate::common::upgrade::{Programs, assert_refused, begin, upgrade, verdict};
 use crate::common::{FDPASSD, kernel, ping_all, start};
 
-const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
+/// Some tests last longer than a frame may by default.
+const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
+                    limits.frame-timeout = \"none\"\n";
 
 #[test]
 fn repeated_upgrades_keep_the_clients_and_replace_the_workers() {

@@ -16,7 +16,9 @@ use crate::common::strace::Traced;
 use crate::common::upgrade::{Programs, assert_refused, begin, upgrade, verdict};
 use crate::common::{FDPASSD, http, kernel, metrics, ping_all};
 
-const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
+/// Some tests last longer than a frame may by default.
+const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
+                    limits.frame-timeout = \"none\"\n";
 
 #[test]
 fn a_program_that_cannot_be_run_after_all_changes_nothing() {

@@ -112,7 +112,8 @@ fn long_frames_with_more_behind_them_are_answered_in_order() {
 
 #[test]
 fn a_client_that_does_not_read_holds_up_only_itself() {
-    let Some(daemon) = start_with("workers.count = 1", &[("CONCURRENCY", "2")]) else {
+    let config = "workers.count = 1\nlimits.send-timeout = \"none\"";
+    let Some(daemon) = start_with(config, &[("CONCURRENCY", "2")]) else {
         return;
     };
     let mut lazy: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
