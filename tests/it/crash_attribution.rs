@@ -22,7 +22,7 @@ struct Death {
 
 #[test]
 fn each_death_is_logged_with_cause_request_and_consequences() {
-    let daemon = faulty::start("workers.count = 1");
+    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"1h\"");
     let mut others: Vec<Client> = (0..7).map(|_| daemon.connect()).collect();
     let crash = |method, params, cause| Death {
         method,

@@ -12,7 +12,8 @@ use crate::common::strace::Traced;
 use crate::common::{FDPASSD, at_rest, kernel, ping_all};
 
 const CONFIG: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
-                      workers.dispatch = \"round-robin\"\n";
+                      workers.dispatch = \"round-robin\"\n\
+                      limits.stall-timeout = \"1h\"\n";
 const CLIENTS: u64 = 40;
 
 /// Longer than a test lasts: the traced process is killed in it.

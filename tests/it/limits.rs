@@ -227,7 +227,7 @@ fn clients_beyond_max_clients_per_address_are_rejected() {
 fn clients_that_come_and_go_leave_nothing_behind() {
     const AT_A_TIME: usize = 4;
     const CLIENTS: usize = 20_000;
-    let daemon = start("workers.count = 2");
+    let daemon = start("workers.count = 2\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
     let processes: Vec<u32> = daemon
         .worker_pids()

@@ -24,6 +24,8 @@ fn kill_worker_and_master(workers: usize, calls: &str, number: usize) -> Option<
         // A master that asks a zygote makes no call that starts a process.
         &format!("workers = {{ count = {workers}, start = \"exec\" }}"),
     );
+    // No check for stuck workers sends a message.
+    let config = format!("{config}limits.stall-timeout = \"1h\"\n");
     let daemon = start(&manager, &config);
     let mut clients = clients_of(&daemon, 8);
     let mut halfway = Halfway::start(&daemon);
