@@ -18,7 +18,8 @@ const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/sdk/python/src");
 pub fn config(workers: usize, options: &Value, more: &str) -> String {
     let options = options.to_string();
     format!(
-        "workers = {{ count = {workers}, start = \"fork\", start-timeout = \"2m\" }}\n[app]\n\
+        "workers = {{ count = {workers}, start = \"fork\", start-timeout = \"2m\", dispatch = \"round-robin\" }}\n\
+         limits.stall-timeout = \"1h\"\n[app]\n\
          command = [\"python3\", \"{APP}\", '{options}']\npreload = true\n\
          environment = {{ PYTHONPATH = \"{PACKAGE}\", MODE = \"x\" }}\n{more}\n"
     )

@@ -356,7 +356,10 @@ fn clients_move_in_parts_and_new_ones_are_accepted_between() {
 
 #[test]
 fn each_worker_keeps_as_many_clients_as_its_seat_had() {
-    let daemon = start("workers.count = 8");
+    // No client moves but by the reload.
+    let daemon =
+        start("workers = { count = 8, rebalance = \"manual\" }\nlimits.stall-timeout = \"1h\"");
+    daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..80).map(|_| daemon.connect()).collect();
     ping_all(&mut clients);
     let counts = |status: &Status| -> Vec<u64> {

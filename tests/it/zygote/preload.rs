@@ -12,7 +12,8 @@ use crate::common::kernel;
 
 fn config(start: &str, more: &str) -> String {
     format!(
-        "workers = {{ count = 4, start = \"{start}\", start-timeout = \"20s\" }}\n[tabled]\nmebibytes = 32\n{more}\n"
+        "workers = {{ count = 4, start = \"{start}\", start-timeout = \"20s\", dispatch = \"round-robin\" }}\n\
+         limits.stall-timeout = \"1h\"\n[tabled]\nmebibytes = 32\n{more}\n"
     )
 }
 

@@ -105,7 +105,10 @@ fn circumstances(pid: u32) -> Circumstances {
 fn a_forked_worker_has_what_an_executed_one_has() {
     let [executed, forked] = [EXEC, FORK].map(|config| {
         let log = "log = { target = \"file\", file = \"{dir}/log\" }\n";
-        let daemon = crate::common::start(&format!("{config}{log}"));
+        // Each has two of the clients.
+        let config = config.replace(" }", ", dispatch = \"round-robin\" }");
+        let limits = "limits.stall-timeout = \"1h\"\n";
+        let daemon = crate::common::start(&format!("{config}{limits}{log}"));
         daemon.wait_for_workers();
         let mut clients: Vec<_> = (0..4).map(|_| daemon.connect()).collect();
         ping_all(&mut clients);
@@ -187,7 +190,7 @@ fn a_forked_worker_has_the_robust_mutexes_of_its_c_library() {
 
 #[test]
 fn forked_workers_have_different_random_numbers() {
-    let daemon = faulty::start(FORK);
+    let daemon = faulty::start(&FORK.replace(" }", ", dispatch = \"round-robin\" }"));
     daemon.wait_for_workers();
     let mut numbers = Vec::new();
     for _ in 0..2 {
