@@ -122,7 +122,9 @@ fn a_retiring_worker_is_killed_with_its_app_after_drain_timeout() {
     let mut price = daemon.connect();
     // In the first attempt, it waits for a file that never exists.
     price.request("price", json!({"n": 2, "ms": 100, "until": "/none"}));
-    daemon.wait_until("both are away", |status| status.workers[0].away == 2);
+    for number in [1, 2] {
+        crate::app_deaths::wait_until_begun(&daemon, number);
+    }
     daemon
         .ctl_with("recycle", json!({ "worker": worker }))
         .expect("it is replaced");
@@ -147,7 +149,7 @@ fn requests_of_one_dead_app_run_again_one_at_a_time() {
         // In the first attempt, it waits for a file that never exists.
         client.request("price", json!({"n": number, "ms": 300, "until": "/none"}));
     }
-    daemon.wait_until("all are away", |status| status.workers[0].away == 5);
+    (0..5).for_each(|number| crate::app_deaths::wait_until_begun(&daemon, number));
     apps(daemon.directory()).into_iter().for_each(kill_9);
     daemon.wait_until("its death is noticed", |status| status.deaths_total == 1);
     let most = thread::scope(|scope| {
