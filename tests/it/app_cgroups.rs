@@ -215,7 +215,7 @@ fn a_killed_master_leaves_no_process_of_an_app() {
     // Without workers, the next master does.
     let before = next.apps_and_strays();
     let workers = next.daemon.worker_pids();
-    next.daemon.signal("STOP");
+    kernel::stop(next.daemon.pid());
     workers.into_iter().for_each(kill_9);
     next.daemon.signal("KILL");
     next.daemon.wait();

@@ -275,6 +275,9 @@ fn end(daemon: Running) -> Running {
 #[track_caller]
 fn end_by(mut daemon: Running, signal: &str) -> Running {
     let workers = daemon.worker_pids();
+    if signal == "KILL" {
+        wait_for_confirmed_store(&daemon);
+    }
     daemon.signal(signal);
     daemon.wait();
     if signal == "KILL" {

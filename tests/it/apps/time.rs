@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -157,7 +158,10 @@ fn clients_of_an_app_whose_loop_is_blocked_go_elsewhere() {
     }
     let end = daemon.directory().join("end");
     blocker.request("block", &end);
-    daemon.wait_until("it is found stuck", |status| status.stalls_total > 0);
+    daemon.wait_until("it is found stuck", |status| {
+        let mut workers = status.workers.iter();
+        workers.any(|worker| worker.state == WorkerState::Stalled && worker.away == 1)
+    });
     for (number, other) in others.iter_mut().enumerate() {
         other.request("echo", number);
     }

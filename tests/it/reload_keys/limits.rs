@@ -97,6 +97,7 @@ pub(super) const LIMITS: &[Row] = &[
             "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nlimits.send-timeout = \"100ms\"",
         ],
         probe: |daemon, _, is_second| {
+            let accepted = daemon.status().accepted_total;
             // It takes a fifth of a mebibyte.
             let mut deaf = Client::connect(&Address::Unix(daemon.directory().join("rpc.sock")));
             let frame = deaf.frame(ping_of(1_000_000));
@@ -104,7 +105,7 @@ pub(super) const LIMITS: &[Row] = &[
             thread::scope(|threads| {
                 threads.spawn(move || (0..20).try_for_each(|_| writer.write_all(&frame)));
                 daemon.wait_until("replies wait, or it is closed", |status| {
-                    status.requests_total > 0
+                    status.accepted_total > accepted
                         && (status.clients == 0
                             || status.workers.iter().any(|w| w.parked_bytes > 0))
                 });
