@@ -3,11 +3,11 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
-use fdpassd::testing::{Running, Setup};
+use fdpassd::testing::{Running, Setup, eventually};
 
 use crate::common::needs::skip;
 use crate::common::program::{FDPASSCTL, OtherUser, Program};
@@ -78,6 +78,8 @@ fn a_stale_unix_socket_is_replaced_and_a_live_one_is_kept() {
         .expect("it was asked, and it is still there");
 
     drop(other);
+    // A process that another test has just forked may have a copy of it.
+    eventually("nothing listens", || UnixStream::connect(&path).err());
     assert!(path.exists(), "a listener leaves its file");
     let daemon = start(&config);
     daemon.wait_for_log("was left by a process that is gone; replacing it");

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Setup};
+use fdpassd::testing::{Client, Setup, eventually};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
@@ -104,11 +104,9 @@ fn an_upgrade_from_0_1_0_replaces_the_workers_and_serves() {
     }
     ping_all(&mut clients);
     daemon.connect().call("ping", 1).expect("a pong");
-    assert_eq!(
-        kernel::children(daemon.pid()).len(),
-        1,
-        "the old worker is collected"
-    );
+    eventually("the old worker is collected", || {
+        (kernel::children(daemon.pid()).len() == 1).then_some(())
+    });
 }
 
 fn accepted(listener: &UnixListener) -> OwnedFd {

@@ -126,10 +126,10 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
     daemon.wait_until("it is not needed any more", |status| {
         status.leaving.is_empty()
     });
-    eventually("its process has ended", || {
-        kernel::is_over(held.pid).then_some(())
+    eventually("its process has ended, and is collected", || {
+        let children = kernel::children(daemon.pid());
+        (children.len() == 2 && !children.contains(&held.pid)).then_some(())
     });
-    assert_eq!(kernel::children(daemon.pid()).len(), 2);
     load.wait_for(20);
     end(&daemon, load, 11);
 }
