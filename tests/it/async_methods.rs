@@ -136,7 +136,9 @@ fn replies_of_a_client_have_the_order_of_its_requests() {
 
 #[test]
 fn requests_above_the_concurrency_queue_in_their_order() {
-    let daemon = start_with("workers.count = 1", &[("WAITD_CONCURRENCY", "2")]);
+    // Bytes that are sent over TCP may overtake those of another connection.
+    let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
+    let daemon = start_with(config, &[("WAITD_CONCURRENCY", "2")]);
     let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
     for client in &mut clients {
         // Its first turn is over, so the order of the next ones is that of the requests.

@@ -117,7 +117,6 @@ fn a_master_killed_during_a_restart_loses_no_client() {
     let mut daemon = started.expect("it serves");
     daemon.wait_for_workers();
     wait_for_confirmed_store(&daemon);
-    let mut waits = away(&daemon, 1, 10_000);
     let mut others: Vec<Client> = (0..40).map(|_| daemon.connect()).collect();
     let halves: Vec<Vec<u8>> = others
         .iter_mut()
@@ -128,6 +127,7 @@ fn a_master_killed_during_a_restart_loses_no_client() {
             frame[10..].to_vec()
         })
         .collect();
+    let mut waits = away(&daemon, 1, 10_000);
     // One worker still executes a request, and has given up its other clients; the other has exited.
     daemon.signal("TERM");
     daemon.wait_for_log(" for the next master; running requests get ");
