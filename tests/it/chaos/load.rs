@@ -22,7 +22,7 @@ use crate::common::random::Random;
 pub const DEPTH: u64 = 40;
 
 /// The longest wait for a byte.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Observations of the clients.
 #[derive(Debug, Default)]
