@@ -424,14 +424,14 @@ fn no_process_of_an_app_is_left() {
     let directory = tempfile::tempdir().expect("a directory");
     let mark = directory.path().join("mark").display().to_string();
     // Ends only if it is killed; its child has its own copy of descriptor 3.
-    let script = format!("sleep 600 {mark} & echo $! >{mark}; wait");
+    let script = format!("sleep 600 & echo $! >{mark}; wait");
     let said = run(
         FDPASSCTL,
         &[
             "app",
             "check",
             "--timeout",
-            "1s",
+            "10s",
             "--only",
             "hello",
             "--",
@@ -442,6 +442,8 @@ fn no_process_of_an_app_is_left() {
     );
     assert_eq!(said.code, Some(1));
     let pid = std::fs::read_to_string(&mark).expect("it was started");
-    let is_gone = || !std::path::Path::new(&format!("/proc/{}", pid.trim())).exists();
-    fdpassd::testing::eventually("its child is gone", || is_gone().then_some(()));
+    let pid: u32 = pid.trim().parse().expect("a pid");
+    fdpassd::testing::eventually("its child has ended", || {
+        crate::common::kernel::is_over(pid).then_some(())
+    });
 }
