@@ -206,7 +206,7 @@ pub(super) fn faults_of(file: &str, text: &str) -> Vec<String> {
 pub(super) struct Name {
     pub(super) path: Vec<String>,
     pub(super) module: Vec<String>,
-    is_import: bool,
+    pub(super) is_import: bool,
 }
 
 /// The target of a name.
