@@ -9,6 +9,7 @@ use crate::master::error::Error;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::exporter_listener::ExporterListener;
 use crate::master::listeners::listener::Listener;
+use crate::master::listeners::socket_file::ANOTHER;
 use crate::proto::names::Address;
 
 /// The addresses at which the daemon listens, each with its purpose.
@@ -46,9 +47,6 @@ impl OwnListeners {
         }
     }
 }
-
-/// The part of an error about an address in use that [`OwnListeners::explain`] replaces.
-pub(crate) const ANOTHER: &str = "another process listens there";
 
 /// Returns whether the second address cannot be bound while the first one is.
 fn exclude_each_other(own: &Address, wanted: &Address) -> bool {

@@ -361,7 +361,7 @@ mod tests {
     use super::*;
     use crate::config::{Access, Mode};
     use crate::master::listeners::control_listener::ControlListener;
-    use crate::master::listeners::plan::{keeps_all, keeps_reachable, match_existing};
+    use crate::master::listeners::matching::{keeps_all, keeps_reachable, match_existing};
     use crate::sys::listening::{AcceptResult, AcceptTry, accept};
     use crate::sys::process;
     use crate::sys::user::Group;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use crate::config::Listen;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
+use crate::master::listeners::matching;
 use crate::master::listeners::outage::{FILE_GONE, Served};
-use crate::master::listeners::plan::{self, WantedListener};
+use crate::master::listeners::plan::WantedListener;
 use crate::master::retry::Outage;
 use crate::master::{ActivatedSockets, Error};
 
@@ -53,7 +54,7 @@ impl ListenerOpener<'_> {
         on_error: OnOpenError,
     ) -> Result<Vec<Chosen>, Error> {
         let wanted = self.activated.wanted(entries)?;
-        let matching = plan::match_existing(self.left, &wanted, plan::keeps_all);
+        let matching = matching::match_existing(self.left, &wanted, matching::keeps_all);
         let mut chosen = Vec::new();
         for (wanted_one, index) in wanted.iter().zip(matching) {
             // If another listener can serve, an address may appear later.
@@ -90,7 +91,7 @@ impl ListenerOpener<'_> {
     /// one stays as it is, because clients may wait there.
     fn keep_or_replace(&mut self, index: usize, wanted: &WantedListener<'_>) -> Chosen {
         let left = &self.left[index];
-        if plan::keeps_reachable(left) {
+        if matching::keeps_reachable(left) {
             return Chosen::Left(index);
         }
         match self.open(wanted) {

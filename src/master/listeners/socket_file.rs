@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Access, Mode};
 use crate::master::error::Error;
-use crate::master::listeners::conflict::ANOTHER;
 use crate::proto::names::Address;
 use crate::sys::memory::plain_file;
 use crate::sys::user::{Group, User};
 use crate::sys::{process, socket};
+
+/// The part of an error about an address in use that [`explain`](super::conflict::OwnListeners::explain) replaces.
+pub(crate) const ANOTHER: &str = "another process listens there";
 
 /// Returns the error for a socket that cannot be bound, with a remedy as far as the cause shows one.
 pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {

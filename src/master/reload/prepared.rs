@@ -9,7 +9,7 @@ use crate::master::capacity::{ClientLimits, client_limits, worker_count};
 use crate::master::exporter::PlannedExporter;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::{Listeners, plan};
+use crate::master::listeners::{Listeners, matching};
 use crate::master::memory::{self, Memory};
 use crate::master::{Error, Master};
 use crate::proto::control::{Refusal, RefusalCode};
@@ -128,7 +128,7 @@ impl Master {
         let keepalive = config.limits.tcp_keepalive;
         let refuses = self.listeners.refuse_clients();
         let wanted = activated.wanted(&config.listen)?;
-        let kept = plan::match_existing(all, &wanted, plan::keeps_reachable);
+        let kept = matching::match_existing(all, &wanted, matching::keeps_reachable);
         let mut number = *last_number;
         let mut planned = Vec::new();
         for (wanted, kept) in wanted.iter().zip(kept) {

@@ -6,7 +6,7 @@ use super::imports::{Name, read};
 use super::{module_of, sources};
 
 /// Imports that close a circle: none may be added.
-const ALLOWED: [(&str, &str); 32] = [
+const ALLOWED: [(&str, &str); 26] = [
     ("config/error", "config/variables"),
     ("config/text", "config/variables"),
     ("config/values", "config/control"),
@@ -21,18 +21,6 @@ const ALLOWED: [(&str, &str); 32] = [
         "master/handover/upgrade_snapshot",
         "master/handover/upgrade",
     ),
-    ("master/listeners/control_link", "master/listeners/conflict"),
-    (
-        "master/listeners/control_listener",
-        "master/listeners/conflict",
-    ),
-    ("master/listeners/outage", "master/listeners/listener"),
-    (
-        "master/listeners/outage",
-        "master/listeners/listener/refusal",
-    ),
-    ("master/listeners/plan", "master/listeners/listener"),
-    ("master/listeners/socket_file", "master/listeners/conflict"),
     ("master/workers/worker", "master/workers/app"),
     ("master/workers/worker", "master/workers/heartbeat"),
     ("master/workers/worker", "master/workers/link"),
