@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::notation::Given;
+use super::notation::{Given, Notation, Rejection, WrittenValue};
 use super::values::SocketPath;
 use crate::sys::user::Group;
 
@@ -46,5 +46,28 @@ pub struct Mode(pub u32);
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04o}", self.0)
+    }
+}
+
+impl Notation for Mode {
+    type Value = Mode;
+
+    fn expected() -> String {
+        "an octal mode from \"0000\" to \"0777\" in quotes".to_owned()
+    }
+
+    fn read(written: &WrittenValue<'_>) -> Result<Mode, Rejection> {
+        match written {
+            WrittenValue::Text(text) if text.len() == 4 && text.starts_with('0') => {
+                u32::from_str_radix(text, 8)
+                    .map(Mode)
+                    .or(Err(Rejection::Unexpected))
+            }
+            _ => Err(Rejection::Unexpected),
+        }
+    }
+
+    fn write(value: &Mode) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string().into())
     }
 }

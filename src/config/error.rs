@@ -8,7 +8,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
 use super::check::Conflict;
 use super::text::ConfigText;
-use super::variables::Variable;
+use super::variable::Variable;
 use crate::proto::log::LogLevel;
 use crate::toml_text::{
     Excerpt, did_you_mean, excerpt_of_file, in_quotes, likely_name, position, reword, visible,

@@ -10,8 +10,8 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Mode;
-use super::notation::{Given, Notation, word};
-use super::values::UpTo;
+use super::notation::{Given, Notation, Rejection, WrittenValue, word};
+use super::values::{UpTo, text};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
 use crate::sys::user::{Group, User};
@@ -74,6 +74,22 @@ impl fmt::Display for Source {
             Source::Bound(address) => address.fmt(f),
             Source::Activated(name) => write!(f, "systemd:{name}"),
         }
+    }
+}
+
+impl Notation for Source {
+    type Value = Source;
+
+    fn expected() -> String {
+        Address::expected()
+    }
+
+    fn read(written: &WrittenValue<'_>) -> Result<Source, Rejection> {
+        text(written)?.parse().map_err(Rejection::Because)
+    }
+
+    fn write(value: &Source) -> WrittenValue<'_> {
+        WrittenValue::Text(value.to_string().into())
     }
 }
 

@@ -31,6 +31,7 @@ mod read;
 mod tests;
 mod text;
 mod values;
+mod variable;
 mod variables;
 mod workers;
 

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Config;
 use super::app::AppContext;
-use super::notation::Rejection;
+use super::notation::{Notation, Rejection, WrittenValue};
+use super::values::text;
 use crate::sys::user::{Group, User};
 
 /// A number that no process has as user or group: setuid(2) and setgid(2) refuse it, and chown(2) ignores it.
@@ -100,7 +101,7 @@ impl Names {
 }
 
 /// Returns the user of a name or number.
-pub(super) fn user(name: &str) -> Result<User, Rejection> {
+fn user(name: &str) -> Result<User, Rejection> {
     let with_uid = |uid| User {
         name: name.to_owned(),
         uid,
@@ -111,7 +112,7 @@ pub(super) fn user(name: &str) -> Result<User, Rejection> {
 }
 
 /// Returns the group of a name or number.
-pub(super) fn group(name: &str) -> Result<Group, Rejection> {
+fn group(name: &str) -> Result<Group, Rejection> {
     let with_gid = |gid| Group {
         name: name.to_owned(),
         gid,
@@ -144,6 +145,38 @@ fn resolve<T>(
             ))),
         },
     })
+}
+
+impl Notation for User {
+    type Value = User;
+
+    fn expected() -> String {
+        "the name or the number of a user in quotes".to_owned()
+    }
+
+    fn read(written: &WrittenValue<'_>) -> Result<User, Rejection> {
+        user(text(written)?)
+    }
+
+    fn write(value: &User) -> WrittenValue<'_> {
+        WrittenValue::Text(value.name.as_str().into())
+    }
+}
+
+impl Notation for Group {
+    type Value = Group;
+
+    fn expected() -> String {
+        "the name or the number of a group in quotes".to_owned()
+    }
+
+    fn read(written: &WrittenValue<'_>) -> Result<Group, Rejection> {
+        group(text(written)?)
+    }
+
+    fn write(value: &Group) -> WrittenValue<'_> {
+        WrittenValue::Text(value.name.as_str().into())
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, Range};
 
-use super::variables::Variable;
+use super::variable::Variable;
 use crate::toml_text::SourceText;
 
 /// A text, and the variables that it was made from.

@@ -1,14 +1,12 @@
-//! The notations of single values: sizes, counts, modes, addresses, paths, names.
+//! The notations of single values: sizes, numbers, addresses, paths.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-use super::notation::{AutoWord, Keyword, Notation, OrAuto, Rejection, WrittenValue};
-use super::{Count, Mode, Source, names};
-use crate::proto::names::{Address, MAX_WORKERS, check_unix_path};
-use crate::sys::user::{Group, User};
+use super::notation::{Notation, Rejection, WrittenValue};
+use crate::proto::names::{Address, check_unix_path};
 use crate::sys::zone;
 
 /// A number of bytes from `MIN` to `MAX`.
@@ -99,53 +97,11 @@ impl<const MAX: u32> Notation for UpTo<MAX> {
     }
 }
 
-impl Notation for Count {
-    type Value = Count;
-
-    fn expected() -> String {
-        OrAuto::<UpTo<MAX_WORKERS>>::expected()
-    }
-
-    fn read(written: &WrittenValue<'_>) -> Result<Count, Rejection> {
-        Ok(OrAuto::<UpTo<MAX_WORKERS>>::read(written)?.map_or(Count::Auto, Count::Exactly))
-    }
-
-    fn write(value: &Count) -> WrittenValue<'_> {
-        match value {
-            Count::Auto => WrittenValue::Text(AutoWord::WORD.into()),
-            Count::Exactly(count) => UpTo::<MAX_WORKERS>::write(count),
-        }
-    }
-}
-
-impl Notation for Mode {
-    type Value = Mode;
-
-    fn expected() -> String {
-        "an octal mode from \"0000\" to \"0777\" in quotes".to_owned()
-    }
-
-    fn read(written: &WrittenValue<'_>) -> Result<Mode, Rejection> {
-        match written {
-            WrittenValue::Text(text) if text.len() == 4 && text.starts_with('0') => {
-                u32::from_str_radix(text, 8)
-                    .map(Mode)
-                    .or(Err(Rejection::Unexpected))
-            }
-            _ => Err(Rejection::Unexpected),
-        }
-    }
-
-    fn write(value: &Mode) -> WrittenValue<'_> {
-        WrittenValue::Text(value.to_string().into())
-    }
-}
-
 impl Notation for Address {
     type Value = Address;
 
     fn expected() -> String {
-        Source::expected()
+        "an address in quotes, such as \"127.0.0.1:8080\"".to_owned()
     }
 
     fn read(written: &WrittenValue<'_>) -> Result<Address, Rejection> {
@@ -154,22 +110,6 @@ impl Notation for Address {
     }
 
     fn write(value: &Address) -> WrittenValue<'_> {
-        WrittenValue::Text(value.to_string().into())
-    }
-}
-
-impl Notation for Source {
-    type Value = Source;
-
-    fn expected() -> String {
-        "an address in quotes, such as \"127.0.0.1:8080\"".to_owned()
-    }
-
-    fn read(written: &WrittenValue<'_>) -> Result<Source, Rejection> {
-        text(written)?.parse().map_err(Rejection::Because)
-    }
-
-    fn write(value: &Source) -> WrittenValue<'_> {
         WrittenValue::Text(value.to_string().into())
     }
 }
@@ -219,38 +159,6 @@ impl Notation for AbsolutePath {
 
     fn write(value: &PathBuf) -> WrittenValue<'_> {
         WrittenValue::Text(value.to_string_lossy())
-    }
-}
-
-impl Notation for User {
-    type Value = User;
-
-    fn expected() -> String {
-        "the name or the number of a user in quotes".to_owned()
-    }
-
-    fn read(written: &WrittenValue<'_>) -> Result<User, Rejection> {
-        names::user(text(written)?)
-    }
-
-    fn write(value: &User) -> WrittenValue<'_> {
-        WrittenValue::Text(value.name.as_str().into())
-    }
-}
-
-impl Notation for Group {
-    type Value = Group;
-
-    fn expected() -> String {
-        "the name or the number of a group in quotes".to_owned()
-    }
-
-    fn read(written: &WrittenValue<'_>) -> Result<Group, Rejection> {
-        names::group(text(written)?)
-    }
-
-    fn write(value: &Group) -> WrittenValue<'_> {
-        WrittenValue::Text(value.name.as_str().into())
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::durations::Timeout;
-use super::notation::{Notation, OrNone, word};
+use super::notation::{AutoWord, Keyword, Notation, OrAuto, OrNone, Rejection, WrittenValue, word};
 use super::values::UpTo;
+use crate::proto::names::MAX_WORKERS;
 
 /// `[workers]`: the worker processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +58,25 @@ pub enum Count {
     Auto,
     /// At most 256.
     Exactly(NonZeroU32),
+}
+
+impl Notation for Count {
+    type Value = Count;
+
+    fn expected() -> String {
+        OrAuto::<UpTo<MAX_WORKERS>>::expected()
+    }
+
+    fn read(written: &WrittenValue<'_>) -> Result<Count, Rejection> {
+        Ok(OrAuto::<UpTo<MAX_WORKERS>>::read(written)?.map_or(Count::Auto, Count::Exactly))
+    }
+
+    fn write(value: &Count) -> WrittenValue<'_> {
+        match value {
+            Count::Auto => WrittenValue::Text(AutoWord::WORD.into()),
+            Count::Exactly(count) => UpTo::<MAX_WORKERS>::write(count),
+        }
+    }
 }
 
 /// How the master chooses a worker for a new client.

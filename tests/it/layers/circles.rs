@@ -6,13 +6,7 @@ use super::imports::{Name, read};
 use super::{module_of, sources};
 
 /// Imports that close a circle: none may be added.
-const ALLOWED: [(&str, &str); 26] = [
-    ("config/error", "config/variables"),
-    ("config/text", "config/variables"),
-    ("config/values", "config/control"),
-    ("config/values", "config/listen"),
-    ("config/values", "config/names"),
-    ("config/values", "config/workers"),
+const ALLOWED: [(&str, &str); 20] = [
     ("master/clients/place", "master/clients/client"),
     ("master/control/pending", "master/control/request"),
     ("master/handover/origin", "master/handover/upgrade_resume"),
