@@ -18,7 +18,7 @@ use crate::master::handover::store::Stored;
 use crate::master::handover::unpack::ReceivedHandoff;
 use crate::master::handover::upgrade_snapshot::{UpgradeSnapshot, WorkerSnapshot};
 use crate::master::listeners::control_listener::ControlListener;
-use crate::master::workers::trust::Believed;
+use crate::master::workers::believed::Believed;
 use crate::master::workers::worker::{Life, Worker};
 use crate::master::{ActivatedSockets, Announce, MasterSetup};
 use crate::shm::{Layout, MasterShm};

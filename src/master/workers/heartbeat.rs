@@ -8,15 +8,6 @@ use crate::proto::channel::ToWorker;
 use crate::sys::clock;
 use crate::sys::process::{self, Scheduling};
 
-/// The earlier values by which the master finds out whether a worker's app or runtime works.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct AppWatch {
-    /// The app's CPU time when requests were first found waiting for a permit.
-    ran: Option<Duration>,
-    /// The requests that were answered when the worker was found stuck because of its app.
-    pub(super) stuck_at: Option<u64>,
-}
-
 impl Worker {
     /// Returns how long requests have waited for a permit while the app answers nothing.
     pub(super) fn check_app(&mut self, clock: &LoopClock) -> Duration {

@@ -1,56 +1,17 @@
 //! The channel of a worker: messages that wait for it, and what the master does while it accepts or delivers none.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use crate::channel::Sent;
-use crate::loop_clock::Shortage;
 use crate::master::Token;
 use crate::master::clients::leases::Recovered;
 use crate::master::workers::Workers;
+use crate::master::workers::link_state::Intake;
 use crate::master::workers::worker::Worker;
 use crate::proto::channel::ToWorker;
 use crate::sys::poll::{Interest, Poller};
-
-/// Whether a worker may be given leases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Intake {
-    #[default]
-    Open,
-    /// The channel accepts no message; `is_watched` if the poller reports when it does again.
-    Full { is_watched: bool },
-    /// The kernel has no memory for a message, or too many descriptors are in flight. The message is sent after a
-    /// while, because no poller reports the end of that.
-    Refused,
-    /// A message of leases was refused when the worker had picked up this many leases. There is space when it has
-    /// picked up more.
-    Throttled { picked_up: u64 },
-}
-
-/// The master's record of a worker's channel.
-#[derive(Debug, Default)]
-pub(super) struct Link {
-    /// The worker has ended, and its last messages are received.
-    pub(super) has_ended: bool,
-    pub(super) intake: Intake,
-    /// Messages that wait for the channel.
-    unsent: VecDeque<ToWorker>,
-    /// The waits for memory of the kernel, to send and to receive.
-    sending: Shortage<Instant>,
-    receiving: Shortage<Instant>,
-}
-
-impl Link {
-    /// Records that the kernel has accepted a message.
-    fn note_accepted(&mut self) {
-        self.sending.end();
-        if self.intake == Intake::Refused {
-            self.intake = Intake::Open;
-        }
-    }
-}
 
 impl Worker {
     /// Returns whether all messages for the worker are sent.

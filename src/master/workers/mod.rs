@@ -1,6 +1,7 @@
 //! Workers: one worker process, its life, its load, and the attribution of its crash.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -26,14 +27,17 @@ use crate::sys::process::{ChildList, Executable};
 
 pub(crate) mod actions;
 pub(crate) mod app;
+pub(crate) mod believed;
 pub(crate) mod births;
 pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
+pub(crate) mod executor;
 pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod link;
+pub(crate) mod link_state;
 pub(crate) mod messages;
 pub(crate) mod oom_kills;
 pub(crate) mod outgoing;
@@ -44,6 +48,10 @@ pub(crate) mod trust;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
 pub(crate) mod zygote;
+
+/// The kind of the error if a worker cannot be started now because kernel memory is short or too many descriptors are
+/// in flight. The start is retried soon.
+pub(crate) const NOT_NOW: io::ErrorKind = io::ErrorKind::ResourceBusy;
 
 /// The record of a seat, which persists when its worker is replaced.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

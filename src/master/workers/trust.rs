@@ -3,7 +3,7 @@
 //! A worker writes its counters itself, and a broken worker may write anything. So each reading is compared with the
 //! one before: implausible counts are added to no total, and the last plausible counters stay.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
@@ -12,64 +12,6 @@ use crate::proto::channel::MethodName;
 use crate::shm::own_metrics::OwnMetric;
 use crate::shm::{Counters, Header, MasterShm};
 use crate::sys::clock;
-
-/// The last counters of a worker that were plausible.
-#[derive(Debug)]
-pub(crate) struct Believed {
-    counters: Counters,
-    at: Instant,
-    is_broken: bool,
-}
-
-impl Believed {
-    /// Creates the record of a worker that has run since `at`.
-    pub(crate) fn new(at: Instant) -> Believed {
-        Believed {
-            counters: Counters::default(),
-            at,
-            is_broken: false,
-        }
-    }
-
-    /// Creates the record of a worker whose counters are rejected: these were its last plausible ones.
-    pub(crate) fn with_counters(counters: Counters, at: Instant) -> Believed {
-        Believed {
-            counters: counters.in_this_version(),
-            at,
-            is_broken: true,
-        }
-    }
-
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// Returns the last plausible counters if the later ones were rejected.
-    pub(crate) fn last(&self) -> Option<&Counters> {
-        self.is_broken.then_some(&self.counters)
-    }
-
-    /// Reads the counters again. Returns, once, why they are rejected.
-    ///
-    /// The comparison uses the time that has really passed: workers may have run in a gap of the master's own.
-    fn read(&mut self, header: Header<'_>, methods: usize) -> Option<&'static str> {
-        if self.is_broken {
-            return None;
-        }
-        let (counters, now) = (Counters::read(header), Instant::now());
-        let fault = counters.fault(&self.counters, now.duration_since(self.at), methods);
-        match fault {
-            None => (self.counters, self.at) = (counters, now),
-            Some(_) => self.is_broken = true,
-        }
-        fault
-    }
-
-    /// Adds the last turn of a worker that is gone, which lasted for `turn`.
-    fn close(&mut self, turn: Duration) {
-        self.counters.close(turn);
-    }
-}
 
 /// Returns how long the turn lasted in which a worker ended.
 fn last_turn(header: Header<'_>) -> Duration {

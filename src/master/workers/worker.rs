@@ -9,10 +9,10 @@ use crate::channel::{Channel, Sent};
 use crate::config::variables_of;
 use crate::master::clients::leases::Leases;
 use crate::master::telemetry::counters::Cause;
+use crate::master::workers::NOT_NOW;
 use crate::master::workers::app::WorkerApp;
-use crate::master::workers::heartbeat::AppWatch;
-use crate::master::workers::link::{Intake, Link};
-use crate::master::workers::trust::Believed;
+use crate::master::workers::believed::Believed;
+use crate::master::workers::link_state::{Intake, Link};
 use crate::master::workers::zygote::Newborn;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
@@ -30,10 +30,6 @@ const NEW_WINDOW: usize = 16;
 /// The most leases that a worker has not picked up, for clients that were leased before. They must be served anyway,
 /// and few large messages cost less than many small ones.
 const LEASED_WINDOW: u64 = 4 * MAX_LEASES as u64;
-
-/// The kind of the error if a worker cannot be started now because kernel memory is short or too many descriptors are
-/// in flight. The start is retried soon.
-pub(crate) const NOT_NOW: io::ErrorKind = io::ErrorKind::ResourceBusy;
 
 /// A worker process.
 #[derive(Debug)]
@@ -136,6 +132,15 @@ pub(crate) struct Heartbeat {
     pub(crate) pinged_at: Option<Instant>,
     /// The CPU time of the worker at the first check that found it in a turn or with an unanswered ping.
     pub(crate) ran: Option<Duration>,
+}
+
+/// The earlier values by which the master finds out whether a worker's app or runtime works.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AppWatch {
+    /// The app's CPU time when requests were first found waiting for a permit.
+    pub(super) ran: Option<Duration>,
+    /// The requests that were answered when the worker was found stuck because of its app.
+    pub(super) stuck_at: Option<u64>,
 }
 
 impl Worker {

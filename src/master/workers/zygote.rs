@@ -23,7 +23,7 @@ use crate::channel::{Channel, Sent};
 use crate::config::variables_of;
 use crate::loop_clock::Shortage;
 use crate::master::Token;
-use crate::master::workers::worker::NOT_NOW;
+use crate::master::workers::NOT_NOW;
 use crate::proto::channel::{ToMaster, ToWorker};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::zygote::{FromZygote, StartZygote, ToZygote, ZygoteFailure};
