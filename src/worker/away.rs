@@ -1,9 +1,9 @@
 //! Requests that are away: their answers, permits and timeouts in the worker's loop. An app or a runtime executes them.
 
-mod executor;
+pub(super) mod executor;
 mod of_app;
 mod pulse;
-mod requests;
+pub(super) mod requests;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 pub(super) use executor::{Executor, ExecutorKind};
 pub(super) use pulse::Pulse;
-pub(super) use requests::{AwayRequest, QueuedClient, Requests};
+pub(super) use requests::{QueuedClient, Requests};
 
 use super::WorkerLoop;
 use super::connection::{Connection, WaitingFor};

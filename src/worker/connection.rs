@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use super::deadlines::NEVER;
 use crate::loop_clock::{LoopClock, Shortage};
 use crate::proto::channel::Settings;
 use crate::proto::frame::OrderRule;
@@ -15,6 +14,9 @@ use crate::sys::passed::Passed;
 use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Transfer};
 use crate::sys::{byte_counts, clock};
+
+/// No deadline.
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// How many bytes a client may send after its last reply before it is closed: a reset could destroy that reply before
 /// it is read.

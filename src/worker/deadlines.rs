@@ -4,12 +4,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::WorkerLoop;
-use super::connection::WaitingFor;
+use super::connection::{NEVER, WaitingFor};
 use super::methods::Service;
 use super::turn::Purpose;
-
-/// No deadline.
-pub(super) const NEVER: u64 = u64::MAX;
 
 /// Stale entries that may always remain.
 const FEW: usize = 64;

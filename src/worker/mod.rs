@@ -12,6 +12,7 @@ mod deadlines;
 #[cfg(feature = "tokio")]
 mod futures;
 mod handoff;
+mod hook_calls;
 mod hooks;
 mod kill_points;
 mod leases;
@@ -39,7 +40,7 @@ use std::time::{Duration, Instant};
 use away::Executor;
 use connection::Connection;
 use deadlines::Timers;
-use hooks::HookState;
+use hook_calls::HookState;
 use master_link::MasterLink;
 use panics::EndOnPanic;
 use parking::Parking;

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::apps::{App, AppForker, AppService, StartingApp};
+use super::apps::birth::AppForker;
+use super::apps::{App, AppService, StartingApp};
 use super::away::{Executor, ExecutorKind};
 #[cfg(feature = "tokio")]
 use super::futures::Runtime;

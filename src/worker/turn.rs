@@ -25,10 +25,9 @@ mod send;
 use std::io;
 use std::time::{Duration, Instant};
 
-use self::answer::FrameOutcome;
+use self::answer::{Departure, FrameOutcome};
 pub(super) use self::away::AwayAnswer;
-use self::away::Departure;
-use super::away::Executor;
+use super::away::executor::Executor;
 use super::connection::{Connection, WaitingFor};
 use super::kill_points::{self, Point};
 use super::methods::Service;

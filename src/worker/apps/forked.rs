@@ -1,22 +1,20 @@
-//! An app that the zygote of the apps forks. `proto/app/preload.rs` has the messages.
+//! The line to the zygote that has forked an app. `proto/app/preload.rs` has the messages.
 //!
 //! The app is a child of the zygote, which reports its end on a line, and collects it only when the worker has closed
 //! the line: until then the pid is that of the app, as of one that the worker has started.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::start::{BornApp, streams};
-use crate::proto::app::{AppOutput, FORK, FromAppZygote, RUN};
+use crate::proto::app::FromAppZygote;
 use crate::proto::text::Escaped;
-use crate::sys::cgroup::AppCgroups;
 use crate::sys::poll::{self, Interest, Poller};
-use crate::sys::process::{self, AppProcess, AppStdio, Exit, ProcessIdentity};
-use crate::sys::socket::{self, Received, Sent};
+use crate::sys::process::{self, Exit};
+use crate::sys::socket::{self, Received};
 
 /// The time between two attempts to send or to receive while the kernel has no memory, or other requests wait.
-const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long the report of an app's end may take.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,85 +25,11 @@ const MAX_MESSAGE: usize = 4096;
 /// The most messages that are read of one line: its end is among them.
 const MAX_MESSAGES: usize = 8;
 
-/// The way of a forked worker to the zygote of the apps.
-#[derive(Debug)]
-pub(crate) struct AppForker {
-    /// A copy of the descriptor that all workers of the generation have.
-    requests: OwnedFd,
-    zygote: u32,
-}
-
 /// A line to the zygote, for one app.
 #[derive(Debug)]
 pub(super) struct ZygoteLine {
-    socket: OwnedFd,
-    zygote: u32,
-}
-
-impl AppForker {
-    pub(super) fn new(requests: OwnedFd, zygote: u32) -> AppForker {
-        AppForker { requests, zygote }
-    }
-
-    /// Has an app forked, and waits for that. `master` is the channel to the master.
-    ///
-    /// # Errors
-    /// Why there is no app, for the operator: a sentence without its subject.
-    pub(super) fn fork(
-        self,
-        output: AppOutput,
-        cgroups: Option<&AppCgroups>,
-        master: impl AsFd,
-    ) -> Result<BornApp, String> {
-        let failed = |e: io::Error| format!("cannot be forked: {e}");
-        let (wire, their_wire) = process::wire().map_err(failed)?;
-        let (output, stdio) = streams(output).map_err(failed)?;
-        let (socket, their_end) = socket::message_pair().map_err(failed)?;
-        let mut descriptors = vec![their_end.as_fd(), their_wire.as_fd()];
-        if let AppStdio::Pipes(output, errors) = &stdio {
-            descriptors.extend([output.as_fd(), errors.as_fd()]);
-        }
-        send(&self.requests, FORK, &descriptors, &master).map_err(failed)?;
-        drop((their_wire, their_end, stdio));
-        let line = ZygoteLine {
-            socket,
-            zygote: self.zygote,
-        };
-        let pid = line.await_fork(&master)?;
-        // The zygote is a process of the app's user, so what it reports is checked.
-        let process = ProcessIdentity::of_descendant(pid, self.zygote)
-            .ok_or_else(|| format!("cannot be forked: process {pid} is no child of its zygote"))?;
-        let pidfd = process::open_pidfd(process.pid).map_err(failed)?;
-        if let Some(cgroups) = cgroups {
-            cgroups.adopt(pid);
-        }
-        send(&line.socket, RUN, &[], &master).map_err(failed)?;
-        Ok(BornApp {
-            process: AppProcess { pid, pidfd },
-            line: Some(line),
-            wire,
-            output,
-        })
-    }
-}
-
-/// Sends a message to the zygote or to its app, which may have others to read first.
-fn send(
-    socket: &OwnedFd,
-    message: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-    master: impl AsFd,
-) -> io::Result<()> {
-    loop {
-        match socket::send_message(socket, message, descriptors)? {
-            Sent::Queued => return Ok(()),
-            Sent::Closed => return Err(io::Error::other("its zygote has ended")),
-            Sent::Full | Sent::Shortage => {}
-        }
-        if poll::wait_for(&master, Interest::End, RETRY_INTERVAL)? {
-            return Err(io::Error::other("the master has ended"));
-        }
-    }
+    pub(super) socket: OwnedFd,
+    pub(super) zygote: u32,
 }
 
 impl ZygoteLine {
@@ -122,7 +46,7 @@ impl ZygoteLine {
     }
 
     /// Waits until the app is forked. Returns its pid.
-    fn await_fork(&self, master: impl AsFd) -> Result<u32, String> {
+    pub(super) fn await_fork(&self, master: impl AsFd) -> Result<u32, String> {
         const LINE: u64 = 0;
         let failed = |e: io::Error| format!("cannot be forked: {e}");
         let mut poller = Poller::new(2).map_err(failed)?;

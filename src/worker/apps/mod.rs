@@ -6,6 +6,7 @@
 //! A request that the app executes is *away*: its bytes lie in its slot's own regions, `exec` is set, the lease word is
 //! `AWAY`, and the worker serves other clients. Its answer is committed by one store on the same cursors, then sent.
 
+pub(super) mod birth;
 mod fault;
 mod forked;
 mod metrics;
@@ -22,7 +23,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) use fault::fault_of;
-pub(crate) use forked::AppForker;
 pub(super) use service::AppService;
 pub(super) use start::StartingApp;
 use wire::WriteEnd;

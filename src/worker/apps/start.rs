@@ -3,18 +3,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use log::Level;
-
-use super::forked::{AppForker, ZygoteLine};
+use super::birth::{AppForker, BornApp, streams};
+use super::forked::ZygoteLine;
 use super::metrics::AppMetrics;
-use super::output::{LastLines, OutputStream};
+use super::output::LastLines;
 use super::{App, END, OUTPUT, ReadEnd, WIRE, Wire};
 use crate::proto::app::{
-    AppInfo, AppOutput, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
+    AppInfo, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
     MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
 };
 use crate::proto::channel::{AppEnd, AppGone, AppStarted};
@@ -23,7 +21,7 @@ use crate::proto::text::{Escaped, shortened};
 use crate::sys::cgroup::{AppCgroupGuard, AppCgroups};
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
-use crate::sys::process::{self, AppProcess, AppProgram, AppStdio, ParentDeathSignal};
+use crate::sys::process::{self, AppProgram, ParentDeathSignal};
 use crate::worker::metrics::WorkerMetrics;
 
 /// The token of the channel to the master, during the start.
@@ -125,15 +123,6 @@ impl StartingApp {
     }
 }
 
-/// A new app, and what its worker has of it.
-pub(super) struct BornApp {
-    pub(super) process: AppProcess,
-    /// The line to the zygote that has forked it.
-    pub(super) line: Option<ZygoteLine>,
-    pub(super) wire: UnixStream,
-    pub(super) output: Option<[OutputStream; 2]>,
-}
-
 fn spawn(spec: &AppSpec, cgroups: Option<&AppCgroups>, max_reply: usize) -> io::Result<BornApp> {
     let (wire, theirs) = process::wire()?;
     let (output, stdio) = streams(spec.output)?;
@@ -144,22 +133,6 @@ fn spawn(spec: &AppSpec, cgroups: Option<&AppCgroups>, max_reply: usize) -> io::
         line: None,
         wire,
         output,
-    })
-}
-
-/// Returns the ends of an app's standard output and standard error.
-pub(super) fn streams(output: AppOutput) -> io::Result<(Option<[OutputStream; 2]>, AppStdio)> {
-    Ok(match output {
-        AppOutput::Inherit => (None, AppStdio::Inherit),
-        AppOutput::Null => (None, AppStdio::Null),
-        AppOutput::Log => {
-            let (output, output_end) = OutputStream::new(Level::Info)?;
-            let (errors, errors_end) = OutputStream::new(Level::Info)?;
-            (
-                Some([output, errors]),
-                AppStdio::Pipes(output_end, errors_end),
-            )
-        }
     })
 }
 
@@ -350,7 +323,11 @@ impl App {
         let (_, unused) = process::wire()?;
         let command = ["sleep", "1000"].map(str::to_owned);
         let born = BornApp {
-            process: process::spawn_app(program_of_test(&command), unused, AppStdio::Null)?,
+            process: process::spawn_app(
+                program_of_test(&command),
+                unused,
+                process::AppStdio::Null,
+            )?,
             line: None,
             wire,
             output: None,
@@ -364,6 +341,9 @@ mod tests {
     use std::io::Write;
     use std::os::fd::OwnedFd;
 
+    use log::Level;
+
+    use super::super::output::OutputStream;
     use super::*;
     use crate::sys::poll;
     use crate::sys::socket::{self, Sent};
@@ -384,7 +364,7 @@ mod tests {
         let (socket, zygote) = socket::message_pair().expect("a line");
         let command = ["sh", "-c", command].map(str::to_owned);
         let program = program_of_test(&command);
-        let process = process::spawn_app(program, unused, AppStdio::Null).expect("sh(1)");
+        let process = process::spawn_app(program, unused, process::AppStdio::Null).expect("sh(1)");
         let born = BornApp {
             line: Some(ZygoteLine::of_test(socket)),
             process,

@@ -7,9 +7,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::forked::AppForker;
+use super::birth::{AppForker, streams};
 use super::output::{LastLines, OutputStream, read_to_end};
-use super::start::{environment, not_started, program, streams};
+use super::start::{environment, not_started, program};
 use super::{END, OUTPUT, WIRE};
 use crate::proto::app::{AppZygoteSpec, FromAppZygote, PRELOAD_VARIABLE};
 use crate::proto::text::Escaped;

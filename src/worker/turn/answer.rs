@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::Turn;
-use super::away::Departure;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
 use crate::shm::{Cursors, Flags, Header, Note, Open, Region, Slot};
@@ -152,6 +151,15 @@ pub(super) enum FrameOutcome {
     },
     /// An app or a runtime executes its request.
     Departs(Departure),
+}
+
+/// A request that leaves its worker, found in a turn.
+#[derive(Clone, Debug)]
+pub(super) struct Departure {
+    /// The index of its method.
+    pub(super) method: usize,
+    /// The range of its params, counted from the beginning of its body.
+    pub(super) params: Option<Range<usize>>,
 }
 
 /// Returns a request of this body that leaves the worker.

@@ -14,33 +14,24 @@
 //!
 //! Nothing of the client is read or written while its request is away, so after a death the cursors alone are right.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use serde_json::value::RawValue;
 
 use super::Turn;
-use super::answer::commit;
+use super::answer::{Departure, commit};
 use crate::proto::app::AppRequest;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::rpc::Code;
 use crate::shm::{Open, REPLY_SOFT, Region};
 use crate::sys::clock;
-use crate::worker::away::{AwayRequest, ExecutorKind, QueuedClient};
+use crate::worker::away::executor::ExecutorKind;
+use crate::worker::away::requests::{AwayRequest, QueuedClient};
 use crate::worker::connection::WaitingFor;
 #[cfg(feature = "tokio")]
 use crate::worker::futures::AsyncCall;
 use crate::worker::kill_points::{self, Point};
 use crate::worker::reply::{Call, Fault, Reply, write_fault};
-
-/// A request that leaves its worker, found in a turn.
-#[derive(Clone, Debug)]
-pub(super) struct Departure {
-    /// The index of its method.
-    pub(super) method: usize,
-    /// The range of its params, counted from the beginning of its body.
-    pub(super) params: Option<Range<usize>>,
-}
 
 fn milliseconds_until(deadline: Instant, now: Instant) -> u64 {
     let left = deadline.saturating_duration_since(now);
