@@ -51,7 +51,7 @@ use crate::loop_clock::LoopClock;
 use crate::master::clients::Clients;
 use crate::master::control::ControlServer;
 use crate::master::control::pending::{PendingKind, PendingReply};
-use crate::master::control::request::ControlReply;
+use crate::master::control::reply::ControlReply;
 use crate::master::handover::HandoverState;
 use crate::master::handover::unleased::Leasing;
 use crate::master::lifecycle::Lifecycle;

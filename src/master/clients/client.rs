@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::master::clients::place::ClientPlace;
 use crate::proto::frame::OrderRule;
+use crate::proto::lease::ClientRecord;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
 use crate::shm::{ClientBytes, Flags, LeftSlot};
 use crate::sys::clock;
@@ -31,6 +32,22 @@ pub(crate) struct Client {
     pub(crate) moves: u32,
     /// Offsets of the client's byte counts.
     pub(crate) offsets: Offsets,
+}
+
+impl ClientPlace {
+    /// Returns the record of the client for a handoff queue.
+    pub(crate) fn record(&self, client: &Client) -> ClientRecord {
+        ClientRecord {
+            client: client.id,
+            slot: self.slot,
+            lease_number: self.lease_number,
+            order: client.order,
+            moves: self.moves,
+            listener: client.listener,
+            since: client.since,
+            offsets: client.offsets,
+        }
+    }
 }
 
 #[cfg(test)]

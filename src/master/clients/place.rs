@@ -8,9 +8,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::master::clients::client::Client;
 use crate::proto::handoff::ShmRecord;
-use crate::proto::lease::ClientRecord;
 use crate::shm::{LeaseState, MasterShm};
 use crate::sys::byte_counts::Writes;
 use crate::sys::clock;
@@ -53,10 +51,10 @@ impl OrphanedShm {
 #[derive(Debug)]
 pub(crate) struct ClientPlace {
     orphan: Rc<OrphanedShm>,
-    slot: u32,
-    lease_number: u32,
+    pub(super) slot: u32,
+    pub(super) lease_number: u32,
     /// How often the client had been moved before.
-    moves: u32,
+    pub(super) moves: u32,
     /// The number of places in the handoff queues, if this one is among them.
     packed: Option<Rc<Cell<usize>>>,
 }
@@ -80,20 +78,6 @@ impl ClientPlace {
     /// Returns the shared memory.
     pub(crate) fn orphan(&self) -> &Rc<OrphanedShm> {
         &self.orphan
-    }
-
-    /// Returns the record of the client for a handoff queue.
-    pub(crate) fn record(&self, client: &Client) -> ClientRecord {
-        ClientRecord {
-            client: client.id,
-            slot: self.slot,
-            lease_number: self.lease_number,
-            order: client.order,
-            moves: self.moves,
-            listener: client.listener,
-            since: client.since,
-            offsets: client.offsets,
-        }
     }
 
     /// Returns whether the place is in a handoff queue.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::master::control::access::ControlPeer;
 use crate::master::control::pending::PendingKind;
-use crate::master::control::request::ControlReply;
+use crate::master::control::reply::ControlReply;
 use crate::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Refusal, RefusalCode};
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::misread;

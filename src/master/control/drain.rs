@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::master::Master;
 use crate::master::control::pending::PendingKind;
-use crate::master::control::request::ControlReply;
+use crate::master::control::reply::ControlReply;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{
     About, Drain, DrainMode, DrainResult, Kind, Refusal, RefusalCode, Verb,

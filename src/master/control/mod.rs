@@ -25,6 +25,7 @@ pub(crate) mod operate;
 pub(crate) mod pending;
 pub(crate) mod rebind;
 mod refusals;
+pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod server;
 pub(crate) mod status;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::master::control::request::ControlReply;
+use crate::master::control::reply::ControlReply;
 use crate::proto::control::{Refusal, Verb};
 use crate::proto::names::WorkerId;
 

@@ -1,4 +1,4 @@
-//! A control request, its params, and its answer.
+//! A control request and its params.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -6,10 +6,10 @@ use serde_json::value::RawValue;
 
 use crate::master::control::access::ControlPeer;
 use crate::master::control::pending::PendingKind;
+use crate::master::control::reply::ControlReply;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{Refusal, RefusalCode, SetLogLevel, Verb};
-use crate::proto::frame::ByteOrder;
-use crate::proto::rpc::{self, NULL, Request};
+use crate::proto::rpc::{NULL, Request};
 
 /// A request of a control client.
 #[derive(Debug)]
@@ -109,39 +109,4 @@ impl ControlRequest {
     pub(crate) fn reply(&self, result: &impl Serialize) -> Result<Answer, Refusal> {
         ControlReply::new(self.verb, result).map(Answer::Reply)
     }
-}
-
-/// The reply to a request: a frame, complete with its prefix.
-#[derive(Clone, Debug)]
-pub(crate) struct ControlReply(Vec<u8>);
-
-impl ControlReply {
-    /// Serializes the result of a verb.
-    ///
-    /// # Errors
-    /// `refused`, if that is not possible.
-    pub(crate) fn new(verb: Verb, result: &impl Serialize) -> Result<ControlReply, Refusal> {
-        frame(verb.as_str(), result).ok_or_else(|| {
-            log::error!("the reply to {} cannot be serialized", verb.as_str());
-            Refusal::new(RefusalCode::Refused, "the reply cannot be serialized")
-        })
-    }
-
-    /// Serializes a refusal.
-    pub(crate) fn from_refusal(refusal: &Refusal) -> ControlReply {
-        frame("error", refusal).expect("a refusal has only strings and numbers")
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-fn frame(out: &str, result: &impl Serialize) -> Option<ControlReply> {
-    let mut body = Vec::new();
-    rpc::open(&mut body, out).ok()?;
-    serde_json::to_writer(&mut body, result).ok()?;
-    body.extend_from_slice(rpc::CLOSE);
-    let prefix = ByteOrder::Little.prefix(u32::try_from(body.len()).ok()?);
-    Some(ControlReply([&prefix[..], &body].concat()))
 }

@@ -17,7 +17,7 @@ use crate::master::clients::figures::ClientFigures;
 use crate::master::clients::place::OrphanedShm;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
 use crate::master::handover::state_file::{
-    LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile,
+    LISTENER_NAME, QUEUE_NAME, STATE_FILE_NAME, SavedState, StateFile, queue_names,
 };
 use crate::master::handover::store::{self, Stored};
 use crate::master::handover::unleased::is_for_unleased;
@@ -307,11 +307,6 @@ impl Sorted {
         }
         sorted
     }
-}
-
-/// Returns the names of both ends of a handoff queue.
-pub(crate) fn queue_names(number: usize) -> [String; 2] {
-    ["into", "out"].map(|end| format!("{QUEUE_NAME}.{number}-{end}"))
 }
 
 /// Returns the handoff queues with both ends, and the second ends whose first ones are missing.

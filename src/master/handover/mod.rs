@@ -16,6 +16,7 @@ use crate::master::handover::upgrade::Upgrade;
 use crate::sys::process;
 
 pub(crate) mod canary;
+pub(crate) mod carried_over;
 pub(crate) mod inherited;
 pub(crate) mod origin;
 mod program;
@@ -52,6 +53,11 @@ impl HandoverState {
             executable_path: process::program_path(),
             is_same_program: false,
         }
+    }
+
+    /// Returns whether an upgrade is under way to the program that this process already runs.
+    fn is_upgrade_to_same(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(Upgrade::is_same)
     }
 
     /// Adds the clients of a worker that is gone, which are packed at the end.

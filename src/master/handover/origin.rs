@@ -5,9 +5,9 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use crate::config::{Config, Loaded};
+use crate::master::handover::carried_over::CarriedOver;
 use crate::master::handover::inherited::Inherited;
 use crate::master::handover::state_file::SavedState;
-use crate::master::handover::upgrade_resume::CarriedOver;
 use crate::master::listeners::drain::DrainState;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::record::ListenerRecord;

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use crate::logging;
 use crate::master::clients::place::OrphanedShm;
+use crate::master::handover::carried_over::CarriedOver;
 use crate::master::handover::origin::MasterOrigin;
 use crate::master::handover::state_file::SavedState;
 use crate::master::handover::store::{self, HandoffStore};
 use crate::master::handover::unleased::EarlierDatagrams;
 use crate::master::handover::unpack::Unpacked;
-use crate::master::handover::upgrade_resume::CarriedOver;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::outage::Served;
 use crate::master::telemetry::counters::{Counts, Loss, Reason};

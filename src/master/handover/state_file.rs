@@ -87,6 +87,11 @@ pub(crate) const QUEUE_NAME: &str = "fdpassd-boat";
 pub(crate) const LISTENER_NAME: &str = "fdpassd-listener";
 pub(crate) const CANARY_NAME: &str = "fdpassd-canary";
 
+/// Returns the names of both ends of a handoff queue.
+pub(crate) fn queue_names(number: usize) -> [String; 2] {
+    ["into", "out"].map(|end| format!("{QUEUE_NAME}.{number}-{end}"))
+}
+
 /// The state for the next master.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

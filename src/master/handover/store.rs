@@ -10,9 +10,10 @@ use crate::config::Identities;
 use crate::logging;
 use crate::master::Master;
 use crate::master::handover::canary::{Canaries, cannot_send};
-use crate::master::handover::inherited::queue_names;
 use crate::master::handover::queues::{HandoffQueues, OrphanedClients};
-use crate::master::handover::state_file::{LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile};
+use crate::master::handover::state_file::{
+    LISTENER_NAME, STATE_FILE_NAME, SavedState, StateFile, queue_names,
+};
 use crate::master::handover::unleased::PackedUnleased;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Notifier;

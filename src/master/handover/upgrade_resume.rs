@@ -3,13 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::channel::Channel;
 use crate::config::Loaded;
 use crate::master::clients::leases::Leases;
-use crate::master::control::connection::ControlSnapshot;
+use crate::master::handover::carried_over::CarriedOver;
 use crate::master::handover::inherited::Inherited;
 use crate::master::handover::origin::MasterOrigin;
 use crate::master::handover::queues::{HandoffQueues, QueueEnds};
@@ -23,25 +22,6 @@ use crate::master::workers::worker::{Life, Worker};
 use crate::master::{ActivatedSockets, Announce, MasterSetup};
 use crate::shm::{Layout, MasterShm};
 use crate::sys::inherited::LeftOpen;
-
-/// Everything that continues in an upgrade besides the saved state: this process has had it all the time.
-#[derive(Debug)]
-pub struct CarriedOver {
-    pub(crate) next_client: u64,
-    pub(crate) refused: u64,
-    pub(crate) started: Instant,
-    pub(crate) control: Option<ControlListener>,
-    pub(crate) executable: Option<PathBuf>,
-    /// Whether this program is the same as before.
-    pub(crate) is_same: bool,
-    pub(crate) control_clients: Vec<(OwnedFd, ControlSnapshot)>,
-    /// Messages that the service manager has not accepted yet.
-    pub(crate) unsent: Vec<String>,
-    /// Each worker, and whether it is held.
-    pub(crate) workers: Vec<(Worker, bool)>,
-    /// The workers are of another version, and end before anything is leased to new ones.
-    pub(crate) are_foreign: bool,
-}
 
 /// Continues with the master that this process was. `number` is that of the descriptor of its snapshot. Returns the
 /// setup, and the log file if one was open.

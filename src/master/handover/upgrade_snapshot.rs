@@ -18,7 +18,6 @@ use crate::master::Master;
 use crate::master::clients::leases::snapshot::LeasesSnapshot;
 use crate::master::control::connection::ControlSnapshot;
 use crate::master::handover::state_file::{MAGIC, OLDEST, SavedState, check_version};
-use crate::master::handover::upgrade::Upgrade;
 use crate::master::listeners::record::ListenerRecord;
 use crate::master::listeners::socket_file::FileIdentity;
 use crate::master::workers::app::WorkerApp;
@@ -228,7 +227,7 @@ impl Master {
             refused: self.telemetry.counts.refused,
             standard_file: self.settings.standard_file.clone(),
             executable: self.handover.executable_path.clone(),
-            same: Some(self.handover.upgrade.as_ref().is_some_and(Upgrade::is_same)),
+            same: Some(self.handover.is_upgrade_to_same()),
             up: self.started.elapsed(),
             stale: self.settings.stale.clone(),
             control: (

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::master::Master;
 use crate::master::control::pending::PendingKind;
-use crate::master::control::request::ControlReply;
+use crate::master::control::reply::ControlReply;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{
     About, Kind, LastReload, Place, Refusal, RefusalCode, Reloaded, Verb, Verdict,

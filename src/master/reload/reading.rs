@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, Config, ConfigPlace, GivenKeys, Identities, Loaded};
 use crate::master::Master;
 use crate::master::control::pending::PendingKind;
-use crate::master::control::request::ControlReply;
+use crate::master::control::reply::ControlReply;
 use crate::master::lifecycle::{Lifecycle, ReloadStep};
 use crate::master::reload::Reloads;
 use crate::master::telemetry::events::Asker;

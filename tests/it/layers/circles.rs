@@ -6,15 +6,7 @@ use super::imports::{Name, read};
 use super::{module_of, sources};
 
 /// Imports that close a circle: none may be added.
-const ALLOWED: [(&str, &str); 9] = [
-    ("master/clients/place", "master/clients/client"),
-    ("master/control/pending", "master/control/request"),
-    ("master/handover/origin", "master/handover/upgrade_resume"),
-    ("master/handover/store", "master/handover/inherited"),
-    (
-        "master/handover/upgrade_snapshot",
-        "master/handover/upgrade",
-    ),
+const ALLOWED: [(&str, &str); 4] = [
     ("shm/layout", "shm/own_metrics"),
     ("testing/error", "testing/running"),
     ("testing/running", "testing/setup"),
