@@ -1,17 +1,13 @@
 //! The reason why a daemon does not serve.
 
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::{fmt, io};
-
-use super::TIMEOUT;
-use super::running::Running;
 
 /// The reason why a daemon does not serve.
 pub struct Error {
-    reason: String,
-    status: Option<ExitStatus>,
-    stderr: String,
+    pub(super) reason: String,
+    pub(super) status: Option<ExitStatus>,
+    pub(super) stderr: String,
 }
 
 impl Error {
@@ -20,21 +16,6 @@ impl Error {
             reason: format!("cannot start the daemon: {error}"),
             status: None,
             stderr: String::new(),
-        }
-    }
-
-    pub(super) fn did_not_serve(mut daemon: Running) -> Error {
-        let status = daemon.output.has_ended().then(|| daemon.wait());
-        let reason = match status {
-            Some(status) => format!("the daemon ended before it served: {status}"),
-            None => format!("the daemon did not report within {TIMEOUT:?} that it listens"),
-        };
-        let log = Arc::clone(&daemon.log);
-        drop(daemon);
-        Error {
-            reason,
-            status,
-            stderr: log.text(),
         }
     }
 

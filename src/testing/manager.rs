@@ -7,15 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
+use super::Setup;
 use super::directory::Directory;
-use super::{PACE, Setup, TIMEOUT};
-use crate::sys::fd;
+use super::stored::{ManagerState, StoredCopies, lock};
 use crate::sys::listening::{is_listening, share_address};
-use crate::sys::notify::NotifySocket;
-use crate::sys::poll::{self, Interest, Poller};
+use crate::sys::poll::{Interest, Poller};
 use crate::sys::socket::{self, Received};
 
 /// The beginning of the names of canaries.
@@ -30,24 +29,6 @@ pub struct ServiceManager {
     end: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     _directory: Directory,
-}
-
-/// Copies what a manager has stored, for a daemon that starts.
-#[derive(Debug)]
-pub(super) struct StoredCopies {
-    path: PathBuf,
-    state: Arc<Mutex<ManagerState>>,
-}
-
-#[derive(Debug, Default)]
-struct ManagerState {
-    told: Vec<String>,
-    stored: Vec<(String, OwnedFd)>,
-    /// The most descriptors that it stores, if there is a limit.
-    most: Option<usize>,
-    /// Descriptors above the limit, with their names. As systemd does, they are closed after later messages were
-    /// handled.
-    rejected: Vec<(String, OwnedFd)>,
 }
 
 impl ServiceManager {
@@ -153,32 +134,6 @@ impl ServiceManager {
 
     fn lock(&self) -> MutexGuard<'_, ManagerState> {
         lock(&self.state)
-    }
-}
-
-fn lock(state: &Mutex<ManagerState>) -> MutexGuard<'_, ManagerState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl StoredCopies {
-    /// Returns a copy of each descriptor, with its name. As systemd does, the manager handles all messages of the
-    /// previous daemon before.
-    pub(super) fn take(&self) -> io::Result<Vec<(String, OwnedFd)>> {
-        let (ours, theirs) = fd::pipe()?;
-        let socket = NotifySocket::new(self.path.as_os_str())?;
-        while let Err(e) = socket.send(b"BARRIER=1", std::slice::from_ref(&theirs)) {
-            if e.kind() != io::ErrorKind::WouldBlock {
-                return Err(e);
-            }
-            thread::park_timeout(PACE);
-        }
-        drop(theirs);
-        poll::wait_for(&ours, Interest::End, TIMEOUT)?;
-        let state = lock(&self.state);
-        let copies = state.stored.iter();
-        copies
-            .map(|(name, stored)| Ok((name.clone(), stored.try_clone()?)))
-            .collect()
     }
 }
 

@@ -17,6 +17,7 @@
 //! fact that does not come true panics at the caller's line. A daemon that is dropped by a panic prints its log.
 
 mod client;
+mod config;
 mod directory;
 mod error;
 mod in_process;
@@ -24,6 +25,7 @@ mod manager;
 mod output;
 mod running;
 mod setup;
+mod stored;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,5 @@
 //! A daemon that runs.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
@@ -11,10 +10,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::config::{CONFIG, complete};
 use super::directory::Directory;
-use super::error::Error;
 use super::output::ProcessOutput;
-use super::setup::{CONFIG, Setup, complete};
 use super::{PACE, TIMEOUT, eventually};
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
@@ -34,14 +32,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `program` with this configuration, which [`Setup::new`] describes. [`Setup`] has more settings.
-    ///
-    /// # Errors
-    /// As [`Setup::start`].
-    pub fn start(program: impl AsRef<OsStr>, config: &str) -> Result<Running, Error> {
-        Setup::new(program, config).start()
-    }
-
     /// Returns the addresses of the listeners at the start, with their actual ports, in the order of the configuration.
     /// The status has those after a reload.
     #[must_use]
@@ -104,7 +94,7 @@ impl Running {
         client
     }
 
-    /// Writes another configuration, with the defaults of [`Setup::new`]. The daemon does not read it until a reload.
+    /// Writes another configuration, with the defaults of [`Setup::new`](super::Setup::new). The daemon does not read it until a reload.
     #[track_caller]
     pub fn write_config(&self, config: &str) {
         let text = complete(config, &self.directory.0);

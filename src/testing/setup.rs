@@ -3,26 +3,22 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::{fs, io};
 
+use super::TIMEOUT;
+use super::config::{CONFIG, CONTROL, complete, control_socket};
 use super::directory::Directory;
 use super::error::Error;
-use super::manager::StoredCopies;
 use super::output::ProcessOutput;
 use super::running::Running;
+use super::stored::StoredCopies;
 use crate::proto::names::Address;
 use crate::sys::inherited;
 
 /// Part of the line that the daemon writes to standard output once it serves.
 const SERVES: &str = " listens on ";
-
-/// The configuration's name in the daemon's directory.
-pub(super) const CONFIG: &str = "config.toml";
-
-/// The control socket's name in the daemon's directory.
-pub(super) const CONTROL: &str = "control.sock";
 
 /// The settings of a daemon that has not been started.
 #[derive(Debug)]
@@ -134,31 +130,37 @@ impl Setup {
             .output
             .wait(|output| output.ended || output.text().contains(SERVES));
         if !running.output.text().contains(SERVES) {
-            return Err(Error::did_not_serve(running));
+            return Err(did_not_serve(running));
         }
         running.addresses = running.bound();
         Ok(running)
     }
 }
 
-/// Adds the keys that every test needs. A text that is not TOML is returned unchanged, so that the daemon rejects it.
-pub(super) fn complete(config: &str, directory: &Path) -> String {
-    let text = config.replace("{dir}", &directory.display().to_string());
-    let Ok(mut table) = text.parse::<toml::Table>() else {
-        return text;
-    };
-    table
-        .entry("listen")
-        .or_insert_with(|| vec!["127.0.0.1:0"].into());
-    if let toml::Value::Table(control) = table
-        .entry("control")
-        .or_insert_with(|| toml::Table::new().into())
-    {
-        control
-            .entry("socket")
-            .or_insert_with(|| directory.join(CONTROL).display().to_string().into());
+impl Running {
+    /// Starts `program` with this configuration, which [`Setup::new`] describes. [`Setup`] has more settings.
+    ///
+    /// # Errors
+    /// As [`Setup::start`].
+    pub fn start(program: impl AsRef<OsStr>, config: &str) -> Result<Running, Error> {
+        Setup::new(program, config).start()
     }
-    table.to_string()
+}
+
+/// Returns the error of a daemon that has not reported in time that it serves, or has ended.
+fn did_not_serve(mut daemon: Running) -> Error {
+    let status = daemon.output.has_ended().then(|| daemon.wait());
+    let reason = match status {
+        Some(status) => format!("the daemon ended before it served: {status}"),
+        None => format!("the daemon did not report within {TIMEOUT:?} that it listens"),
+    };
+    let log = Arc::clone(&daemon.log);
+    drop(daemon);
+    Error {
+        reason,
+        status,
+        stderr: log.text(),
+    }
 }
 
 /// Returns a command that runs `program` with these descriptors and the variables of sd_listen_fds(3). LISTEN_PID is
@@ -178,14 +180,4 @@ fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Co
         .env("LISTEN_FDNAMES", names.join(":"));
     inherited::leave(&mut command, &descriptors)?;
     Ok(command)
-}
-
-pub(super) fn control_socket(config: &str) -> Option<PathBuf> {
-    config
-        .parse::<toml::Table>()
-        .ok()?
-        .get("control")?
-        .get("socket")?
-        .as_str()
-        .map(PathBuf::from)
 }

@@ -10,9 +10,9 @@ use std::{fs, thread};
 
 use serde_json::{Value, json};
 
+use super::config::{CONTROL, complete, control_socket};
 use super::directory::Directory;
 use super::output::ProcessOutput;
-use super::setup::{CONTROL, complete, control_socket};
 use super::{Running, Setup};
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::Address;
