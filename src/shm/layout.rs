@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::{RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, header, own_metrics, slot};
+use super::{RECEIVE_LEN, REPLY_SOFT, Region, SMALL_LEN, header, slot};
 use crate::proto::channel::MethodName;
 use crate::proto::frame::PREFIX;
 use crate::proto::handoff::ShmRecord;
 use crate::proto::names::{Generation, WorkerId};
+use crate::proto::own_metrics::MAX_OWN_METRICS;
 use crate::sys::handoff::ShmOffsets;
 use crate::sys::memory::PAGE;
 
@@ -18,6 +19,11 @@ pub const MAX_ADDRESSES: u64 = 16 << 40;
 
 pub(super) const HEADER_LEN: u64 = 16 * 1024;
 pub(super) const SLOT_LEN: u64 = 128;
+
+/// Words of a metric of the daemon's own, and of the part of the memory that has all of them: see `own_metrics.rs`.
+pub(super) const METRIC_WORDS: usize = 64;
+pub(super) const AREA_WORDS: usize = (1 + MAX_OWN_METRICS) * METRIC_WORDS;
+const AREA_LEN: u64 = (AREA_WORDS * 8) as u64;
 
 /// The version of the layout of new shared memory.
 ///
@@ -196,7 +202,7 @@ impl Layout {
     /// Returns the length of the file.
     pub(super) fn file_len(self) -> u64 {
         let metrics = match self.has_own_metrics() {
-            true => page_up(own_metrics::AREA_LEN),
+            true => page_up(AREA_LEN),
             false => 0,
         };
         self.own_metrics_at() + metrics

@@ -27,12 +27,9 @@ pub use crate::proto::own_metrics::{
     MAX_BOUNDS, MAX_HELP_LEN, MAX_NAME_LEN, MAX_OWN_METRICS, are_bounds, is_metric_name,
 };
 
+use super::layout::{AREA_WORDS, METRIC_WORDS};
 use super::{Layout, MasterShm};
 use crate::sys::memory::Words;
-
-const METRIC_WORDS: usize = 64;
-const AREA_WORDS: usize = (1 + MAX_OWN_METRICS) * METRIC_WORDS;
-pub(super) const AREA_LEN: u64 = (AREA_WORDS * 8) as u64;
 
 const NAME: usize = 1;
 const HELP: usize = 9;
