@@ -32,8 +32,8 @@ pub(crate) enum Pause {
     Exhausted,
     /// The operator has drained the daemon.
     Drained,
-    /// The master is leaving: the next one will accept clients.
-    Leaving,
+    /// The daemon is being restarted: the next master will accept clients.
+    Restarting,
 }
 
 impl fmt::Display for Pause {
@@ -44,7 +44,7 @@ impl fmt::Display for Pause {
             Pause::Full => "there are as many clients as max-clients allows",
             Pause::Exhausted => "the system is out of descriptors or memory",
             Pause::Drained => "the daemon is drained",
-            Pause::Leaving => "the daemon is being restarted",
+            Pause::Restarting => "the daemon is being restarted",
         })
     }
 }
@@ -148,7 +148,7 @@ impl Listeners {
         clients: &Clients,
     ) -> Option<Pause> {
         if lifecycle.is_restarting() {
-            Some(Pause::Leaving)
+            Some(Pause::Restarting)
         } else if self.is_drained() {
             Some(Pause::Drained)
         } else if workers.ready().next().is_none() {
