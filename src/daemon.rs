@@ -333,7 +333,7 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
 ///
 /// Its master runs the same program again for each worker, so `main` must do nothing else before it.
 #[must_use]
-pub fn fdpassd_main() -> ExitCode {
+pub fn daemon_main() -> ExitCode {
     Daemon::new(SHIPPED)
         .method(Method::new("pi", worker::pi_method).idempotent())
         .run_program(true)

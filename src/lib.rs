@@ -140,7 +140,7 @@ pub mod testing;
 mod toml_text;
 mod worker;
 
-pub use daemon::{Daemon, fdpassd_main as daemon_main};
+pub use daemon::{Daemon, daemon_main};
 pub use proto::names::{ClientId, Generation, Peer, WorkerId};
 pub use serde_json::value::RawValue;
 #[cfg(feature = "tokio")]
