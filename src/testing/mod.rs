@@ -57,10 +57,10 @@ pub fn eventually<T>(awaited: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return answer;
         }
         assert!(waited < TIMEOUT, "waited {TIMEOUT:?} for this: {awaited}");
-        thread::park_timeout(PACE);
+        thread::park_timeout(POLL_INTERVAL);
         waited += began.elapsed().min(Duration::from_secs(1));
     }
 }
 
 /// The pause between two calls in [`eventually`].
-const PACE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);

@@ -13,7 +13,7 @@ use super::client::Client;
 use super::config::{CONFIG, complete};
 use super::directory::Directory;
 use super::output::ProcessOutput;
-use super::{PACE, TIMEOUT, eventually};
+use super::{POLL_INTERVAL, TIMEOUT, eventually};
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
 use crate::proto::names::Address;
 use crate::sys::process;
@@ -268,7 +268,7 @@ impl Drop for Running {
         let deadline = Instant::now() + TIMEOUT;
         while !self.log.has_ended() && Instant::now() < deadline {
             let _ = process::kill_writers(self.log.pipe);
-            self.log.wait_for(PACE, |log| log.ended);
+            self.log.wait_for(POLL_INTERVAL, |log| log.ended);
         }
         if thread::panicking() {
             eprintln!("--- the daemon's standard error ---\n{}---", self.stderr());

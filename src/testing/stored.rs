@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::{PACE, TIMEOUT};
+use super::{POLL_INTERVAL, TIMEOUT};
 use crate::sys::fd;
 use crate::sys::notify::NotifySocket;
 use crate::sys::poll::{self, Interest};
@@ -43,7 +43,7 @@ impl StoredCopies {
             if e.kind() != io::ErrorKind::WouldBlock {
                 return Err(e);
             }
-            thread::park_timeout(PACE);
+            thread::park_timeout(POLL_INTERVAL);
         }
         drop(theirs);
         poll::wait_for(&ours, Interest::End, TIMEOUT)?;

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause of a busy client between two requests.
-const PACE: Duration = Duration::from_millis(2);
+const REQUEST_INTERVAL: Duration = Duration::from_millis(2);
 
 #[derive(Default)]
 struct Seen {
@@ -161,7 +161,7 @@ impl Seen {
         let mut number = 0;
         while !self.over.load(Ordering::Relaxed) && self.ask(&mut client, number, &self.lost) {
             number += 1;
-            let _ = news.recv_timeout(PACE);
+            let _ = news.recv_timeout(REQUEST_INTERVAL);
         }
     }
 
@@ -195,7 +195,7 @@ impl Seen {
                 self.ask(&mut client, 7, &self.early);
                 self.comers.fetch_add(1, Ordering::Relaxed);
             }
-            let _ = news.recv_timeout(PACE);
+            let _ = news.recv_timeout(REQUEST_INTERVAL);
         }
     }
 }
