@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_an_author_that_differ_in_a_field_are_not_repetitions() {
+    fn lines_that_differ_in_a_field_are_not_repetitions() {
         let paid = |order: u64| {
             let fields = [("order", log::kv::Value::from(order))];
             let line = Line::from_parts(Level::Info, "paid", &fields);

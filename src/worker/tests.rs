@@ -291,7 +291,7 @@ fn a_client_that_has_shut_down_its_reading_is_closed_by_a_reply() {
 
 /// The replies are parked, and the rest of them fails.
 #[test]
-fn a_client_that_shuts_down_its_reading_is_closed_by_a_parked_reply() {
+fn a_parked_reply_closes_a_client_that_has_shut_down_reading() {
     let (mut master, mut theirs) = Master::new();
     let (mut worker, mut service, mut client) =
         worker_with_client(&mut master, &mut theirs, settings());
@@ -622,7 +622,7 @@ fn a_tcp_client_may_send_any_number_of_bytes() {
 }
 
 #[test]
-fn an_event_of_a_client_that_waits_for_its_turn_gives_it_no_other() {
+fn an_event_gives_a_client_that_waits_for_its_turn_no_other() {
     let (mut master, mut theirs) = Master::new();
     let (mut worker, mut service, mut client) =
         worker_with_client(&mut master, &mut theirs, settings());

@@ -366,25 +366,30 @@ fn module_of(file: &str) -> Vec<String> {
 
 /// All files of src by their paths in it, with their texts.
 pub(crate) fn sources() -> Vec<(String, String)> {
-    let root = root().join("src");
+    rust_files("src")
+}
+
+/// All files of Rust in a folder by their paths in it, with their texts.
+pub(crate) fn rust_files(folder: &str) -> Vec<(String, String)> {
+    let root = root().join(folder);
     let mut sources = Vec::new();
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of src can be read") {
-            let path = entry.expect("an entry of src can be read").path();
+        for entry in fs::read_dir(&folder).expect("a folder can be read") {
+            let path = entry.expect("an entry can be read").path();
             if path.is_dir() {
                 folders.push(path);
                 continue;
             }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
             let file = path
                 .strip_prefix(&root)
-                .expect("it is in src")
+                .expect("it is in the folder")
                 .display()
                 .to_string();
-            sources.push((
-                file,
-                fs::read_to_string(&path).expect("a file of src can be read"),
-            ));
+            sources.push((file, fs::read_to_string(&path).expect("a file can be read")));
         }
     }
     sources

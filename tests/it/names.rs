@@ -1,10 +1,14 @@
-//! A type name stands for one thing: no two modules of src define the same one, but for a short list.
+//! A type name stands for one thing: no two modules of src define the same one, but for a short list. A test has a short
+//! name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-use crate::layers::sources;
+use crate::layers::{rust_files, sources};
+
+/// The longest name of a test.
+const MAX_TEST_NAME: usize = 60;
 
 /// Names that modules share, and why.
 const SHARED: [(&str, &str); 3] = [
@@ -57,6 +61,55 @@ fn types_of_tests_and_of_functions_do_not_count() {
     assert_eq!(names, ["A", "B", "D", "E", "I"]);
 }
 
+#[test]
+fn the_names_of_tests_are_short() {
+    let folders = ["benches", "examples", "src", "tests"];
+    let texts = folders.into_iter().flat_map(rust_files);
+    let names: Vec<String> = texts.flat_map(|(_, text)| tests_of(&text)).collect();
+    assert!(names.len() > 1000, "{}", names.len());
+    let long: Vec<&String> = names
+        .iter()
+        .filter(|name| name.len() > MAX_TEST_NAME)
+        .collect();
+    assert!(long.is_empty(), "{long:#?}");
+
+    let text = r#"
+        #[test] #[ignore = "slow"] fn a() { #[derive(Debug)] struct B; fn c() {} }
+        fn d() {}
+        #[cfg(test)] mod tests { proptest! { #[test] fn e(f in 0..1) {} } }
+    "#;
+    assert_eq!(tests_of(text), ["a", "e"]);
+}
+
+/// The names of all tests in a text.
+fn tests_of(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    collect_tests(text.parse().expect("it is Rust"), &mut names);
+    names
+}
+
+fn collect_tests(items: TokenStream, names: &mut Vec<String>) {
+    let mut is_test = false;
+    let mut is_name = false;
+    for token in items {
+        match token {
+            TokenTree::Group(group)
+                if group.delimiter() == Delimiter::Bracket
+                    && group.stream().to_string() == "test" =>
+            {
+                is_test = true;
+            }
+            TokenTree::Group(group) => collect_tests(group.stream(), names),
+            TokenTree::Ident(name) if is_name => {
+                names.push(name.to_string());
+                (is_test, is_name) = (false, false);
+            }
+            TokenTree::Ident(word) => is_name = is_test && word == "fn",
+            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+        }
+    }
+}
+
 /// The names of all types, each with the files that define it.
 fn types_of(sources: &[(String, String)]) -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -98,7 +151,7 @@ fn collect(items: TokenStream, add: &mut impl FnMut(String)) {
             }
             // The end of an item.
             (TokenTree::Punct(mark), _, _) if mark.as_char() == ';' => is_for_tests = false,
-            (TokenTree::Group(body), _, _) if body.delimiter() == proc_macro2::Delimiter::Brace => {
+            (TokenTree::Group(body), _, _) if body.delimiter() == Delimiter::Brace => {
                 is_for_tests = false;
             }
             _ => {}

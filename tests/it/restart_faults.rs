@@ -321,7 +321,7 @@ fn a_socket_that_systemd_does_not_hand_over_ends_no_client() {
 }
 
 #[test]
-fn clients_above_max_clients_are_closed_where_systemd_listens_next() {
+fn clients_above_the_limit_are_closed_if_systemd_listens_next() {
     let manager = ServiceManager::new();
     let listen = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\n";
     let rest = "workers.count = 1\nlimits.max-clients = 2";
@@ -343,7 +343,7 @@ fn clients_above_max_clients_are_closed_where_systemd_listens_next() {
 
 /// systemd sends SIGTERM to all processes of the daemon, also to those that start in that moment.
 #[test]
-fn signals_do_not_keep_a_restart_from_leaving_an_address_to_systemd() {
+fn a_restart_under_signals_leaves_an_address_to_systemd() {
     let manager = ServiceManager::new();
     let mut daemon = start(&manager, FDPASSD, "workers.count = 1");
     assert!(manager.stored().contains(&"fdpassd-listener.1".to_owned()));
@@ -382,7 +382,7 @@ fn signals_do_not_keep_a_restart_from_leaving_an_address_to_systemd() {
 }
 
 #[test]
-fn a_client_that_left_between_two_masters_is_not_lost_with_the_second() {
+fn a_client_that_left_between_two_masters_is_not_lost_later() {
     let manager = ServiceManager::new();
     let daemon = start(&manager, FDPASSD, "workers.count = 1");
     let mut staying = daemon.connect();

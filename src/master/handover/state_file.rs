@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drained_daemon_of_version_0_1_0_leaves_clients_in_the_queue() {
+    fn a_drained_daemon_of_0_1_0_leaves_clients_in_the_queue() {
         let now = Instant::now();
         let drain = |text: &[u8]| SavedState::from_json(text).expect("JSON").drain(now);
         let queue = DrainState::without_notice(DrainMode::Queue);

@@ -339,7 +339,7 @@ fn a_stop_ends_the_pace_of_successors() {
 }
 
 #[test]
-fn a_worker_that_ends_before_new_seats_have_theirs_gives_up_nothing() {
+fn a_death_before_new_seats_have_workers_gives_up_nothing() {
     let now = Instant::now();
     let mut pool = Pool::new(target(1, 1), now, 1);
     turn(&mut pool, now);

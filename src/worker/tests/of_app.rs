@@ -96,7 +96,7 @@ fn a_request_that_was_taken_back_is_not_written_to_the_app() {
 }
 
 #[test]
-fn a_request_that_was_not_written_is_taken_back_by_a_worker_that_breaks_off() {
+fn a_worker_that_breaks_off_takes_back_unwritten_requests() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut own = service();
@@ -213,7 +213,7 @@ fn no_request_besides_one_that_is_away_exceeds_max_requests() {
 
 /// The write of the answer fails.
 #[test]
-fn a_client_that_has_shut_down_its_reading_is_closed_by_the_answer_of_an_app() {
+fn an_app_answer_closes_a_client_that_has_shut_down_reading() {
     let (mut master, mut theirs) = Master::new();
     let mut worker = master.worker(&mut theirs, settings());
     let mut own = service();

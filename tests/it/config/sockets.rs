@@ -193,7 +193,7 @@ fn with_runtime_directory(directory: &Path) -> Command {
 }
 
 #[test]
-fn a_runtime_directory_that_cannot_be_used_is_named_as_the_remedy() {
+fn an_unusable_runtime_directory_is_named_with_its_remedy() {
     let place = tempfile::tempdir().expect("a directory");
     let missing = place.path().join("not/there");
     let said = Program::start(&mut with_runtime_directory(&missing)).finish();

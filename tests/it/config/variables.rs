@@ -24,7 +24,7 @@ fn run_with(program: impl AsRef<Path>, arguments: &[&str], variables: &[(&str, &
 }
 
 #[test]
-fn a_variable_has_precedence_over_the_file_and_it_over_the_default() {
+fn variables_override_the_file_and_the_file_the_default() {
     let file = File::new("limits = { max-clients = 5, max-frame = \"64KiB\" }\n");
     let variables = [
         (MAX_CLIENTS, "6"),

@@ -179,7 +179,7 @@ fn a_closed_pipe_is_no_error() {
 }
 
 #[test]
-fn a_word_in_place_of_an_id_is_answered_with_where_ids_are_shown() {
+fn a_word_in_place_of_an_id_is_refused_with_where_ids_are() {
     for (arguments, words) in [
         (
             &["clients", "--worker", "x"][..],

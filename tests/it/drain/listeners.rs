@@ -83,7 +83,7 @@ fn an_address_that_is_taken_during_a_drain_is_an_outage() {
 }
 
 #[test]
-fn a_refusing_listener_that_another_holder_shuts_down_is_bound_again() {
+fn a_refusing_listener_that_another_shuts_down_is_bound_again() {
     let daemon = start(super::BOTH);
     let Some(held) = listener_of(daemon.pid(), daemon.address()) else {
         return;
