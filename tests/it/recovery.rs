@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::faulty::{self, Execution, whoami};
+use crate::common::random::Random;
 use crate::common::{kernel, ping_of, pong_of, start};
 
 #[test]
@@ -371,13 +372,7 @@ fn under_random_kills_requests_are_answered_once_in_order() {
 /// Sends numbered pings of all sizes in pieces of all sizes, eight at a time, until it is over; how many, and how many
 /// of them have crashed.
 fn pipeline(mut client: Client, seed: u64, over: &AtomicBool) -> (u64, u64) {
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move |below: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut random = Random(seed);
     let (mut answered, mut crashed) = (0, 0);
     while !over.load(Ordering::Relaxed) {
         let size = |n: u64| match n % 20 {
@@ -386,7 +381,7 @@ fn pipeline(mut client: Client, seed: u64, over: &AtomicBool) -> (u64, u64) {
             _ => 30,
         };
         let sizes: Vec<u64> = (0..8)
-            .map(|_| next(1 << 40))
+            .map(|_| random.below(1 << 40))
             .map(|n| n % size(n) + 1)
             .collect();
         let bodies: Vec<String> = sizes
@@ -402,7 +397,7 @@ fn pipeline(mut client: Client, seed: u64, over: &AtomicBool) -> (u64, u64) {
         let bytes: Vec<u8> = bodies.iter().flat_map(|body| client.frame(body)).collect();
         let mut writer = client.writer();
         thread::scope(|threads| {
-            let pieces = next(60_000) as usize + 1;
+            let pieces = random.below(60_000) as usize + 1;
             let bytes = &bytes;
             threads.spawn(move || {
                 bytes
