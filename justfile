@@ -13,12 +13,7 @@ test NAME="":
 
 # Format, lints, scripts, man pages and English
 lint:
-    cargo fmt --check
-    cargo clippy --all-targets -- -D warnings
-    cargo clippy --all-targets --all-features -- -D warnings
-    shellcheck .ci/run .ci/english packaging/build-deb
-    mandoc -T lint -W warning man/*
-    .ci/english
+    .ci/run scripts English format clippy "clippy with all features" "man pages"
 
 # The random test of everything at once, in a release build
 chaos SECONDS="60":

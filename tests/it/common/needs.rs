@@ -33,6 +33,9 @@ const NEEDS: [&str; 23] = [
     "shells", // bash, zsh, fish
 ];
 
+/// What only tests/container/run, tests/fleet/run and tests/kubernetes/run need. `REQUIRE` may name it for all tests.
+const NEEDS_OF_OTHERS: [&str; 6] = ["runc", "ip", "cpus", "haproxy", "nginx", "kubectl"];
+
 /// Reports that the calling test is skipped, because the machine lacks what it needs. The test returns then.
 ///
 /// It is a failure instead if the variable `REQUIRE`, a list with commas, names the need; `all` names each of them.
@@ -67,8 +70,8 @@ fn report(what: &str, need: &str, reason: &str) {
     let required = env::var("REQUIRE").unwrap_or_default();
     for word in required.split(',').filter(|word| !word.is_empty()) {
         assert!(
-            word == "all" || NEEDS.contains(&word),
-            "REQUIRE names {word:?}, which is none of {NEEDS:?}"
+            word == "all" || NEEDS.contains(&word) || NEEDS_OF_OTHERS.contains(&word),
+            "REQUIRE names {word:?}, which is none of {NEEDS:?} and {NEEDS_OF_OTHERS:?}"
         );
         assert!(word != "all" && word != need, "needs {need}: {reason}");
     }
