@@ -14,13 +14,14 @@ LONG = 40
 SHORT = 8
 PACE = 0.05
 SHORT_PACE = 0.02
-# A request hangs if it has no end after this time, in seconds. In a drained host's queue it would wait until `undrain`.
+# A request hangs if it is not answered after this time, in seconds. In a drained host's queue it would wait until
+# `undrain`.
 HANGS = 30.0
 
 
 @dataclasses.dataclass
 class Figures:
-    """What the requests of a phase came to. Times are in milliseconds."""
+    """The outcome of the requests of a phase. Times are in milliseconds."""
 
     sent: int = 0
     answered: int = 0
@@ -35,9 +36,10 @@ class Figures:
     lost_of_short: int = 0
     # Connections of long clients that ended, with a request under way or not.
     closed: int = 0
-    connected: int = 0
     late: int = 0
     longest: float = 0.0
+    # The longest time of a short client until its reply.
+    longest_of_short: float = 0.0
 
     @property
     def lost(self):
@@ -88,9 +90,9 @@ class Load:
         # When each request that is under way has begun, by its client and number.
         self.open = {}
         self.is_over = False
-        # Set when long clients at rest send requests again; None if they are not at rest.
-        self.resting = None
-        self.at_rest = 0
+        # Set: the idle long clients continue. None while they send.
+        self.resumed = None
+        self.idle = 0
         self.tasks = []
 
     async def start(self):
@@ -121,16 +123,16 @@ class Load:
 
         await self._until(are_answered)
 
-    async def rest(self):
+    async def be_idle(self):
         """Has the long clients send nothing until `resume`."""
-        self.resting = asyncio.Event()
-        await self._until(lambda: self.at_rest == LONG)
+        self.resumed = asyncio.Event()
+        await self._until(lambda: self.idle == LONG)
 
     def resume(self):
-        if self.resting is not None:
-            self.resting.set()
-            self.resting = None
-            self.at_rest = 0
+        if self.resumed is not None:
+            self.resumed.set()
+            self.resumed = None
+            self.idle = 0
 
     async def settle(self):
         """Waits until each request that has begun is over."""
@@ -170,7 +172,6 @@ class Load:
         except OSError:
             figures.refused += 1
             raise
-        figures.connected += 1
         return streams
 
     async def _call(self, streams, client, number, figures):
@@ -194,6 +195,7 @@ class Load:
         took = (time.monotonic() - self.open.pop((client, number))) * 1000
         figures.longest = max(figures.longest, took)
         figures.late += took > 100
+        return took
 
     async def _stay(self, index):
         client = self.long[index]
@@ -202,10 +204,10 @@ class Load:
         while not self.is_over:
             number += 1
             streams = await self._request(client, f"long {index}", number, streams)
-            if streams is not None and self.resting is None:
+            if streams is not None and self.resumed is None:
                 await pause(PACE)
             elif streams is not None:
-                streams = await self._rest(client, streams)
+                streams = await self._be_idle(client, streams)
         await self._leave(streams)
 
     async def _request(self, client, name, number, streams):
@@ -226,11 +228,11 @@ class Load:
         self._end(name, number, figures)
         return streams
 
-    async def _rest(self, client, streams):
-        """Waits for the end of the rest, or of the connection."""
-        resumed = asyncio.create_task(self.resting.wait())
+    async def _be_idle(self, client, streams):
+        """Waits for `resume`, or for the end of the connection."""
+        resumed = asyncio.create_task(self.resumed.wait())
         byte = asyncio.create_task(streams[0].read(1))
-        self.at_rest += 1
+        self.idle += 1
         await asyncio.wait([resumed, byte], return_when=asyncio.FIRST_COMPLETED)
         resumed.cancel()
         if byte.done():
@@ -262,14 +264,18 @@ class Load:
             name = f"short {index}"
             self.open[name, number] = time.monotonic()
             streams = None
+            is_answered = False
             try:
                 streams = await self._connect(figures)
                 await self._call(streams, name, number, figures)
                 self.short[index] += 1
+                is_answered = True
             except (OSError, asyncio.IncompleteReadError):
                 figures.lost_of_short += streams is not None
             close(streams)
-            self._end(name, number, figures)
+            took = self._end(name, number, figures)
+            if is_answered:
+                figures.longest_of_short = max(figures.longest_of_short, took)
             await pause(SHORT_PACE)
 
 

@@ -19,7 +19,7 @@ RUN = "/run/fleet"
 STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
 BALANCER = "192.0.2.20"
 ADDRESSES = {"lb": BALANCER, "a": "192.0.2.31", "b": "192.0.2.32"}
-# No fact is waited for longer, in seconds.
+# The longest wait for a fact, in seconds.
 WITHIN = 60
 
 
@@ -93,7 +93,7 @@ class Host:
         self.config = write(f"{RUN}/{name}/fdpassd.toml", block("toml"))
 
     async def start(self, keeps=False):
-        """Starts the daemon; under a service manager that keeps its clients, if so wanted."""
+        """Starts the daemon; if `keeps`, under a service manager that keeps its clients."""
         self.keeps = keeps
         command = [f"{self.programs}/fdpassd", "-c", self.config]
         if keeps:
@@ -133,6 +133,12 @@ class Host:
 
     async def status(self):
         return json.loads(await self.ctl("status", "--json"))
+
+    async def clients(self):
+        """Returns the number of its clients, and of those that have been connected for a second or more."""
+        pages = (await self.ctl("clients", "--json")).splitlines()
+        clients = [client for page in pages for client in json.loads(page)["clients"]]
+        return len(clients), sum(client["age_seconds"] >= 1 for client in clients)
 
     def runs(self):
         return self.process is not None and self.process.returncode is None
@@ -191,9 +197,7 @@ class Balancer:
         return next(row for row in rows if (row["pxname"], row["svname"]) == (self.backend, name))
 
     async def uses(self, name):
-        """Returns whether a server gets new clients, as far as HAProxy knows."""
-        if not self.has_statistics:
-            return True
+        """Returns whether HAProxy sends new clients to a server."""
         try:
             server = await self.server(name)
         except OSError:

@@ -14,7 +14,7 @@ import socket
 import sys
 
 FIRST = 3
-# Above the numbers of all descriptors that the program gets, and below the usual limit.
+# Higher than any descriptor that the program gets, and lower than the usual limit.
 ABOVE = 512
 
 
