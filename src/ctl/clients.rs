@@ -25,7 +25,7 @@ pub(super) fn show(
     out: &mut impl Write,
 ) -> Result<(), Error> {
     let mut clients = request_all(&mut session.connect()?, arguments.worker)?;
-    clients.sort_by(|a, b| compare(arguments, a, b));
+    sort_by_arguments(&mut clients, arguments);
     let total = clients.len();
     clients.truncate(arguments.most.unwrap_or(total));
     let written = match session.json {
@@ -39,7 +39,7 @@ pub(super) fn show(
 #[derive(Debug)]
 pub(super) struct ClientRow {
     pub(super) status: ClientStatus,
-    raw: Box<RawValue>,
+    pub(super) raw: Box<RawValue>,
 }
 
 /// Returns all clients, in no order. A client that moves between two requests is on two pages; the later page counts.
@@ -79,25 +79,39 @@ pub(super) fn request_all(
     }
 }
 
-/// Orders two clients as the arguments want it.
+fn sort_by_arguments(clients: &mut [ClientRow], arguments: &ClientsArguments) {
+    clients.sort_by(|a, b| compare(arguments, a, b).then_with(|| compare_arrival(arguments, a, b)));
+}
+
+/// Orders two clients by the figure that the arguments name: the largest first, or last if they reverse the order.
 pub(super) fn compare(arguments: &ClientsArguments, a: &ClientRow, b: &ClientRow) -> Ordering {
-    let order = order(arguments.sort, &a.status, &b.status);
+    directed(arguments, order(arguments.sort, &a.status, &b.status))
+}
+
+/// Orders two clients of one daemon by their numbers, which is the order of their arrival.
+pub(super) fn compare_arrival(
+    arguments: &ClientsArguments,
+    a: &ClientRow,
+    b: &ClientRow,
+) -> Ordering {
+    directed(arguments, a.status.id.cmp(&b.status.id))
+}
+
+fn directed(arguments: &ClientsArguments, order: Ordering) -> Ordering {
     match arguments.reverse {
         true => order.reverse(),
         false => order,
     }
 }
 
-/// Orders by the largest figure, and then by number, which is the order of arrival.
 fn order(sort: Option<Sort>, a: &ClientStatus, b: &ClientStatus) -> Ordering {
-    let by = match sort {
+    match sort {
         None => Ordering::Equal,
         Some(Sort::Requests) => b.requests.cmp(&a.requests),
         Some(Sort::Age) => b.age_seconds.total_cmp(&a.age_seconds),
         Some(Sort::Idle) => b.idle_seconds.total_cmp(&a.idle_seconds),
         Some(Sort::Bytes) => b.bytes.cmp(&a.bytes),
-    };
-    by.then(a.id.cmp(&b.id))
+    }
 }
 
 /// Returns clients as one page.
@@ -123,23 +137,12 @@ fn write_table(
     clients: &[ClientRow],
     total: usize,
 ) -> io::Result<()> {
-    let gives_way = seen.out.then_some((2, seen.width));
-    let rows = clients.iter().map(|client| &client.status);
-    if rows.clone().any(|client| client.method.is_some()) {
-        let columns = Columns {
-            gives_way,
-            ..WITH_METHODS
-        };
-        let rows: Vec<_> = rows.map(row_with_method).collect();
-        table::write(to, seen.paint(), columns, &rows)?;
-    } else {
-        let columns = Columns {
-            gives_way,
-            ..WITHOUT_METHODS
-        };
-        let rows: Vec<_> = rows.map(row).collect();
-        table::write(to, seen.paint(), columns, &rows)?;
-    }
+    let columns = Columns {
+        gives_way: seen.out.then_some((2, seen.width)),
+        ..COLUMNS
+    };
+    let rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
+    table::write(to, seen.paint(), columns, &rows)?;
     write_total(to, clients.len(), total)
 }
 
@@ -155,7 +158,7 @@ pub(super) fn write_total(to: &mut impl Write, shown: usize, total: usize) -> io
     }
 }
 
-pub(super) fn row(client: &ClientStatus) -> [Cell; 9] {
+pub(super) fn row(client: &ClientStatus) -> [Cell; 10] {
     [
         client.id.to_string().into(),
         Cell::foreign(&client.peer, MAX_PEER_LEN),
@@ -173,41 +176,17 @@ pub(super) fn row(client: &ClientStatus) -> [Cell; 9] {
         short(client.requests).into(),
         short(client.moves.into()).into(),
         short(client.bytes).into(),
+        Cell::foreign(client.method.as_deref().unwrap_or_default(), MAX_METHOD_LEN),
     ]
 }
 
-pub(super) fn row_with_method(client: &ClientStatus) -> [Cell; 10] {
-    let [
-        id,
-        peer,
-        listener,
-        worker,
-        age,
-        idle,
-        requests,
-        moves,
-        bytes,
-    ] = row(client);
-    let method = Cell::foreign(client.method.as_deref().unwrap_or_default(), MAX_METHOD_LEN);
-    [
-        id, peer, listener, worker, age, idle, requests, moves, bytes, method,
-    ]
-}
-
-pub(super) const WITHOUT_METHODS: Columns<'static, 9> = Columns {
-    header: [
-        "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
-    ],
-    words: &[1, 2],
-    gives_way: None,
-};
-
-pub(super) const WITH_METHODS: Columns<'static, 10> = Columns {
+const COLUMNS: Columns<10> = Columns {
     header: [
         "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES", "METHOD",
     ],
     words: &[1, 2, 9],
     gives_way: None,
+    optional: Some(9),
 };
 
 /// The longest name of a method that is shown in full.
@@ -240,18 +219,19 @@ mod tests {
         }
     }
 
+    fn client_row(status: &ClientStatus) -> ClientRow {
+        ClientRow {
+            status: status.clone(),
+            raw: to_raw_value(status).expect("JSON"),
+        }
+    }
+
     fn table(clients: &[ClientStatus], total: usize) -> String {
         table_seen(clients, total, Seen::default())
     }
 
     fn table_seen(clients: &[ClientStatus], total: usize, seen: Seen) -> String {
-        let clients: Vec<_> = clients
-            .iter()
-            .map(|status| ClientRow {
-                status: status.clone(),
-                raw: serde_json::value::to_raw_value(status).expect("JSON"),
-            })
-            .collect();
+        let clients: Vec<_> = clients.iter().map(client_row).collect();
         let mut out = Vec::new();
         write_table(&mut out, seen, &clients, total).expect("a Vec takes everything");
         String::from_utf8(out).expect("UTF-8")
@@ -328,14 +308,21 @@ mod tests {
     #[test]
     fn the_largest_come_first_and_equals_in_order_of_arrival() {
         let clients = [
-            client(1, 5, 2.0, ""),
-            client(2, 9, 1.0, ""),
             client(3, 5, f64::MAX, ""),
+            client(2, 9, 1.0, ""),
+            client(1, 5, 2.0, ""),
         ];
         let sorted = |sort| {
-            let mut clients = clients.clone();
-            clients.sort_by(|a, b| order(sort, a, b));
-            clients.map(|client| client.id.0)
+            let arguments = ClientsArguments {
+                worker: None,
+                sort,
+                reverse: false,
+                most: None,
+            };
+            let mut clients: Vec<ClientRow> = clients.iter().map(client_row).collect();
+            sort_by_arguments(&mut clients, &arguments);
+            let ids = clients.iter().map(|client| client.status.id.0);
+            ids.collect::<Vec<u64>>()
         };
         assert_eq!(sorted(None), [1, 2, 3]);
         assert_eq!(sorted(Some(Sort::Requests)), [2, 1, 3]);

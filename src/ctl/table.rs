@@ -55,20 +55,29 @@ pub(super) struct Columns<'a, const N: usize> {
     pub(super) words: &'a [usize],
     /// A column that is shortened if the table is wider than this, in characters.
     pub(super) gives_way: Option<(usize, usize)>,
+    /// A column that is left out if no row has a value in it.
+    pub(super) optional: Option<usize>,
 }
 
 impl<const N: usize> Columns<'_, N> {
-    fn widths(&self, rows: &[[Cell; N]]) -> [usize; N] {
+    fn is_left_out(&self, column: usize, rows: &[[Cell; N]]) -> bool {
+        self.optional == Some(column) && rows.iter().all(|row| row[column].text.is_empty())
+    }
+
+    /// Returns the width of each column, and `None` for one that is left out.
+    fn widths(&self, rows: &[[Cell; N]]) -> [Option<usize>; N] {
         let mut widths = self.header.map(|name| name.chars().count());
         for row in rows {
             widths = array::from_fn(|column| widths[column].max(row[column].width()));
         }
-        if let Some((column, most)) = self.gives_way {
-            let all = widths.iter().sum::<usize>() + N - 1;
-            let least = self.header[column].len();
-            widths[column] = widths[column]
-                .saturating_sub(all.saturating_sub(most))
-                .max(least);
+        let mut widths: [Option<usize>; N] =
+            array::from_fn(|column| (!self.is_left_out(column, rows)).then_some(widths[column]));
+        let all: usize = widths.iter().flatten().map(|width| width + 1).sum();
+        if let Some((column, most)) = self.gives_way
+            && let Some(width) = &mut widths[column]
+        {
+            let excess = all.saturating_sub(most + 1);
+            *width = width.saturating_sub(excess).max(self.header[column].len());
         }
         widths
     }
@@ -86,6 +95,7 @@ pub(super) fn write<const N: usize>(
     iter::once(&header).chain(rows).try_for_each(|row| {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let Some(width) = width else { continue };
             let text = shortened(&cell.text, width);
             let padding = " ".repeat(width - text.chars().count());
             let text = paint.on(cell.style, text);
@@ -126,6 +136,7 @@ mod tests {
             header: ["N", "WORD", "LAST"],
             words: &[1],
             gives_way,
+            optional: None,
         };
         write(&mut out, paint, columns, rows).expect("a Vec takes everything");
         String::from_utf8(out).expect("UTF-8")

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::value::RawValue;
 
 use super::Fleet;
-use super::report::{HostReport, conclude, state_of, write_lines};
+use super::report::{conclude, state_of, write_json, write_lines};
 use crate::ctl::args::ChangeVerb;
 use crate::ctl::change;
 use crate::ctl::error::{Error, ExitStatus};
@@ -15,7 +15,7 @@ use crate::ctl::style::{BAD, GOOD, NOTED};
 use crate::ctl::table::{self, Cell, Columns};
 use crate::proto::text::Escaped;
 
-/// The output of a change, or its error; none for a host on which it was not begun.
+/// The output of a change, or its error; `None` for a host on which the change was not begun.
 type ChangeOutcome = Option<Result<String, Error>>;
 
 /// Makes a change on each host, and prints the state of each.
@@ -33,46 +33,27 @@ pub(super) fn perform(
         change::perform(change, session, &mut text, &mut progress)?;
         Ok(String::from_utf8_lossy(&text).trim_end().to_owned())
     };
-    let outcomes: Vec<ChangeOutcome> = match one_at_a_time {
-        true => {
-            let mut has_failed = false;
-            let hosts = fleet.names().enumerate().map(|(number, host)| {
-                (!has_failed).then(|| {
-                    let outcome = fleet.on(number, |session| on_host(host, session));
-                    has_failed = outcome.is_err();
-                    outcome
-                })
-            });
-            hosts.collect()
+    let mut outcomes: Vec<ChangeOutcome> = Vec::new();
+    if one_at_a_time {
+        let mut has_failed = false;
+        for (number, host) in fleet.names().enumerate() {
+            let act = || fleet.on(number, |session| on_host(host, session));
+            let outcome = (!has_failed).then(act);
+            has_failed |= matches!(outcome, Some(Err(_)));
+            outcomes.push(outcome);
         }
-        false => fleet.on_all(on_host).into_iter().map(Some).collect(),
-    };
+    } else {
+        outcomes.extend(fleet.on_all(on_host).into_iter().map(Some));
+    }
+    let hosts = fleet.names().zip(outcomes.iter().map(Option::as_ref));
     let written = match fleet.session.json {
-        true => write_json(out, fleet, &outcomes),
+        true => write_json(out, hosts, |_, text| {
+            Ok(RawValue::from_string(text.clone())?)
+        }),
         false => write_table(out, fleet, &outcomes),
     };
     written.map_err(Error::Output)?;
     conclude(outcomes.iter().map(Option::as_ref))
-}
-
-fn write_json(
-    out: &mut impl Write,
-    fleet: &Fleet<'_>,
-    outcomes: &[ChangeOutcome],
-) -> io::Result<()> {
-    let mut hosts = fleet.names().zip(outcomes);
-    hosts.try_for_each(|(host, outcome)| {
-        let result = match outcome {
-            Some(Ok(text)) => Some(RawValue::from_string(text.clone())?),
-            _ => None,
-        };
-        let outcome = outcome.as_ref().map(|outcome| match (outcome, &result) {
-            (Err(error), _) => Err(error),
-            (Ok(_), Some(result)) => Ok(&**result),
-            (Ok(_), None) => Ok(RawValue::NULL),
-        });
-        HostReport::new(host, outcome).write(out)
-    })
 }
 
 fn write_table(
@@ -120,9 +101,10 @@ const COLUMNS: Columns<3> = Columns {
     header: ["HOST", "STATE", "RESULT"],
     words: &[0, 1, 2],
     gives_way: None,
+    optional: None,
 };
 
-/// Writes whole lines to a stream of all hosts, each behind the name of its host.
+/// Writes complete lines to a stream that all hosts share, each after its host's name.
 #[derive(Debug)]
 struct HostLines<'a, W> {
     host: String,

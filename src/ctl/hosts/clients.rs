@@ -1,17 +1,18 @@
 //! The clients of several hosts in one table, sorted together.
 
 use std::io::{self, Write};
-use std::{array, iter};
 
 use super::Fleet;
-use super::report::{HostReport, conclude, write_error};
+use super::report::{conclude, write_error, write_json};
 use crate::ctl::args::ClientsArguments;
-use crate::ctl::clients::{
-    self, ClientRow, WITH_METHODS, WITHOUT_METHODS, row, row_with_method, write_total,
-};
+use crate::ctl::clients::{self, ClientRow, row, write_total};
 use crate::ctl::error::Error;
 use crate::ctl::table::{self, Cell, Columns};
+use crate::proto::control::ClientStatus;
 use crate::proto::text::Escaped;
+
+/// The clients of a host, or the error.
+type HostClients = Result<Vec<ClientRow>, Error>;
 
 /// Prints the clients of all hosts.
 pub(super) fn show(
@@ -21,19 +22,16 @@ pub(super) fn show(
 ) -> Result<(), Error> {
     let outcomes =
         fleet.on_all(|_, session| clients::request_all(&mut session.connect()?, arguments.worker));
-    let mut found: Vec<(usize, &ClientRow)> = Vec::new();
-    for (number, outcome) in outcomes.iter().enumerate() {
-        found.extend(outcome.iter().flatten().map(|client| (number, client)));
-    }
-    // Equal ones stay in the order of the hosts.
-    found.sort_by(|(_, a), (_, b)| clients::compare(arguments, a, b));
-    if arguments.sort.is_none() {
-        found.sort_by_key(|(number, _)| *number);
-    }
+    let mut found = sorted(arguments, &outcomes);
     let total = found.len();
     found.truncate(arguments.most.unwrap_or(total));
+    let hosts = fleet.names().zip(outcomes.iter().map(Some));
+    let page = |number, _: &Vec<ClientRow>| {
+        let own = found.iter().filter(|(of, _)| *of == number);
+        clients::to_json(own.map(|(_, client)| *client))
+    };
     let written = match fleet.session.json {
-        true => write_json(out, fleet, &outcomes, &found),
+        true => write_json(out, hosts, page),
         false => write_table(out, fleet, &found)
             .and_then(|()| write_total(out, found.len(), total))
             .and_then(|()| write_errors(out, fleet, &outcomes)),
@@ -42,10 +40,28 @@ pub(super) fn show(
     conclude(outcomes.iter().map(Some))
 }
 
+/// Returns all clients, each with the number of its host. Equal ones are in the order of the hosts, and those of one host
+/// in the order of their arrival.
+fn sorted<'a>(
+    arguments: &ClientsArguments,
+    outcomes: &'a [HostClients],
+) -> Vec<(usize, &'a ClientRow)> {
+    let mut found: Vec<(usize, &ClientRow)> = Vec::new();
+    for (number, outcome) in outcomes.iter().enumerate() {
+        found.extend(outcome.iter().flatten().map(|client| (number, client)));
+    }
+    found.sort_by(|(host_of_a, a), (host_of_b, b)| {
+        clients::compare(arguments, a, b)
+            .then(host_of_a.cmp(host_of_b))
+            .then_with(|| clients::compare_arrival(arguments, a, b))
+    });
+    found
+}
+
 fn write_errors(
     out: &mut impl Write,
     fleet: &Fleet<'_>,
-    outcomes: &[Result<Vec<ClientRow>, Error>],
+    outcomes: &[HostClients],
 ) -> io::Result<()> {
     let mut hosts = fleet.names().zip(outcomes);
     hosts.try_for_each(|(host, outcome)| match outcome {
@@ -54,70 +70,89 @@ fn write_errors(
     })
 }
 
-fn write_json(
-    out: &mut impl Write,
-    fleet: &Fleet<'_>,
-    outcomes: &[Result<Vec<ClientRow>, Error>],
-    found: &[(usize, &ClientRow)],
-) -> io::Result<()> {
-    let mut hosts = fleet.names().zip(outcomes).enumerate();
-    hosts.try_for_each(|(number, (host, outcome))| {
-        let own = found.iter().filter(|(of, _)| *of == number);
-        let page = clients::to_json(own.map(|(_, client)| *client))?;
-        let outcome = outcome.as_ref().map(|_| &*page);
-        HostReport::new(host, Some(outcome)).write(out)
-    })
-}
-
 fn write_table(
     out: &mut impl Write,
     fleet: &Fleet<'_>,
     found: &[(usize, &ClientRow)],
 ) -> io::Result<()> {
-    let host = |number: &usize| Cell::from(Escaped(&fleet.hosts[*number].name).to_string());
-    let seen = fleet.session.seen;
-    if found
-        .iter()
-        .any(|(_, client)| client.status.method.is_some())
-    {
-        let with_host = |(number, client): &(usize, &ClientRow)| -> [Cell; 11] {
-            behind(host(number), row_with_method(&client.status))
-        };
-        let rows: Vec<_> = found.iter().map(with_host).collect();
-        table::write(
-            out,
-            seen.paint(),
-            columns(WITH_METHODS, &[0, 2, 3, 10]),
-            &rows,
-        )
-    } else {
-        let with_host = |(number, client): &(usize, &ClientRow)| -> [Cell; 10] {
-            behind(host(number), row(&client.status))
-        };
-        let rows: Vec<_> = found.iter().map(with_host).collect();
-        table::write(
-            out,
-            seen.paint(),
-            columns(WITHOUT_METHODS, &[0, 2, 3]),
-            &rows,
-        )
-    }
+    let with_host = |(number, client): &(usize, &ClientRow)| {
+        row_of_host(&fleet.hosts[*number].name, &client.status)
+    };
+    let rows: Vec<_> = found.iter().map(with_host).collect();
+    table::write(out, fleet.session.seen.paint(), COLUMNS, &rows)
 }
 
-/// Returns the columns of one host's table behind a column of hosts.
-fn columns<'a, const N: usize, const M: usize>(
-    of_host: Columns<'a, N>,
-    words: &'a [usize],
-) -> Columns<'a, M> {
-    Columns {
-        header: behind("HOST", of_host.header),
-        words,
-        gives_way: None,
-    }
+fn row_of_host(host: &str, client: &ClientStatus) -> [Cell; 11] {
+    let host = Cell::from(Escaped(host).to_string());
+    let [
+        id,
+        peer,
+        listener,
+        worker,
+        age,
+        idle,
+        requests,
+        moves,
+        bytes,
+        method,
+    ] = row(client);
+    [
+        host, id, peer, listener, worker, age, idle, requests, moves, bytes, method,
+    ]
 }
 
-/// Puts an element before others; `M` is one more than `N`.
-fn behind<T: Default, const N: usize, const M: usize>(first: T, rest: [T; N]) -> [T; M] {
-    let mut all = iter::once(first).chain(rest);
-    array::from_fn(|_| all.next().unwrap_or_default())
+const COLUMNS: Columns<11> = Columns {
+    header: [
+        "HOST", "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES",
+        "METHOD",
+    ],
+    words: &[0, 2, 3, 10],
+    gives_way: None,
+    optional: Some(10),
+};
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+    use crate::ctl::args::Sort;
+
+    fn host(clients: &[(u64, u64)]) -> HostClients {
+        let client = |(id, requests): &(u64, u64)| {
+            let text = format!(
+                r#"{{"id":{id},"peer":"","listener":null,"worker":null,"age_seconds":0,"idle_seconds":0,"requests":{requests},"moves":0,"bytes":0}}"#
+            );
+            ClientRow {
+                status: serde_json::from_str(&text).expect("a client"),
+                raw: RawValue::from_string(text).expect("JSON"),
+            }
+        };
+        Ok(clients.iter().map(client).collect())
+    }
+
+    #[test]
+    fn equal_clients_are_in_the_order_of_the_hosts() {
+        let outcomes = [host(&[(9, 5), (8, 5), (7, 6)]), host(&[(1, 5), (2, 7)])];
+        let order = |sort, reverse| -> Vec<(usize, u64)> {
+            let arguments = ClientsArguments {
+                worker: None,
+                sort,
+                reverse,
+                most: None,
+            };
+            let found = sorted(&arguments, &outcomes);
+            let number = |(host, client): &(usize, &ClientRow)| (*host, client.status.id.0);
+            found.iter().map(number).collect()
+        };
+        assert_eq!(
+            order(Some(Sort::Requests), false),
+            [(1, 2), (0, 7), (0, 8), (0, 9), (1, 1)]
+        );
+        assert_eq!(
+            order(Some(Sort::Requests), true),
+            [(0, 9), (0, 8), (1, 1), (0, 7), (1, 2)]
+        );
+        assert_eq!(order(None, false), [(0, 7), (0, 8), (0, 9), (1, 1), (1, 2)]);
+    }
 }

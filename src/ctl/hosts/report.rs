@@ -13,7 +13,7 @@ use crate::proto::text::Escaped;
 pub(super) struct HostReport<'a> {
     host: &'a str,
     state: &'static str,
-    /// The exit code of the verb on this host; none if it was not begun.
+    /// The exit code of the verb on this host; `None` if it was not begun.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<u8>,
     /// The result as the daemon has sent it.
@@ -27,10 +27,7 @@ pub(super) struct HostReport<'a> {
 }
 
 impl<'a> HostReport<'a> {
-    pub(super) fn new(
-        host: &'a str,
-        outcome: Option<Result<&'a RawValue, &Error>>,
-    ) -> HostReport<'a> {
+    fn new(host: &'a str, outcome: Option<Result<&'a RawValue, &Error>>) -> HostReport<'a> {
         let error = outcome.and_then(Result::err);
         let lines: Vec<&str> = error.into_iter().flat_map(Error::lines).collect();
         HostReport {
@@ -46,11 +43,29 @@ impl<'a> HostReport<'a> {
             display: (!lines.is_empty()).then(|| lines.join("\n")),
         }
     }
+}
 
-    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let line = serde_json::to_string(self)?;
-        writeln!(out, "{line}")
+/// Writes a line of JSON for each host. `json` returns the result of the host of a number, from 0. An outcome is `None`
+/// for a host on which the verb was not begun.
+pub(super) fn write_json<'a, T: 'a>(
+    out: &mut impl Write,
+    hosts: impl Iterator<Item = (&'a str, Option<&'a Result<T, Error>>)>,
+    json: impl Fn(usize, &T) -> io::Result<Box<RawValue>>,
+) -> io::Result<()> {
+    for (number, (host, outcome)) in hosts.enumerate() {
+        let outcome = match outcome.map(Result::as_ref) {
+            Some(Ok(value)) => Some(Ok(json(number, value)?)),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        let outcome = outcome.as_ref().map(|outcome| match outcome {
+            Ok(result) => Ok(&**result),
+            Err(error) => Err(*error),
+        });
+        let line = serde_json::to_string(&HostReport::new(host, outcome))?;
+        writeln!(out, "{line}")?;
     }
+    Ok(())
 }
 
 /// Returns the state of a host on which a verb has failed.
@@ -64,13 +79,13 @@ pub(super) fn state_of(error: &Error) -> &'static str {
     }
 }
 
-/// Writes `web1: SENTENCE`, and the lines of an excerpt, each behind the name of the host.
+/// Writes `web1: SENTENCE`, and the lines of an excerpt, each after the name of the host.
 pub(super) fn write_error(out: &mut impl Write, host: &str, error: &Error) -> io::Result<()> {
     writeln!(out, "{}: {}", Escaped(host), Escaped(error))?;
     write_lines(out, host, error)
 }
 
-/// Writes the lines of the excerpt of an error, each behind the name of the host.
+/// Writes the lines of the excerpt of an error, each after the name of the host.
 pub(super) fn write_lines(out: &mut impl Write, host: &str, error: &Error) -> io::Result<()> {
     let mut lines = error.lines();
     lines.try_for_each(|line| writeln!(out, "{}: {}", Escaped(host), Escaped(line)))

@@ -6,7 +6,7 @@ use std::ops::Add;
 use serde_json::value::RawValue;
 
 use super::Fleet;
-use super::report::{HostReport, conclude, state_of, write_error};
+use super::report::{conclude, state_of, write_error, write_json};
 use crate::ctl::error::Error;
 use crate::ctl::figures::{in_letters, rate, short};
 use crate::ctl::session::parse;
@@ -28,24 +28,13 @@ pub(super) fn show(fleet: &Fleet<'_>, out: &mut impl Write) -> Result<(), Error>
         };
         Ok((result, status))
     });
+    let hosts = fleet.names().zip(outcomes.iter().map(Some));
     let written = match fleet.session.json {
-        true => write_json(out, fleet, &outcomes),
+        true => write_json(out, hosts, |_, (result, _)| Ok(result.clone())),
         false => write_table(out, fleet, &outcomes),
     };
     written.map_err(Error::Output)?;
     conclude(outcomes.iter().map(Some))
-}
-
-fn write_json(
-    out: &mut impl Write,
-    fleet: &Fleet<'_>,
-    outcomes: &[Result<HostStatus, Error>],
-) -> io::Result<()> {
-    let mut hosts = fleet.names().zip(outcomes);
-    hosts.try_for_each(|(host, outcome)| {
-        let result = outcome.as_ref().map(|(result, _)| &**result);
-        HostReport::new(host, Some(result)).write(out)
-    })
 }
 
 fn write_table(
@@ -137,6 +126,7 @@ const COLUMNS: Columns<10> = Columns {
     ],
     words: &[0, 1, 2],
     gives_way: None,
+    optional: None,
 };
 
 /// The longest version that is shown in full.

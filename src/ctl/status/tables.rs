@@ -84,18 +84,21 @@ pub(super) const WORKERS: Columns<13> = Columns {
     ],
     words: &[3],
     gives_way: None,
+    optional: None,
 };
 
 pub(super) const APPS: Columns<7> = Columns {
     header: ["WORKER", "PID", "APP", "VERSION", "AWAY", "MOST", "RSS"],
     words: &[2, 3],
     gives_way: None,
+    optional: None,
 };
 
 pub(super) const RUNTIMES: Columns<4> = Columns {
     header: ["WORKER", "THREAD", "AWAY", "MOST"],
     words: &[],
     gives_way: None,
+    optional: None,
 };
 
 /// The longest name or version of an app that is shown in full.
@@ -115,6 +118,7 @@ pub(super) const LEAVING: Columns<9> = Columns {
     ],
     words: &[4, 7, 8],
     gives_way: None,
+    optional: None,
 };
 
 const MIB: f64 = (1 << 20) as f64;
