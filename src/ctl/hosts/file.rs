@@ -13,6 +13,12 @@ use crate::ctl::error::Error;
 use crate::sys::{fd, process};
 use crate::toml_text::{self, SourceText};
 
+/// The longest file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The most hosts of one command: each has a process and a thread.
+pub(super) const MAX_HOSTS: usize = 256;
+
 /// The contents of the file, or the defaults if there is none.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -40,7 +46,7 @@ impl HostsFile {
     /// # Errors
     /// The first mistake in it; that it cannot be read, or that other users can write to it.
     pub(super) fn load(var: impl Fn(&str) -> Option<OsString>) -> Result<HostsFile, Error> {
-        let Some(path) = place(var) else {
+        let Some(path) = path(var) else {
             return Ok(HostsFile::default());
         };
         let fail = |why: &dyn std::fmt::Display| {
@@ -63,51 +69,37 @@ impl HostsFile {
 
     fn parse(source: &SourceText) -> Result<HostsFile, String> {
         let file: HostsFile = toml_text::parse(source)?;
-        match file.mistake() {
-            None => Ok(file),
-            Some((steps, message)) => {
-                let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-                Err(toml_text::mistake_at(source, &steps, &message))
-            }
-        }
+        file.check(|steps, why| toml_text::mistake_at(source, steps, &why))?;
+        Ok(file)
     }
 
-    /// Returns the first wrong value, with its place.
-    fn mistake(&self) -> Option<(Vec<String>, String)> {
-        let place = |steps: &[&str]| steps.iter().map(|step| (*step).to_owned()).collect();
+    /// Finds the first wrong value. `shown` makes the error of its keys and the reason.
+    fn check(&self, shown: impl Fn(&[&str], String) -> String) -> Result<(), String> {
         if self.ssh.first().is_some_and(String::is_empty) {
-            return Some((place(&["ssh", "0"]), "the program has no name".to_owned()));
+            return Err(shown(&["ssh", "0"], "the program has no name".to_owned()));
         }
-        let socket_mistake =
-            |steps: &[&str], path: &Path| Some((place(steps), check_socket(path).err()?));
-        let common = self.socket.as_ref();
-        if let Some(found) = common.and_then(|path| socket_mistake(&["socket"], path)) {
-            return Some(found);
+        if let Some(socket) = &self.socket {
+            check_socket(socket).map_err(|why| shown(&["socket"], why))?;
         }
         for (group, members) in &self.groups {
-            if let Err(why) = check_name(group) {
-                return Some((place(&["groups", group]), why));
-            }
+            check_name(group).map_err(|why| shown(&["groups", group], why))?;
             for (index, member) in members.iter().enumerate() {
-                let why = match self.groups.contains_key(member) {
-                    true => Some(format!("{member:?} is a group; a group contains hosts")),
-                    false => check_name(member).err(),
-                };
-                if let Some(why) = why {
-                    return Some((place(&["groups", group, &index.to_string()]), why));
+                match self.groups.contains_key(member) {
+                    true => Err(format!("{member:?} is a group; a group contains hosts")),
+                    false => check_name(member),
                 }
+                .map_err(|why| shown(&["groups", group, &index.to_string()], why))?;
             }
         }
-        self.hosts.iter().find_map(|(name, host)| {
-            if self.groups.contains_key(name) {
-                let why = format!("{name:?} is also a group");
-                return Some((place(&["hosts", name]), why));
+        for (name, host) in &self.hosts {
+            match self.groups.contains_key(name) {
+                true => Err(format!("{name:?} is also a group")),
+                false => check_name(name),
             }
-            let of_name = check_name(name).err();
-            of_name
-                .map(|why| (place(&["hosts", name]), why))
-                .or_else(|| socket_mistake(&["hosts", name, "socket"], &host.socket))
-        })
+            .map_err(|why| shown(&["hosts", name], why))?;
+            check_socket(&host.socket).map_err(|why| shown(&["hosts", name, "socket"], why))?;
+        }
+        Ok(())
     }
 
     /// Returns the hosts of a list of groups and hosts, each once, in the order of the list.
@@ -150,8 +142,8 @@ impl HostsFile {
     }
 }
 
-/// Returns the path of the file by the XDG Base Directory Specification, in which a relative path does not count.
-fn place(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+/// Returns the path of the file by the XDG Base Directory Specification, which ignores relative paths.
+fn path(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |key| {
         var(key)
             .map(PathBuf::from)
@@ -162,14 +154,14 @@ fn place(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     Some(directory.join("fdpassctl/hosts.toml"))
 }
 
-/// Reads the file, which names a program: like ssh's own configuration, it must not be another user's.
+/// Reads the file. It names a program, so only root and the user may own it, and no other user may write to it.
 fn read(path: &Path) -> io::Result<String> {
     let file = fd::open_at_once(path)?;
     let found = file.metadata()?;
     if !found.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    if ![0, process::user()].contains(&found.uid()) || found.mode() & 0o022 != 0 {
+    if !is_trusted(found.uid(), found.mode()) {
         return Err(io::Error::other(
             "another user owns it or can write to it, and it names a program",
         ));
@@ -184,10 +176,15 @@ fn read(path: &Path) -> io::Result<String> {
     }
 }
 
+fn is_trusted(owner: u32, mode: u32) -> bool {
+    [0, process::user()].contains(&owner) && mode & 0o022 == 0
+}
+
 /// Checks a destination for ssh(1): a name, `user@name` or `ssh://user@name:port`.
 ///
-/// No part may begin with `-`, which programs take for an option, and no character may mean something to a shell: the
-/// user's `ProxyCommand` may contain the name (ssh_config(5), TOKENS).
+/// No part may begin with `-`, which programs take for an option. The user's `ProxyCommand`, which a shell runs, may
+/// contain the name (ssh_config(5), TOKENS): of the characters that a shell interprets only `[` and `]` are accepted, which
+/// an IPv6 address with a port needs.
 fn check_name(name: &str) -> Result<(), String> {
     let destination = name.strip_prefix("ssh://").unwrap_or(name);
     let (user, host) = match destination.rsplit_once('@') {
@@ -195,7 +192,7 @@ fn check_name(name: &str) -> Result<(), String> {
         None => (None, destination),
     };
     let is_meant =
-        |c: char| c.is_whitespace() || c.is_control() || "'\"`$\\;&<>|(){}*?!,#".contains(c);
+        |c: char| c.is_whitespace() || c.is_control() || "'\"`$\\;&<>|(){}*?!,#~".contains(c);
     if host.is_empty() || user == Some("") {
         return Err(format!("{name:?} is not the name of a host"));
     }
@@ -220,15 +217,12 @@ pub(super) fn check_socket(path: &Path) -> Result<(), String> {
     let is_wrong = |c: char| c.is_control() || c == '$';
     match path.to_str() {
         Some(text) if path.is_absolute() && !text.contains(is_wrong) => Ok(()),
-        _ => Err("the path of a socket on another host is absolute and without \"$\"".to_owned()),
+        _ => Err(
+            "the path of a socket on another host must be absolute UTF-8 without \"$\" or control characters"
+                .to_owned(),
+        ),
     }
 }
-
-/// The longest file, in bytes.
-const MAX_FILE: u64 = 1 << 20;
-
-/// The most hosts of one command: each has a process and a thread.
-pub(super) const MAX_HOSTS: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -297,6 +291,7 @@ mod tests {
             "$(x)",
             "a;x",
             "a`x`",
+            "~a",
         ] {
             check_name(name).expect_err(name);
         }
@@ -326,7 +321,7 @@ mod tests {
             ("[hosts.\"a.b\"]\nsocket = \"x\"", "absolute", "2:1"),
             ("socket = \"/run/$x\"", "without \"$\"", "1:1"),
             ("ssh = [\"\"]", "the program has no name", "1:8"),
-            ("ssh = ssh", "", "1:7"),
+            ("ssh = ssh", "string values must be quoted", "1:7"),
             ("groups = []", "expected a table", "1:10"),
             ("hosts.a = \"/x\"", "expected a table", "1:11"),
         ] {
@@ -342,12 +337,12 @@ mod tests {
 
     #[test]
     fn the_file_is_in_the_configuration_directory_of_the_user() {
-        let place_with = |vars: &[(&str, &str)]| {
+        let path_with = |vars: &[(&str, &str)]| {
             let var = |key: &str| {
                 let found = vars.iter().find(|(name, _)| *name == key);
                 found.map(|(_, value)| OsString::from(value))
             };
-            place(var).map(|path| path.display().to_string())
+            path(var).map(|path| path.display().to_string())
         };
         for (vars, expected) in [
             (
@@ -361,7 +356,7 @@ mod tests {
             (&[("HOME", "/h")], Some("/h/.config/fdpassctl/hosts.toml")),
             (&[("HOME", "")], None),
         ] {
-            assert_eq!(place_with(vars).as_deref(), expected);
+            assert_eq!(path_with(vars).as_deref(), expected);
         }
     }
 
@@ -379,6 +374,39 @@ mod tests {
         symlink("nothing", of_file.join("hosts.toml")).expect("it is ours");
         let error = load(directory.path()).expect_err("it is a link to nothing");
         assert!(error.to_string().contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_list_has_at_most_256_hosts() {
+        let members: Vec<String> = (0..257).map(|number| format!("\"h{number}\"")).collect();
+        let file = format!("groups.all = [{}]", members.join(", "));
+        let file = parse(&file).expect("the file may have more");
+        let most: Vec<String> = (0..256).map(|number| format!("h{number}")).collect();
+        assert_eq!(file.expand(&most).expect("these are few enough"), most);
+        let error = expanded(&file, &["all"]).expect_err("one too many");
+        assert!(
+            error.contains("at most 256 hosts, these are 257"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_has_at_most_a_mebibyte() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("hosts.toml");
+        let most = "#".repeat(1 << 20);
+        fs::write(&path, &most).expect("it is ours");
+        assert_eq!(read(&path).expect("it is short enough"), most);
+        fs::write(&path, most + "#").expect("it is ours");
+        let error = read(&path).expect_err("one byte too many");
+        assert_eq!(error.to_string(), "it has more than 1048576 bytes");
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_not_used() {
+        assert!(is_trusted(process::user(), 0o100_644));
+        assert!(is_trusted(0, 0o100_644));
+        assert!(!is_trusted(process::user() + 1, 0o100_644));
     }
 
     #[test]
