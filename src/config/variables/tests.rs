@@ -323,8 +323,8 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
             "invalid type: string ",
             Some("an array is written in brackets: [\"127.0.0.1:1\", \"127.0.0.1:2\"]"),
         ),
-        ("LISTEN", "['127.0.0.1:1'", "", None),
-        ("LISTEN", "['127.0.0.1:1', 'x']", "", None),
+        ("LISTEN", "['127.0.0.1:1'", "LISTENA", None),
+        ("LISTEN", "['127.0.0.1:1', 'x']", "LISTENB", None),
         (
             "WORKERS",
             "4",
