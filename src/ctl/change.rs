@@ -144,7 +144,7 @@ fn describe_drain(has_waited: bool, result: &DrainResult) -> String {
     };
     let waiting = result.waiting_at.iter().map(|address| {
         let address = Escaped(address);
-        format!("\nat {address} new clients wait: systemd has bound the socket")
+        format!("\nnew clients wait at {address}, because systemd has bound the socket")
     });
     format!("{new}; {connected}{}", waiting.collect::<String>())
 }

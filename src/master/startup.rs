@@ -24,7 +24,7 @@ use crate::master::handover::origin::MasterOrigin;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::control_listener::ControlListener;
-use crate::master::listeners::drain::DrainState;
+use crate::master::listeners::drain::state::DrainState;
 use crate::master::listeners::outage::Served;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;

@@ -171,8 +171,8 @@ fn every_change_has_its_request_and_its_result_in_words() {
             r#""drain","params":{"wait":false,"notice":90.0,"mode":"queue"}"#,
             drained(1, Some(89.1), &["unix:/a", "[::1]:80\x07"]),
             "new clients are served for another 1m30s, then refused; 1 client is still connected\n\
-             at unix:/a new clients wait: systemd has bound the socket\n\
-             at [::1]:80\\x07 new clients wait: systemd has bound the socket",
+             new clients wait at unix:/a, because systemd has bound the socket\n\
+             new clients wait at [::1]:80\\x07, because systemd has bound the socket",
         ),
         (
             "undrain",
@@ -330,7 +330,7 @@ fn a_change_that_fails_has_its_exit_code() {
             (
                 self::reply(change[0], &1),
                 ExitStatus::NoReply,
-                "the answer is no valid reply: ",
+                "the answer is not a valid reply: ",
             ),
         ] {
             let ran = Daemon::that_replies([daemons_version(), reply]).asked(change);

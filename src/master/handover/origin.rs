@@ -8,7 +8,7 @@ use crate::config::{Config, Loaded};
 use crate::master::handover::carried_over::CarriedOver;
 use crate::master::handover::inherited::Inherited;
 use crate::master::handover::state_file::SavedState;
-use crate::master::listeners::drain::DrainState;
+use crate::master::listeners::drain::state::DrainState;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::record::ListenerRecord;
 use crate::master::{ActivatedSockets, Error};

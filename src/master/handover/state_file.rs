@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{GivenKeys, Identities, Keys, MAX_SAVED_LEN};
 use crate::master::clients::figures::ClientFigures;
-use crate::master::listeners::drain::{DrainState, SavedDrain};
+use crate::master::listeners::drain::state::{DrainState, SavedDrain};
 use crate::master::listeners::record::ListenerRecord;
 use crate::master::telemetry::counters::{Counts, Tally};
 use crate::master::workers::SeatTotals;

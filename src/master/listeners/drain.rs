@@ -9,20 +9,21 @@
 //! During the notice new clients are served as well, and `/readyz` is 503, so that a load balancer sends no more of
 //! them. Then the daemon refuses them, or leaves them in the queues of the listeners ([`DrainMode`]).
 //!
-//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot: the next master neither
-//! listens nor takes a listener that refuses clients for one that another process has ended. Each listener follows the
-//! state in each iteration of the loop ([`Listeners::follow_drain`]); its own part is
+//! The state is [`Listeners::drain`]. It is in the state file and in the upgrade snapshot, so the next master does not
+//! listen, and does not mistake a refusing listener for one that another process has shut down. Each listener follows
+//! the state in each iteration of the loop ([`Listeners::follow_drain`]); its own part is
 //! [`Admission`](crate::master::listeners::listener::refusal::Admission).
+
+pub(crate) mod state;
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 
 use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
+use crate::master::listeners::drain::state::DrainState;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::listener::refusal::Admission;
 use crate::master::listeners::outage::Served;
@@ -35,71 +36,8 @@ use crate::sys::clock;
 use crate::sys::listening::{self, AcceptResult, AcceptTry, Accepted};
 use crate::sys::poll::Poller;
 
-/// A drain that is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DrainState {
-    pub(crate) mode: DrainMode,
-    /// The end of the notice; `None` if it is over.
-    notice_until: Option<Instant>,
-}
-
-/// A drain in the state file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SavedDrain {
-    mode: DrainMode,
-    /// The end of the notice, in nanoseconds of CLOCK_MONOTONIC; `None` if it is over.
-    #[serde(default)]
-    notice_until: Option<u64>,
-}
-
-impl DrainState {
-    /// Returns a drain without a notice.
-    pub(crate) fn without_notice(mode: DrainMode) -> DrainState {
-        DrainState {
-            mode,
-            notice_until: None,
-        }
-    }
-
-    /// Returns whether the notice is over.
-    fn is_in_force(self) -> bool {
-        self.notice_until.is_none()
-    }
-
-    /// Returns whether listeners refuse clients now.
-    pub(crate) fn refuses(self) -> bool {
-        self.is_in_force() && self.mode == DrainMode::Refuse
-    }
-
-    /// Returns the rest of the notice; `None` if it is over.
-    pub(crate) fn notice_left(self, now: Instant) -> Option<Duration> {
-        let until = self.notice_until?;
-        Some(until.saturating_duration_since(now))
-    }
-
-    /// Returns the drain for the next master. The clock of a master is not that of the next one.
-    pub(crate) fn saved(self, now: Instant) -> SavedDrain {
-        let left = self.notice_left(now);
-        SavedDrain {
-            mode: self.mode,
-            notice_until: left.map(|left| clock::after(clock::monotonic(), left)),
-        }
-    }
-}
-
-impl SavedDrain {
-    /// Restores the drain. If the notice is over, the first iteration of the loop reports that.
-    pub(crate) fn restored(self, now: Instant) -> DrainState {
-        let left = |until: u64| Duration::from_nanos(until.saturating_sub(clock::monotonic()));
-        DrainState {
-            mode: self.mode,
-            notice_until: self.notice_until.map(|until| now + left(until)),
-        }
-    }
-}
-
 impl Listeners {
-    /// Returns whether the daemon is drained, and not only has announced it.
+    /// Returns whether the drain is in force, so its notice is over.
     pub(crate) fn is_drained(&self) -> bool {
         self.drain.is_some_and(DrainState::is_in_force)
     }
@@ -129,7 +67,7 @@ impl Listeners {
         let until = |notice: Duration| Some(now + notice).filter(|until| *until > now);
         let notice_until = match (self.drain, notice) {
             (Some(drain), Some(notice)) if drain.is_in_force() && !notice.is_zero() => {
-                let why = "the daemon is drained already, so that a notice is too late; \"undrain\" accepts clients again";
+                let why = "the daemon is already drained, so it is too late for a notice; \"undrain\" accepts clients again";
                 return Err(Refusal::new(RefusalCode::Refused, why));
             }
             (Some(drain), None) => drain.notice_until,
@@ -177,7 +115,7 @@ impl Listeners {
         if !waiting.is_empty() {
             let _ = write!(
                 sentence,
-                "; at {} new clients wait: systemd has bound the socket",
+                "; new clients wait at {}, because systemd has bound the socket",
                 waiting.join(", ")
             );
         }
@@ -203,9 +141,9 @@ impl Listeners {
             .min()
     }
 
-    /// Ends the notice if it is over, and has each listener that the daemon has bound refuse clients, or listen again.
-    /// Clients that waited at a listener when it began to refuse are accepted, no more in an iteration than one message
-    /// of leases holds; they are leased in this iteration, or packed for the next master.
+    /// Ends the notice if it is over. Each listener that the daemon has bound begins to refuse clients, or listens again.
+    /// The clients in its queue are accepted first: in an iteration as many as one message of leases holds. They are
+    /// leased in the same iteration, or packed for the next master.
     pub(crate) fn follow_drain(
         &mut self,
         lifecycle: Lifecycle,
@@ -291,11 +229,14 @@ impl Listeners {
             if self.gate.is_out_of_resources() {
                 return false;
             }
-            if left == 0 || clients.is_full() {
+            if clients.is_full() {
                 return true;
             }
             if *most == 0 {
                 return false;
+            }
+            if left == 0 {
+                return true;
             }
             match listening::accept(&self.all[index], AcceptTry::Later) {
                 Ok(AcceptResult::Client(accepted)) => {
@@ -310,9 +251,9 @@ impl Listeners {
         true
     }
 
-    /// Has a listener refuse clients. Those that have come since its queue was found empty are accepted, at most `most`.
-    /// Others that wait there are closed: `max-clients` is reached, or more have come than its queue holds. If the system
-    /// is out of descriptors, nothing is refused yet: clients that could not be closed would wait until `undrain`.
+    /// Has a listener refuse clients, after those that have come since its queue was empty: they are accepted, or closed
+    /// if `max-clients` is reached or its queue has overflowed. After `most` clients, or out of descriptors, the rest
+    /// follows in another iteration; clients that could not be closed would wait until `undrain`.
     fn refuse(
         &mut self,
         index: usize,
@@ -322,6 +263,9 @@ impl Listeners {
     ) {
         let mut closed = 0_u32;
         for _ in 0..self.all[index].most_waiting() {
+            if *most == 0 && !clients.is_full() {
+                return self.report_closed(index, closed, clients, telemetry);
+            }
             let accepted = match listening::accept(&self.all[index], AcceptTry::Later) {
                 Ok(AcceptResult::Client(accepted)) => accepted,
                 Ok(AcceptResult::Empty | AcceptResult::Ended) => break,
@@ -330,7 +274,7 @@ impl Listeners {
                     return self.pause_exhausted(&e, clients, telemetry, now);
                 }
             };
-            if *most == 0 || clients.is_full() {
+            if clients.is_full() {
                 closed += 1;
                 continue;
             }
@@ -430,7 +374,7 @@ mod tests {
         let entries = [Listen::new("127.0.0.1:0".parse().expect("an address"))];
         let wanted = activated
             .wanted(&entries)
-            .expect("it is no socket of systemd");
+            .expect("it is not a socket of systemd");
         let mut listener =
             Listener::open(1, &wanted[0], &activated, None, false).expect("a free port");
         let Address::Tcp(address) = listener.address else {
@@ -465,6 +409,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_beyond_those_of_an_iteration_is_accepted_in_the_next() {
+        let (mut listeners, address) = emptying();
+        let mut clients = Clients::new(&Config::default(), 9, Layout::new(4, 4096));
+        let mut telemetry = Telemetry::new();
+        let _all = [(); 3].map(|()| TcpStream::connect(address).expect("it listens"));
+        for (count, is_refusing) in [(2, false), (3, true)] {
+            let context = (&mut clients, &mut telemetry);
+            listeners.refuse(0, &mut 2, context, Instant::now());
+            assert_eq!(listeners.all[0].is_refusing(), is_refusing);
+            assert_eq!(clients.count(), count);
+        }
+        listeners.all[0].admission = Admission::Emptying(0);
+        let context = (&mut clients, &mut telemetry);
+        let is_empty = listeners.empty_queue(0, &mut 0, context, Instant::now());
+        assert!(!is_empty, "no more can be accepted in this iteration");
+    }
+
+    #[test]
     fn no_client_is_accepted_after_the_kernel_has_killed_a_worker() {
         let (mut listeners, address) = emptying();
         let mut clients = Clients::new(&Config::default(), 1, Layout::new(4, 4096));
@@ -479,33 +441,5 @@ mod tests {
             let is_empty = listeners.empty_queue(0, &mut 2, context, now);
             assert_eq!((is_empty, clients.count()), (count == 1, count));
         }
-    }
-
-    #[test]
-    fn a_notice_continues_in_the_next_master() {
-        let now = Instant::now();
-        let notice = Duration::from_secs(100);
-        let drain = DrainState {
-            mode: DrainMode::Queue,
-            notice_until: Some(now + notice),
-        };
-        let text = serde_json::to_string(&drain.saved(now)).expect("JSON");
-        let saved: SavedDrain = serde_json::from_str(&text).expect("it was written");
-        let later = now + Duration::from_secs(7);
-        let left = saved
-            .restored(later)
-            .notice_left(later)
-            .expect("it is not over");
-        assert!(left <= notice && left > notice / 2, "{left:?}");
-        let over = SavedDrain {
-            notice_until: Some(1),
-            ..saved
-        };
-        let over = over.restored(later);
-        assert_eq!(over.notice_left(later), Some(Duration::ZERO));
-        let in_force = DrainState::without_notice(DrainMode::Refuse);
-        assert_eq!(in_force.saved(now).restored(later), in_force);
-        let read: SavedDrain = serde_json::from_str(r#"{"mode":"refuse"}"#).expect("a drain");
-        assert!(read.restored(now).refuses());
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::master::ActivatedSockets;
 use crate::master::lifecycle::Lifecycle;
-use crate::master::listeners::drain::DrainState;
+use crate::master::listeners::drain::state::DrainState;
 use crate::master::listeners::gate::Gate;
 use crate::master::listeners::listener::Listener;
 

@@ -119,11 +119,11 @@ fn sockets_of_systemd_are_left_unaccepted() {
         done(&daemon, &["drain"]),
         format!(
             "new clients are refused; 0 clients are still connected\n\
-             at {address} new clients wait: systemd has bound the socket\n"
+             new clients wait at {address}, because systemd has bound the socket\n"
         )
     );
     daemon.wait_for_log(&format!(
-        "new clients are refused; 0 clients connected; at {address} new clients wait: systemd has bound the socket"
+        "new clients are refused; 0 clients connected; new clients wait at {address}, because systemd has bound the socket"
     ));
     assert_refused(&daemon.addresses()[..1]);
     let mut waiting = Client::connect(&address);
