@@ -2,7 +2,7 @@
 //!
 //! A **master** process accepts every client and keeps a copy of its socket until the client leaves. The master
 //! *leases* each client to one of its **worker** processes by sending it the socket (`SCM_RIGHTS`). A worker that dies
-//! loses its leases; its clients keep their connections. Requests and replies are JSON, each behind its length; see
+//! loses its leases; its clients keep their connections. Requests and replies are JSON, each preceded by its length; see
 //! [`proto::rpc`]; fdpassd-rpc(7) is the specification.
 //!
 //! # Your own daemon
@@ -63,9 +63,9 @@
 //!   setsid(1) starts survives.
 //! * **Descriptors.** A method that closes a descriptor it does not own (a double close) ends its worker as soon as the
 //!   worker detects it. The clients are recovered.
-//! * **Logging.** Records of the `log` crate go to the daemon's log; their key-values become fields, which text shows
-//!   behind the message. Each record of a worker has the field `worker`, and one of a method also `client` and
-//!   `method`.
+//! * **Logging.** Records of the `log` crate go to the daemon's log; their key-values become fields, which are appended
+//!   to the message in text format. Each record of a worker has the field `worker`, and one of a method also `client`
+//!   and `method`.
 //! * **Threads.** A state may have threads, and they may write to their own descriptors. Call [`Daemon::run`] in the
 //!   first thread of the process, which runs `main`. Otherwise a Unix client may be closed and counted as `lost` if its
 //!   worker is killed while it writes to the client: only the first thread's I/O account (`/proc/PID/task/TID/io`)
@@ -76,7 +76,7 @@
 //! The program runs itself in several roles, so `main` runs once in each of these processes, up to [`Daemon::run`]:
 //!
 //! ```text
-//! process              started                                              runs of the daemon's code, besides main
+//! process              started                                              code of your daemon that runs there, besides main
 //! master               by you or the service manager                        config: the type's Deserialize
 //!   -t, -T             by an operator; also -V and --help                   config: the type's Deserialize
 //!   after an upgrade   by the master, in the same process                   nothing
@@ -84,13 +84,15 @@
 //! zygote               with workers.start = "fork": one per configuration   preload
 //! exporter             by the master, if metrics.listen is set              nothing
 //! upgrade's check      by the master, before an upgrade: check-handover     config: the type's Deserialize
-//! configuration check  by the master, for a reload: read-configuration      config: the type's Deserialize
+//! configuration check  by the master, for a reload, `fdpassctl config       config: the type's Deserialize
+//!                      check` and the end before a restart:
+//!                      read-configuration
 //! ```
 //!
 //! With `workers.start = "fork"` the zygote runs `main` and preload; its workers are forks of it that run neither again.
 //!
-//! So `main` should only build the daemon and run it. All of these processes execute anything else that `main` does,
-//! and a thread that it starts makes the master's forks unsafe. Everything that workers need belongs in
+//! So `main` should only build the daemon and run it. Anything else in `main` runs in every one of these processes. A
+//! thread that `main` starts makes the master's forks unsafe. Everything that workers need belongs in
 //! [`Daemon::state`]. The daemon interprets the arguments; your settings belong in its configuration
 //! ([`Daemon::config`]) or in environment variables.
 //!
@@ -112,7 +114,8 @@
 //! protocol       proto                                       plain data, no I/O
 //! ```
 //!
-//! A module imports only from rows below its own; `testing` also imports `daemon`. `ARCHITECTURE.md` describes the
+//! A module imports only from rows below its own; `testing` also imports `daemon`, and `config` the module `toml_text`
+//! of its own row. `ARCHITECTURE.md` describes the
 //! rest: the shared memory, the channel, the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]

@@ -3,7 +3,7 @@
 //! ```text
 //! prepare   read, check, open the log, bind new listeners          a mistake: rejected, nothing was touched
 //! roll      new workers, a few at a time next to the old, which    not ready: rolled back, the old ones
-//!           drain as soon as theirs is ready                       come back in the same way
+//!           retire as soon as theirs is ready                      come back in the same way
 //! commit    listeners, limits, log, generation                     applied
 //! ```
 //!
