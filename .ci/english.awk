@@ -1,6 +1,7 @@
 # Reads `AREA FILE` lines, and prints `AREA PATTERN FILE:LINE: TEXT` for each place of a pattern; see .ci/english. Rust is
 # divided: string literals are the area `messages`, doc comments `rustdoc`, other comments `comments`, names of functions
-# `names`; unit tests belong to `tests`, of which only comments and names count.
+# `names`; unit tests belong to `tests`, of which only comments and names count. Of other programs comments count, and
+# docstrings of Python.
 
 function report(area, pattern, text, count) {
     gsub(/^[ \t]+/, "", text)
@@ -21,6 +22,14 @@ function prose(area, text,    words, found) {
     report(area, "say", text, gsub(/ (tell|tells|told|telling|say|says|said|saying|speak|speaks|spoke|spoken|speaking|hear|hears|heard|hearing) /, "&", words))
     report(area, "idiom", text, gsub(/ (anew|beside|meanwhile|want  of|of  before|so  many|(go|goes|going|went|gone)  on) /, "&", words))
     report(area, "is-to", text, gsub(/ (is|are|was|were)  (not  |never  )?to  [a-z]+ /, "&", words))
+    if (area == "names") return
+    # Fine are: there is no, is no longer; and to wait or be left behind something, or to be behind a balancer.
+    gsub(/ there  (is|are|was|were) /, " ", words)
+    gsub(/ no  (longer|more|less|other|better|further|such) /, " ", words)
+    report(area, "is-no", text, gsub(/ (is|are|was|were)  no /, "&", words))
+    gsub(/ (wait|waits|leave|leaves|left|leaving)  ([a-z]+  )*behind /, " ", words)
+    gsub(/ behind  (an?  |the  )?(arc|balancer|haproxy|load) /, " ", words)
+    report(area, "behind", text, gsub(/ behind /, "&", words))
 }
 
 # A doc comment begins with its verb.
@@ -82,6 +91,27 @@ function rust(line,    i, c, rest, text, name, was_doc) {
     if (closing != "") literal(text)
 }
 
+# Looks at a line of Python: comments, and docstrings, which begin a line. `in_string` is "docstring" or "other" within three
+# quotes.
+function python(area, line,    at) {
+    if (in_string == "" && line ~ /^[ \t]*"""/) {
+        in_string = "docstring"
+        sub(/"""/, "", line)
+    }
+    at = index(line, "\"\"\"")
+    if (in_string == "docstring") prose(area, at ? substr(line, 1, at - 1) : line)
+    else if (in_string == "" && match(line, /(^|[ \t])# /)) prose(area, substr(line, RSTART))
+    if (gsub(/"""/, "&", line) % 2) in_string = in_string == "" ? "other" : ""
+}
+
+# Looks at a line of JavaScript, TypeScript or Go.
+function slashes(area, line) {
+    if (in_comment || line ~ /^[ \t]*\/\*/) {
+        in_comment = line !~ /\*\//
+        prose(area, line)
+    } else if (match(line, /(^|[ \t])\/\/ /)) prose(area, substr(line, RSTART))
+}
+
 function literal(text) {
     gsub(/\{[^{}]*\}/, "X", text)
     if (!is_tests) prose("messages", text)
@@ -92,11 +122,17 @@ function literal(text) {
     file = substr($0, length(kind) + 2)
     number = 0
     closing = ""
-    in_doc = may_be_tests = 0
+    in_doc = may_be_tests = in_comment = 0
+    in_string = ""
     is_tests = kind == "tests"
+    is_python = file ~ /\.py$/
+    has_slashes = file ~ /\.(c?js|mjs|ts|go)$/
     while ((getline line <file) > 0) {
         number++
-        if (kind == "rust" || kind == "tests") rust(line)
+        if (number == 1 && line ~ /^#!.*python3/) is_python = 1
+        if (is_python) python(kind, line)
+        else if (has_slashes) slashes(kind, line)
+        else if (kind == "rust" || kind == "tests") rust(line)
         else if (kind == "scripts") { if (match(line, /(^|[ \t])# /)) prose(kind, substr(line, RSTART)) }
         else prose(kind, line)
     }

@@ -97,7 +97,7 @@ impl Store {
         }
     }
 
-    /// A crash at any point leaves either the old contents or the new ones.
+    /// Replaces the file. A crash at any point leaves either the old contents or the new ones.
     fn write(&self, counter: &Counter) -> io::Result<()> {
         let new = self.directory.join("counter.json.new");
         let mut file = File::create(&new)?;

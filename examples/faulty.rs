@@ -173,7 +173,7 @@ fn with_ends(daemon: Daemon<State>) -> Daemon<State> {
         )
         // Ends the process as a bug in C would.
         .method(Method::new("segv", |_, (): (), _| -> Result<(), Fault> {
-            // std's handler catches the first: it is no stack overflow, so the handler lets the next one through.
+            // std's handler catches the first: it is not a stack overflow, so the handler lets the next one through.
             loop {
                 let _ = kill(Pid::this(), Signal::SIGSEGV);
             }
@@ -391,8 +391,8 @@ fn with_connections(daemon: Daemon<State>) -> Daemon<State> {
         ))
 }
 
-/// The file of `FAULTY_HEALTH` has the reason why a worker is unhealthy, in all seats or, as in `1:the reason`, in one;
-/// or a frame for [`replace_last_socket`]; with `unplug` the worker closes its channel and hangs.
+/// Reads the file of `FAULTY_HEALTH`. It has the reason why a worker is unhealthy, in all seats or, as in
+/// `1:the reason`, in one; or a frame for [`replace_last_socket`]; with `unplug` the worker closes its channel and hangs.
 fn health(path: &Path, state: &State) -> Result<(), String> {
     static EXAMINED: AtomicBool = AtomicBool::new(false);
     let reason = fs::read_to_string(path).unwrap_or_default();

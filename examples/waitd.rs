@@ -122,7 +122,7 @@ async fn start_after(settings: &Settings) {
     }
 }
 
-/// `$WAITD_CONCURRENCY`, or 64.
+/// Returns `$WAITD_CONCURRENCY`, or 64.
 fn concurrency() -> u32 {
     let set = env::var("WAITD_CONCURRENCY").ok();
     set.and_then(|most| most.parse().ok()).unwrap_or(64)
@@ -135,7 +135,7 @@ async fn wait(state: State, milliseconds: u64, call: AsyncCall) -> Result<u32, F
     Ok(call.attempt)
 }
 
-/// A side effect that can be counted: one line before the wait, and one after it.
+/// Has a side effect that can be counted: writes one line before the wait, and one after it.
 async fn record(
     state: State,
     (words, milliseconds): (String, u64),
@@ -194,7 +194,7 @@ async fn compute(_: State, milliseconds: u64, _: AsyncCall) -> Result<(), Fault>
     Ok(())
 }
 
-/// A side effect every millisecond. It never returns.
+/// Has a side effect every millisecond, and never returns.
 async fn record_often(state: State, words: String, _: AsyncCall) -> Result<(), Fault> {
     append(&state, &format!("begun {words}"))?;
     loop {

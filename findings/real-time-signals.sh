@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the crate nix returns for a child that a real-time signal has killed (signal(7): 34 to 64 on Linux).
+# The result of the crate nix for a child that a real-time signal has killed (signal(7): 34 to 64 on Linux).
 #
 # waitid(2) and waitpid(2) report such a child as any other: si_status, or the status, has the number of the signal. nix
 # converts the number into its enum `Signal`, which has no real-time signals, after the system call. Observed with

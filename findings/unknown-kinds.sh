@@ -14,7 +14,7 @@ python3 -m pip install --quiet --disable-pip-version-check --root-user-action ig
 export PYTHONPATH=$directory
 changed=0
 
-# check STATUS NAME API-VERSION KIND: a manifest with a key that is no key of any kind.
+# check STATUS NAME API-VERSION KIND: a manifest with a key that is not a key of any kind.
 check() {
     local wanted=$1 name=$2 status=0
     printf 'apiVersion: %s\nkind: %s\nmetadata: {name: x}\nnonsense: 1\n' "$3" "$4" >"$directory/x.yaml"

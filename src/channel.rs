@@ -27,7 +27,7 @@ pub struct Channel<Tx, Rx> {
 pub enum Incoming<Rx> {
     /// A message, with as many descriptors as its kind needs.
     Message(Rx, Vec<OwnedFd>),
-    /// Bytes that are no message, or a message with a part missing. Descriptors that came with it are closed.
+    /// Bytes that do not form a message, or a message with a part missing. Descriptors that came with it are closed.
     Garbage(Malformed),
     /// No message now.
     Nothing,

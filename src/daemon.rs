@@ -313,7 +313,7 @@ impl<S: 'static, C: 'static, P: Send + Sync + 'static> Daemon<S, C, P> {
         self.run_program(false)
     }
 
-    /// `is_shipped` is whether the program is fdpassd itself, which runs no other code.
+    /// Runs the program in one of its roles. fdpassd itself (`is_shipped`) runs no other code.
     fn run_program(self, is_shipped: bool) -> ExitCode {
         let name = self.name.clone();
         match self.into_parts() {

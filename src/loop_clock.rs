@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::clock;
 
-/// Lateness below this, in ns, is no gap: it is usual on a busy machine.
+/// Lateness below this, in ns, is not a gap: it is usual on a busy machine.
 const USUAL_LATENESS: u64 = 50_000_000;
 
 /// The shortest wait whose interruption is a gap, in ns.

@@ -343,7 +343,7 @@ fn result_of(verb: Verb, reply: Result<RpcReply, Error>) -> Result<Box<RawValue>
         Err(Error::Refused { code, message, .. }) if code == RefusalCode::Forbidden.as_str() => {
             Err(Error::Forbidden(message))
         }
-        // The control socket refuses what is no verb by another code.
+        // The control socket refuses what is not a verb by another code.
         Err(Error::Refused { code, .. }) if code == Code::UnknownMethod.as_str() => Err(
             Error::NoReply("this is the socket of a listener, not a control socket".to_owned()),
         ),
@@ -359,7 +359,7 @@ struct RpcRequest<'a, P> {
     params: Option<&'a P>,
 }
 
-/// A socket's own timeout is EAGAIN (socket(7)).
+/// Makes a timeout of EAGAIN, by which a socket reports its own (socket(7)).
 fn timed_out(error: io::Error) -> io::Error {
     if error.kind() == ErrorKind::WouldBlock {
         ErrorKind::TimedOut.into()

@@ -1,4 +1,4 @@
-"""What the test programs in Python share: tests that lack something, and the lines of the outcome.
+"""Common parts of the test programs in Python: tests that lack something, and the lines of the outcome.
 
 A test that lacks something raises `Skip`. It is skipped, unless the variable REQUIRE, a list with commas, names the need
 or is `all`: then it has failed.

@@ -152,7 +152,7 @@ impl Server {
     /// Builds the server if needed. The error has the reason why it is not available here.
     pub(crate) fn prepare(self, places: &Places) -> Result<Recipe> {
         let python = places.venv.join("bin/python3");
-        let python = python.to_str().context("a path that is no text")?;
+        let python = python.to_str().context("a path that is not text")?;
         let file = |name: &str| sources().join(name).to_string_lossy().into_owned();
         Ok(match self {
             Server::Native => Recipe::new(&places.fdpassd, ["-c", "fdpassd.toml"]),
@@ -177,7 +177,7 @@ impl Server {
             }
             Server::Go => {
                 let program = build_go("app")?;
-                places.app(&[program.to_str().context("a path that is no text")?])
+                places.app(&[program.to_str().context("a path that is not text")?])
             }
             Server::Goroutines => Recipe::new(build_go("server")?, ["PORT"]),
             Server::Uvicorn | Server::UvicornFast => {

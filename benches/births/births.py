@@ -1,4 +1,4 @@
-"""What the births of workers cost: `births.py cost` and `births.py held`. See ../README.md."""
+"""The cost of births of workers: `births.py cost` and `births.py held`. See ../README.md."""
 
 import argparse
 import os

@@ -25,7 +25,7 @@ use crate::scenario::Scenario;
 const COUNTED: u64 = 10_000;
 const COUNTS: u32 = 4;
 
-/// A median ratio up to this is no loss, even if 1 is outside of the quartiles.
+/// A median ratio up to this is not a loss, even if 1 is outside of the quartiles.
 const TOLERANCE: f64 = 1.02;
 
 /// The builds and what to compare.
@@ -60,7 +60,7 @@ pub(crate) struct Options {
     cpu: Option<usize>,
 }
 
-/// Compares and prints. A loss is no error: the reader judges it.
+/// Compares and prints. A loss is not an error: the reader judges it.
 pub(crate) fn command(options: &Options) -> Result<()> {
     let recipe = |file: &PathBuf| {
         let fdpassd = file.canonicalize().context(file.display())?;

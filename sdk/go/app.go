@@ -293,7 +293,7 @@ func (a *App) append(object any) bool {
 	return true
 }
 
-// Writes what there is to write, unless another goroutine does. The caller holds the lock, and loses it.
+// Writes all unwritten bytes, unless another goroutine does. The caller holds the lock, and loses it.
 func (a *App) flush() {
 	if a.isWriting {
 		a.mu.Unlock()

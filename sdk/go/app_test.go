@@ -477,7 +477,7 @@ func TestMetrics(t *testing.T) {
 	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":2}`)
 	w.result("count", "4")
 	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":4,"seconds":[0.25]}`)
-	// What changes outside of calls is sent soon.
+	// Changes outside of calls are sent soon.
 	w.result("count_later", "3")
 	equal(t, string(w.next("metrics", metrics).Metrics), `{"orders":3}`)
 	w = serving(t, "all", options{env: []string{"FDPASSD_MAX_FRAME=20000"}})
@@ -643,7 +643,7 @@ func TestRunByHand(t *testing.T) {
 	equal(t, status, 64)
 }
 
-// What the runtime does with signals, descriptors and pipes.
+// The runtime's handling of signals, descriptors and pipes.
 
 func TestSignalsDoNotEndTheApp(t *testing.T) {
 	w := serving(t, "all", options{})
@@ -651,7 +651,7 @@ func TestSignalsDoNotEndTheApp(t *testing.T) {
 		must(t, w.cmd.Process.Signal(signal))
 	}
 	equal(t, w.result("sleep", "50"), "50")
-	// What the app starts gets the usual signals.
+	// Programs that the app starts get the usual signals.
 	status, err := os.ReadFile("/proc/" + w.spawn() + "/status")
 	must(t, err)
 	ignored, err := strconv.ParseUint(regexp.MustCompile(`SigIgn:\s*(\w+)`).FindStringSubmatch(string(status))[1], 16, 64)
@@ -680,7 +680,7 @@ func TestProgramThatTheAppStartsDoesNotGetTheDescriptor(t *testing.T) {
 		t.Fatal("descriptor 3 is open")
 	}
 	equal(t, w.result("environment", ""), "false")
-	// So the end of the app is the end of the connection, although the program goes on.
+	// So the end of the app is the end of the connection, although the program continues.
 	must(t, w.cmd.Process.Kill())
 	w.wait("end", func() bool { return w.isEnd })
 }

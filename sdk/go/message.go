@@ -11,7 +11,7 @@ import (
 // A frame of the worker. Slices are parts of the frame.
 type message struct {
 	kind    messageKind
-	number  uint64 // what the kind says
+	number  uint64 // its meaning depends on the kind
 	client  uint64
 	attempt uint64
 	timeout uint64 // in ms

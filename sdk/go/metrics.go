@@ -14,7 +14,7 @@ const (
 	maxCount = 1 << 53
 	// A frame must not exceed the limit of the worker.
 	maxObservations = 256
-	// What changes while no answer is written is sent after this time.
+	// Changes are sent after this time if no answer is written.
 	metricsDelay = 100 * time.Millisecond
 )
 
@@ -26,7 +26,7 @@ type metric struct {
 	Buckets []float64 `json:"buckets,omitempty"`
 
 	app *App
-	// What was added since the last frame.
+	// The additions since the last frame.
 	sum    float64
 	values []float64
 }
@@ -136,7 +136,7 @@ func (a *App) takeMetrics() {
 	}
 }
 
-// What was added to a metric: to a histogram if there are values.
+// An addition to a metric: to a histogram if there are values.
 type addition struct {
 	name   string
 	sum    float64

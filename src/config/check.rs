@@ -136,7 +136,8 @@ fn is_among(source: &Source, listeners: &[Listen]) -> bool {
     !is_any && listeners.iter().any(|listen| listen.source == *source)
 }
 
-/// From 2^24 bytes on, the big-endian prefix 00 00 00 01 is a valid little-endian one, too.
+/// Checks that byte orders can be distinguished: from 2^24 bytes on, the big-endian prefix 00 00 00 01 is a valid
+/// little-endian one, too.
 fn check_orders(listeners: &[Listen], limits: &Limits) -> Result<(), Conflict> {
     let automatic = listeners
         .iter()
@@ -206,7 +207,7 @@ fn check_metrics(
     }
 }
 
-/// Without a command, no other key may have an effect.
+/// Checks that no other key of the app is given without a command.
 fn check_app(app: &AppConfig) -> Result<(), Conflict> {
     if !app.command.is_empty() {
         return Ok(());
@@ -237,7 +238,7 @@ fn check_app(app: &AppConfig) -> Result<(), Conflict> {
     }
 }
 
-/// The zygote of the apps is a child of that of the workers.
+/// Checks that a preload of apps has a zygote of workers, of which the zygote of the apps is a child.
 fn check_preload(config: &Config) -> Result<(), Conflict> {
     if !config.app.preload || config.workers.start == StartMode::Fork {
         return Ok(());

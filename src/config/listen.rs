@@ -93,7 +93,7 @@ impl Notation for Source {
     }
 }
 
-/// The owner and the permissions of a Unix socket: a process that may write to it may connect.
+/// The owner and the permissions of a Unix socket. Processes with write permission can connect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Access {
     /// The permissions; 0660 by default.

@@ -142,7 +142,7 @@ fn typed(source: &ConfigText, own: Option<&str>) -> Result<Config, toml::de::Err
     let mut document = DeTable::parse(&source.text)?;
     let table = own.and_then(|name| document.get_mut().remove(name));
     if let Some(table) = table.filter(|table| table.get_ref().as_table().is_none()) {
-        // It causes the error of a value that is no table, with its place.
+        // It causes the error of a value that is not a table, with its place.
         IgnoredTable::deserialize(ValueDeserializer::from(table))?;
     }
     Config::deserialize(Deserializer::from(document))

@@ -193,8 +193,8 @@ impl Config {
         Config::parse_with(text, origin, names, known)
     }
 
-    /// As [`Config::parse_kept`], but looks up the users and groups that have access. The context of the app is still
-    /// as before: a name that is missing now would keep it from starting.
+    /// Does the same as [`Config::parse_kept`], and looks up the users and groups that have access. The context of the
+    /// app is still as before: a name that is missing now would keep it from starting.
     ///
     /// # Errors
     /// Those of [`Config::parse_kept`].

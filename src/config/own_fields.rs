@@ -14,7 +14,7 @@ use serde::forward_to_deserialize_any;
 pub(super) type FieldNames = &'static [&'static str];
 
 /// Returns the keys of the table at this path in a `T`, such as those of `[counterd.store]` for `["store"]`. Empty if
-/// that is no struct, or serde does not pass its keys, as with `#[serde(flatten)]`.
+/// that is not a struct, or serde does not pass its keys, as with `#[serde(flatten)]`.
 pub(super) fn fields_at<T: DeserializeOwned>(steps: &[&str]) -> FieldNames {
     let found = Cell::default();
     let probe = FieldProbe {
@@ -86,7 +86,7 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
     }
 }
 
-/// The key or the index of the next step, and the value behind it, which is always an error.
+/// The key or the index of the next step, and its value, which is always an error.
 #[derive(Debug)]
 struct NextStep<'p>(FieldProbe<'p>);
 

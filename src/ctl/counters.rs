@@ -30,7 +30,7 @@ pub(super) struct ChangeCounters<'a> {
 }
 
 impl<'a> ChangeCounters<'a> {
-    /// `page` has the numbers before the change.
+    /// Begins to count for a change. `page` has the numbers before it.
     pub(super) fn new(change: &'a ChangeVerb, page: &EventsPage) -> ChangeCounters<'a> {
         let before = match change {
             ChangeVerb::Recycle {

@@ -127,7 +127,7 @@ fn run(
     match done.and_then(|()| out.flush().map_err(Error::Output)) {
         Ok(()) => ExitStatus::Done,
         Err(error) => {
-            // `fdpassctl status | head -1` is no error.
+            // `fdpassctl status | head -1` is not an error.
             if !matches!(&error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
                 let _ = writeln!(
                     err,

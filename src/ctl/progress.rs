@@ -1,7 +1,7 @@
 //! Progress on standard error while the daemon performs a change: its events, from a second connection.
 //!
 //! On a terminal it is one line with counters, which is overwritten and erased at the end; else each event is a line.
-//! A failure of the progress is no failure of the change: of a daemon without events only the change is requested.
+//! A failure of the progress is not a failure of the change: of a daemon without events only the change is requested.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -66,7 +66,7 @@ impl Session {
     }
 
     /// Returns a session like this one for the daemon at the end of a tunnel. Its deadline begins now. Standard error
-    /// has lines of several hosts and is no terminal for it.
+    /// has lines of several hosts and is not a terminal for it.
     pub(super) fn through(&self, tunnel: Tunnel) -> Session {
         Session {
             daemon: self.daemon.clone(),
@@ -176,8 +176,8 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(result: &'a RawValue) -> Result<T, r
     serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
 }
 
-/// Returns the effective user, to which the kernel gives this process's directory of /proc. Without /proc it is no
-/// user, which has usual places too.
+/// Returns the effective user, to which the kernel gives this process's directory of /proc. Without /proc it is a
+/// number of no user, which has usual places too.
 fn user() -> u32 {
     fs::metadata("/proc/self").map_or(u32::MAX, |process| process.uid())
 }

@@ -37,7 +37,7 @@ impl Seen {
         Seen::new(io::stdout().is_terminal(), io::stderr().is_terminal(), var)
     }
 
-    /// Of the environment `NO_COLOR` (no-color.org), `TERM` and `COLUMNS` matter.
+    /// Evaluates `NO_COLOR` (no-color.org), `TERM` and `COLUMNS` of the environment.
     pub(super) fn new(out: bool, err: bool, var: impl Fn(&str) -> Option<OsString>) -> Seen {
         let is_able = var("TERM").is_none_or(|term| term != "dumb");
         let colours = var("NO_COLOR").is_none_or(|value| value.is_empty());

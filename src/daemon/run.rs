@@ -103,7 +103,7 @@ fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) ->
         Ok((options, None)) => run_options(&options, name, version),
         Err(mut error) => {
             app::suggest_separator(name, &arguments, &mut error);
-            // Help goes to standard output and is no error. If it is closed, nothing is lost.
+            // Help goes to standard output and is not an error. If it is closed, nothing is lost.
             let _ = error.print();
             if error.use_stderr() {
                 ExitCode::from(EX_USAGE)
@@ -291,7 +291,7 @@ fn run_master(mut setup: MasterSetup, log: Option<File>) -> ExitCode {
     // After an upgrade, the name of the previous program.
     master::name_process(&name);
     if let Err(e) = logging::start_with(&name, &setup.loaded.config.log, log) {
-        // A missing log is no reason to close clients.
+        // A missing log is not a reason to close clients.
         if setup.origin.is_fresh() {
             return refuse(&name, EX_CONFIG, &e);
         }

@@ -58,8 +58,8 @@ impl DaemonClient {
         self.answer(verb).map_err(|error| reply_for(&error))
     }
 
-    /// As [`DaemonClient::query`], but returns `None` if nothing listens at the path of the control socket. The daemon
-    /// runs then: the exporter ends with it.
+    /// Does the same as [`DaemonClient::query`], but returns `None` if nothing listens at the path of the control
+    /// socket. The daemon runs then: the exporter ends with it.
     ///
     /// # Errors
     /// As [`DaemonClient::query`].

@@ -25,6 +25,8 @@ impl Datagrams {
         self.socket.as_raw_fd()
     }
 
+    /// Creates a target for the socket at a path.
+    ///
     /// # Errors
     /// When no descriptor is left.
     pub(super) fn new(path: impl Into<PathBuf>) -> io::Result<Datagrams> {
@@ -37,6 +39,8 @@ impl Datagrams {
         })
     }
 
+    /// Sends a datagram, at once or not at all.
+    ///
     /// # Errors
     /// When there is no receiver, it does not keep up (`WouldBlock`), or the datagram is too long.
     pub(super) fn send(&self, datagram: &[u8]) -> io::Result<()> {

@@ -18,7 +18,7 @@
 //! `event_time` and so on, in JSON and in the journal alike.
 //!
 //! In a worker, each line also has the worker's id, and a line that a method logs the client and the method
-//! ([`scope`]). The text formats show the fields of lines of the daemon's author, behind the message; sentences of this
+//! ([`scope`]). The text formats show the fields of lines of the daemon's author, after the message; sentences of this
 //! crate contain what is in theirs.
 //!
 //! A message equal to the one before is counted for ten seconds ([`repeats`]). The count is written before the next
@@ -151,7 +151,7 @@ pub fn copy_of_file() -> Option<File> {
     with_output(|output| output.copy_of_file())
 }
 
-/// Does the same as [`start`] with an open file, which is closed if the target is no file.
+/// Does the same as [`start`] with an open file, which is closed if the target is not a file.
 ///
 /// # Errors
 /// Those of [`start`].

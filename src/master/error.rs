@@ -18,7 +18,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit status.
+    /// Returns the exit status.
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
@@ -29,7 +29,7 @@ impl Error {
         }
     }
 
-    /// Of something that could not be bound, made or opened.
+    /// Creates the error for something that could not be bound, made or opened.
     pub(super) fn unavailable(doing: &str, error: &io::Error) -> Error {
         let sentence = format!("cannot {doing}: {error}");
         match error.kind() {
@@ -63,7 +63,7 @@ impl Error {
         self
     }
 
-    /// Of the master's own tools.
+    /// Creates the error for one of the master's own tools.
     pub(super) fn system(doing: &str) -> impl Fn(io::Error) -> Error + '_ {
         move |error| Error::System(format!("cannot {doing}: {error}"))
     }

@@ -57,18 +57,18 @@ impl ManagerLink {
         }
     }
 
-    /// The first worker is ready.
+    /// Reports that the first worker is ready.
     pub(super) fn notify_ready(&mut self) {
         failed_starts::forget();
         self.notify(&[NotifyState::Ready]);
     }
 
-    /// A new configuration was accepted.
+    /// Reports that a new configuration was accepted.
     pub(super) fn notify_reloading(&mut self) {
         self.notify(&[NotifyState::Reloading, monotonic()]);
     }
 
-    /// A reload has its verdict.
+    /// Reports that a reload has its verdict.
     ///
     /// A rejected reload has never begun. But a manager that has asked for it by SIGHUP (`Type=notify-reload`) waits
     /// until it has begun and ended: both in one datagram are its end for that manager, and nothing for another.
@@ -79,7 +79,7 @@ impl ManagerLink {
         }
     }
 
-    /// The daemon is stopping, which takes `timeout` at most. The manager kills no process before.
+    /// Reports that the daemon is stopping, for `timeout` at most. The manager kills no process before that.
     pub(super) fn notify_stopping(&mut self, timeout: Duration) {
         let extension = (timeout + STOP_MARGIN).as_micros();
         let extend = format!("EXTEND_TIMEOUT_USEC={extension}");
@@ -92,7 +92,7 @@ impl ManagerLink {
         }
     }
 
-    /// At the end of an iteration of the loop: sends the states that have begun, the watchdog's message, messages that
+    /// Sends, at the end of an iteration of the loop, the states that have begun, the watchdog's message, messages that
     /// could not be sent, and the status, each if it is due.
     pub(super) fn report(&mut self, summary: Summary, details: &Details<'_>, now: Instant) {
         let is_ready = self.announce.is_none();

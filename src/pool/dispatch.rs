@@ -34,7 +34,7 @@ const PICK_UP_TIMEOUT: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Dispatcher {
     policy: Dispatch,
-    /// Where the search begins: behind the worker that was chosen last.
+    /// Where the search begins: after the worker that was chosen last.
     next: usize,
     /// The worker that new clients wait for, and until when.
     awaited: Option<(WorkerId, Instant)>,

@@ -12,7 +12,7 @@
 //!                  6 Ping           -            show a heartbeat in the shared memory
 //!                  7 Retire         -            give up every lease, exit
 //!                  8 Quarantine     JSON         methods that are not run any more
-//!                  9 LogLevel       JSON         the least important lines to write from now on
+//!                  9 LogLevel       JSON         the minimum log level from now on
 //!                 10 Lease          records of 64 bytes + as many descriptors: if one of them has offsets
 //! to the master    1 Ready          JSON         the methods; from now on leases may come
 //!                  2 Failed         JSON         why there will be no Ready; the worker exits after it

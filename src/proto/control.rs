@@ -142,7 +142,7 @@ impl Verb {
 named_variants! {
     /// The reason why a request was not carried out.
     RefusalCode {
-        /// The body is no JSON, or not the object that a request is.
+        /// The body is not JSON, or not the object that a request is.
         BadRequest = "bad_request",
         /// There is no such verb.
         UnknownVerb = "unknown_verb",
@@ -285,7 +285,7 @@ pub struct Reopened {
 /// The outcome of a rebalancing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rebalanced {
-    /// The moves, made or only found; none if the load is even enough.
+    /// The moves, which a preview only plans; empty if the load is already balanced.
     pub moves: Vec<MovedLoad>,
 }
 

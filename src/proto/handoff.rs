@@ -73,7 +73,7 @@ pub fn client_record_in(datagram: &[u8], index: usize) -> Option<[u8; RECORD_LEN
 pub const MAX_LONG_RECORDS: usize = 172;
 
 impl ClientRecord {
-    /// Bytes of each record of a datagram of these clients.
+    /// Returns the length of each record of a datagram of these clients, in bytes.
     fn length(all: &[ClientRecord]) -> usize {
         if all.iter().all(|record| record.offsets.is_zero()) {
             SHORT_RECORD_LEN
@@ -82,7 +82,7 @@ impl ClientRecord {
         }
     }
 
-    /// How many of these clients a datagram may have.
+    /// Returns how many of these clients a datagram may have.
     #[must_use]
     pub fn max_in_datagram(all: &[ClientRecord]) -> usize {
         if ClientRecord::length(all) == SHORT_RECORD_LEN {

@@ -32,7 +32,7 @@ fn unchecked(value: &str) -> Option<&RawValue> {
     Deserialize::deserialize(members).ok()
 }
 
-/// As [`raw_value`].
+/// Does the same as [`raw_value`].
 #[inline]
 fn value(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();

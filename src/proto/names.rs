@@ -101,7 +101,7 @@ impl Peer {
 }
 
 impl From<SocketAddr> for Peer {
-    /// An IPv4 client of a listener for both families is an IPv4 client, not an IPv4-mapped address (ipv6(7)).
+    /// Makes an IPv4 client of an IPv4-mapped address, which a listener for both families has (ipv6(7)).
     fn from(address: SocketAddr) -> Peer {
         let port = address.port();
         match address.ip().to_canonical() {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// For `serialize_with`: writes a path, or none, for people.
+/// Writes a path, or none, for people; for `serialize_with`.
 ///
 /// # Errors
 /// Those of the serializer.

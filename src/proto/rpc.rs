@@ -274,7 +274,7 @@ mod tests {
             }
             let text = words.concat();
             if let Some(short) = Request::parse_usual(&text) {
-                let long = general(&text).unwrap_or_else(|| panic!("{text} is no request"));
+                let long = general(&text).unwrap_or_else(|| panic!("{text} is not a request"));
                 assert_eq!(short.method, long.method, "{text}");
                 assert_eq!(
                     short.params.map(RawValue::get),

@@ -39,7 +39,7 @@ pub enum Error {
     },
     /// The other end closed the connection instead of replying.
     Closed,
-    /// The bytes received are no reply.
+    /// The bytes received do not form a reply.
     NoReply(String),
     /// There was no reply in time.
     Timeout(Duration),
@@ -85,7 +85,7 @@ impl fmt::Display for Error {
 
 /// Returns the error for an answer that cannot be parsed.
 pub fn no_reply(why: &dyn fmt::Display) -> Error {
-    Error::NoReply(format!("the answer is no valid reply: {why}"))
+    Error::NoReply(format!("the answer is not a valid reply: {why}"))
 }
 
 /// Returns the error for a reply that announces a length above the limit, and may be this instead.
@@ -100,7 +100,7 @@ pub(super) fn too_long(length: u32, limit: u32, found: Option<Misread>) -> Error
     }
 }
 
-/// Returns the error for an answer that is no frame in the expected byte order.
+/// Returns the error for an answer that is not a frame in the expected byte order.
 pub(super) fn no_frame(found: Misread) -> Error {
     Error::NoReply(match found {
         Misread::OtherOrder { order, length } => {

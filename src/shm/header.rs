@@ -244,7 +244,7 @@ impl<'a> Header<'a> {
         u32::try_from(self.load(EXECUTING)).ok().filter(|n| *n != 0)
     }
 
-    /// Worker: notes that it runs this method, which is no inline one, from `now` on.
+    /// Worker: notes that it runs this method, which is not an inline one, from `now` on.
     pub fn begin_method(&self, method: u32, now: u64) {
         self.0[TURN_SINCE].store(now.max(1), Ordering::Relaxed);
         self.0[EXECUTING].store(method.into(), Ordering::Relaxed);

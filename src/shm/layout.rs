@@ -32,7 +32,7 @@ const AREA_LEN: u64 = (AREA_WORDS * 8) as u64;
 ///
 /// ```text
 /// 1   version 0.1.0
-/// 2   words 16 and up of the header, bit 5 of the flags, the metrics of a daemon's own behind the large regions
+/// 2   words 16 and up of the header, bit 5 of the flags, the metrics of a daemon's own after the large regions
 /// 3   the shared reply buffer begins half a page later, and the small and the large regions a page later
 /// ```
 pub const LAYOUT_VERSION: u32 = 3;
@@ -194,7 +194,7 @@ impl Layout {
         self.version >= 2
     }
 
-    /// Returns the offset of the metrics of a daemon's own, behind all regions.
+    /// Returns the offset of the metrics of a daemon's own, after all regions.
     pub(super) fn own_metrics_at(self) -> u64 {
         self.bytes_at() + self.large_at(self.slots)
     }

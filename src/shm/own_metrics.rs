@@ -10,7 +10,7 @@
 //! metric  0      1 a counter, 2 a histogram
 //!         1      name, of up to 64 bytes; then zeros        9   help, of up to 128 bytes; then zeros
 //!        25      the number of upper bounds of buckets     26   up to 16 of them, ascending: bits of f64
-//!        42      the counter, or requests in each bucket; the last one, behind the bounds, has no bound
+//!        42      the counter, or requests in each bucket; the last one, after the bounds, has no bound
 //!        59      sum of all observations: bits of f64
 //! ```
 //!

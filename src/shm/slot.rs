@@ -230,7 +230,7 @@ impl<'a, W: Word> Slot<'a, W> {
         self.store(ACTIVE, next | flags.encode());
     }
 
-    /// Worker: notes that `method` is about to run for the frame that begins behind `answered` bytes of the cursors.
+    /// Worker: notes that `method` is about to run for the frame that begins after `answered` bytes of the cursors.
     /// The store comes before the handler, so that a death in the handler is recognized.
     pub fn execute(&self, method: u32, answered: u32) {
         self.store(

@@ -306,7 +306,7 @@ impl OwnWrites {
     /// Returns what the thread has written so far.
     ///
     /// # Errors
-    /// Those of pread(2); `InvalidData` when the file is no account.
+    /// Those of pread(2); `InvalidData` when the file is not an account.
     pub fn sum(&self) -> io::Result<Writes> {
         sum(&self.0)
     }

@@ -47,7 +47,7 @@ pub fn take(count: u32) -> io::Result<Vec<OwnedFd>> {
 }
 
 fn set_close_on_exec(number: RawFd) -> nix::Result<()> {
-    // SAFETY: it returns EBADF for a number that is no descriptor, and changes only whether it outlives exec.
+    // SAFETY: it returns EBADF for a number that is not a descriptor, and changes only whether it outlives exec.
     let result = unsafe { libc::fcntl(number, libc::F_SETFD, FdFlag::FD_CLOEXEC.bits()) };
     Errno::result(result).map(drop)
 }

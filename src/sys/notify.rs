@@ -23,7 +23,7 @@ impl NotifySocket {
     /// abstract namespace (unix(7)).
     ///
     /// # Errors
-    /// `InvalidInput` for any other address, and those of socket(2). A missing listener is no error here.
+    /// `InvalidInput` for any other address, and those of socket(2). A missing listener is not an error here.
     pub fn new(address: &OsStr) -> io::Result<NotifySocket> {
         let manager = match address.as_bytes() {
             [b'@', name @ ..] if !name.is_empty() => UnixAddr::new_abstract(name)?,

@@ -67,7 +67,7 @@ impl Signals {
             // SAFETY: the action reads a field of its siginfo_t and stores a flag: a signal handler may do both
             // (signal-safety(7)).
             unsafe {
-                // The terminal's own SIGTTIN and SIGTTOU are no commands.
+                // The terminal's own SIGTTIN and SIGTTOU are not commands.
                 signal_hook_registry::register_sigaction(signal as i32, move |info| {
                     noted.fetch_or(!signal.is_of_terminal(info.si_code), Ordering::SeqCst);
                 })?;

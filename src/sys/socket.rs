@@ -144,7 +144,7 @@ pub fn end(socket: impl AsFd) {
 /// where the kernel has no such numbers.
 ///
 /// # Errors
-/// Those of getsockopt(2): EBADF and ENOTSOCK for a descriptor that is no socket.
+/// Those of getsockopt(2): EBADF and ENOTSOCK for a descriptor that is not a socket.
 pub fn cookie(socket: impl AsFd) -> io::Result<Option<u64>> {
     raw_cookie(socket.as_fd().as_raw_fd())
 }

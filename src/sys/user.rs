@@ -170,7 +170,7 @@ pub enum Holder {
     Us,
     /// There is no directory.
     Missing,
-    /// Others own it or can write to it, or it is no directory, or that is unknown.
+    /// Others own it or can write to it, or it is not a directory, or that is unknown.
     Others,
 }
 

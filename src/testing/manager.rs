@@ -114,8 +114,8 @@ impl ServiceManager {
         forgotten.for_each(close);
     }
 
-    /// Like [`ServiceManager::forget_those`], when no daemon runs. Listeners end at once, even if a process that
-    /// another test just starts still has copies of them: it closes them when it executes its program.
+    /// Does the same as [`ServiceManager::forget_those`] when no daemon runs. Listeners end at once, even if a process
+    /// that another test just starts still has copies of them: it closes them when it executes its program.
     pub fn forget_after_end(&self, is_forgotten: impl Fn(&str) -> bool) {
         let stored = &mut self.lock().stored;
         for (_, listener) in stored.extract_if(.., |(name, _)| is_forgotten(name)) {

@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use super::reply::{Call, Fault, Reply};
 
-/// `ping`: returns the params unchanged, byte for byte.
+/// Returns the params unchanged, byte for byte: the method `ping`.
 pub(crate) fn ping(params: &RawValue, out: &mut Reply<'_>) -> Result<(), Fault> {
     out.raw(params)
 }
@@ -15,7 +15,7 @@ pub(super) const DEMONSTRATION: &str = "pi";
 /// The most terms that `pi` sums up: some seconds of work.
 const MAX_TERMS: u64 = 1_000_000_000;
 
-/// `pi`: returns √(8·Σ 1/(2i+1)²) over the first `n` terms, as public clients of this protocol expect.
+/// Returns √(8·Σ 1/(2i+1)²) over the first `n` terms, as public clients of this protocol expect of the method `pi`.
 pub(crate) fn pi(n: u64) -> Result<f64, Fault> {
     if n > MAX_TERMS {
         return Err(Fault::bad_params(format!("n is at most {MAX_TERMS}")));
@@ -26,7 +26,7 @@ pub(crate) fn pi(n: u64) -> Result<f64, Fault> {
     Ok((8.0 * sum).sqrt())
 }
 
-/// `pi` as a method.
+/// Calls [`pi`] as a method.
 pub(crate) fn pi_method<S>(_: &mut S, n: u64, _: &Call) -> Result<f64, Fault> {
     pi(n)
 }

@@ -155,7 +155,7 @@ mod armed {
         parsed.ok_or_else(|| {
             let known: Vec<&str> = POINTS.iter().map(|(name, _)| *name).collect();
             let known = known.join(", ");
-            format!("{VARIABLE}={wish} is no kill point: POINT:N or POINT:N:panic, with N from 1 and of the points {known}")
+            format!("{VARIABLE}={wish} is not a kill point: POINT:N or POINT:N:panic, with N from 1 and of the points {known}")
         })
     }
 

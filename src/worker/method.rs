@@ -56,7 +56,7 @@ pub struct Method<S = ()> {
 impl<S: 'static> Method<S> {
     /// Returns a method whose `params` are parsed into `P`, and whose return value is the `result`.
     ///
-    /// Params that are no `P` are answered with `bad_params`, a panic with `crashed`. If its worker dies in it, the
+    /// Params that are not a `P` are answered with `bad_params`, a panic with `crashed`. If its worker dies in it, the
     /// method does not run again, and its caller gets `crashed`.
     ///
     /// The type of the state must be known where a closure uses it: `|store: &mut Store, n: u64, _: &Call| …`.
@@ -179,14 +179,14 @@ impl Method<()> {
 
 impl<S> Method<S> {
     /// Returns the fault that the method's caller gets. A code that clients could take for another event in the daemon,
-    /// or that is no code, becomes `internal`, and the log names it: the code may be made at run time, so it cannot be
+    /// or that is not a code, becomes `internal`, and the log names it: the code may be made at run time, so it cannot be
     /// refused before.
     pub(super) fn permitted(&self, fault: Fault) -> Fault {
         permitted(&self.name, fault)
     }
 }
 
-/// As [`Method::permitted`].
+/// Does the same as [`Method::permitted`].
 fn permitted(method: &str, fault: Fault) -> Fault {
     let code = fault.code();
     let of_daemon = Code::ALL.into_iter().find(|known| known.as_str() == code);
@@ -220,7 +220,7 @@ impl<S: Clone + Send + 'static> Method<S> {
     /// many of them at a time, see [`Daemon::concurrency`](crate::Daemon::concurrency). Its state, and what it may do,
     /// are described at [`Daemon::async_method`](crate::Daemon::async_method).
     ///
-    /// Params that are no `P` are answered with `bad_params`, a panic with `crashed`. If its worker dies in it, the
+    /// Params that are not a `P` are answered with `bad_params`, a panic with `crashed`. If its worker dies in it, the
     /// method does not run again, and its caller gets `crashed`, unless it is [idempotent](Method::idempotent).
     #[must_use]
     pub fn new_async<P, R, F>(

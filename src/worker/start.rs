@@ -168,7 +168,7 @@ fn serve<S: 'static>(
     let metrics = WorkerMetrics::new(Some(metrics));
     let info = worker_info(&mut start, metrics.clone());
     if start.app.is_some() && methods.is_shipped {
-        // The demonstration is no part of a service of its own.
+        // The demonstration is not part of a service of its own.
         methods.remove(builtin::DEMONSTRATION);
     }
     let own_table = std::mem::take(&mut start.own_table);

@@ -267,7 +267,8 @@ fn unusable_activated_sockets_are_refused_with_advice() {
     let datagrams = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let (code, said) =
         refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", datagrams));
-    let why = "cannot listen on systemd:rpc: it is no stream socket of TCP or Unix (ListenStream=)";
+    let why =
+        "cannot listen on systemd:rpc: it is not a stream socket of TCP or Unix (ListenStream=)";
     assert!(code == Some(69) && said.contains(why), "{said}");
 
     let Address::Tcp(at) = tcp.address else {
@@ -318,7 +319,7 @@ fn contradictory_variables_are_refused_foreign_ones_ignored() {
         ),
         (
             "LISTEN_PID=$$ LISTEN_FDS=many",
-            "LISTEN_FDS=many is no number up to 65536",
+            "LISTEN_FDS=many is not a number up to 65536",
         ),
         (
             "LISTEN_PID=$$ LISTEN_FDS=9 LISTEN_FDNAMES=a:b:c:d:e:f:g:h:i",

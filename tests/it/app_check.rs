@@ -142,7 +142,7 @@ fn a_wrong_hello_is_named() {
             (
                 "hello",
                 "early",
-                "the first frame is no hello: {\"alive\": 1}",
+                "the first frame is not a hello: {\"alive\": 1}",
             ),
             ("hello", "prints-on-3", "more than FDPASSD_MAX_FRAME allows"),
             ("hello", "no-object", "a frame is not right"),
@@ -160,12 +160,12 @@ fn a_wrong_hello_is_named() {
             (
                 "probe",
                 "fraction",
-                "0.5 is no count for the metric \"orders\"",
+                "0.5 is not a count for the metric \"orders\"",
             ),
             (
                 "probe",
                 "huge-count",
-                "1e300 is no count for the metric \"orders\"",
+                "1e300 is not a count for the metric \"orders\"",
             ),
             (
                 "probe",

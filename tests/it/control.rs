@@ -276,7 +276,7 @@ fn only_root_and_the_daemons_user_may_stop_it() {
         assert_eq!(
             ask(verb).finish().code,
             Some(0),
-            "looking is for whoever can connect"
+            "anyone who can connect may use the read-only verbs"
         );
     }
     assert_eq!(

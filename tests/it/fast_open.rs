@@ -46,7 +46,7 @@ fn tc(arguments: &str) {
     );
 }
 
-/// Connects with these bytes in the SYN, behind which the link is stopped.
+/// Connects with these bytes in the SYN, after which the link is stopped.
 fn connect_and_stop(to: SocketAddr, data: &[u8]) -> TcpStream {
     let client = socket(
         AddressFamily::Inet,
@@ -180,7 +180,7 @@ fn a_fast_open_client_in_its_handshake_outlives_its_worker() {
     assert_eq!(daemon.status().lost_total, 0);
 }
 
-/// A reply is in flight when the worker ends in the request behind it: what of it went out is not counted before the
+/// A reply is in flight when the worker ends in the request after it: what of it went out is not counted before the
 /// handshake is complete.
 #[test]
 fn a_fast_open_client_with_a_reply_in_flight_survives() {

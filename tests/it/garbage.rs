@@ -9,7 +9,7 @@ use crate::common::faulty::{self, Server, whoami};
 use crate::common::random::Random;
 use crate::common::{at_rest, kernel};
 
-/// Words of the header of shared memory, and of each slot behind it.
+/// Words of the header of shared memory, and of each slot after it.
 const HEADER: u64 = 2048;
 const SLOT: u64 = 16;
 
@@ -181,7 +181,7 @@ fn a_worker_that_sends_invalid_messages_is_killed() {
             .map(|_| random.next() as u8)
             .collect();
         datagram[0] = random.below(8) as u8;
-        // Kinds 3 and 4 have numbers of slots behind them, kinds 5 and 6 nothing.
+        // Kinds 3 and 4 have numbers of slots after them, kinds 5 and 6 nothing.
         let is_message = match datagram[0] {
             3 | 4 => datagram.len() > 1 && datagram.len() % 4 == 1,
             5 | 6 => datagram.len() == 1,

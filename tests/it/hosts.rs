@@ -265,7 +265,7 @@ fn each_line_of_a_result_has_the_name_of_its_host() {
         rows[1..],
         [
             "a done new clients are refused; 0 clients are still connected".to_owned(),
-            format!("a: at {address} new clients wait: systemd has bound the socket"),
+            format!("a: new clients wait at {address}, because systemd has bound the socket"),
         ]
     );
 }

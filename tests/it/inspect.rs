@@ -137,7 +137,7 @@ fn clients_come_in_pages_of_a_thousand() {
         .clients,
         []
     );
-    // The worker that was asked for is before the position, or behind it.
+    // The worker that was asked for is before the position, or after it.
     for after in [u64::MAX, worker.0 + 1] {
         let params = json!({ "worker": worker, "after": { "worker": after, "slot": 0 } });
         let behind = page(&daemon, params);

@@ -335,7 +335,7 @@ fn no_arrow_between_rooms_leads_back() {
         for other in others {
             assert!(
                 before.contains(other),
-                "{room} knows {other}, which stands behind it"
+                "{room} knows {other}, which stands below it"
             );
         }
         before.insert(room);

@@ -35,7 +35,7 @@ fn master_and_workers_reopen_a_renamed_log_file() {
             .ok()
             .filter(|text| text.contains("SIGUSR1: log file reopened"))
     });
-    // Leases come behind the word to open it by the same channel.
+    // Leases come after the message to open it, by the same channel.
     panic("after");
     let (log, old) = (
         fs::read_to_string(&log).expect("text"),

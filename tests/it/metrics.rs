@@ -34,7 +34,7 @@ fn requests_are_counted_by_method_and_result() {
             );
         }
     };
-    // How long a request took is noted behind the sending of its reply, which the client may have before.
+    // How long a request took is recorded after the sending of its reply, which the client may have before.
     let noted = |count: u32| {
         eventually("all requests are noted", || {
             let now = samples(&daemon);

@@ -94,7 +94,7 @@ fn receive(socket: &UnixDatagram) -> Option<String> {
     Some(String::from_utf8(datagram[..length].to_vec()).expect("it is text"))
 }
 
-/// A message that begins with these words and the time, which is now; what comes behind.
+/// A message that begins with these words and the time, which is now; what comes after.
 #[track_caller]
 fn after_time<'t>(told: &'t str, words: &str) -> &'t str {
     let rest = told

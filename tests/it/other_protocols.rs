@@ -1,4 +1,4 @@
-//! Clients of another protocol or byte order, and servers that are no fdpassd.
+//! Clients of another protocol or byte order, and other servers than fdpassd.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -57,7 +57,7 @@ fn another_protocol_gets_a_sentence_of_its_own() {
         for (bytes, what) in &kinds {
             let mut client = Client::connect(address).in_order(order);
             client.send(bytes);
-            let fault = client.reply().value().expect_err("it is no frame");
+            let fault = client.reply().value().expect_err("it is not a frame");
             let expected = format!("too_large: the listener expects frames, not {what}");
             assert_eq!(fault.to_string(), expected, "{bytes:?}");
             client.expect_end();
@@ -65,7 +65,7 @@ fn another_protocol_gets_a_sentence_of_its_own() {
     }
     let mut control = control_client(&daemon);
     control.send("GET /metrics HTTP/1.1\r\n\r\n");
-    let fault = control.reply().value().expect_err("it is no request");
+    let fault = control.reply().value().expect_err("it is not a request");
     assert_eq!(
         fault.message(),
         "the control socket expects frames, not an HTTP request"
@@ -113,7 +113,7 @@ fn a_frame_that_is_none_is_named_when_it_is_given_up() {
         for (bytes, what) in kinds {
             let mut late = Client::connect(address).in_order(order);
             late.send(bytes);
-            let fault = late.reply().value().expect_err("it is no frame");
+            let fault = late.reply().value().expect_err("it is not a frame");
             let expected =
                 format!("timeout: the frame was not complete within frame-timeout; {what}");
             assert_eq!(fault.to_string(), expected);

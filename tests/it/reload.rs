@@ -129,7 +129,11 @@ fn a_second_reload_is_refused_while_one_is_running() {
     daemon.signal("HUP");
     daemon.wait_for_log("SIGHUP: another reload has been in progress for ");
     assert_eq!(whoami(&mut client).pid, old);
-    assert_eq!(daemon.status().last_reload, None, "a refusal is no verdict");
+    assert_eq!(
+        daemon.status().last_reload,
+        None,
+        "a refusal is not a verdict"
+    );
 
     // The one that hangs has not failed too often yet, and its successor is well.
     switch.set("");

@@ -28,7 +28,7 @@ fn a_restart_keeps_every_client_in_any_state() {
             .map(|i| Client::connect(&daemon.addresses()[i % 2]))
             .collect();
         ping_all(&mut idle);
-        // Half a frame in shared memory, unread complete frames behind it, and unread replies.
+        // Half a frame in shared memory, unread complete frames after it, and unread replies.
         let mut halfway: Vec<Client> = daemon.addresses().iter().map(Client::connect).collect();
         let large = ping_of(300_000);
         for client in &mut halfway {

@@ -360,7 +360,7 @@ fn a_restart_under_signals_leaves_an_address_to_systemd() {
             kill(master, Signal::SIGCHLD).expect("it is a child of this process");
             let children = fs::read_to_string(&children).unwrap_or_default();
             for child in children.split_whitespace() {
-                // One that has ended since is no fault.
+                // One that has ended since is not a fault.
                 let _ = kill(
                     Pid::from_raw(child.parse().expect("a pid")),
                     Signal::SIGTERM,

@@ -248,7 +248,7 @@ fn spin(daemon: &Running) -> Client {
 #[track_caller]
 fn expect_refused(address: &Address) {
     let Address::Tcp(address) = address else {
-        panic!("{address} is no TCP address")
+        panic!("{address} is not a TCP address")
     };
     let error = eventually("new clients are refused", || {
         TcpStream::connect(address).err()

@@ -24,7 +24,7 @@ fn ping_all(clients: &mut [Client]) {
     }
 }
 
-/// Waits until the log, behind its first bytes, reports a stuck worker with these words, and returns its id. On a busy
+/// Waits until the log, after its first bytes, reports a stuck worker with these words, and returns its id. On a busy
 /// machine another worker may be taken for stuck as well, and its clients move.
 #[track_caller]
 fn stuck_worker(daemon: &Running, told: usize, words: &str) -> u64 {

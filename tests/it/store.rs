@@ -48,7 +48,7 @@ fn an_emptied_store_is_filled_again() {
     assert_eq!(daemon.status().lost_total, 0);
 }
 
-/// systemd closes rejected descriptors after it has confirmed the messages behind them.
+/// systemd closes rejected descriptors after it has confirmed the messages after them.
 #[test]
 fn a_store_that_rejects_late_is_not_restored() {
     let manager = ServiceManager::new();

@@ -268,7 +268,7 @@ fn an_unfit_program_is_refused_with_the_reason() {
         (PathBuf::from("/dev/null"), "is not a regular file"),
         (
             PathBuf::from("/bin/true"),
-            "its check exited with status 0 and gave no result; it may be no version of fdpassd",
+            "its check exited with status 0 and gave no result; it may not be a version of fdpassd",
         ),
         (PathBuf::from("/bin/false"), "exited with status 1"),
     ] {

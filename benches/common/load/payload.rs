@@ -246,7 +246,7 @@ impl Message {
     }
 }
 
-/// JSON or, so that two things that are no JSON never are equal, an object of its own.
+/// JSON or, so that two things that are not JSON never are equal, an object of its own.
 fn parse(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap_or_else(|_| json!({ "no JSON": body }))
 }

@@ -240,7 +240,7 @@ export class App {
 
   #fail(id, call, error) {
     if (isFault(error)) return this.#fault(id, error.code, error.message);
-    // A method that stops because it was told to has no bug.
+    // A method that stops because its request was cancelled has no bug.
     if (!(call.isCancelled && isAbort(error, call.signal.reason))) logError(`the method ${call.method} failed`, error);
     this.#fault(id, 'crashed', className(error));
   }

@@ -1,6 +1,6 @@
 import { findParams } from './json.js';
 
-/** What a method can learn about its call. */
+/** The properties of a call, for its method. */
 export class Call {
   #message;
   #text;

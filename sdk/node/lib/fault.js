@@ -57,7 +57,7 @@ export function describe(thrown) {
   }
 }
 
-/** Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is no UTF-8. */
+/** Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is not UTF-8. */
 export function cut(text) {
   return (text.length > MAX_MESSAGE ? `${text.slice(0, MAX_MESSAGE)}…` : text).toWellFormed();
 }

@@ -5,7 +5,7 @@ export class App {
   /**
    * Adds a method. Its replies are named NAME + `_r`.
    *
-   * What `fn` returns, or what its promise resolves to, is the result; `undefined` becomes `null`. A thrown
+   * The value that `fn` returns, or to which its promise resolves, is the result; `undefined` becomes `null`. A thrown
    * {@link Fault} is the error that the client gets. Anything else that it throws is `crashed` with the name of its
    * class; its stack is written to the log.
    *
@@ -33,8 +33,8 @@ export class App {
   histogram(name: string, help?: string, buckets?: readonly number[]): Histogram;
 
   /**
-   * Calls a function at the start and then every so many milliseconds, 10,000 by default. What it returns is the reason
-   * why the app is unhealthy; undefined or null if it is healthy. An exception is a reason, too.
+   * Calls a function at the start and then after each interval in milliseconds, 10,000 by default. It returns the reason
+   * why the app is unhealthy, or undefined or null if it is healthy. An exception is a reason, too.
    */
   health(fn: () => unknown, options?: { every?: number }): this;
 
@@ -72,7 +72,7 @@ export interface MethodOptions {
 
 export type Method<P = any, R = unknown> = (params: P, call: Call) => R | Promise<R>;
 
-/** What a method can learn about its call. */
+/** The properties of a call, for its method. */
 export interface Call {
   /** The name of the method. */
   readonly method: string;

@@ -1,4 +1,4 @@
-// What belongs to the process as a whole: descriptor, signals, log.
+// The state of the process as a whole: descriptor, signals, log.
 
 import { fstatSync, writeSync } from 'node:fs';
 import { relative } from 'node:path';
@@ -14,7 +14,7 @@ if (descriptor !== null) {
   // Programs that this one starts are not apps of the daemon. Node.js has made the descriptor close-on-exec already.
   delete process.env.FDPASSD_APP;
   delete process.env.FDPASSD_MAX_FRAME;
-  // The program is to fork the apps of all workers.
+  // The program should fork the apps of all workers.
   if (process.env.FDPASSD_PRELOAD !== undefined) refuse('Node.js cannot fork its runtime: remove app.preload');
   // The worker decides when the app ends, by the end of the descriptor. The service manager sends signals to all
   // processes at a restart. Node.js undoes it if a signal is ignored from outside.

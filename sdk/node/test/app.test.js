@@ -41,7 +41,7 @@ test('the defaults are 64 requests and no closed frames', async (t) => {
   const hello = { hello: 1, methods: [{ name: 'add', idempotent: false }], concurrency: 64, closes: false };
   assert.deepEqual({ ...worker.greeting }, hello);
   assert.equal((await worker.call('add', '{"a":1,"b":2}')).result, 3);
-  // What the code of a method does not expect is an exception.
+  // Params that the code of a method does not expect cause an exception.
   assert.deepEqual((await worker.call('add')).error, { code: 'crashed', message: 'TypeError' });
   await worker.end();
 });
@@ -254,7 +254,7 @@ test('frames may arrive in pieces', async (t) => {
   assert.equal((await worker.answer(other.id)).result, 2);
 });
 
-test('frames of 300 KB may have others behind them', async (t) => {
+test('frames of 300 KB may have others after them', async (t) => {
   const worker = await serving(t);
   const bodies = [];
   for (let i = 0; i < 20; i++) {
@@ -424,13 +424,13 @@ test('a descriptor that is not open is reported', async (t) => {
   await worker.logged(/descriptor 3/);
 });
 
-// What Node.js does with signals, descriptors, pipes and exits.
+// How Node.js handles signals, descriptors, pipes and exits.
 
 test('SIGTERM, SIGINT and SIGHUP do not end the app', async (t) => {
   const worker = await serving(t);
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGTERM']) worker.child.kill(signal);
   assert.equal((await worker.call('sleep', '50')).result, 50);
-  // What the app starts gets the usual signals.
+  // Programs that the app starts get the usual signals.
   const pid = (await worker.call('spawn')).result;
   t.after(() => process.kill(pid, 'SIGKILL'));
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
@@ -447,7 +447,7 @@ test('a program that the app starts does not get descriptor 3', async (t) => {
   // The program may have opened a file with this number.
   assert.ok(!openFile(pid, 3).startsWith('socket:'));
   assert.deepEqual((await worker.call('environment')).result, []);
-  // So its end is the end of the connection, although the program goes on.
+  // So its end is the end of the connection, although the program continues.
   const closed = once(worker.socket, 'close');
   worker.child.kill('SIGKILL');
   await within(closed, 'end of the connection');

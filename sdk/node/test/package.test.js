@@ -1,4 +1,4 @@
-// What users get: the types and the package file.
+// The types and the package file, as users get them.
 
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';

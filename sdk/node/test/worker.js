@@ -90,7 +90,7 @@ export class Worker {
       }
     };
     const dead = this.exit.then(([code, signal]) => {
-      // What has arrived counts, also if the process has ended.
+      // Messages that have arrived count, also if the process has ended.
       return new Promise((resolve, reject) =>
         setTimeout(() => reject(new Error(`no ${what}: the app ended with ${code ?? signal}: ${this.stderr}`)), 500),
       );

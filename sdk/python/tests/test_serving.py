@@ -470,7 +470,7 @@ KIND fork_number(descriptor: int):
     import os, socket
     pid = os.fork()
     if pid == 0:
-        # What the parent's objects do when the child collects them.
+        # The effect of the parent's objects when the child collects them.
         file = os.open(app_file, os.O_RDONLY)
         os.close(descriptor)
         os._exit(0 if file != descriptor and os.path.sameopenfile(file, os.open(app_file, os.O_RDONLY)) else 1)

@@ -66,7 +66,7 @@ impl EnvFileReader<'_> {
         next
     }
 
-    /// Skips white space and empty lines. Returns the character behind them.
+    /// Skips white space and empty lines. Returns the character after them.
     fn skip_space(&mut self) -> Option<char> {
         while self.rest.peek()?.is_whitespace() {
             self.next();
@@ -93,12 +93,12 @@ impl EnvFileReader<'_> {
         Some(name.trim_end().to_owned())
     }
 
-    /// Reads a value to the end of its line. Quotes count at its beginning and behind other quotes; after any other
+    /// Reads a value to the end of its line. Quotes count at its beginning and after other quotes; after any other
     /// character they are plain.
     fn value(&mut self) -> Result<String, &'static str> {
         let mut value = String::new();
         let mut has_begun = false;
-        // White space at the end counts only within quotes or behind a backslash.
+        // White space at the end counts only within quotes or after a backslash.
         let mut kept = 0;
         while let Some(c) = self.next() {
             match c {

@@ -51,7 +51,7 @@ pub(super) fn code_of(check: AppCheck) -> CheckCode {
     }
 }
 
-/// Hello comes first, in time, and is right. Another app starts later, so this one is kept only if it is right.
+/// Checks that the hello comes first, in time, and is right. Only an app with a right hello is kept for other checks.
 fn hello(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     let begin = Instant::now();
     let app = suite.start().inspect_err(|_| suite.is_dead = true)?;
@@ -65,7 +65,7 @@ fn hello(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     CheckFinding::passed(text)
 }
 
-/// No program that the app starts inherits its end of the socket pair.
+/// Checks that no program that the app starts inherits its end of the socket pair.
 fn descriptor(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     let process = format!("/proc/{}", suite.app()?.process.pid());
     let target = |number: &str| fs::read_link(format!("{process}/fd/{number}"));
@@ -123,7 +123,7 @@ fn unknown(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     CheckFinding::passed("unknown messages and members and a late cancel are ignored")
 }
 
-/// The end of a client disturbs nothing.
+/// Checks that the end of a client disturbs nothing.
 fn closed(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if !suite.app()?.hello.closes {
         return CheckFinding::skipped("the hello has no \"closes\"");
@@ -135,7 +135,7 @@ fn closed(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     CheckFinding::passed("a closed client is accepted")
 }
 
-/// Standard output is the log, written line by line.
+/// Checks that standard output is the log, written line by line.
 fn log(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const LINE: &str = "a line for the log";
     if let Some(skipped) = requests::lacks(suite, requests::PRINT)? {
@@ -152,7 +152,7 @@ fn log(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     CheckFinding::passed("a printed line is in the log at once")
 }
 
-/// Without its descriptor the program ends, with a sentence on standard error.
+/// Checks that the program ends without its descriptor, with a sentence on standard error.
 fn by_hand(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const USAGE: i32 = 64;
     const MAX_LINE: u64 = 1000;

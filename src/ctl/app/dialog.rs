@@ -149,7 +149,10 @@ impl AppDialog {
                 }
                 FromApp::Hello(hello) => self.hello = *hello,
                 _ if !self.is_greeted() => {
-                    return Err(format!("the first frame is no hello: {}", excerpt(&frame)));
+                    return Err(format!(
+                        "the first frame is not a hello: {}",
+                        excerpt(&frame)
+                    ));
                 }
                 FromApp::Failed(_) => return Err("\"failed\" came after hello".to_owned()),
                 FromApp::Answer { id, outcome } => {
@@ -195,7 +198,7 @@ impl AppDialog {
                 (None, _) => return Err(format!("the metric {name:?} is not declared")),
                 (Some(MetricKind::Counter), Samples::Add(number)) if is_count(*number) => {}
                 (Some(MetricKind::Counter), Samples::Add(number)) => {
-                    return Err(format!("{number:?} is no count for the metric {name:?}"));
+                    return Err(format!("{number:?} is not a count for the metric {name:?}"));
                 }
                 (Some(MetricKind::Histogram), Samples::Observe(_)) => {}
                 _ => return Err(format!("the metric {name:?} is of another type")),

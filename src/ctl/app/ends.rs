@@ -10,7 +10,8 @@ use crate::sys::process::Exit;
 /// The time after which an end is not "at once" any more.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A service manager sends SIGTERM to all processes of a service, a terminal SIGINT and SIGHUP: none ends an app.
+/// Checks that no signal ends an app: a service manager sends SIGTERM to all processes of a service, a terminal SIGINT
+/// and SIGHUP.
 pub(super) fn signals(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     for name in ["TERM", "INT", "HUP"] {
         suite.with(|app| {
@@ -22,7 +23,7 @@ pub(super) fn signals(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailu
     CheckFinding::passed("SIGTERM, SIGINT and SIGHUP do not end it")
 }
 
-/// After `stop` the app answers what it has, and ends with 0 when descriptor 3 ends at the latest.
+/// Checks that after `stop` the app answers what it has, and ends with 0, when descriptor 3 ends at the latest.
 pub(super) fn stop(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     let mut app = suite.start()?;
     let checked = stop_of(&mut app);
@@ -49,7 +50,7 @@ fn stop_of(app: &mut AppDialog) -> Result<CheckFinding, String> {
     }))
 }
 
-/// A long answer is whole, though the app may end right after it.
+/// Checks that a long answer is complete, although the app may end right after it.
 pub(super) fn stop_long(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
@@ -72,7 +73,7 @@ fn finish(app: &mut AppDialog) -> Result<(), String> {
     }
 }
 
-/// The end of descriptor 3 ends the app at once, with 0.
+/// Checks that the end of descriptor 3 ends the app at once, with 0.
 pub(super) fn end(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     // A worker without requests ends it right after `stop`.
     let mut stopped = suite.start()?;
@@ -83,7 +84,7 @@ pub(super) fn end(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> 
     end_of(app)
 }
 
-/// The end of descriptor 3 ends the app at once, also while a request is under way.
+/// Checks that the end of descriptor 3 ends the app at once, also while a request is under way.
 pub(super) fn end_busy(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     for method in [SLEEP, ECHO] {
         if let Some(skipped) = lacks(suite, method)? {

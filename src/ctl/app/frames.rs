@@ -5,7 +5,7 @@ use super::process::MAX_FRAME;
 use super::requests::{ECHO, expect_echo, lacks};
 use super::{CheckFinding, Suite};
 
-/// A frame may arrive in any pieces.
+/// Checks that a frame may arrive in any pieces.
 pub(super) fn half_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     // Within the length, at its end, within the body.
     const CUTS: [usize; 4] = [1, 3, 4, 30];
@@ -26,7 +26,7 @@ pub(super) fn half_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogF
     CheckFinding::passed("a frame may arrive in pieces")
 }
 
-/// Many messages may arrive together, and the last of them in part.
+/// Checks that many messages may arrive together, and the last of them in part.
 pub(super) fn many_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
@@ -51,7 +51,7 @@ pub(super) fn many_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogF
     CheckFinding::passed("many frames may arrive together")
 }
 
-/// Frames of 300 KB pass in both directions, with another behind them.
+/// Checks that frames of 300 KB pass in both directions, followed by another one.
 pub(super) fn large_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
@@ -66,7 +66,7 @@ pub(super) fn large_frames(suite: &mut Suite<'_>) -> Result<CheckFinding, Dialog
     CheckFinding::passed("frames of 300 KB pass in both directions")
 }
 
-/// A result that would be too long is an error of its caller.
+/// Checks that a result that would be too long is an error of its caller.
 pub(super) fn too_long(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);

@@ -71,7 +71,7 @@ pub(super) fn unwanted(fault: &AppFault) -> String {
     format!("an error came, {}: {}", fault.code, fault.message)
 }
 
-/// Each params arrive as they were sent, and each answer has the number of its request.
+/// Checks that params arrive as they were sent, and that each answer has the number of its request.
 pub(super) fn params(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     const VALUES: [&str; 12] = [
         "true",
@@ -120,7 +120,7 @@ pub(super) fn hard_params(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogF
     CheckFinding::passed("params that a JSON library may refuse are answered")
 }
 
-/// `null` is a result, and a request may have no params.
+/// Checks that `null` is a result, and that a request may have no params.
 pub(super) fn null(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
@@ -165,7 +165,7 @@ pub(super) fn integers(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFail
     CheckFinding::passed("integers are exact")
 }
 
-/// As many requests as the app permits are out at a time.
+/// Checks that as many requests as the app permits are out at a time.
 pub(super) fn concurrency(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, ECHO)? {
         return Ok(skipped);
@@ -184,7 +184,7 @@ pub(super) fn concurrency(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogF
     CheckFinding::passed(format!("{permitted} at a time are answered"))
 }
 
-/// Whether a short request is answered while a longer one waits.
+/// Checks that a short request is answered while a longer one waits.
 pub(super) fn overtaking(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     for method in [SLEEP, ECHO] {
         if let Some(skipped) = lacks(suite, method)? {
@@ -220,7 +220,7 @@ pub(super) fn overtakes(suite: &mut Suite<'_>) -> Result<bool, DialogFailure> {
     })
 }
 
-/// An error that a method means has its code and message.
+/// Checks that the error of a method has its code and message.
 pub(super) fn fault(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, FAULT)? {
         return Ok(skipped);
@@ -240,7 +240,7 @@ pub(super) fn fault(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure
     CheckFinding::passed("an error has its code and message")
 }
 
-/// An exception is `crashed`, with the name of its class only.
+/// Checks that an exception is `crashed`, with the name of its class only.
 pub(super) fn crash(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, CRASH)? {
         return Ok(skipped);
@@ -276,7 +276,7 @@ fn crash_of(app: &mut AppDialog) -> Result<CheckFinding, String> {
     Ok(CheckFinding::Passed(text.to_owned()))
 }
 
-/// A request that is cancelled is answered, once.
+/// Checks that a request that is cancelled is answered, once.
 pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     if let Some(skipped) = lacks(suite, SLEEP)? {
         return Ok(skipped);
@@ -292,7 +292,7 @@ pub(super) fn cancel(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailur
     CheckFinding::passed("a cancelled request is answered, once")
 }
 
-/// A program that the app starts has no copy of its socket.
+/// Checks that a program that the app starts has no copy of its socket.
 pub(super) fn spawn(suite: &mut Suite<'_>) -> Result<CheckFinding, DialogFailure> {
     #[derive(Deserialize)]
     struct Spawned {

@@ -132,7 +132,7 @@ fn repeated_pages_are_an_invalid_reply() {
     for cursors in [[(1, 5), (1, 5)], [(1, 5), (1, 4)], [(2, 0), (1, 9)]] {
         let ran = Daemon::that_replies(cursors.map(|next| page(&[client(1, 1)], Some(next))))
             .asked(&["clients"]);
-        let said = "fdpassctl: the answer is no valid reply: its pages repeat\n";
+        let said = "fdpassctl: the answer is not a valid reply: its pages repeat\n";
         assert_eq!(
             (ran.exit, ran.out.as_str(), ran.err.as_str()),
             (ExitStatus::NoReply, "", said)

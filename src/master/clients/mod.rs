@@ -200,7 +200,7 @@ impl Clients {
         count
     }
 
-    /// Queues clients whose leases could not be sent. They did not reach a worker, so this is no move.
+    /// Queues clients whose leases could not be sent. They did not reach a worker, so this is not a move.
     pub(crate) fn put_back(&mut self, withdrawn: Vec<Recovered>, telemetry: &mut Telemetry) {
         for recovered in withdrawn {
             match recovered {

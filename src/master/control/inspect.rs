@@ -70,7 +70,7 @@ impl Snapshot<'_> {
             }
         }
         let last = asked.worker.unwrap_or(WorkerId(u64::MAX));
-        // The requester chooses the position and the worker. The position may be behind the worker, and `range` panics
+        // The requester chooses the position and the worker. The position may be after the worker, and `range` panics
         // if its begin is greater than its end.
         let wanted = self.workers.all.range(from.worker..);
         for (id, worker) in wanted.take_while(|(id, _)| **id <= last) {

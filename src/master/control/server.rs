@@ -188,8 +188,8 @@ impl ControlClients {
         }
     }
 
-    /// Returns the events of control clients, in the order in which they are served: beginning behind the client that
-    /// was served last.
+    /// Returns the events of control clients in the order in which they are served: beginning with the one after the
+    /// client that was served last.
     pub(crate) fn order<'e>(&self, events: &'e [PollEvent]) -> Vec<(u64, &'e PollEvent)> {
         let ready = events
             .iter()

@@ -159,7 +159,7 @@ impl Canaries {
     }
 
     /// Waits for the end of a canary that the manager has rejected, for [`REJECTION_TIMEOUT`] at most. systemd closes
-    /// rejected descriptors in a thread, so that their ends come after the barrier behind them.
+    /// rejected descriptors in a thread, so their ends come after the barrier that follows them.
     pub(crate) fn await_rejection(&self) {
         let deadline = Instant::now() + REJECTION_TIMEOUT;
         let Some(first) = self.ends.first() else {

@@ -121,8 +121,8 @@ impl HandoffQueues {
         self.pack_with(record, shm, clients, 0)
     }
 
-    /// As [`HandoffQueues::pack_all`], but a datagram for which the kernel has no memory is tried again `max_refusals`
-    /// times.
+    /// Does the same as [`HandoffQueues::pack_all`], but tries a datagram for which the kernel has no memory again
+    /// `max_refusals` times.
     fn pack_with(
         &mut self,
         record: &ShmRecord,

@@ -143,7 +143,7 @@ impl Master {
 
     /// Packs the shared memory of workers that are gone, with its clients. Returns the number of clients without space.
     fn pack_orphans(&mut self) -> u64 {
-        // The exit of a worker that was asked to exit is no event, so the state may not have been written since.
+        // The exit of a worker that was asked to exit is not an event, so the state may not have been written since.
         self.write_state();
         let Some(store) = &mut self.handover.store else {
             return 0;

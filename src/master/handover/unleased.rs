@@ -185,8 +185,8 @@ impl PackedUnleased {
         true
     }
 
-    /// As [`PackedUnleased::renew`]. Without space for that, empties the queues, and the clients are to be packed again at
-    /// once.
+    /// Does the same as [`PackedUnleased::renew`]. Without space for that, empties the queues, and the clients must be
+    /// packed again at once.
     fn renew_or_empty(
         &mut self,
         clients: &mut Clients,

@@ -166,7 +166,7 @@ impl Unpacked {
         }
     }
 
-    /// Peeks at the datagram behind this many bytes. First closes clients if its descriptors could not be opened
+    /// Peeks at the datagram after this many bytes. First closes clients if its descriptors could not be opened
     /// otherwise.
     fn make_room(
         &mut self,

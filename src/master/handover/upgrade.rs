@@ -133,7 +133,7 @@ impl Master {
         })
     }
 
-    /// Handles the exit of a child that is no worker: possibly the one that checks a snapshot.
+    /// Handles the exit of a child that is not a worker: possibly the one that checks a snapshot.
     pub(crate) fn candidate_ended(&mut self, pid: u32, exit: Exit, now: Instant) {
         let Some(upgrade) = &mut self.handover.upgrade else {
             return;
@@ -149,7 +149,7 @@ impl Master {
             _ => {
                 let name = Escaped(&self.name);
                 self.abandon_upgrade(&format!(
-                    "its check {exit} and gave no result; it may be no version of {name}"
+                    "its check {exit} and gave no result; it may not be a version of {name}"
                 ));
             }
         }

@@ -64,8 +64,8 @@ impl Listeners {
         workers.flush_leases(clients, telemetry, poller);
     }
 
-    /// Returns these listeners in the order in which they are served: beginning behind the listener that was served
-    /// last, so that no flood of clients at one of them takes the capacity of all.
+    /// Returns these listeners in the order in which they are served: beginning with the one after the listener that was
+    /// served last, so that no flood of clients at one of them takes the capacity of all.
     fn order(&self, readable: &[u32]) -> Vec<u32> {
         let (mut after, before): (Vec<u32>, Vec<u32>) = readable
             .iter()

@@ -20,7 +20,7 @@ use crate::sys::poll::{self, Interest};
 /// Prefix of the names of descriptors that a master has left for the next.
 const STORE_PREFIX: &str = "fdpassd-";
 
-/// The words after the prefix in names that a master uses; a number may follow, behind a dot.
+/// The words after the prefix in names that a master uses; a number may follow after a dot.
 const STORED_KINDS: [&str; 4] = ["book", "boat", "listener", "canary"];
 
 /// Most descriptors that are taken over.
@@ -146,7 +146,7 @@ impl ActivatedSockets {
             }
             Found::OtherSocket | Found::NoSocket => {
                 return Err(io::Error::other(
-                    "it is no stream socket of TCP or Unix (ListenStream=)",
+                    "it is not a stream socket of TCP or Unix (ListenStream=)",
                 ));
             }
         })
@@ -244,8 +244,8 @@ fn names(var: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Vec<String>
         .parse()
         .ok()
         .filter(|number| *number <= MAX_DESCRIPTORS);
-    let count =
-        number.ok_or_else(|| format!("LISTEN_FDS={count} is no number up to {MAX_DESCRIPTORS}"))?;
+    let count = number
+        .ok_or_else(|| format!("LISTEN_FDS={count} is not a number up to {MAX_DESCRIPTORS}"))?;
     match text("LISTEN_FDNAMES")? {
         // This is the name that sd_listen_fds_with_names(3) uses.
         None => Ok(vec!["unknown".to_owned(); count]),
@@ -318,10 +318,14 @@ mod tests {
         );
         for (fds, names, why) in [
             ("2", "rpc", "LISTEN_FDS=2, but LISTEN_FDNAMES has 1 name"),
-            ("0x1", "rpc", "LISTEN_FDS=0x1 is no number up to 65536"),
-            ("-1", "rpc", "LISTEN_FDS=-1 is no number up to 65536"),
-            ("65537", "rpc", "LISTEN_FDS=65537 is no number up to 65536"),
-            ("", "rpc", "LISTEN_FDS= is no number up to 65536"),
+            ("0x1", "rpc", "LISTEN_FDS=0x1 is not a number up to 65536"),
+            ("-1", "rpc", "LISTEN_FDS=-1 is not a number up to 65536"),
+            (
+                "65537",
+                "rpc",
+                "LISTEN_FDS=65537 is not a number up to 65536",
+            ),
+            ("", "rpc", "LISTEN_FDS= is not a number up to 65536"),
         ] {
             assert_eq!(ours(fds, names), Err(why.to_owned()));
         }
@@ -368,9 +372,18 @@ mod tests {
         for (index, why) in [
             (2, "it has no path, so any process could connect"),
             (3, "it does not listen; its unit must not set Accept=yes"),
-            (4, "it is no stream socket of TCP or Unix (ListenStream=)"),
-            (5, "it is no stream socket of TCP or Unix (ListenStream=)"),
-            (6, "it is no stream socket of TCP or Unix (ListenStream=)"),
+            (
+                4,
+                "it is not a stream socket of TCP or Unix (ListenStream=)",
+            ),
+            (
+                5,
+                "it is not a stream socket of TCP or Unix (ListenStream=)",
+            ),
+            (
+                6,
+                "it is not a stream socket of TCP or Unix (ListenStream=)",
+            ),
         ] {
             assert_eq!(found(index), Err(why.to_owned()), "{index}");
         }

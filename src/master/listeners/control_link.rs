@@ -108,7 +108,7 @@ mod tests {
             put(&path, &other).expect_err("a file").kind(),
             io::ErrorKind::AlreadyExists
         );
-        remove_link(&path).expect("a file is no link");
+        remove_link(&path).expect("a file is not a link");
         assert!(path.exists());
     }
 }

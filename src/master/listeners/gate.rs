@@ -56,7 +56,7 @@ pub(crate) struct Gate {
     /// Set while the system is out of a resource: when the pause ends, and how many clients had been removed when it
     /// began. A client that leaves frees a descriptor and ends it as well.
     exhausted: Option<(Instant, u64)>,
-    /// Set after the kernel has killed a worker because memory was out: when the pause ends.
+    /// Set after the kernel has killed a worker for lack of memory: when the pause ends.
     without_memory: Option<Instant>,
     /// The reason that was reported last, and when.
     reported: Option<(Pause, Instant)>,
@@ -78,7 +78,7 @@ impl Gate {
         exhausted.into_iter().chain(self.without_memory).min()
     }
 
-    /// Returns whether clients may be accepted now. A pause for memory counts at once, any other from the next
+    /// Returns whether clients may be accepted now. A pause for memory takes effect at once, any other at the next
     /// [`Listeners::set_gate`].
     pub(super) fn is_open(&self) -> bool {
         self.pause.is_none() && self.without_memory.is_none()

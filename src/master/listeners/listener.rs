@@ -227,7 +227,7 @@ impl Listener {
         }
     }
 
-    /// Returns the address to which it was bound, as configured; `None` for an activated socket.
+    /// Returns the configured address; `None` for an activated socket.
     pub(crate) fn configured(&self) -> Option<&Address> {
         if let SocketSource::Bound(address) = &self.source {
             Some(address)

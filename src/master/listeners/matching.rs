@@ -4,13 +4,12 @@ use crate::master::listeners::listener::Listener;
 use crate::master::listeners::plan::{SocketSource, WantedListener};
 
 /// Returns for each wanted listener the index of the existing one that is kept for it; one without an index must be
-/// opened. Port 0 is any port, so the first wanted listener with it gets the first existing one that was bound with it,
-/// and so on.
+/// opened. `may_keep` returns whether a listener can be kept at all. There are three passes:
 ///
-/// An existing listener whose source is not wanted is kept for a wanted one with its address, because no second socket
-/// can be bound there.
-///
-/// `may_keep` returns whether a listener can be kept at all.
+/// 1. A listener is kept for the same source. Port 0 is any port, so the first wanted listener with it gets the first
+///    existing one that was bound with it, and so on.
+/// 2. One that is left is kept for the same address, because no second socket can be bound there.
+/// 3. One that is left, and whose source is unknown, is kept for port 0 of its host.
 pub(crate) fn match_existing(
     listeners: &[Listener],
     wanted: &[WantedListener<'_>],

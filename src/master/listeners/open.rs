@@ -47,7 +47,7 @@ impl ListenerOpener<'_> {
     /// file is gone is replaced by a new one, as at a reload, unless that cannot be bound.
     ///
     /// # Errors
-    /// When a listener cannot be opened, as `on_error` says, or none can serve.
+    /// If no listener can serve, or, depending on `on_error`, if one cannot be opened.
     pub(crate) fn choose(
         &mut self,
         entries: &[Listen],
@@ -103,7 +103,7 @@ impl ListenerOpener<'_> {
         }
     }
 
-    /// Says in an error if the daemon itself listens at the address.
+    /// Adds to an error that the daemon itself listens at the address, if it does.
     fn explain(&self, error: Error, wanted: &WantedListener<'_>, chosen: &[Chosen]) -> Error {
         let new = chosen.iter().filter_map(Chosen::new_listener);
         let own = OwnListeners::from_listeners(self.left.iter().chain(new), None, None);

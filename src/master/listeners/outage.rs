@@ -1,10 +1,11 @@
 //! Sockets of the daemon that no client can connect to: listeners, the control socket and the exporter's listener.
 //!
-//! Another holder of such a socket can end it, by shutdown(2) or by `ss -K`. It never listens again then: listen(2) on
-//! a TCP socket would make the kernel accept clients that are shut down from the start. Another socket is bound to the
-//! same address instead. The poller reports the end as a hang-up, also for a disarmed listener: so it is handled in the
-//! iteration of the loop in which it occurs. A listener that the daemon itself has ended, for a drain, is not in the poller
-//! any more, and has no outage.
+//! Another process that holds such a socket can shut it down, by shutdown(2) or by `ss -K`. The daemon then binds another
+//! socket to the same address. The old one cannot listen again: after listen(2) on a TCP socket, the kernel would accept
+//! clients that are shut down from the start.
+//!
+//! The poller reports the shutdown as a hang-up, even for a disarmed listener, so the daemon handles it in the same
+//! iteration of the loop. A listener that the daemon has closed for a drain is no longer in the poller, and has no outage.
 //!
 //! epoll(7) may also lack memory to watch a socket that is bound (ENOMEM, ENOSPC). Its clients wait in its queue, and
 //! only the watch is tried again.

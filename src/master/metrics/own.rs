@@ -3,7 +3,7 @@
 use super::text::{HISTOGRAM, MetricsText};
 use crate::shm::own_metrics::{OwnMetric, OwnValues};
 
-/// Behind the prefix of all metrics: no metric of fdpassd ever begins with it.
+/// Follows the prefix of all metrics; no metric of fdpassd ever begins with it.
 const PREFIX: &str = "app_";
 
 pub(super) fn write(text: &mut MetricsText, metric: &OwnMetric) {

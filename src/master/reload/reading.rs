@@ -2,7 +2,7 @@
 //! another machine: both may take long (nsswitch.conf(5)), and the loop must not wait for them.
 //!
 //! ```text
-//! reload, SIGHUP, check ─▶ question ─▶ child: reads, looks up, checks ─▶ answer, behind the question in the same file
+//! reload, SIGHUP, check ─▶ question ─▶ child: reads, looks up, checks ─▶ answer, after the question in the same file
 //!                                      after 10 s it is killed, and the reload or the check is rejected
 //! ```
 //!
@@ -310,7 +310,7 @@ fn rejection(error: &config::Error) -> Refusal {
     }
 }
 
-/// Runs the child: reads the request from standard input, and writes the answer behind it. Signals stay held back: the
+/// Runs the child: reads the request from standard input, and writes the answer after it. Signals stay held back: the
 /// one that a service manager sends to all processes at a restart must not end it.
 ///
 /// # Errors
@@ -324,7 +324,7 @@ pub fn read_configuration(length: &str) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let length: u64 = length
         .parse()
-        .map_err(|_| "the length of the question is no number".to_owned())?;
+        .map_err(|_| "the length of the question is not a number".to_owned())?;
     let mut text = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
     shared
         .read_exact_at(&mut text, 0)

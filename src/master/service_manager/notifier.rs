@@ -253,7 +253,7 @@ impl Notifier {
 }
 
 impl Manager {
-    /// Sends these in one datagram, behind the messages that wait already.
+    /// Sends these in one datagram, after the messages that already wait.
     fn notify(&mut self, states: &[NotifyState<'_>], now: Instant) {
         let message = Notification {
             text: join(states),
@@ -299,7 +299,7 @@ impl Manager {
         }
     }
 
-    /// Sends a status, behind a state in the same datagram if there is one.
+    /// Sends a status, after a state in the same datagram if there is one.
     fn send_status(
         &mut self,
         state: Option<&str>,

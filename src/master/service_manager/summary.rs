@@ -32,7 +32,7 @@ pub(crate) struct Summary {
 }
 
 impl fmt::Display for Summary {
-    /// `2 workers, 120 clients, generation 3`.
+    /// Writes, for example, `2 workers, 120 clients, generation 3`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Summary {
             ready,

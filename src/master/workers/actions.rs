@@ -100,7 +100,7 @@ impl Workers {
     ) {
         let reason = format!("cannot be started: {error}");
         let (delay, is_known) = match error.kind() {
-            // This is no fault of the worker, so the pool does not give up because of it.
+            // This is not a fault of the worker, so the pool does not give up because of it.
             NOT_NOW => (
                 Some(self.pool.postponed(id, now)),
                 self.last_failure.as_ref() == Some(&reason),

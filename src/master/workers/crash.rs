@@ -411,7 +411,7 @@ mod tests {
         }
     }
 
-    /// Lays the blame for the end of an app with these requests.
+    /// Attributes the end of an app to one of these requests.
     fn blame(workers: &mut Workers, end: AppEnd, requests: &[(u32, u8, bool)]) -> (Blame, u64) {
         let gone = AppGone {
             end,

@@ -62,7 +62,7 @@ impl DeadWorker {
 
 impl Workers {
     /// Removes the worker whose process has ended and is not collected yet: until then /proc/PID exists, and the pid is
-    /// its own. Returns `None` if the process is no worker.
+    /// its own. Returns `None` if the process is not a worker.
     pub(crate) fn remove_dead(
         &mut self,
         pid: u32,

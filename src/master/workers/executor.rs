@@ -33,7 +33,7 @@ impl Worker {
             // The worker does not collect its app. If the app cannot be found, both have ended and the app was
             // collected before this message was read; or the worker has reported a wrong pid. In both cases the shared
             // memory names no app.
-            None => log::debug!("{}: its app {pid} is no process of its own", self.name()),
+            None => log::debug!("{}: its app {pid} is not a process of its own", self.name()),
         }
     }
 }

@@ -107,7 +107,7 @@ pub(crate) enum Doom {
     TimedOut,
     /// The worker has broken the protocol of its channel, or the channel cannot be used.
     Broken,
-    /// The worker is of no use any more, which is no failure of its own.
+    /// The worker is of no use any more, which is not a failure of its own.
     Unneeded,
 }
 

@@ -208,7 +208,7 @@ fn a_reload_clears_waits_and_ignores_old_failures() {
     assert!(pool.exited(w(3), false, now) > Some(Duration::ZERO));
     assert!(pool.exited(w(4), false, now) > Some(Duration::ZERO));
     assert_eq!(turn(&mut pool, now), [], "two failures");
-    // A starting worker that is not ready in time is no failure of it either.
+    // A starting worker that is not ready in time is not a failure of it either.
     let mut pool = Pool::new(target(1, 1), now, 1);
     turn(&mut pool, now);
     let later = now + START / 2;

@@ -29,7 +29,7 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
         "its successor was in the same turn"
     );
     assert_eq!(pool.exited(w(1), false, at(9)), None);
-    assert_eq!(pool.due(0), None, "a kill is no failure");
+    assert_eq!(pool.due(0), None, "a kill is not a failure");
     assert_eq!(pool.member(w(3)).map(|member| member.seat), Some(0));
     assert!(
         !pool.stalled(w(3), Some(at(9))),

@@ -214,7 +214,7 @@ impl<'a> FrameMembers<'a> {
                 None => Vec::new(),
                 Some(MetricsValue::Declared(metrics)) => metrics,
                 Some(MetricsValue::Samples(samples)) if samples.is_empty() => Vec::new(),
-                Some(MetricsValue::Samples(_)) => return Err("metrics is no array".to_owned()),
+                Some(MetricsValue::Samples(_)) => return Err("metrics is not an array".to_owned()),
             };
             return Ok(FromApp::Hello(Box::new(Hello {
                 methods: self.methods.ok_or("hello has no methods")?,

@@ -54,7 +54,7 @@ impl FromAppZygote {
     /// Reads the frame of a datagram.
     ///
     /// # Errors
-    /// Why it is no message of a zygote.
+    /// Why it is not a message of a zygote.
     pub fn parse(datagram: &[u8]) -> Result<FromAppZygote, String> {
         let (length, body) = datagram
             .split_first_chunk::<4>()

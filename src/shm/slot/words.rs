@@ -120,7 +120,7 @@ impl Cursors {
         }
     }
 
-    /// Returns the positions in both streams behind all bytes of these cursors, if the client is idle.
+    /// Returns the positions in both streams after all bytes of these cursors, if the client is idle.
     #[must_use]
     pub fn ends(&self) -> (u64, u64) {
         (

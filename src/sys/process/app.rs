@@ -182,7 +182,7 @@ const WIRE: RawFd = 3;
 
 /// Gives the wire its number, and lets the program inherit it.
 fn place_wire(number: RawFd) -> io::Result<()> {
-    // SAFETY: `occupy_numbers` has taken number 3 in the parent, so it is no descriptor that std uses in the child.
+    // SAFETY: `occupy_numbers` has taken number 3 in the parent, so it is not a descriptor that std uses in the child.
     let placed = unsafe { libc::dup2(number, WIRE) };
     Errno::result(placed)?;
     if number == WIRE {

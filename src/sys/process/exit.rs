@@ -177,7 +177,7 @@ pub fn collect(pid: u32) -> io::Result<()> {
 /// Waits for the end of a child, and collects it. Returns whether its status is 0.
 ///
 /// # Errors
-/// Those of waitpid(2): ECHILD if it is no child of this process, or was collected.
+/// Those of waitpid(2): ECHILD if it is not a child of this process, or was collected.
 pub fn wait_for_child(pid: u32) -> io::Result<bool> {
     let mut status = 0;
     loop {

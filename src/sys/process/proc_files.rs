@@ -193,7 +193,7 @@ pub fn scheduling(pid: u32) -> Option<Scheduling> {
     scheduling_in(&pid.to_string())
 }
 
-/// As [`scheduling`], of another thread of the process, by /proc/PID/task/TID.
+/// Does the same as [`scheduling`] for another thread of the process, by /proc/PID/task/TID.
 #[must_use]
 pub fn thread_scheduling(pid: u32, thread: u32) -> Option<Scheduling> {
     scheduling_in(&format!("{pid}/task/{thread}"))

@@ -136,7 +136,7 @@ pub fn receive_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Rece
     receive(channel, buffer, 0)
 }
 
-/// Has the next peek begin behind that many bytes: the lengths of the messages before it.
+/// Has the next peek begin after that many bytes: the lengths of the messages before it.
 ///
 /// # Errors
 /// Those of setsockopt(2); `InvalidInput` for more bytes than a `c_int` can count.
@@ -145,7 +145,7 @@ pub fn peek_from(channel: impl AsFd, bytes: usize) -> io::Result<()> {
     Ok(setsockopt(&channel, PeekOffset, &bytes)?)
 }
 
-/// Receives a message that stays in the queue: the one behind the last that was received like this.
+/// Receives a message that stays in the queue: the one after the last that was received like this.
 ///
 /// # Errors
 /// Those of recvmsg(2).
@@ -153,7 +153,7 @@ pub fn peek_message(channel: impl AsFd, buffer: &mut [u8]) -> io::Result<Receive
     receive(channel, buffer, libc::MSG_PEEK)
 }
 
-/// As [`peek_message`], but opens none of the message's descriptors, so `cut` means nothing.
+/// Does the same as [`peek_message`], but opens none of the message's descriptors, so `cut` means nothing.
 ///
 /// # Errors
 /// Those of recvmsg(2).

@@ -62,8 +62,9 @@ impl AppForker {
         };
         let pid = line.await_fork(&master)?;
         // The zygote is a process of the app's user, so what it reports is checked.
-        let process = ProcessIdentity::of_descendant(pid, self.zygote)
-            .ok_or_else(|| format!("cannot be forked: process {pid} is no child of its zygote"))?;
+        let process = ProcessIdentity::of_descendant(pid, self.zygote).ok_or_else(|| {
+            format!("cannot be forked: process {pid} is not a child of its zygote")
+        })?;
         let pidfd = process::open_pidfd(process.pid).map_err(failed)?;
         if let Some(cgroups) = cgroups {
             cgroups.adopt(pid);

@@ -66,7 +66,7 @@ impl AppMetrics {
                     values.iter().for_each(|value| histogram.observe(*value));
                 }
                 _ => log::warn!(
-                    "the app counts {name:?}, which its hello does not declare so, or by a number that is no count"
+                    "the app counts {name:?}, which its hello does not declare so, or by a number that is not a count"
                 ),
             }
         }

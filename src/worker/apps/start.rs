@@ -248,7 +248,7 @@ impl App {
             Some(body) => match FromApp::parse(body)? {
                 FromApp::Hello(hello) => Ok(Some(Ok(*hello))),
                 FromApp::Failed(reason) => Ok(Some(Err(reason))),
-                _ => Err("its first frame is no hello".to_owned()),
+                _ => Err("its first frame is not a hello".to_owned()),
             },
         });
         self.wire.give_back(incoming);

@@ -163,7 +163,7 @@ impl Requests {
         self.last_id += 1;
         self.away.insert(self.last_id, request);
         if self.order.len() > MAX_GONE.max(2 * self.away.len()) {
-            // Requests behind a long one may be answered.
+            // Requests after a long one may be answered.
             self.order.retain(|(_, id)| self.away.contains_key(id));
         }
         self.order.push_back((request.began, self.last_id));

@@ -77,6 +77,8 @@ pub(super) struct Queues {
 }
 
 impl Queues {
+    /// Creates empty queues.
+    ///
     /// # Errors
     /// Those of eventfd(2).
     pub(super) fn new() -> io::Result<Queues> {

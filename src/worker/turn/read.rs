@@ -14,8 +14,7 @@ impl Turn<'_, '_> {
     ///
     /// Unread bytes are moved to the front of the shared buffer, unless they are a large frame or the beginning of one,
     /// which is at the front of the large region and is received and answered there. Returns None if the unread bytes
-    /// do not fit into the shared buffer and are not at the front of the large region. No turn leaves such bytes
-    /// behind.
+    /// do not fit into the shared buffer and are not at the front of the large region. No turn leaves such bytes.
     pub(super) fn begin(&mut self) -> Option<()> {
         let (in_base, out_base) = self.cursors.ends();
         let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);

@@ -180,7 +180,7 @@ fn transmit(
     )
 }
 
-/// Writes, with the kill points around it.
+/// Writes, with kill points before and after it.
 fn write(
     bytes: &[u8],
     transmit: impl FnOnce(&[u8]) -> io::Result<Transfer>,

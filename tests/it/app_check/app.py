@@ -67,7 +67,7 @@ def frames():
     while True:
         if MISTAKE in ("one-frame", "loses"):
             data = wire.recv(1 << 20) or end()
-            # What follows the first frame is lost.
+            # Bytes after the first frame are lost.
             yield json.loads(data[4 : 4 + struct.unpack("<I", data[:4])[0]])
         else:
             body = exactly(struct.unpack("<I", exactly(4))[0])

@@ -1,4 +1,4 @@
-# The app of the tests: asyncio, without a library. Each method does what its name says, wrong things among them.
+# The app of the tests: asyncio, without a library. Each method does what it is named after, wrong things among them.
 import asyncio, json, os, signal, socket, struct, sys, threading
 from asyncio import sleep as pause
 from time import sleep as block
@@ -74,7 +74,7 @@ async def answer(writer, request):
         writer.write(frame(params.replace("ID", str(id)).encode()))
         return
     elif method == "write_bytes":
-        # The same, of bytes that are no text.
+        # The same, of bytes that are not text.
         writer.write(frame(params.replace("ID", str(id)).encode("latin-1")))
         return
     elif method == "long":

@@ -106,7 +106,7 @@ fn an_answer_that_comes_twice_breaks_the_protocol() {
     };
     let mut client = daemon.connect();
     let answer = r#"{"id":ID,"result":1}"#;
-    // One answer is no violation.
+    // One answer is not a violation.
     client.request("write", answer);
     assert_eq!(client.reply().value(), Ok(json!(1)));
     client.request("count", "x");
@@ -303,7 +303,7 @@ fn a_counter_counts_whole_numbers_only() {
     ] {
         let _ = client.call("metrics", json!({"orders": wrong}));
     }
-    daemon.wait_for_log("by a number that is no count");
+    daemon.wait_for_log("by a number that is not a count");
     let _ = client.call("metrics", json!({"orders": 3.0}));
     let samples = crate::common::metrics::samples(&daemon);
     assert_eq!(

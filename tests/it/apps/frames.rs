@@ -211,7 +211,7 @@ fn an_app_without_a_good_hello_fails_the_start() {
             "was not ready within 1s: its app has not sent its hello",
         ),
         ("os.close(3)", "descriptor 3"),
-        (r#"w(b'{"id":1,"result":1}')"#, "first frame is no hello"),
+        (r#"w(b'{"id":1,"result":1}')"#, "first frame is not a hello"),
         (
             "os.write(3, b'\\xff' * 4)",
             "a frame of 4294967295 bytes is longer than ",

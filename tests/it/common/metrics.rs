@@ -45,7 +45,7 @@ pub fn assert_counted(daemon: &Running, requests: u64, errors: u64) {
         (status.requests_total, status.errors_total),
         (requests, errors)
     );
-    // A request's duration is recorded behind the sending of its reply, which the client may have before.
+    // A request's duration is recorded after the sending of its reply, which the client may have before.
     let samples = eventually("the durations of all requests are recorded", || {
         let of_histogram = [
             "fdpassd_request_duration_seconds_count",

@@ -66,7 +66,8 @@ pub fn frame(body: &str) -> Vec<u8> {
     [&(body.len() as u32).to_le_bytes()[..], body.as_bytes()].concat()
 }
 
-/// Lets time pass, to show that something does *not* happen. No test waits for a fact like this.
+/// Lets time pass: to show that something does *not* happen in it, or to send at a pace. A fact is awaited with a
+/// deadline instead.
 pub fn let_pass(time: Duration) {
     let (_nobody, news) = mpsc::channel::<()>();
     assert_eq!(news.recv_timeout(time), Err(RecvTimeoutError::Timeout));

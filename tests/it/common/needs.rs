@@ -33,7 +33,7 @@ const NEEDS: [&str; 23] = [
     "shells", // bash, zsh, fish
 ];
 
-/// What only tests/container/run, tests/fleet/run and tests/kubernetes/run need. `REQUIRE` may name it for all tests.
+/// Needs of tests/container/run, tests/fleet/run and tests/kubernetes/run alone; `REQUIRE` may name them as well.
 const NEEDS_OF_OTHERS: [&str; 6] = ["runc", "ip", "cpus", "haproxy", "nginx", "kubectl"];
 
 /// Reports that the calling test is skipped, because the machine lacks what it needs. The test returns then.

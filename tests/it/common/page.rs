@@ -23,7 +23,7 @@ pub struct Page(String);
 /// An item of a list.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The rest of the line behind `.It`, macros included.
+    /// The rest of the line after `.It`, macros included.
     pub head: Vec<String>,
     /// The text below it.
     pub body: String,

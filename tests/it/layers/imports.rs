@@ -191,7 +191,7 @@ fn allowed_paths_are_accepted() {
 pub(super) fn faults_of(file: &str, text: &str) -> Vec<String> {
     let tokens: TokenStream = text
         .parse()
-        .unwrap_or_else(|e| panic!("{file} is no Rust: {e}"));
+        .unwrap_or_else(|e| panic!("{file} is not Rust: {e}"));
     let mut names = Vec::new();
     read(tokens, &module_of(file), &mut names);
     names
@@ -262,7 +262,7 @@ impl Name {
         }
     }
 
-    /// Follows `crate`, `self` and `super`: returns the module that they lead to, and the words behind them.
+    /// Follows `crate`, `self` and `super`: returns the module that they lead to, and the words after them.
     pub(super) fn resolve(&self) -> (&[String], &[String]) {
         let is_step = |word: &&String| ["crate", "self", "super"].contains(&word.as_str());
         let steps = self.path.iter().take_while(is_step).count();
@@ -323,7 +323,7 @@ pub(super) fn read(tokens: TokenStream, module: &[String], names: &mut Vec<Name>
     }
 }
 
-/// Follows a path of which these words have been read, into its braces; returns what comes behind it.
+/// Follows a path of which these words have been read, into its braces; returns what comes after it.
 fn read_path<'t>(
     mut tokens: &'t [TokenTree],
     mut path: Vec<String>,

@@ -78,7 +78,7 @@ fn clients_survive_a_method_that_closes_their_descriptors() {
     }
 }
 
-/// The same by a function that is no method, in a daemon whose requests an app executes.
+/// The same by a function that is not a method, in a daemon whose requests an app executes.
 #[test]
 fn an_app_executes_nothing_that_came_by_a_foreign_descriptor() {
     let Some((daemon, switch)) = apps::start_without_methods() else {

@@ -18,7 +18,7 @@ fn params_that_are_not_the_methods_type_are_bad_params() {
         json!({"picture": [1, 1], "frame": [1, 1], "quality": 3}),
         json!({"picture": [1, 1], "frame": [1, 4_294_967_296_u64]}),
     ] {
-        let fault = client.call("fit", &params).expect_err("that is no Fit");
+        let fault = client.call("fit", &params).expect_err("that is not a Fit");
         assert_eq!(fault.code(), "bad_params", "{params}: {fault}");
     }
     assert_eq!(client.call("report", ()).expect("a result")["fitted"], 0);

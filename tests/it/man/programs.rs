@@ -203,7 +203,7 @@ fn shipped_keys() -> BTreeMap<String, String> {
     keys
 }
 
-/// `-c` and `--config` in a help text: where lines begin with them, behind a title or not.
+/// `-c` and `--config` in a help text: where lines begin with them, after a title or not.
 fn options_of(help: &str) -> BTreeSet<String> {
     let lines = help
         .lines()
@@ -216,7 +216,7 @@ fn options_of(help: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The verbs that a help text lists, each with what it does two spaces behind.
+/// The verbs that a help text lists, each with what it does after two spaces.
 fn verbs_of(help: &str) -> BTreeSet<String> {
     let lines = help.lines().filter_map(line_of_help);
     let words = lines

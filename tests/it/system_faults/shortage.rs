@@ -269,7 +269,7 @@ fn last_answers_of_an_app_are_read_when_there_is_memory() {
     let Some(config) = app(ONE) else { return };
     let daemon = start(&config);
     let mut client = daemon.connect();
-    // The request is refused first, or the answer with the end of the app behind it.
+    // The request is refused first, or the answer followed by the end of the app.
     for from in [1, 2] {
         assert_eq!(client.call("echo", 1).expect("a result"), 1);
         let last = from + REFUSALS - 1;

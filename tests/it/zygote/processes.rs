@@ -117,7 +117,7 @@ fn a_forked_worker_has_what_an_executed_one_has() {
         assert_eq!(all[0].status, all[1].status);
         all
     });
-    // Also the last one, whose zygote had more births behind it.
+    // Also the last one, whose zygote was followed by more births.
     assert_eq!(executed, forked);
 }
 

@@ -136,7 +136,7 @@ class App:
         """Runs a function before everything else. With ``app.preload`` of the configuration this is done once for all
         workers, and their apps share what it has loaded; otherwise each app does it. It must not leave threads behind."""
         if inspect.iscoroutinefunction(function):
-            raise ValueError("a preload is no coroutine: a loop would not survive the fork")
+            raise ValueError("a preload is not a coroutine: a loop would not survive the fork")
         self._at_preload.append(function)
         return function
 
@@ -163,7 +163,7 @@ class App:
     def health(self, function: None = None, /, *, every: float = 10.0) -> Decorator: ...
 
     def health(self, function: Callable[..., Any] | None = None, /, *, every: float = 10.0) -> Any:
-        """Calls a function or coroutine every so many seconds, which returns None, or why the app is not healthy.
+        """Calls a function or coroutine at an interval. It returns None, or the reason why the app is not healthy.
 
         A function runs in a thread of its own. An exception is a reason, too. See `unhealthy` for a way without a timer.
         """
@@ -281,7 +281,7 @@ def why_failed(error: BaseException) -> dict[str, Any]:
 
 
 def status_of(error: SystemExit) -> int:
-    """Returns the exit status that Python has for this, after it has printed a reason that is no number."""
+    """Returns the exit status that Python has for this, after it has printed a reason that is not a number."""
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
     with contextlib.suppress(OSError, ValueError):

@@ -84,7 +84,7 @@ current: ContextVar[Call] = ContextVar("fdpassd.call")
 def call() -> Call:
     """Returns the circumstances of the request that is being answered.
 
-    :raises RuntimeError: There is none: the caller is no method, and was called by none.
+    :raises RuntimeError: There is none: the caller is not a method, and was called by none.
     """
     try:
         return current.get()

@@ -34,7 +34,7 @@ _SHORT = {"health": "unhealthy", "failed": "the app cannot start; its log has th
 
 
 def cut(text: str) -> str:
-    """Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is no UTF-8."""
+    """Returns a text that the worker accepts: not too long, and without half of a surrogate pair, which is not UTF-8."""
     if len(text) > _MAX_TEXT:
         text = text[:_MAX_TEXT] + "…"
     return text.encode("utf-8", "replace").decode()
@@ -168,7 +168,7 @@ class Writer:
         return frames
 
     def _body(self, message: dict[str, Any]) -> bytes:
-        """Returns a message that is no answer as JSON.
+        """Returns a message that is not an answer as JSON.
 
         :raises ValueError: A hello is longer than the worker accepts.
         """
@@ -185,7 +185,7 @@ class Writer:
 
 
 def perform(writer: Writer, method: Method, message: dict[str, Any]) -> None:
-    """Runs a method that is no coroutine, and answers, unless it ends the process."""
+    """Runs a method that is not a coroutine, and answers, unless it ends the process."""
     try:
         # The usual params without another call.
         params = message.get("params")

@@ -97,7 +97,7 @@ def _invoke(function: Callable[..., Any]) -> Callable[[Any], Any]:
                 raise Fault("bad_params", "missing: " + ", ".join(required))
             return function()
         if not takes_value:
-            raise Fault("bad_params", "the params are no object" if known or takes_any else "the method takes no params")
+            raise Fault("bad_params", "the params are not an object" if known or takes_any else "the method takes no params")
         return function(params)
 
     return invoke

@@ -23,7 +23,7 @@ _MAX_OBSERVATIONS = 256
 
 
 class Metrics:
-    """What was counted since the last report."""
+    """The counts since the last report."""
 
     def __init__(self) -> None:
         self.declared: list[dict[str, Any]] = []
@@ -83,11 +83,11 @@ def halves(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 def _float(number: Any) -> float:
     """Returns a number of any class as the one that JSON has.
 
-    :raises TypeError: It is no number. The text of one is none, either.
+    :raises TypeError: It is not a number; a string is not one, either.
     :raises ValueError: It is too large.
     """
     if isinstance(number, (str, bytes, bytearray)):
-        raise TypeError(f"{type(number).__name__} is no number")
+        raise TypeError(f"{type(number).__name__} is not a number")
     try:
         return float(number)
     except OverflowError:
@@ -104,7 +104,7 @@ class Counter:
     def add(self, number: float = 1) -> None:
         """Adds a whole number from 0 to 2^53 to the counter. May be called by any thread.
 
-        :raises TypeError: The argument is no number.
+        :raises TypeError: The argument is not a number.
         :raises ValueError: The number is negative, too large or not whole.
         """
         number = _float(number)
@@ -124,7 +124,7 @@ class Histogram:
     def observe(self, number: float) -> None:
         """Adds one observation. May be called by any thread.
 
-        :raises TypeError: The argument is no number.
+        :raises TypeError: The argument is not a number.
         :raises ValueError: The number is infinite, NaN or too large.
         """
         number = _float(number)

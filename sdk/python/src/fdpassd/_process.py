@@ -1,4 +1,4 @@
-"""What must happen first of all in a process that fdpassd has started."""
+"""The first steps of a process that fdpassd has started."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def serve(app: App, inherited: Inherited) -> NoReturn:
     except (BrokenPipeError, ConnectionResetError):
         loop.finish()
     except SystemExit as error:
-        # A method ends the process, also if it has started threads. What was answered before it is written.
+        # A method ends the process, also if it has started threads. Answers from before are written.
         end(status_of(error))
 
 
@@ -93,7 +93,7 @@ class _Loop:
                 self._flush()
 
     def _take(self, message: dict[str, Any]) -> None:
-        """Processes a message that is no request."""
+        """Processes a message that is not a request."""
         if "probe" in message:
             self._writer.send({"alive": message["probe"]})
         elif "closed" in message:

@@ -39,7 +39,7 @@ impl Leases {
     ) -> Vec<Recovered> {
         let mut revoked = Vec::new();
         while *slot < self.used {
-            // Without clients behind it, this is the end, although there may be more slots.
+            // If no client follows, this is the end, although there may be more slots.
             let is_leased = matches!(self.entries.get(*slot), Some(LeaseEntry::Leased(_)));
             if is_leased && revoked.len() == most {
                 break;
