@@ -321,7 +321,7 @@ last worker in seat 2: exited with status 70
     #[test]
     fn apps_have_a_table_of_their_own() {
         let mut status = status();
-        status.workers[0].away = 3;
+        (status.workers[0].away, status.workers[0].waiting) = (3, 12);
         status.workers[0].app = Some(AppStatus {
             pid: 4713,
             name: Some("shop\x1b".to_owned()),
@@ -331,8 +331,8 @@ last worker in seat 2: exited with status 70
         });
         let shown = table(&status);
         let expected = "
-WORKER  PID APP      VERSION AWAY MOST RSS
-     1 4713 shop\\x1b            3   64 41M
+WORKER  PID APP      VERSION AWAY MOST WAIT RSS
+     1 4713 shop\\x1b            3   64   12 41M
 
 predecessor of worker 17";
         assert!(shown.contains(expected), "{shown}");
@@ -341,7 +341,7 @@ predecessor of worker 17";
     #[test]
     fn runtimes_and_reasons_of_replacements_are_shown() {
         let mut status = status();
-        status.workers[0].away = 3;
+        (status.workers[0].away, status.workers[0].waiting) = (3, 12);
         status.workers[0].runtime = Some(RuntimeStatus {
             thread: 4714,
             concurrency: 64,
@@ -349,8 +349,8 @@ predecessor of worker 17";
         status.workers[0].replaced_because = Some("a method panicked\x1b".to_owned());
         let shown = table(&status);
         let expected = "
-WORKER THREAD AWAY MOST
-     1   4714    3   64
+WORKER THREAD AWAY MOST WAIT
+     1   4714    3   64   12
 
 worker 1 will be replaced: a method panicked\\x1b
 predecessor of worker 17";

@@ -21,6 +21,7 @@
 //!      26  pid of the worker's app; 0 if it has none        27  when that process started, in clock ticks since boot
 //!      28  whether the master has killed the worker because a request took too long
 //!      29  clients that the worker has closed                 30  of these, those that the master knows of (set by it)
+//!      31  requests that wait for a permit
 //!  from 64  twelve seconds of 120 words: the second, requests, busy ns, then requests by duration
 //!    1504  all requests by duration   1616  their duration together, in ns
 //!    1664  by number of the method, requests answered with a result, and with an error; 0 is for no method
@@ -66,6 +67,7 @@ const APP_STARTED: usize = 27;
 const IS_TIMED_OUT: usize = 28;
 const CLOSED: usize = 29;
 const KNOWN_CLOSED: usize = 30;
+const QUEUED: usize = 31;
 
 const METHODS: usize = 1664;
 /// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
@@ -265,6 +267,17 @@ impl<'a> Header<'a> {
     /// Worker: sets the number of requests that are away.
     pub fn set_away(&self, requests: u64) {
         self.0[AWAY].store(requests, Ordering::Relaxed);
+    }
+
+    /// Returns the number of requests that wait for a permit, as it was after the last iteration of the worker's loop.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.load(QUEUED)
+    }
+
+    /// Worker: sets the number of requests that wait for a permit.
+    pub fn set_queued(&self, requests: u64) {
+        self.0[QUEUED].store(requests, Ordering::Relaxed);
     }
 
     /// Returns the number of requests in progress: in a turn or away.

@@ -137,6 +137,7 @@ impl WorkerLoop<'_> {
         if pulse.update_full_since(requests, self.time.now, stall) {
             self.shm.header().set_full_since(pulse.full_since);
         }
+        self.shm.header().set_queued(requests.queued() as u64);
         let panicked = service.take_spent().then_some(SpentReason::Panic);
         if let Some(reason) = executor.spent(self.time.now).or(panicked) {
             self.master.spent = Some(reason);

@@ -14,6 +14,7 @@ mod app_deaths;
 mod app_hangs;
 mod app_keys;
 mod app_lifecycle;
+mod app_load;
 mod app_preload;
 mod apps;
 #[cfg(feature = "tokio")]

@@ -25,7 +25,7 @@ pub(super) fn worker_row(worker: &WorkerStatus) -> [Cell; 13] {
 }
 
 /// Returns the row of a worker's app, if it has one.
-pub(super) fn app_row(worker: &WorkerStatus) -> Option<[Cell; 7]> {
+pub(super) fn app_row(worker: &WorkerStatus) -> Option<[Cell; 8]> {
     let app = worker.app.as_ref()?;
     let word =
         |text: &Option<String>| Cell::foreign(text.as_deref().unwrap_or_default(), MAX_WORD_LEN);
@@ -36,18 +36,20 @@ pub(super) fn app_row(worker: &WorkerStatus) -> Option<[Cell; 7]> {
         word(&app.version),
         short(worker.away).into(),
         short(app.concurrency.into()).into(),
+        short(worker.waiting).into(),
         shown(app.rss_bytes, mebibytes),
     ])
 }
 
 /// Returns the row of a worker's runtime, if it has one.
-pub(super) fn runtime_row(worker: &WorkerStatus) -> Option<[Cell; 4]> {
+pub(super) fn runtime_row(worker: &WorkerStatus) -> Option<[Cell; 5]> {
     let runtime = worker.runtime?;
     Some([
         shown(worker.id, |id| id.to_string()),
         runtime.thread.to_string().into(),
         short(worker.away).into(),
         short(runtime.concurrency.into()).into(),
+        short(worker.waiting).into(),
     ])
 }
 
@@ -87,15 +89,17 @@ pub(super) const WORKERS: Columns<13> = Columns {
     optional: None,
 };
 
-pub(super) const APPS: Columns<7> = Columns {
-    header: ["WORKER", "PID", "APP", "VERSION", "AWAY", "MOST", "RSS"],
+pub(super) const APPS: Columns<8> = Columns {
+    header: [
+        "WORKER", "PID", "APP", "VERSION", "AWAY", "MOST", "WAIT", "RSS",
+    ],
     words: &[2, 3],
     gives_way: None,
     optional: None,
 };
 
-pub(super) const RUNTIMES: Columns<4> = Columns {
-    header: ["WORKER", "THREAD", "AWAY", "MOST"],
+pub(super) const RUNTIMES: Columns<5> = Columns {
+    header: ["WORKER", "THREAD", "AWAY", "MOST", "WAIT"],
     words: &[],
     gives_way: None,
     optional: None,

@@ -13,6 +13,7 @@ pub(in crate::ctl) fn status() -> Status {
         clients: 617,
         executing: 2,
         away: 0,
+        waiting: 0,
         app: None,
         runtime: None,
         requests_total: 12_345_678,

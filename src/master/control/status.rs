@@ -197,6 +197,7 @@ impl Snapshot<'_> {
             clients: worker.map_or(0, |worker| worker.leases.clients() as u64),
             executing: header.map_or(0, |header| header.in_progress()),
             away: header.map_or(0, |header| header.away()),
+            waiting: header.map_or(0, |header| header.queued()),
             app: worker.and_then(|worker| app_status(&worker.app)),
             runtime: worker.and_then(|worker| worker.runtime.map(runtime_status)),
             requests_total: totals.requests,

@@ -76,7 +76,7 @@ fn write_lives(text: &mut MetricsText, master: &Snapshot<'_>) {
 }
 
 /// The figures of each worker: name, type, help.
-const EACH: [(&str, &str, &str, WorkerFigure); 7] = [
+const EACH: [(&str, &str, &str, WorkerFigure); 8] = [
     (
         "worker_clients",
         GAUGE,
@@ -106,6 +106,12 @@ const EACH: [(&str, &str, &str, WorkerFigure); 7] = [
         GAUGE,
         "Requests that the worker's app or runtime executes.",
         |w, _| Some(w.away as f64),
+    ),
+    (
+        "worker_requests_waiting",
+        GAUGE,
+        "Requests that wait until the worker's app or runtime may execute one more.",
+        |w, _| Some(w.waiting as f64),
     ),
     (
         "worker_app_resident_memory_bytes",

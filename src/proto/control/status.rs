@@ -222,6 +222,9 @@ pub struct WorkerStatus {
     /// Of these, requests that its app or asynchronous methods are executing.
     #[serde(default)]
     pub away: u64,
+    /// Requests that wait until its app or asynchronous methods may execute one more.
+    #[serde(default)]
+    pub waiting: u64,
     /// The worker's app; none if it has none.
     #[serde(default)]
     pub app: Option<AppStatus>,

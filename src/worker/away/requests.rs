@@ -79,7 +79,12 @@ impl Requests {
 
     /// Returns whether clients wait for a permit.
     pub(in crate::worker) fn has_queued(&self) -> bool {
-        self.queue.len() > self.gone
+        self.queued() > 0
+    }
+
+    /// Returns the number of clients that wait for a permit.
+    pub(in crate::worker) fn queued(&self) -> usize {
+        self.queue.len().saturating_sub(self.gone)
     }
 
     /// Returns whether the request of a client may be handed over now. `left` is how many requests this worker may
