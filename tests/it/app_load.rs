@@ -2,13 +2,53 @@
 
 use std::fs;
 
-use fdpassd::testing::Client;
+use fdpassd::testing::{Client, Running};
 use serde_json::json;
 
 use crate::app_deaths::{config, end};
 use crate::common::metrics::samples;
 use crate::common::program::ctl;
 use crate::common::start;
+
+/// A file that never exists.
+const NEVER: &str = "/none";
+
+fn wait_for_away(daemon: &Running, requests: u64) {
+    daemon.wait_until("they are away", |status| {
+        status.workers.iter().map(|worker| worker.away).sum::<u64>() == requests
+    });
+}
+
+#[test]
+fn a_method_that_ends_ten_apps_with_others_is_quarantined() {
+    let Some(config) = config(1, 8, "") else {
+        return;
+    };
+    let daemon = start(&config);
+    let mut client = daemon.connect();
+    for number in 1..=10 {
+        assert!(daemon.status().quarantined.is_empty(), "{number}");
+        client.request("price", json!({"n": number, "until": NEVER}));
+        wait_for_away(&daemon, 1);
+        let fault = daemon.call("exit", json!({"status": 3}));
+        assert_eq!(fault.expect_err("it ends its app").code(), "crashed");
+        assert_eq!(client.reply().value().expect("it runs again"), number);
+    }
+    daemon.wait_for_log("method \"exit\" was executing at each of the last 10 deaths within 600s");
+    let status = daemon.status();
+    assert_eq!(status.quarantined, ["exit"]);
+    assert_eq!((status.deaths_total, status.reruns_total), (10, 10));
+    let fault = daemon.call("exit", json!({"status": 3}));
+    let fault = fault.expect_err("it does not run");
+    assert!(fault.to_string().contains("quarantined"), "{fault}");
+    assert_eq!(daemon.status().deaths_total, 10);
+    assert!(
+        daemon
+            .ctl_with("release", json!({"method": "exit"}))
+            .is_ok()
+    );
+    end(daemon, 11);
+}
 
 #[test]
 fn requests_that_wait_for_a_permit_are_shown() {

@@ -5,8 +5,8 @@
 //! outside, and no request caused them. An idempotent request that caused one death is executed once more first: if it
 //! succeeds, it was not the cause.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::time::Instant;
 
 use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
@@ -14,112 +14,13 @@ use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::master::workers::app::WorkerEnd;
+use crate::master::workers::strikes::{CLIENT, METHOD, SharedDeath};
 use crate::proto::channel::{AppEnd, MethodName};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::text::{Counted, Escaped};
 use crate::sys::process::Exit;
 use crate::sys::socket;
-
-/// Number of deaths within a period after which the client that caused them is closed.
-const CLIENT: (usize, Duration) = (3, Duration::from_secs(60));
-
-/// Number of deaths within a period after which the method that caused them is quarantined.
-const METHOD: (usize, Duration) = (10, Duration::from_secs(600));
-
-/// Recent deaths of workers, by client and by method.
-#[derive(Debug, Default)]
-pub(crate) struct Strikes {
-    clients: HashMap<ClientId, VecDeque<Instant>>,
-    methods: HashMap<String, VecDeque<Instant>>,
-    quarantined: Vec<String>,
-    /// When a client's request caused a death and began to run again. If it causes another one, both count.
-    deferred: HashMap<ClientId, Instant>,
-}
-
-impl Strikes {
-    /// Returns the quarantined methods.
-    pub(crate) fn quarantined(&self) -> &[String] {
-        &self.quarantined
-    }
-
-    /// Keeps the methods quarantined that an earlier master had quarantined.
-    pub(crate) fn restore(&mut self, quarantined: Vec<String>) {
-        self.quarantined = quarantined;
-    }
-
-    /// Releases a method from quarantine. Returns whether it was quarantined.
-    pub(crate) fn release(&mut self, method: &str) -> bool {
-        let before = self.quarantined.len();
-        self.quarantined.retain(|quarantined| quarantined != method);
-        self.methods.remove(method);
-        self.quarantined.len() < before
-    }
-
-    /// Releases all methods from quarantine.
-    pub(crate) fn release_all(&mut self) {
-        self.quarantined.clear();
-        self.methods.clear();
-    }
-
-    /// Notes a death of which it is not known yet whether the client's request caused it: it runs again.
-    fn defer(&mut self, client: ClientId, now: Instant) {
-        let (_, within) = METHOD;
-        self.deferred
-            .retain(|_, deferred| now.duration_since(*deferred) <= within);
-        self.deferred.insert(client, now);
-    }
-
-    /// Forgets that death. Returns whether there was one.
-    fn take_deferred(&mut self, client: ClientId) -> bool {
-        self.deferred.remove(&client).is_some()
-    }
-
-    /// Counts a death caused by a client's request. Returns whether the limit is reached.
-    fn strike_client(&mut self, client: ClientId, now: Instant) -> bool {
-        let (_, within) = CLIENT;
-        self.clients.retain(|_, strikes| {
-            strikes
-                .back()
-                .is_some_and(|last| now.duration_since(*last) <= within)
-        });
-        strike(self.clients.entry(client).or_default(), CLIENT, now)
-    }
-
-    /// Counts a death caused by a method. Returns whether the limit is reached for the first time.
-    fn strike_method(&mut self, method: &str, now: Instant) -> bool {
-        let is_enough = strike(
-            self.methods.entry(method.to_owned()).or_default(),
-            METHOD,
-            now,
-        );
-        if is_enough
-            && !self
-                .quarantined
-                .iter()
-                .any(|quarantined| quarantined == method)
-        {
-            self.quarantined.push(method.to_owned());
-            return true;
-        }
-        false
-    }
-}
-
-fn strike(
-    strikes: &mut VecDeque<Instant>,
-    (most, within): (usize, Duration),
-    now: Instant,
-) -> bool {
-    strikes.push_back(now);
-    while strikes
-        .front()
-        .is_some_and(|first| now.duration_since(*first) > within)
-    {
-        strikes.pop_front();
-    }
-    strikes.len() >= most
-}
 
 /// Findings about a death.
 #[derive(Debug, Default)]
@@ -249,7 +150,8 @@ impl Workers {
     /// Determines the cause of a worker's death, and records the clients and the method that caused it.
     ///
     /// With several requests executing, none of them is known to be the cause: those that are idempotent run again, one
-    /// at a time, so that the next death has one. Requests that took too long are known.
+    /// at a time, so that the next death has one. A method that was among the others at ten such deaths is known, and
+    /// so are requests that took too long.
     pub(super) fn lay_blame(
         &mut self,
         end: WorkerEnd<'_>,
@@ -269,7 +171,12 @@ impl Workers {
         };
         let reruns = suspects.iter().filter(|suspect| suspect.is_rerun());
         telemetry.counts.reruns += reruns.count() as u64;
-        let is_of_one = suspects.len() == 1 && (is_out_of_memory || end.may_be_of_a_request());
+        let is_of_a_request = is_out_of_memory || end.may_be_of_a_request();
+        let is_of_one = suspects.len() == 1 && is_of_a_request;
+        // The memory is used by all of them.
+        if suspects.len() > 1 && is_of_a_request && !is_out_of_memory {
+            self.note_shared(&suspects, &mut blame, telemetry, now);
+        }
         for suspect in suspects {
             let was_deferred = self.strikes.take_deferred(suspect.client);
             if !suspect.request.is_timed_out && !is_of_one {
@@ -278,6 +185,9 @@ impl Workers {
             if suspect.is_rerun() {
                 self.strikes.defer(suspect.client, now);
             } else {
+                if is_of_one && suspect.request.crash_count > 1 {
+                    self.strikes.resolve_shared(suspect.client);
+                }
                 // The earlier one may be of another request, which succeeded when it ran again.
                 let is_second = was_deferred && suspect.request.crash_count > 1;
                 let deaths = if is_second { 2 } else { 1 };
@@ -285,6 +195,35 @@ impl Workers {
             }
         }
         blame
+    }
+
+    /// Notes a death that one of several requests may have caused.
+    fn note_shared(
+        &mut self,
+        suspects: &[Suspect<'_>],
+        blame: &mut Blame,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
+        let (reruns, others): (Vec<_>, Vec<_>) = suspects
+            .iter()
+            .filter(|suspect| !suspect.request.is_timed_out)
+            .partition(|suspect| suspect.is_rerun());
+        let methods = others.iter().filter_map(|suspect| suspect.method);
+        let death = SharedDeath {
+            at: now,
+            methods: methods.map(|method| method.name.clone()).collect(),
+            reruns: reruns.iter().map(|suspect| suspect.client).collect(),
+        };
+        if let Some(method) = self.strikes.note_shared(death) {
+            report_quarantined(
+                &method,
+                "was executing at each of the last",
+                "deaths",
+                telemetry,
+            );
+            blame.has_quarantined = true;
+        }
     }
 
     /// Records that a request has caused this many deaths.
@@ -306,7 +245,7 @@ impl Workers {
             if let Some(method) = suspect.method.filter(|_| !is_timed_out)
                 && self.strikes.strike_method(&method.name, now)
             {
-                report_quarantined(&method.name, telemetry);
+                report_quarantined(&method.name, "has ended", "workers", telemetry);
                 blame.has_quarantined = true;
             }
         }
@@ -316,10 +255,11 @@ impl Workers {
 /// The most methods that a message about several requests names.
 const NAMED: usize = 3;
 
-fn report_quarantined(method: &str, telemetry: &mut Telemetry) {
+/// Reports that a method is quarantined; `what` it did with the limit of `things`.
+fn report_quarantined(method: &str, what: &str, things: &str, telemetry: &mut Telemetry) {
     let (most, within) = METHOD;
     let sentence = format_args!(
-        "method {method:?} has ended {most} workers within {within:?}: it is quarantined; its requests get crashed and \
+        "method {method:?} {what} {most} {things} within {within:?}: it is quarantined; its requests get crashed and \
          do not run until the verb \"release\" or a reload lifts the quarantine"
     );
     telemetry
@@ -358,6 +298,7 @@ const KILL: i32 = 9;
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::time::Duration;
 
     use super::*;
     use crate::master::clients::client::Client;
@@ -451,6 +392,28 @@ mod tests {
     }
 
     #[test]
+    fn the_method_of_ten_deaths_with_others_is_quarantined() {
+        let requests = [(PRICE, 1, false), (ORDER, 1, false), (PRICE, 1, false)];
+        let mut workers = workers(Instant::now());
+        for death in 1..=METHOD.0 {
+            let (blame, _) = blame(&mut workers, AppEnd::Exited(1), &requests);
+            assert_eq!(blame.has_quarantined, death == METHOD.0);
+            assert!(blame.culprits.is_empty());
+            // Those from outside have no cause.
+            let (killed, _) = self::blame(&mut workers, AppEnd::Killed(KILL), &requests);
+            assert!(!killed.has_quarantined);
+        }
+        assert_eq!(workers.strikes.quarantined(), ["order"]);
+        // A request that runs again, and ends its worker again, was the cause both times.
+        let mut workers = self::workers(Instant::now());
+        for _ in 0..METHOD.0 {
+            blame(&mut workers, AppEnd::Exited(1), &requests);
+            blame(&mut workers, AppEnd::Exited(1), &[(PRICE, 2, false)]);
+        }
+        assert_eq!(workers.strikes.quarantined(), ["price"]);
+    }
+
+    #[test]
     fn kills_of_an_app_from_outside_strike_no_one() {
         let mut workers = workers(Instant::now());
         for _ in 0..METHOD.0 {
@@ -495,23 +458,6 @@ mod tests {
     }
 
     #[test]
-    fn strikes_expire_after_their_period() {
-        let mut strikes = Strikes::default();
-        let begin = Instant::now();
-        let at = |seconds: u64| begin + Duration::from_secs(seconds);
-        let client = ClientId(7);
-        assert!(!strikes.strike_client(client, at(0)) && !strikes.strike_client(client, at(1)));
-        assert!(!strikes.strike_client(ClientId(8), at(1)));
-        assert!(
-            !strikes.strike_client(client, at(61)),
-            "the first is over a minute ago"
-        );
-        assert!(strikes.strike_client(client, at(61)));
-        strikes.strike_client(ClientId(8), at(122));
-        assert_eq!(strikes.clients.len(), 1, "the others are forgotten");
-    }
-
-    #[test]
     fn a_kill_by_the_master_is_no_lack_of_memory() {
         let now = Instant::now();
         let mut workers = workers(now);
@@ -527,19 +473,5 @@ mod tests {
             let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
             assert_eq!(blame.is_out_of_memory, !is_by_master);
         }
-    }
-
-    #[test]
-    fn a_method_is_quarantined_once_until_it_is_released() {
-        let mut strikes = Strikes::default();
-        let now = Instant::now();
-        for _ in 1..METHOD.0 {
-            assert!(!strikes.strike_method("resize", now));
-        }
-        assert!(strikes.strike_method("resize", now));
-        assert!(!strikes.strike_method("resize", now), "it is already");
-        assert_eq!(strikes.quarantined(), ["resize"]);
-        assert!(strikes.release("resize") && !strikes.release("resize"));
-        assert!(!strikes.strike_method("resize", now), "it begins anew");
     }
 }
