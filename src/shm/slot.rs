@@ -372,6 +372,7 @@ mod tests {
                 timed_out: true,
                 overloaded: true,
                 crash_count: 200,
+                is_suspect: true,
             };
             slot.preset_idle(1, 0);
             slot.flip(&some_cursors(), flags);

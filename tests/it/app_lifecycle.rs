@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
-use crate::app_deaths::{Shoppers, apps, config, end, journal, kill_9};
+use crate::app_deaths::{Shoppers, apps, config, end, journal};
 use crate::common::metrics::samples;
 use crate::common::program::ctl;
 use crate::common::upgrade::upgrade;
@@ -136,47 +135,6 @@ fn a_retiring_worker_is_killed_with_its_app_after_drain_timeout() {
     daemon.wait_for_log("1 request run again, 1 request answered with crashed");
     daemon.wait_for_log(" in 2 requests (\"order\", \"price\")");
     end(daemon, 2);
-}
-
-#[test]
-fn requests_of_one_dead_app_run_again_one_at_a_time() {
-    let Some(config) = config(1, 8, "") else {
-        return;
-    };
-    let daemon = start(&config);
-    let mut clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
-    for (number, client) in clients.iter_mut().enumerate() {
-        // In the first attempt, it waits for a file that never exists.
-        client.request("price", json!({"n": number, "ms": 300, "until": "/none"}));
-    }
-    (0..5).for_each(|number| crate::app_deaths::wait_until_begun(&daemon, number));
-    apps(daemon.directory()).into_iter().for_each(kill_9);
-    daemon.wait_until("its death is noticed", |status| status.deaths_total == 1);
-    let most = thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let mut most = 0;
-            while daemon.status().requests_total < 5 {
-                most = most.max(
-                    daemon
-                        .status()
-                        .workers
-                        .iter()
-                        .map(|w| w.away)
-                        .max()
-                        .unwrap_or(0),
-                );
-                let_pass(Duration::from_millis(5));
-            }
-            most
-        });
-        for (number, client) in clients.iter_mut().enumerate() {
-            assert_eq!(client.reply().value().expect("it runs again"), number);
-        }
-        watch.join().expect("it only watches")
-    });
-    assert_eq!(most, 1, "each has the app for itself");
-    assert_eq!(daemon.status().reruns_total, 5);
-    end(daemon, 5);
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(crate) struct Blame {
     pub(crate) outcome: String,
     /// The kernel killed the worker, or its app, because memory was out.
     pub(crate) is_out_of_memory: bool,
+    /// A request may have caused the death.
+    pub(crate) is_of_a_request: bool,
     /// Clients that have caused too many deaths.
     pub(crate) culprits: Vec<(ClientId, Peer)>,
     /// A method is quarantined because of it, which the workers do not know yet.
@@ -171,10 +173,10 @@ impl Workers {
         };
         let reruns = suspects.iter().filter(|suspect| suspect.is_rerun());
         telemetry.counts.reruns += reruns.count() as u64;
-        let is_of_a_request = is_out_of_memory || end.may_be_of_a_request();
-        let is_of_one = suspects.len() == 1 && is_of_a_request;
+        blame.is_of_a_request = is_out_of_memory || end.may_be_of_a_request();
+        let is_of_one = suspects.len() == 1 && blame.is_of_a_request;
         // The memory is used by all of them.
-        if suspects.len() > 1 && is_of_a_request && !is_out_of_memory {
+        if suspects.len() > 1 && blame.is_of_a_request && !is_out_of_memory {
             self.note_shared(&suspects, &mut blame, telemetry, now);
         }
         for suspect in suspects {
@@ -398,10 +400,10 @@ mod tests {
         for death in 1..=METHOD.0 {
             let (blame, _) = blame(&mut workers, AppEnd::Exited(1), &requests);
             assert_eq!(blame.has_quarantined, death == METHOD.0);
-            assert!(blame.culprits.is_empty());
+            assert!(blame.is_of_a_request && blame.culprits.is_empty());
             // Those from outside have no cause.
             let (killed, _) = self::blame(&mut workers, AppEnd::Killed(KILL), &requests);
-            assert!(!killed.has_quarantined);
+            assert!(!killed.is_of_a_request && !killed.has_quarantined);
         }
         assert_eq!(workers.strikes.quarantined(), ["order"]);
         // A request that runs again, and ends its worker again, was the cause both times.

@@ -130,6 +130,7 @@ impl Workers {
         let orphan = Rc::new(OrphanedShm::new(record, shm, written));
         let mut recovery = clients.recover_left(&orphan, leases, written, is_timed_out);
         let blame = self.lay_blame(end, &orphan.record.methods, &recovery, telemetry, now);
+        recovery.set_suspects(blame.is_of_a_request);
         if blame.has_quarantined {
             self.send_quarantined(poller);
         }

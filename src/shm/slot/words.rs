@@ -210,6 +210,8 @@ pub struct Flags {
     pub overloaded: bool,
     /// How often the client's first unread frame was being executed when its worker died.
     pub crash_count: u8,
+    /// Whether the frame may have caused the last of these deaths. Deaths from outside have no cause here.
+    pub is_suspect: bool,
 }
 
 impl Flags {
@@ -222,7 +224,8 @@ impl Flags {
         let flags = u64::from(self.half_closed) << 2
             | u64::from(self.closing) << 3
             | u64::from(self.timed_out) << 4
-            | u64::from(self.overloaded) << 5;
+            | u64::from(self.overloaded) << 5
+            | u64::from(self.is_suspect) << 6;
         (order | flags | u64::from(self.crash_count) << 8) << 8
     }
 
@@ -239,6 +242,7 @@ impl Flags {
             timed_out: bits & 16 != 0,
             overloaded: bits & 32 != 0,
             crash_count: (bits >> 8) as u8,
+            is_suspect: bits & 64 != 0,
         }
     }
 }

@@ -25,7 +25,7 @@ pub(in crate::worker) struct AwayRequest {
 pub(in crate::worker) struct QueuedClient {
     pub(in crate::worker) slot: u32,
     pub(in crate::worker) lease_number: u32,
-    /// Whether the request was executing when a worker died. Then it runs alone, so that a second death has one
+    /// Whether the request may have caused the death of a worker. Then it runs alone, so that a second death has one
     /// suspect.
     pub(in crate::worker) is_alone: bool,
 }
@@ -48,6 +48,9 @@ pub(in crate::worker) struct Requests {
     permits: usize,
     /// Whether the only request that is away runs alone.
     runs_alone: bool,
+    /// How many requests that need not run alone come before the next one that must: those that waited when the last
+    /// one was answered.
+    others_first: usize,
     last_id: u64,
 }
 
@@ -62,6 +65,7 @@ impl Requests {
             called: None,
             permits: permits as usize,
             runs_alone: false,
+            others_first: 0,
             last_id: 0,
         }
     }
@@ -125,8 +129,11 @@ impl Requests {
         }
     }
 
-    /// Takes the first client that still waits according to `waits`, if its request may be handed over now. It stays
+    /// Takes the next client that still waits according to `waits`, if its request may be handed over now. It stays
     /// called until the next call of this function or of [`Requests::end_call`].
+    ///
+    /// The next one is the first of the queue. But between two requests that run alone all others are handed over that
+    /// wait, so that each waits for one of those at most.
     pub(in crate::worker) fn call_next(
         &mut self,
         left: Option<u64>,
@@ -139,11 +146,21 @@ impl Requests {
             self.queue.pop_front();
             self.gone = self.gone.saturating_sub(1);
         }
-        let next = *self.queue.front()?;
+        let other = |next: &QueuedClient| !next.is_alone && waits(*next);
+        let other = match self.others_first {
+            0 => None,
+            _ => self.queue.iter().position(other),
+        };
+        let place = other.unwrap_or(0);
+        let next = *self.queue.get(place)?;
         if !self.is_free(next.is_alone, left) {
             return None;
         }
-        self.queue.pop_front();
+        self.queue.remove(place);
+        self.others_first = match other {
+            Some(_) => self.others_first - 1,
+            None => 0,
+        };
         self.called = Some(next.slot);
         Some(next)
     }
@@ -178,7 +195,10 @@ impl Requests {
     /// Removes a request that was answered. Returns `None` if no request with this id is away.
     pub(in crate::worker) fn remove(&mut self, id: u64) -> Option<AwayRequest> {
         let request = self.away.remove(&id)?;
-        self.runs_alone = false;
+        if std::mem::take(&mut self.runs_alone) {
+            let others = self.queue.iter().filter(|next| !next.is_alone);
+            self.others_first = others.count();
+        }
         if self.away.is_empty() {
             self.order.clear();
         }
@@ -311,6 +331,35 @@ mod tests {
         assert!(requests.remove(2).is_some());
         requests.call_next(None, |_| true);
         assert!(requests.has_permit(queued(2, false), None));
+    }
+
+    #[test]
+    fn others_wait_for_one_request_that_runs_alone() {
+        let mut requests = Requests::new(2);
+        for slot in 0..3 {
+            requests.wait(queued(slot, true));
+        }
+        for slot in 10..13 {
+            requests.wait(queued(slot, false));
+        }
+        let mut ids = Vec::new();
+        let mut begun = Vec::new();
+        while requests.queued() > 0 {
+            while let Some(next) = requests.call_next(None, |_| true) {
+                ids.push(requests.next_id());
+                requests.add(away(next.slot, 1), next.is_alone);
+                begun.push((next.slot, requests.count()));
+            }
+            let first = ids.remove(0);
+            assert!(requests.remove(first).is_some());
+            if first == 1 {
+                // This one comes later.
+                requests.wait(queued(20, false));
+                assert_eq!(requests.queued(), 6);
+            }
+        }
+        let expected = [(0, 1), (10, 1), (11, 2), (12, 2), (1, 1), (20, 1), (2, 1)];
+        assert_eq!(begun, expected);
     }
 
     #[test]

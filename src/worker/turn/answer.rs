@@ -274,7 +274,7 @@ pub(super) fn commit(
 
 /// Clears the flags about the first unread frame, because that is another one now, or none.
 pub(super) fn clear_crash_flags(flags: &mut Flags) {
-    (flags.timed_out, flags.crash_count) = (false, 0);
+    (flags.timed_out, flags.crash_count, flags.is_suspect) = (false, 0, false);
 }
 
 fn null_params() -> &'static RawValue {

@@ -56,7 +56,7 @@ impl Turn<'_, '_> {
         let next = QueuedClient {
             slot: index,
             lease_number,
-            is_alone: self.flags.crash_count > 0,
+            is_alone: self.flags.is_suspect && self.flags.crash_count > 0,
         };
         let left = self.context.settings.requests_left(self.context.served);
         let deadline = self.context.deadline();

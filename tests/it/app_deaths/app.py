@@ -1,5 +1,6 @@
 """An app without a library, for many requests at a time. Its first argument is the file to which it appends a line for
-each request that it begins: the request's number and attempt. Its second argument is its concurrency."""
+each request that it begins: the request's number and attempt. Its second argument is its concurrency. The first attempt
+of a request waits until the file `until` exists, the second one until the file `then` does."""
 
 import heapq
 import json
@@ -42,8 +43,8 @@ def begin(request):
     if request["in"] == "stop" and request["attempt"] == 1:
         # Children of this process hold descriptor 3 no longer than it does.
         os.kill(os.getpid(), 19)
-    if request["attempt"] == 1 and "until" in params:
-        waiting.append((params["until"], request["id"], number))
+    if until := params.get("until" if request["attempt"] == 1 else "then"):
+        waiting.append((until, request["id"], number))
         return None
     result = os.getpid() if request["in"] == "pid" else number
     answer = json.dumps({"id": request["id"], "result": result}).encode()

@@ -41,6 +41,15 @@ pub(crate) struct DeadWorkerClients {
 }
 
 impl DeadWorkerClients {
+    /// Records whether the interrupted requests may have caused the death.
+    pub(crate) fn set_suspects(&mut self, are_suspects: bool) {
+        for (unleased, interrupted) in &mut self.recovered {
+            if interrupted.is_some() {
+                unleased.flags.is_suspect = are_suspects;
+            }
+        }
+    }
+
     /// Adds a client, recovered or not, that was in this slot with this lease number.
     fn add(
         &mut self,
@@ -254,7 +263,7 @@ fn recover(
     let mut flags = shared_slot.flags();
     // Faults belong to the first unread frame: once a frame is answered, they belong to one that is gone.
     if shared_slot.cursors().answered > 0 {
-        (flags.crash_count, flags.timed_out) = (0, false);
+        (flags.crash_count, flags.timed_out, flags.is_suspect) = (0, false, false);
     }
     let times = (shared_slot.since(), shared_slot.last_active());
     Ok(Unleased {
