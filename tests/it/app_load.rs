@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
@@ -223,4 +224,35 @@ fn requests_that_wait_for_a_permit_are_shown() {
     }
     daemon.wait_until("none waits", |status| status.workers[0].waiting == 0);
     end(daemon, 4);
+}
+
+/// To the daemon, an app whose requests all take longer than `stall-timeout` is like one that hangs.
+#[test]
+fn an_overloaded_app_gets_one_substitute() {
+    let Some(config) = config(1, 1, "limits.stall-timeout = \"200ms\"\n") else {
+        return;
+    };
+    let daemon = start(&config);
+    let file = daemon.directory().join("end");
+    let mut clients: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("order", json!({"n": number, "until": &file}));
+    }
+    let is_stalled = |state| state == WorkerState::Stalled;
+    let status = daemon.wait_until("both are full", |status| {
+        let states = status.workers.iter().map(|worker| worker.state);
+        states.filter(|state| is_stalled(*state)).count() == 2
+    });
+    assert_eq!(status.workers.len(), 2, "twice `count` is the most");
+    assert_eq!(apps(daemon.directory()).len(), 2);
+    fs::write(&file, "").expect("it is ours");
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().value().expect("it is its turn"), number);
+    }
+    eventually("the substitute ends", || {
+        (apps(daemon.directory()).len() == 1).then_some(())
+    });
+    daemon.wait_for_workers();
+    assert_eq!(daemon.status().errors_total, 0);
+    end(daemon, 5);
 }
