@@ -69,6 +69,8 @@ pub(super) struct AppContext {
     environment: BTreeMap<String, String>,
     /// The numbers of user and group, if one of them is given.
     identity: Option<AppIdentity>,
+    /// The variables of the user, if one is given: `HOME` and so on.
+    login: BTreeMap<String, String>,
 }
 
 impl AppConfig {
@@ -82,7 +84,8 @@ impl AppConfig {
         {
             *program = path.to_string_lossy().into_owned();
         }
-        let mut environment = self.environment.clone();
+        let mut environment = self.context.login.clone();
+        environment.extend(self.environment.clone());
         environment.extend(self.context.environment.clone());
         Some(AppSpec {
             command,

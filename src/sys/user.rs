@@ -87,6 +87,30 @@ pub struct Identity {
     pub gid: Option<u32>,
     /// All supplementary groups.
     pub groups: Vec<u32>,
+    /// The user's login.
+    pub login: Login,
+}
+
+/// The circumstances of a user's login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user's name, or the number in digits if there is none.
+    pub name: String,
+    /// The home directory; the root directory for a user without an entry.
+    pub home: String,
+    /// The shell; sh(1) for a user without an entry.
+    pub shell: String,
+}
+
+impl Login {
+    /// Returns the login of a user without an entry.
+    fn unnamed(uid: u32) -> Login {
+        Login {
+            name: uid.to_string(),
+            home: "/".to_owned(),
+            shell: "/bin/sh".to_owned(),
+        }
+    }
 }
 
 impl Identity {
@@ -108,15 +132,21 @@ impl Identity {
                 uid,
                 gid,
                 groups: Vec::from_iter(gid),
+                login: Login::unnamed(uid),
             }));
         };
         let gid = gid.map_or(entry.gid, Gid::from_raw);
-        let name = CString::new(entry.name)?;
+        let name = CString::new(entry.name.as_str())?;
         let groups = nix::unistd::getgrouplist(&name, gid)?;
         Ok(Some(Identity {
             uid: entry.uid.as_raw(),
             gid: Some(gid.as_raw()),
             groups: groups.into_iter().map(Gid::as_raw).collect(),
+            login: Login {
+                name: entry.name,
+                home: entry.dir.to_string_lossy().into_owned(),
+                shell: entry.shell.to_string_lossy().into_owned(),
+            },
         }))
     }
 }
@@ -249,6 +279,8 @@ mod tests {
     fn an_identity_has_the_groups_of_the_user() {
         let root = Identity::find("root", None).expect("passwd").expect("root");
         assert_eq!((root.uid, root.gid), (0, Some(0)));
+        assert_eq!(root.login.name, "root");
+        assert!(root.login.home.starts_with('/') && root.login.shell.starts_with('/'));
         assert!(root.groups.contains(&0));
         let other = Identity::find("0", Some(3_999_999_999));
         let other = other.expect("passwd").expect("root");
@@ -259,6 +291,11 @@ mod tests {
             uid: 3_999_999_999,
             gid,
             groups: groups.to_vec(),
+            login: Login {
+                name: "3999999999".to_owned(),
+                home: "/".to_owned(),
+                shell: "/bin/sh".to_owned(),
+            },
         };
         assert_eq!(unnamed(None), Some(expected(None, &[])));
         assert_eq!(unnamed(Some(7)), Some(expected(Some(7), &[7])));

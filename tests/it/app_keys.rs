@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use fdpassd::testing::{Running, eventually};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::needs::skip;
@@ -224,4 +224,41 @@ fn each_key_has_its_effect_after_a_reload() {
     }
     let status = daemon.status();
     assert_eq!((status.lost_total, status.deaths_total), (0, 0));
+}
+
+#[test]
+fn an_app_of_a_user_has_the_variables_of_that_user() {
+    if run("python3", &["--version"]).code != Some(0) {
+        return skip("python3", "there is no python3");
+    }
+    if OtherUser::new().is_none() {
+        return;
+    }
+    let daemon = start(&config_with("command", ""));
+    let login = |keys: &str| {
+        let reloaded = daemon.reload_with(&format!("{}{keys}\n", config_with("command", "")));
+        assert!(reloaded.is_ok(), "{keys}: {reloaded:?}");
+        let about = daemon.call("about", ()).expect("a result");
+        about["login"].clone()
+    };
+    let own = ["HOME", "USER", "LOGNAME", "SHELL"].map(|name| std::env::var(name).ok());
+    assert_eq!(login(""), json!(own));
+    // Only a user has a home.
+    assert_eq!(login("group = \"65533\""), json!(own));
+    let nobody = nix::unistd::User::from_name("nobody").expect("passwd");
+    let nobody = nobody.expect("an entry");
+    let (home, shell) = (nobody.dir, nobody.shell);
+    assert_eq!(
+        login("user = \"nobody\""),
+        json!([home, "nobody", "nobody", shell])
+    );
+    assert_eq!(
+        login("user = \"nobody\"\nenvironment = { HOME = \"/srv\", SHELL = \"\" }"),
+        json!(["/srv", "nobody", "nobody", ""])
+    );
+    let number = "3999999998";
+    assert_eq!(
+        login("user = \"3999999998\"\ngroup = \"65533\""),
+        json!(["/", number, number, "/bin/sh"])
+    );
 }

@@ -1,6 +1,7 @@
 //! The context that the keys of an app refer to: programs, files, users. Read when a configuration is loaded, so that a
 //! mistake is shown with its place before a worker is started.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,7 @@ use crate::config::size;
 use crate::proto::app::AppIdentity;
 use crate::proto::hardening::{self, StartFailure};
 use crate::sys::process;
-use crate::sys::user::{Group, Identity};
+use crate::sys::user::{Group, Identity, Login};
 
 /// The longest command and environment, in bytes of JSON: both are sent to each worker in one message.
 const MAX_SPEC_LEN: usize = 32 * 1024;
@@ -30,7 +31,7 @@ pub(in crate::config) fn read_context(app: &mut AppConfig) -> Result<(), Conflic
     check_directory(app)?;
     read_variables(app)?;
     check_program(app)?;
-    app.context.identity = identity(app)?;
+    set_identity(app)?;
     let length = app.spec().map_or(0, |spec| {
         serde_json::to_vec(&spec).map_or(0, |text| text.len())
     });
@@ -154,9 +155,9 @@ fn with_hint(error: &io::Error, path: &Path) -> String {
 }
 
 /// Resolves user and group.
-fn identity(app: &AppConfig) -> Result<Option<AppIdentity>, Conflict> {
+fn set_identity(app: &mut AppConfig) -> Result<(), Conflict> {
     if app.user.is_none() && app.group.is_none() {
-        return Ok(None);
+        return Ok(());
     }
     if process::user() != 0 {
         let message = "user and group need a daemon that runs as root: another one cannot start a process as another user";
@@ -174,18 +175,24 @@ fn identity(app: &AppConfig) -> Result<Option<AppIdentity>, Conflict> {
         },
     };
     let Some(name) = &app.user else {
-        return Ok(gid.map(|gid| AppIdentity {
+        app.context.identity = gid.map(|gid| AppIdentity {
             uid: process::user(),
             gid,
             groups: vec![gid],
-        }));
+        });
+        return Ok(());
     };
     let message = match Identity::find(name, gid) {
         Ok(Some(Identity {
             uid,
             gid: Some(gid),
             groups,
-        })) => return Ok(Some(AppIdentity { uid, gid, groups })),
+            login,
+        })) => {
+            app.context.identity = Some(AppIdentity { uid, gid, groups });
+            app.context.login = login_variables(login);
+            return Ok(());
+        }
         Ok(Some(_)) => {
             format!("the user {name:?} has no entry with a group: the key `group` is needed")
         }
@@ -193,4 +200,18 @@ fn identity(app: &AppConfig) -> Result<Option<AppIdentity>, Conflict> {
         Err(error) => format!("cannot look up the user {name:?}: {error}"),
     };
     conflict(message, &["user"])
+}
+
+/// Returns the variables of a user, which systemd sets for `User=` as well.
+fn login_variables(login: Login) -> BTreeMap<String, String> {
+    let Login { name, home, shell } = login;
+    let variables = [
+        ("HOME", home),
+        ("LOGNAME", name.clone()),
+        ("SHELL", shell),
+        ("USER", name),
+    ];
+    variables
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
 }

@@ -32,6 +32,7 @@ def about():
         "user": os.getuid(),
         "group": os.getgid(),
         "umask": f"{umask:03o}",
+        "login": [os.environ.get(name) for name in ("HOME", "USER", "LOGNAME", "SHELL")],
     }
 
 
