@@ -18,8 +18,8 @@
 //! `event_time` and so on, in JSON and in the journal alike.
 //!
 //! In a worker, each line also has the worker's id, and a line that a method logs the client and the method
-//! ([`scope`]). The text formats show the fields of lines of the daemon's author, after the message; sentences of this
-//! crate contain what is in theirs.
+//! ([`scope`]). The text formats show the fields of lines of the daemon's author and of an app, after the message;
+//! sentences of this crate contain what is in theirs.
 //!
 //! A message equal to the one before is counted for ten seconds ([`repeats`]). The count is written before the next
 //! line, or by [`log::Log::flush`] at the end.

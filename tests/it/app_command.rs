@@ -229,8 +229,8 @@ fn dev_waits_for_code_that_starts() {
     let said = daemon.finish();
     assert_eq!(said.code, Some(0));
     for (expected, times) in [
-        ("app: ValueError: no\n", 1),
-        ("app: ValueError: not yet\n", 1),
+        ("app: ValueError: no worker=1\n", 1),
+        ("app: ValueError: not yet worker=1\n", 1),
         ("fdpassd dev: waiting for a change", 2),
         ("fdpassd dev: app.py has changed; starting again", 2),
     ] {

@@ -262,3 +262,20 @@ fn an_app_of_a_user_has_the_variables_of_that_user() {
         json!(["/", number, number, "/bin/sh"])
     );
 }
+
+#[test]
+fn lines_of_an_app_have_the_number_of_its_worker() {
+    if run("python3", &["--version"]).code != Some(0) {
+        return skip("python3", "there is no python3");
+    }
+    let config = config_with("command", "").replace("count = 1", "count = 2");
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let mut clients = [daemon.connect(), daemon.connect()];
+    for client in &mut clients {
+        client.call("about", ()).expect("a result");
+    }
+    for worker in [1, 2] {
+        daemon.wait_for_log(&format!("info app: printed by the app worker={worker}\n"));
+    }
+}

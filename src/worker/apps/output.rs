@@ -23,6 +23,9 @@ const LAST_LINES: usize = 32;
 /// How old a line may be to explain the app's end.
 const MAX_AGE: Duration = Duration::from_secs(5);
 
+/// The target of the lines in the log.
+const TARGET: &str = "app";
+
 /// The most reads of what an app has written before its end.
 const MAX_LAST_READS: usize = 64;
 
@@ -149,7 +152,8 @@ impl OutputStream {
         }
         let line = String::from_utf8_lossy(&self.partial);
         let (level, text) = level_of(&line).unwrap_or((self.level, &line));
-        log::log!(level, "app: {}", Escaped(text));
+        // Not a sentence of this crate: text shows the fields, of which the worker's number is one.
+        log::log!(target: TARGET, level, "app: {}", Escaped(text));
         last.push(text);
         self.partial.clear();
     }
