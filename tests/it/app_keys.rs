@@ -264,6 +264,23 @@ fn an_app_of_a_user_has_the_variables_of_that_user() {
 }
 
 #[test]
+fn a_program_in_the_directory_of_the_app_is_pointed_out() {
+    let file = File::new("[app]\ncommand = [\"app.py\"]\n");
+    let missing = file.run("-t").err;
+    assert!(
+        missing.contains("is in no directory of PATH: "),
+        "{missing}"
+    );
+    fs::write(file.path("app.py"), "").expect("it is ours");
+    let found = file.run("-t").err;
+    let words = format!(
+        "error: the program \"app.py\" is in no directory of PATH; the file in {:?} is \"./app.py\"\n",
+        file.0.path()
+    );
+    assert!(found.contains(&words), "{found}");
+}
+
+#[test]
 fn lines_of_an_app_have_the_number_of_its_worker() {
     if run("python3", &["--version"]).code != Some(0) {
         return skip("python3", "there is no python3");

@@ -128,6 +128,9 @@ fn check_program(app: &AppConfig) -> Result<(), Conflict> {
                     "there is no program {program:?}; each argument is a string of its own: {words:?}"
                 )
             }
+            None if directory.join(program).is_file() => format!(
+                "the program {program:?} is in no directory of PATH; the file in {directory:?} is \"./{program}\""
+            ),
             None => format!(
                 "the program {program:?} is in no directory of PATH: {}",
                 search.display()
