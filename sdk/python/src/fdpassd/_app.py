@@ -146,8 +146,8 @@ class App:
         return function
 
     def stop(self, function: Function, /) -> Function:
-        """Runs a function or coroutine when the app ends in order: its worker stops or is gone. The process then ends
-        without more ado: functions of `atexit` do not run."""
+        """Runs a function or coroutine when the app ends in order, because its worker stops. The process then ends
+        without more ado: functions of `atexit` do not run. It is killed after 5 s."""
         self._at_stop.append(function)
         return function
 
