@@ -23,7 +23,7 @@ pub(super) struct Variable {
     pub(super) path: Vec<String>,
     /// The value of the variable, without space around it.
     pub(super) value: String,
-    /// The value is no TOML, and the text has it as a string.
+    /// The value is not TOML, and the text has it as a string.
     pub(super) is_bare: bool,
     /// Where the text has the line.
     pub(super) line: Range<usize>,
@@ -85,7 +85,7 @@ impl Variable {
         is_host_or_port || is_url && name.contains("_PORT")
     }
 
-    /// Returns the name of the variable with one underscore in the place of two behind `key`, if that makes a key that is
+    /// Returns the name of the variable with one underscore instead of two after `key`, if that makes a key that is
     /// known: `MAX_CLIENTS` for `MAX__CLIENTS`.
     pub(super) fn with_joined_key(
         &self,
