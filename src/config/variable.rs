@@ -13,7 +13,12 @@ pub(super) fn upper(key: &str) -> String {
     key.to_ascii_uppercase().replace('-', "_")
 }
 
-/// A variable, and its line in the text.
+/// Returns the path of [`OF_APP`].
+pub(super) fn app_table() -> [String; 2] {
+    OF_APP.map(str::to_owned)
+}
+
+/// A variable, and its assignment in the text.
 #[derive(Clone, Debug)]
 pub(super) struct Variable {
     pub(super) name: String,
@@ -25,24 +30,25 @@ pub(super) struct Variable {
     pub(super) value: String,
     /// The value is not TOML, and the text has it as a string.
     pub(super) is_bare: bool,
-    /// Where the text has the line.
-    pub(super) line: Range<usize>,
+    /// The end of the assignment in the text.
+    pub(super) end: usize,
     /// Where the value begins in the text.
     pub(super) value_at: usize,
 }
 
 impl Variable {
-    /// Returns the variable whose line in the text has this place.
+    /// Returns the variable whose assignment this offset in the text is in.
     pub(super) fn at(variables: &[Variable], offset: usize) -> Option<&Variable> {
-        let found = |variable: &&Variable| offset < variable.line.end;
+        let found = |variable: &&Variable| offset < variable.end;
         variables.iter().find(found).or(variables.last())
     }
 
-    /// Returns the assignment as in a shell, and this place of the text in it. The value, which may be a secret, is
-    /// left out if the place is in the name, or if the value is of the app's environment.
+    /// Returns the assignment as a shell writes it, and where in it this place of the text is. The value, which may be a
+    /// secret, is left out if the place is in the name, or if the value is of the app's environment.
     pub(super) fn shown(&self, place: &Range<usize>) -> (String, Range<usize>) {
         let Variable { name, value, .. } = self;
-        if !self.is_in_value(place) || self.has_app_environment() {
+        let is_of_app = self.path.starts_with(&app_table()) || app_table().starts_with(&self.path);
+        if is_of_app || !self.is_in_value(place) {
             return (format!("{name}=..."), 0..name.len());
         }
         let value_at = name.len() + 1;
@@ -53,11 +59,6 @@ impl Variable {
             false => shift(place.start)..shift(place.end).min(text.len()),
         };
         (text, span)
-    }
-
-    /// Returns whether the value is a variable of the app, or can contain one.
-    fn has_app_environment(&self) -> bool {
-        OF_APP.iter().zip(&self.path).all(|(key, step)| key == step)
     }
 
     /// Returns whether a place is in the value, not in the name.
@@ -85,8 +86,8 @@ impl Variable {
         is_host_or_port || is_url && name.contains("_PORT")
     }
 
-    /// Returns the name of the variable with one underscore instead of two after `key`, if that makes a key that is
-    /// known: `MAX_CLIENTS` for `MAX__CLIENTS`.
+    /// Returns the name of the variable with one underscore instead of two after `key`, if that makes a known key:
+    /// `MAX_CLIENTS` for `MAX__CLIENTS`.
     pub(super) fn with_joined_key(
         &self,
         key: &str,

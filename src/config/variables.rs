@@ -1,7 +1,7 @@
 //! Keys in environment variables: `FDPASSD__LIMITS__MAX_CLIENTS=100` is `limits.max-clients = 100`.
 //!
-//! The variables become one text like that of a file, with a line for each key, so that mistakes are found in the same
-//! way; an error shows its variable.
+//! The variables become one text like that of a file, with one assignment after the other, so that mistakes are found in
+//! the same way; an error shows its variable.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use super::error::Error;
 use super::own::{Rule, key_on_one_line, on_one_line};
 use super::text::ConfigText;
-use super::variable::{OF_APP, SEPARATOR, Variable, upper};
+use super::variable::{OF_APP, SEPARATOR, Variable, app_table, upper};
 use crate::proto::control::ENVIRONMENT;
 
 /// Returns the names of all variables that are keys of the configuration of this daemon.
@@ -35,7 +35,7 @@ fn prefix(daemon: &str) -> String {
 ///
 /// # Errors
 /// The first variable that is not UTF-8, whose name is not in upper case, whose key another one has given, or whose value
-/// begins like TOML and is not.
+/// begins like TOML but is invalid.
 pub(super) fn read(
     rule: Rule<'_>,
     all: impl Iterator<Item = (OsString, OsString)>,
@@ -52,7 +52,7 @@ pub(super) fn read(
     Ok((!found.is_empty()).then_some(source))
 }
 
-/// Adds the line of a variable.
+/// Adds the assignment of a variable.
 fn add(
     source: &mut ConfigText,
     rule: Rule<'_>,
@@ -78,29 +78,19 @@ fn add(
         )));
     }
     let parsed = DeValue::parse(value);
-    let is_bare = match is_of_app(&path) {
+    let is_of_app = path.starts_with(&app_table()) && path.len() > OF_APP.len();
+    let is_bare = match is_of_app {
         true => !value.starts_with(['"', '\'']),
         false => parsed.is_err() && !value.starts_with(['"', '\'', '[', '{']),
     };
-    let steps: Vec<String> = path.iter().map(|step| key_on_one_line(step)).collect();
-    let start = source.text.len();
-    source
-        .source
-        .text
-        .push_str(&format!("{} = ", steps.join(".")));
-    let value_at = source.text.len();
-    source.source.text.push_str(&match is_bare {
-        true => on_one_line(&value.into()),
-        false => value.to_owned(),
-    });
-    source.source.text.push('\n');
+    let value_at = push_assignment(&mut source.source.text, &path, value, is_bare);
     source.variables.push(Variable {
         name: text.to_owned(),
         prefix_len: prefix.len(),
         path,
         value: value.to_owned(),
         is_bare,
-        line: start..source.text.len(),
+        end: source.text.len(),
         value_at,
     });
     match parsed {
@@ -114,15 +104,26 @@ fn add(
     }
 }
 
-/// Returns whether a key is a variable of the app.
-fn is_of_app(path: &[String]) -> bool {
-    path.strip_prefix(&OF_APP.map(str::to_owned)[..])
-        .is_some_and(|name| !name.is_empty())
+/// Adds an assignment to a text, and returns where the value begins. A bare value becomes a string.
+fn push_assignment(text: &mut String, path: &[String], value: &str, is_bare: bool) -> usize {
+    let steps: Vec<String> = path.iter().map(|step| key_on_one_line(step)).collect();
+    text.push_str(&steps.join("."));
+    text.push_str(" = ");
+    let value_at = text.len();
+    match is_bare {
+        true => text.push_str(&on_one_line(&value.into())),
+        false => text.push_str(value),
+    }
+    text.push('\n');
+    value_at
 }
 
-/// Returns the key that a name without its prefix stands for, step by step: a key of the daemon's own table that
-/// [`upper`] makes this step of, or else the step in lower case, with `-` for `_`. The names of variables of the app
-/// stay as they are. `None` if another step is not in upper case.
+/// Returns the key that a name without its prefix stands for. Each step is
+/// - a key of the daemon's own table, if [`upper`] makes this step of it;
+/// - after [`OF_APP`] the rest of the name as it is;
+/// - otherwise the step in lower case, with `-` for `_`.
+///
+/// Returns `None` if a step that is not of the app is not in upper case.
 fn path(rule: Rule<'_>, name: &str) -> Option<Vec<String>> {
     let mut path: Vec<String> = Vec::new();
     let mut rest = Some(name);

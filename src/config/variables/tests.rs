@@ -323,8 +323,18 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
             "invalid type: string ",
             Some("an array is written in brackets: [\"127.0.0.1:1\", \"127.0.0.1:2\"]"),
         ),
-        ("LISTEN", "['127.0.0.1:1'", "LISTENA", None),
-        ("LISTEN", "['127.0.0.1:1', 'x']", "LISTENB", None),
+        (
+            "LISTEN",
+            "['127.0.0.1:1'",
+            "unclosed array, expected `]`",
+            None,
+        ),
+        (
+            "LISTEN",
+            "['127.0.0.1:1', 'x']",
+            "\"x\" is not a valid address: ",
+            None,
+        ),
         (
             "WORKERS",
             "4",
