@@ -22,7 +22,7 @@ use self::plan::Plan;
 use self::witness::Witness;
 use crate::common::metrics::assert_counted;
 use crate::common::random::Random;
-use crate::common::{at_rest, faulty, kernel};
+use crate::common::{faulty, kernel, while_idle};
 
 const CLIENTS: u64 = 12;
 
@@ -57,7 +57,7 @@ fn every_request_is_answered_once_in_order_under_random_faults() {
         first.split_whitespace().collect::<Vec<_>>().join(" "),
     );
     daemon.wait_for_workers();
-    let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
+    let descriptors = while_idle(&daemon, || kernel::descriptors(daemon.pid()).len());
 
     let counts = daemon.directory().join("counts");
     let shared = Shared {
@@ -237,10 +237,10 @@ fn check_rest(daemon: &Running, another: &str, first: &str, descriptors: usize) 
                 .all(|worker| worker.state == WorkerState::Ready)
     });
     assert_eq!(status.workers.len(), status.count as usize);
-    let now = at_rest(daemon, || kernel::descriptors(daemon.pid()).len());
+    let now = while_idle(daemon, || kernel::descriptors(daemon.pid()).len());
     assert_eq!(now, descriptors, "{:?}", kernel::descriptors(daemon.pid()));
     let mut workers = daemon.worker_pids();
-    let mut children = at_rest(daemon, || kernel::children(daemon.pid()));
+    let mut children = while_idle(daemon, || kernel::children(daemon.pid()));
     workers.sort_unstable();
     children.sort_unstable();
     assert_eq!(children, workers, "every child is a worker");

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::common::http::{get, metrics_address};
 use crate::common::metrics::samples;
 use crate::common::program::{Program, ctl, ctl_command};
-use crate::common::{at_rest, kernel, let_pass, ping_all, start};
+use crate::common::{kernel, let_pass, ping_all, start, while_idle};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
 const METRICS: &str = "metrics.listen = \"127.0.0.1:0\"\n";
@@ -115,7 +115,7 @@ fn new_clients_are_served_in_the_notice_and_refused_after_it() {
     assert_eq!((now["fdpassd_draining"], now[&up]), (1.0, 0.0));
     daemon.wait_for_log("the notice is over: new clients are refused; 1 client connected");
     assert_eq!(client.call("ping", 1).expect("it stays"), 1);
-    at_rest(&daemon, || ());
+    while_idle(&daemon, || ());
     kernel::assert_waits(&[daemon.pid()], Duration::from_millis(500), 0.2);
 
     assert_eq!(done(&daemon, &["undrain"]), "clients are accepted again\n");

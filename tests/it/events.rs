@@ -8,7 +8,7 @@ use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
 use crate::common::faulty::{self, Execution};
-use crate::common::{at_rest_with, kernel, let_pass, start};
+use crate::common::{kernel, let_pass, start, while_idle_with};
 
 #[test]
 fn every_event_is_sent_once_in_order_and_is_in_the_log() {
@@ -148,7 +148,7 @@ fn waiting_for_an_event_wakes_no_process() {
         "events",
         json!({ "after": events(&daemon, 0).last, "wait": 60 }),
     );
-    let before = at_rest_with(&daemon, 1, || kernel::sleeps(daemon.pid()));
+    let before = while_idle_with(&daemon, 1, || kernel::sleeps(daemon.pid()));
     let_pass(Duration::from_millis(1500));
     assert_eq!(kernel::sleeps(daemon.pid()), before);
     assert!(!follower.has_something());

@@ -12,7 +12,7 @@ use crate::common::faulty::{self, Execution};
 use crate::common::http::{HttpClient, metrics_address};
 use crate::common::program::control_socket;
 use crate::common::restart::wait_for_confirmed_store;
-use crate::common::{FDPASSD, at_rest, at_rest_with, kernel, let_pass, ping_of, pong_of};
+use crate::common::{FDPASSD, kernel, let_pass, ping_of, pong_of, while_idle, while_idle_with};
 
 /// Longer than all that is waited for here: the control socket and the exporter give 5 s.
 const STILL: Duration = Duration::from_millis(10_500);
@@ -32,7 +32,7 @@ impl Frozen {
     /// wait cannot know how long it has waited.
     #[track_caller]
     fn all(daemon: &Running, control_clients: usize) -> Frozen {
-        at_rest_with(daemon, control_clients, || ());
+        while_idle_with(daemon, control_clients, || ());
         let master = daemon.pid();
         Frozen::new([vec![master], kernel::children(master)].concat())
     }
@@ -161,7 +161,7 @@ fn a_frozen_master_alone_expires_no_timeout_of_a_worker() {
     let mut asker = Client::connect(&control);
     let asked = asker.frame(r#"{"in":"version"}"#);
     asker.send(&asked[..9]);
-    at_rest_with(&daemon, 1, || ());
+    while_idle_with(&daemon, 1, || ());
     let frozen = Frozen::new(vec![daemon.pid()]);
     let_pass(STILL);
     drop(frozen);
@@ -190,7 +190,7 @@ fn a_frozen_worker_alone_expires_no_timeout_of_its_clients() {
     let mut frames = halves(&daemon, 4);
     let mut idle = daemon.connect();
     idle.call("ping", 0).expect("a pong");
-    at_rest(&daemon, || ());
+    while_idle(&daemon, || ());
     let frozen = Frozen::new(vec![worker]);
     frames
         .iter_mut()

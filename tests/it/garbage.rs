@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::common::faulty::{self, Server, whoami};
 use crate::common::random::Random;
-use crate::common::{at_rest, kernel};
+use crate::common::{kernel, while_idle};
 
 /// Words of the header of shared memory, and of each slot after it.
 const HEADER: u64 = 2048;
@@ -29,7 +29,7 @@ fn garbage_in_shm_costs_at_most_clients_of_its_worker() {
         "#,
     );
     daemon.wait_for_workers();
-    let descriptors = || at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
+    let descriptors = || while_idle(&daemon, || kernel::descriptors(daemon.pid()).len());
     let before = descriptors();
     for round in 0..rounds {
         let (mut its, mut others): (Vec<(Client, Server)>, Vec<_>) = Default::default();

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::common::faulty::{Execution, example};
 use crate::common::restart::{terminate, wait_for_confirmed_store};
 use crate::common::strace::Traced;
-use crate::common::{FDPASSD, at_rest, kernel, ping_all};
+use crate::common::{FDPASSD, kernel, ping_all, while_idle};
 
 const CONFIG: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
                       workers.dispatch = \"round-robin\"\n\
@@ -156,7 +156,7 @@ fn moved_clients_of_a_worker_killed_with_its_master_are_counted() {
         .collect();
     let workers = daemon.worker_pids();
     // A client whose turn has not ended would stay with the stopped worker.
-    at_rest(&daemon, || ());
+    while_idle(&daemon, || ());
     kernel::stop(workers[1]);
     daemon
         .ctl_with("hold", json!({ "worker": 2 }))

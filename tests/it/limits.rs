@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::common::namespace::{is_inside, this_test};
 use crate::common::needs::skip;
 use crate::common::program::control_client;
-use crate::common::{FDPASSD, at_rest, kernel, let_pass, start, tcp_address};
+use crate::common::{FDPASSD, kernel, let_pass, start, tcp_address, while_idle};
 
 #[test]
 fn clients_beyond_the_limit_on_open_files_wait() {
@@ -121,7 +121,7 @@ fn out_of_descriptors_new_clients_wait_and_nothing_spins() {
     daemon.wait_for_workers();
     let mut served: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     served.iter_mut().for_each(ping);
-    let most = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
+    let most = while_idle(&daemon, || kernel::descriptors(daemon.pid()).len());
     // One is left for us, to ask how it goes.
     set_descriptors(&daemon, most + 1);
     let mut waiting: Vec<Client> = (0..5).map(|_| daemon.connect()).collect();
@@ -249,10 +249,10 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     };
     // Opens the descriptors that are opened once.
     come_and_go(AT_A_TIME);
-    let before = at_rest(&daemon, descriptors);
+    let before = while_idle(&daemon, descriptors);
 
     come_and_go(CLIENTS);
-    let after = at_rest(&daemon, descriptors);
+    let after = while_idle(&daemon, descriptors);
     let counts = |all: &[Vec<_>]| all.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(counts(&after), counts(&before), "{before:?}\n{after:?}");
     let address = tcp_address(&daemon);
@@ -288,7 +288,7 @@ fn without_clients_no_process_wakes_up() {
         .chain([daemon.pid()])
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let before = at_rest(&daemon, sleeps);
+    let before = while_idle(&daemon, sleeps);
     let_pass(Duration::from_secs(5));
     assert_eq!(sleeps(), before);
 }

@@ -13,7 +13,7 @@ use fdpassd::testing::{Running, Setup, TIMEOUT, eventually};
 use tempfile::TempDir;
 
 use crate::common::program::{Program, ctl_command};
-use crate::common::{FDPASSD, at_rest, kernel, let_pass};
+use crate::common::{FDPASSD, kernel, let_pass, while_idle};
 
 /// A service manager that receives notifications, and reads them when a test asks for them.
 struct Manager {
@@ -167,7 +167,7 @@ fn a_changed_status_is_sent_at_most_once_a_second() {
     let_pass(Duration::from_millis(1100));
     assert_eq!(manager.pending(), None);
     let sleeps = || kernel::sleeps(daemon.pid());
-    let before = at_rest(&daemon, sleeps);
+    let before = while_idle(&daemon, sleeps);
     let_pass(Duration::from_millis(1500));
     assert_eq!((sleeps(), manager.pending()), (before, None));
 }
@@ -209,7 +209,7 @@ fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
         .expect("it serves");
     manager_of_another.next();
     let sleeps = || kernel::sleeps(another.pid());
-    let before = at_rest(&another, sleeps);
+    let before = while_idle(&another, sleeps);
     let_pass(Duration::from_millis(300));
     assert_eq!((sleeps(), manager_of_another.pending()), (before, None));
 }

@@ -16,7 +16,7 @@ use crate::common::faulty::{self, Execution, whoami};
 use crate::common::fifo::Fifo;
 use crate::common::load::Load;
 use crate::common::program::{Program, ctl, ctl_command, short_timeout};
-use crate::common::{at_rest, kernel, ping_all, start};
+use crate::common::{kernel, ping_all, start, while_idle};
 
 const BOTH_FAMILIES: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\n";
 
@@ -275,7 +275,7 @@ fn many_reloads_leave_nothing_behind() {
     let measure = || {
         daemon.wait_until("the old workers are gone", gone);
         (
-            at_rest(&daemon, || kernel::descriptors(daemon.pid()).len()),
+            while_idle(&daemon, || kernel::descriptors(daemon.pid()).len()),
             kernel::memory(daemon.pid()),
             kernel::children(daemon.pid()).len(),
         )

@@ -20,7 +20,7 @@ use crate::common::needs::skip;
 use crate::common::program::control_socket;
 use crate::common::restart::wait_for_confirmed_store;
 use crate::common::upgrade::upgrade;
-use crate::common::{FDPASSD, at_rest, kernel, start};
+use crate::common::{FDPASSD, kernel, start, while_idle};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 1\n";
 
@@ -47,7 +47,7 @@ fn assert_served_again(address: &Address) {
 /// An idle daemon uses no time of the CPU, however busy the machine is.
 #[track_caller]
 fn assert_idle(daemon: &Running) {
-    at_rest(daemon, || ());
+    while_idle(daemon, || ());
     let processes = [vec![daemon.pid()], kernel::children(daemon.pid())].concat();
     kernel::assert_waits(&processes, Duration::from_millis(300), 0.1);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fdpassd::testing::{Running, ServiceManager, Setup, eventually};
 use serde_json::json;
 
-use crate::common::{FDPASSD, at_rest, at_rest_with, kernel, let_pass, start};
+use crate::common::{FDPASSD, kernel, let_pass, start, while_idle, while_idle_with};
 
 #[test]
 fn a_killed_worker_is_replaced_and_its_client_stays() {
@@ -43,16 +43,16 @@ fn control_requests_may_have_params_and_be_read_later() {
 
 /// The tests' own measure: the connection of the last control client is not counted.
 #[test]
-fn a_daemon_with_a_control_client_is_not_at_rest() {
+fn a_daemon_with_a_control_client_is_not_idle() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     let descriptors = || kernel::descriptors(daemon.pid()).len();
-    let before = at_rest(&daemon, descriptors);
+    let before = while_idle(&daemon, descriptors);
     let mut held = daemon.ctl_request("version", ());
     held.reply().value().expect("a result");
-    assert_eq!(at_rest_with(&daemon, 1, descriptors), before + 1);
+    assert_eq!(while_idle_with(&daemon, 1, descriptors), before + 1);
     thread::scope(|threads| {
-        let measured = threads.spawn(|| at_rest(&daemon, descriptors));
+        let measured = threads.spawn(|| while_idle(&daemon, descriptors));
         let_pass(Duration::from_millis(300));
         assert!(!measured.is_finished());
         drop(held);

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{app_of, start, start_app};
 use crate::common::needs::room_for;
-use crate::common::{at_rest, kernel, let_pass};
+use crate::common::{kernel, let_pass, while_idle};
 
 /// Returns how often each process of the daemon wakes up in two seconds in which nothing happens, and their length:
 /// the master, then the workers, then the apps.
@@ -20,7 +20,7 @@ fn wake_ups(daemon: &Running) -> (Vec<u64>, f64) {
         .chain(apps)
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let (began, before) = at_rest(daemon, || (Instant::now(), sleeps()));
+    let (began, before) = while_idle(daemon, || (Instant::now(), sleeps()));
     let_pass(Duration::from_secs(2));
     let after = sleeps();
     let seconds = began.elapsed().as_secs_f64();

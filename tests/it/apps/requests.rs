@@ -292,7 +292,7 @@ fn an_idle_worker_with_an_idle_app_does_not_wake_up() {
     assert_eq!(daemon.call("echo", 1), Ok(json!(1)));
     let worker = daemon.worker_pids()[0];
     daemon.wait_until("its client has left", |status| status.clients == 0);
-    crate::common::at_rest(&daemon, || ());
+    crate::common::while_idle(&daemon, || ());
     let switches = || -> u64 {
         [worker, super::app_of(worker)]
             .into_iter()

@@ -176,7 +176,7 @@ fn clients_of_an_app_whose_loop_is_blocked_go_elsewhere() {
 
 /// A worker that has given up a late request waits for its other requests without using its CPU.
 #[test]
-fn a_worker_waits_at_rest_after_it_gave_up_a_request() {
+fn a_worker_waits_idle_after_it_gave_up_a_request() {
     const TICKS: u64 = 20;
     let config =
         "workers.count = 1\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"2s\"";
@@ -204,7 +204,7 @@ fn a_worker_waits_at_rest_after_it_gave_up_a_request() {
 
 /// Time in which a worker was stopped does not count against a request, and does not keep the worker busy afterwards.
 #[test]
-fn a_worker_that_was_stopped_waits_at_rest() {
+fn a_worker_that_was_stopped_waits_idle() {
     let config =
         "workers.count = 1\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"30s\"";
     let Some(daemon) = start(config) else {

@@ -14,7 +14,7 @@ use super::variable;
 use crate::app_deaths::{Habits, Shoppers, apps, config, end, journal, kill_9};
 use crate::common::random::Random;
 use crate::common::restart::{self, How, wait_for_confirmed_store};
-use crate::common::{FDPASSD, at_rest, kernel, let_pass};
+use crate::common::{FDPASSD, kernel, let_pass, while_idle};
 
 const CLIENTS: u64 = 144;
 
@@ -228,7 +228,7 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
     wait_for_confirmed_store(&daemon);
     // At the end the last master has taken over as well.
     daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
-    let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
+    let descriptors = while_idle(&daemon, || kernel::descriptors(daemon.pid()).len());
     let habits = Habits {
         longest: 60,
         largest: 300_000,
@@ -287,6 +287,6 @@ fn check_rest(daemon: &Running, descriptors: usize) {
         known.sort_unstable();
         (running == known && running.len() == 2).then_some(())
     });
-    let left = at_rest(daemon, || kernel::descriptors(daemon.pid()));
+    let left = while_idle(daemon, || kernel::descriptors(daemon.pid()));
     assert_eq!(left.len(), descriptors, "{left:?}");
 }

@@ -63,7 +63,7 @@ pub fn stop(pid: u32) {
 ///
 /// One that was preempted on its way to sleep is in that state already, but the kernel counts it only later. Its system
 /// call can be read only when it sleeps, so that is waited for.
-pub fn all_at_rest(processes: &[u32]) -> Option<Vec<u64>> {
+pub fn all_idle(processes: &[u32]) -> Option<Vec<u64>> {
     let asleep = |pid: &u32| {
         let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
         let is_awake = call.starts_with("running") || !matches!(state(*pid)?, 'S' | 'T');

@@ -77,26 +77,26 @@ pub fn let_pass(time: Duration) {
 ///
 /// Bytes that clients have sent over TCP may still be on their way: wait for a fact about them before.
 #[track_caller]
-pub fn at_rest<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
-    at_rest_with(daemon, 0, measure)
+pub fn while_idle<T>(daemon: &Running, measure: impl Fn() -> T) -> T {
+    while_idle_with(daemon, 0, measure)
 }
 
-/// As [`at_rest`], while this number of control clients is connected. A connection that the test has closed is one
+/// As [`while_idle`], while this number of control clients is connected. A connection that the test has closed is one
 /// until every program that another test starts is executed: before that, it has copies of all descriptors of the
 /// tests.
 #[track_caller]
-pub fn at_rest_with<T>(daemon: &Running, control_clients: usize, measure: impl Fn() -> T) -> T {
+pub fn while_idle_with<T>(daemon: &Running, control_clients: usize, measure: impl Fn() -> T) -> T {
     let control = control_socket(daemon);
-    eventually("the daemon comes to rest", || {
+    eventually("the daemon is idle", || {
         if connections_to(&control) != control_clients {
             return None;
         }
         // To look for the children takes long on a busy machine, so it is not done between the two looks at them.
         let family = kernel::family(daemon.pid());
-        let before = kernel::all_at_rest(&family)?;
+        let before = kernel::all_idle(&family)?;
         let measured = measure();
-        let is_at_rest = kernel::all_at_rest(&family)? == before;
-        (is_at_rest && kernel::family(daemon.pid()) == family).then_some(measured)
+        let is_idle = kernel::all_idle(&family)? == before;
+        (is_idle && kernel::family(daemon.pid()) == family).then_some(measured)
     })
 }
 

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::http::{exporter, get, metrics_address};
 use crate::common::program::run;
-use crate::common::{FDPASSD, at_rest, kernel, start};
+use crate::common::{FDPASSD, kernel, start, while_idle};
 
 use super::{TCP, tasks};
 
@@ -98,7 +98,7 @@ fn the_exporter_has_only_the_listener_of_the_master() {
     eventually("the thread of the request is over", || {
         (tasks(after) == 1).then_some(())
     });
-    let (masters, exporters) = at_rest(&daemon, || (own(daemon.pid()), own(after)));
+    let (masters, exporters) = while_idle(&daemon, || (own(daemon.pid()), own(after)));
     let shared: Vec<_> = exporters
         .iter()
         .filter(|name| name.starts_with("socket:") && masters.contains(name))

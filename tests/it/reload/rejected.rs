@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::common::faulty;
 use crate::common::load::Load;
 use crate::common::program::{Program, control_socket, ctl, ctl_command};
-use crate::common::{at_rest, kernel, start};
+use crate::common::{kernel, start, while_idle};
 
 use super::{BOTH_FAMILIES, all_of, mode};
 
@@ -55,7 +55,7 @@ fn a_rejected_file_is_reported_with_its_place() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().expect("it is bound");
     let before = Untouched::of(&daemon);
-    let descriptors = at_rest(&daemon, || kernel::descriptors(daemon.pid()).len());
+    let descriptors = while_idle(&daemon, || kernel::descriptors(daemon.pid()).len());
     let mut client = daemon.connect();
     let load = Load::start(&daemon, 1, 8);
     let listen = |more: &str| {

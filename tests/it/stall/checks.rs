@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fdpassd::testing::{Client, Running};
 
 use crate::common::faulty::{self, Execution, whoami};
-use crate::common::{at_rest, kernel, let_pass, start};
+use crate::common::{kernel, let_pass, start, while_idle};
 
 use super::{connect, ping_all, stalled, stop_worker, stuck_in_requests, stuck_worker};
 
@@ -52,7 +52,7 @@ fn idle_clients_cause_no_wake_ups_but_those_of_the_checks() {
         .chain(daemon.worker_pids())
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let (began, before) = at_rest(&daemon, || (Instant::now(), sleeps()));
+    let (began, before) = while_idle(&daemon, || (Instant::now(), sleeps()));
     let_pass(Duration::from_secs(3));
     let after = sleeps();
     let seconds = began.elapsed().as_secs_f64();
@@ -138,7 +138,7 @@ fn assert_no_wake_up(daemon: &Running) {
         .chain(daemon.worker_pids())
         .collect();
     let sleeps = || -> Vec<u64> { processes.iter().map(|pid| kernel::sleeps(*pid)).collect() };
-    let before = at_rest(daemon, sleeps);
+    let before = while_idle(daemon, sleeps);
     let_pass(Duration::from_millis(1_500));
     assert_eq!(sleeps(), before);
 }

@@ -160,7 +160,7 @@ fn an_upgrade_starts_a_zygote_of_the_new_program() {
 fn an_idle_zygote_does_not_wake_up() {
     let daemon = start();
     let zygote = zygote(&daemon, None);
-    let sleeps = crate::common::at_rest(&daemon, || kernel::sleeps(zygote));
+    let sleeps = crate::common::while_idle(&daemon, || kernel::sleeps(zygote));
     crate::common::let_pass(std::time::Duration::from_millis(500));
     assert_eq!(kernel::sleeps(zygote), sleeps);
 }
