@@ -125,6 +125,16 @@ fn write_requests(text: &mut MetricsText, master: &Snapshot<'_>) {
         }
     }
     write_durations(text, &tally);
+    text.counter(
+        "received_bytes_total",
+        "Bytes that workers have read from clients.",
+        tally.received,
+    );
+    text.counter(
+        "sent_bytes_total",
+        "Bytes that workers have written to clients.",
+        tally.sent,
+    );
     let help = "Requests that were executing when their worker died, and were run once more.";
     text.counter("requests_rerun_total", help, master.telemetry.counts.reruns);
     text.counter(

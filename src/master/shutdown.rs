@@ -41,6 +41,6 @@ impl Master {
         for listener in self.listeners.all.drain(..) {
             let _ = self.poller.remove(&listener);
         }
-        self.clients.close_without_worker(&self.telemetry);
+        self.clients.close_without_worker(&mut self.telemetry);
     }
 }

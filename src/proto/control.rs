@@ -62,8 +62,8 @@ pub use effective::{
 pub use events::{About, Event, Events, EventsAfter, Kind, MAX_EVENTS, MAX_WAIT};
 pub use places::{places, runtime_directory, temporary};
 pub use status::{
-    AppStatus, LastReload, LeavingStatus, ListenerStatus, Origin, RuntimeStatus, Skew, Status,
-    Verdict, WorkerState, WorkerStatus,
+    AppStatus, LastReload, LeavingStatus, ListenerStatus, Origin, Pause, RuntimeStatus, Skew,
+    Status, Verdict, WorkerState, WorkerStatus,
 };
 
 /// The longest body of a request, in bytes.

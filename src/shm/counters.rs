@@ -37,6 +37,12 @@ const NOTED: u64 = 1 << 63;
 /// reply is shorter than 24 bytes.
 const MAX_UNSENT: u64 = super::REPLY_SOFT as u64 / 24 + 1;
 
+/// The most bytes that a worker can read or write in a nanosecond: no memory is as fast.
+const MAX_BYTES_PER_NS: u64 = 1 << 10;
+
+/// The most bytes that one system call may have moved since the counters were read before.
+const MAX_BYTES_AT_ONCE: u64 = 1 << 31;
+
 /// The shortest time of a reply, on average over the replies that wait to be sent: no worker answers faster.
 const MIN_REPLY_TIME: Duration = Duration::from_nanos(20);
 
@@ -143,6 +149,10 @@ pub struct Counters {
     pub log_errors: u64,
     /// Clients that the worker closed because it could not watch them, read from them or write to them.
     pub lost: u64,
+    /// Bytes that the worker has read from clients.
+    pub received: u64,
+    /// Bytes that the worker has written to clients.
+    pub sent: u64,
     /// Requests that had been answered before the durations were read.
     at_least: u64,
 }
@@ -157,6 +167,8 @@ impl Default for Counters {
             panics: 0,
             log_errors: 0,
             lost: 0,
+            received: 0,
+            sent: 0,
             at_least: 0,
         }
     }
@@ -188,6 +200,8 @@ impl Counters {
             panics,
             log_errors,
             lost,
+            received: header.received(),
+            sent: header.sent(),
             at_least,
         }
     }
@@ -258,6 +272,7 @@ impl Counters {
     ) -> Option<&'static str> {
         let counters = |all: &Counters| -> Vec<u64> {
             let others = [all.duration_sum, all.panics, all.log_errors, all.lost];
+            let others = others.into_iter().chain([all.received, all.sent]);
             all.methods
                 .iter()
                 .chain(&all.durations)
@@ -284,15 +299,7 @@ impl Counters {
         if recorded > requests || recorded.saturating_add(MAX_UNSENT) < self.at_least {
             return Some("there are not as many durations as requests");
         }
-        let most = u64::try_from(passed.as_nanos() / MIN_REPLY_TIME.as_nanos())
-            .unwrap_or(u64::MAX)
-            .saturating_add(MAX_UNSENT);
-        let new = [
-            requests.saturating_sub(before.requests()),
-            self.log_errors - before.log_errors,
-            self.lost - before.lost,
-        ];
-        if new.iter().any(|count| *count > most) {
+        if !self.can_follow(before, passed) {
             return Some("the increase is impossible in the time");
         }
         if self.panics > self.errors().saturating_add(1) {
@@ -307,6 +314,25 @@ impl Counters {
             return Some("the durations are not as long as their sum");
         }
         None
+    }
+}
+
+impl Counters {
+    /// Returns whether a worker can count as much in this time. No counter has decreased.
+    fn can_follow(&self, before: &Counters, passed: Duration) -> bool {
+        let most = u64::try_from(passed.as_nanos() / MIN_REPLY_TIME.as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_add(MAX_UNSENT);
+        let events = [
+            self.requests().saturating_sub(before.requests()),
+            self.log_errors - before.log_errors,
+            self.lost - before.lost,
+        ];
+        let most_bytes = clock::nanoseconds(passed)
+            .saturating_mul(MAX_BYTES_PER_NS)
+            .saturating_add(MAX_BYTES_AT_ONCE);
+        let bytes = [self.received - before.received, self.sent - before.sent];
+        events.iter().all(|count| *count <= most) && bytes.iter().all(|count| *count <= most_bytes)
     }
 }
 
@@ -471,7 +497,7 @@ mod tests {
             broken.fault(&before, second, 1)
         };
         type Change = fn(&mut Counters);
-        let changes: [Change; 10] = [
+        let changes: [Change; 12] = [
             |c| c.methods[2] = 999,
             |c| c.methods[2] += 1_000_000_000,
             |c| (c.methods[3], c.at_least) = (1 << 40, 1 << 40),
@@ -482,6 +508,8 @@ mod tests {
             |c| c.panics = 2,
             |c| c.log_errors = u64::MAX,
             |c| c.lost = 1 << 40,
+            |c| c.received = 1 << 41,
+            |c| c.sent = u64::MAX,
         ];
         for (number, change) in changes.into_iter().enumerate() {
             assert!(broken(change).is_some(), "{number}");

@@ -22,6 +22,7 @@
 //!      28  whether the master has killed the worker because a request took too long
 //!      29  clients that the worker has closed                 30  of these, those that the master knows of (set by it)
 //!      31  requests that wait for a permit
+//!      32  bytes that the worker has read from clients        33  bytes that it has written to them
 //!  from 64  twelve seconds of 120 words: the second, requests, busy ns, then requests by duration
 //!    1504  all requests by duration   1616  their duration together, in ns
 //!    1664  by number of the method, requests answered with a result, and with an error; 0 is for no method
@@ -68,6 +69,8 @@ const IS_TIMED_OUT: usize = 28;
 const CLOSED: usize = 29;
 const KNOWN_CLOSED: usize = 30;
 const QUEUED: usize = 31;
+const RECEIVED: usize = 32;
+const SENT: usize = 33;
 
 const METHODS: usize = 1664;
 /// The number of methods with counters; number 0 is for requests of no method and of methods without counters of their
@@ -211,6 +214,30 @@ impl<'a> Header<'a> {
     /// Worker: counts a client that it closes for such a failure.
     pub fn add_lost(&self) {
         self.add(LOST, 1);
+    }
+
+    /// Returns the number of bytes that the worker has read from clients.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.load(RECEIVED)
+    }
+
+    /// Worker: counts bytes that it has read from a client.
+    #[inline]
+    pub fn add_received(&self, bytes: usize) {
+        self.add(RECEIVED, bytes as u64);
+    }
+
+    /// Returns the number of bytes that the worker has written to clients.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.load(SENT)
+    }
+
+    /// Worker: counts bytes that it has written to a client.
+    #[inline]
+    pub fn add_sent(&self, bytes: usize) {
+        self.add(SENT, bytes as u64);
     }
 
     /// Worker: counts a client that it is about to close.

@@ -50,7 +50,7 @@ pub use layout::{LAYOUT_VERSION, Layout, MAX_ADDRESSES};
 #[cfg(any(test, fuzzing))]
 pub use recovery::fuzz;
 pub use recovery::{ClientBytes, Owner};
-pub use slot::{Claim, Cursors, Flags, LeaseState, Region, Slot};
+pub use slot::{Claim, CloseReason, Cursors, Flags, LeaseState, Region, Slot};
 #[cfg(test)]
 pub use stretch::Stretch;
 

@@ -3,7 +3,7 @@
 //! ```text
 //! word  0  lease     number << 8 | state                      both sides, by compare-exchange
 //!       1  exec      method << 32 | answered + 1              valid only while it matches `answered` of the cursors
-//!       2  active    which cursors are active (bit 0), flags (from bit 8)
+//!       2  active    which cursors are active (bit 0), flags (from bit 8), why the client is closed (from bit 24)
 //!       3  since     when what is timed began: a frame, a stop in sending, or idling  ns of CLOCK_MONOTONIC
 //!       4  last      when the client last sent or took a byte                        ns of CLOCK_MONOTONIC
 //!       5  requests  answered so far
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) use words::is_with_its_worker;
 use words::progress_bits;
-pub use words::{Claim, Cursors, Flags, LeaseState, LeaseWord, Region};
+pub use words::{Claim, CloseReason, Cursors, Flags, LeaseState, LeaseWord, Region};
 
 const LEASE: usize = 0;
 const EXEC: usize = 1;
@@ -266,6 +266,12 @@ impl<'a, W: Word> Slot<'a, W> {
         self.store(ACTIVE, self.load(ACTIVE) & 1 | flags.encode());
     }
 
+    /// Worker: notes why it closes the client, which is in a turn.
+    pub fn set_close_reason(&self, reason: CloseReason) {
+        let others = self.load(ACTIVE) & !CloseReason::MASK;
+        self.store(ACTIVE, others | reason.encode());
+    }
+
     /// Returns when the timed state began (a frame, a stop in sending, or idling): ns of CLOCK_MONOTONIC.
     #[must_use]
     pub fn since(&self) -> u64 {
@@ -373,10 +379,17 @@ mod tests {
                 overloaded: true,
                 crash_count: 200,
                 is_suspect: true,
+                close_reason: CloseReason::TooLarge,
             };
             slot.preset_idle(1, 0);
             slot.flip(&some_cursors(), flags);
             assert_eq!((slot.cursors(), slot.flags()), (some_cursors(), flags));
+            slot.set_close_reason(CloseReason::Lost);
+            let changed = Flags {
+                close_reason: CloseReason::Lost,
+                ..flags
+            };
+            assert_eq!((slot.cursors(), slot.flags()), (some_cursors(), changed));
             slot.commit(8, 9);
             assert_eq!(
                 slot.cursors(),

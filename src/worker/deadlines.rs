@@ -7,6 +7,7 @@ use super::WorkerLoop;
 use super::connection::{NEVER, WaitingFor};
 use super::methods::Service;
 use super::turn::Purpose;
+use crate::shm::CloseReason;
 
 /// Stale entries that may always remain.
 const FEW: usize = 64;
@@ -113,7 +114,8 @@ impl WorkerLoop<'_> {
         log::debug!("client {client} ({peer}) exceeded its timeout ({waits:?}); closing it");
         let purpose = match waits {
             WaitingFor::Bytes => Purpose::Expire,
-            _ => Purpose::Cut,
+            WaitingFor::Writable => Purpose::Cut(CloseReason::SendTimeout),
+            _ => Purpose::Cut(CloseReason::Idle),
         };
         self.run_turn(index, &purpose, service);
     }

@@ -15,7 +15,7 @@ use crate::logging;
 use crate::proto::channel::Stop;
 use crate::proto::lease::Lease;
 use crate::proto::rpc::Code;
-use crate::shm::LeaseState;
+use crate::shm::{CloseReason, LeaseState};
 use crate::sys::clock;
 use crate::sys::handoff::HeldOff;
 use crate::sys::socket;
@@ -200,7 +200,10 @@ impl WorkerLoop<'_> {
             return;
         }
         match connection.waits {
-            WaitingFor::Request => self.run_one_turn(slot, &Purpose::Cut, service),
+            WaitingFor::Request => {
+                let purpose = Purpose::Cut(CloseReason::Stopping);
+                self.run_one_turn(slot, &purpose, service);
+            }
             WaitingFor::Bytes => {
                 let fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
                 self.run_one_turn(slot, &Purpose::Reject(&fault), service);

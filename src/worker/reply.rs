@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::{self, Code, NULL};
+use crate::shm::CloseReason;
 use crate::sys::{fork, poll};
 
 /// The circumstances of one request.
@@ -89,6 +90,20 @@ impl Fault {
     #[must_use]
     pub fn code(&self) -> &str {
         &self.code
+    }
+
+    /// Returns why a client is closed whose last reply this is. Any other code is that of a frame within which the
+    /// client has left.
+    pub(super) fn close_reason(&self) -> CloseReason {
+        [
+            (Code::Timeout, CloseReason::FrameTimeout),
+            (Code::TooLarge, CloseReason::TooLarge),
+            (Code::Overloaded, CloseReason::Overloaded),
+            (Code::ShuttingDown, CloseReason::Stopping),
+        ]
+        .into_iter()
+        .find(|(code, _)| code.as_str() == self.code)
+        .map_or(CloseReason::Left, |(_, reason)| reason)
     }
 
     /// Returns the sentence, for people.

@@ -19,6 +19,7 @@
 mod answer;
 mod away;
 mod park;
+mod purpose;
 mod read;
 mod send;
 
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use self::answer::{Departure, FrameOutcome};
 pub(super) use self::away::AwayAnswer;
+pub(super) use self::purpose::Purpose;
 use super::away::executor::Executor;
 use super::connection::{Connection, WaitingFor};
 use super::kill_points::{self, Point};
@@ -34,7 +36,7 @@ use super::methods::Service;
 use super::reply::Fault;
 use crate::proto::channel::Settings;
 use crate::proto::rpc::Code;
-use crate::shm::{Claim, Cursors, Flags, LeaseState, REPLY_SOFT, Slot, WorkerShm};
+use crate::shm::{Claim, CloseReason, Cursors, Flags, LeaseState, REPLY_SOFT, Slot, WorkerShm};
 use crate::sys::byte_counts::OwnWrites;
 use crate::sys::socket;
 
@@ -126,30 +128,6 @@ pub(super) enum Ended {
     Foreign,
 }
 
-/// The purpose of a turn.
-#[derive(Debug)]
-pub(super) enum Purpose<'a> {
-    /// Serves the client.
-    Serve,
-    /// Rejects the client: this is its last reply, unless replies before it cannot be sent.
-    Reject(&'a Fault),
-    /// Rejects the client: its frame was not complete in time.
-    Expire,
-    /// Closes the client without a reply.
-    Cut,
-    /// Commits the answer to the request that is away.
-    Complete(&'a AwayAnswer<'a>),
-    /// Takes back a request that its executor never received.
-    TakeBack,
-}
-
-impl Purpose<'_> {
-    /// Returns whether the purpose concerns a request that is away.
-    pub(super) fn is_of_away(&self) -> bool {
-        matches!(self, Purpose::Complete(_) | Purpose::TakeBack)
-    }
-}
-
 /// Runs one turn of a client, from the claim to the lease word.
 pub(super) fn turn(
     connection: &mut Connection,
@@ -172,11 +150,7 @@ pub(super) fn turn(
     context.shm.header().begin_turn(index, context.now);
     kill_points::pass(Point::AfterClaim);
     let is_parked = found == Claim::Parked;
-    let (cursors, mut flags) = (slot.cursors(), slot.flags());
-    if !is_parked {
-        // An idle client's cursors refer to answered bytes, and its flags to an answered frame.
-        answer::clear_crash_flags(&mut flags);
-    }
+    let (cursors, flags) = (slot.cursors(), first_flags(slot, is_parked));
     let mut turn = Turn {
         connection,
         index,
@@ -194,14 +168,16 @@ pub(super) fn turn(
     };
     let waits = turn.run(purpose, is_parked);
     let (is_active, is_foreign) = (turn.has_traffic || turn.answered > 0, turn.is_foreign);
+    let close_reason = turn.flags.close_reason;
     if is_foreign {
         return Ended::Foreign;
     }
     context.shm.header().end_turn();
+    let slot = context.shm.slot(index).expect("the slot was claimed");
     let Some(waits) = waits else {
+        slot.set_close_reason(close_reason);
         return Ended::Over;
     };
-    let slot = context.shm.slot(index).expect("the slot was claimed");
     // Each lease begins with a turn: a client that moves without sending stays idle.
     if is_active {
         slot.touch(context.now);
@@ -209,6 +185,20 @@ pub(super) fn turn(
     kill_points::pass(Point::BeforeEnd);
     slot.release(connection.lease_number, state_while(waits));
     Ended::Waits(waits)
+}
+
+/// Returns the flags of the client in a slot, as far as they hold when a turn begins.
+fn first_flags(slot: Slot<'_>, is_parked: bool) -> Flags {
+    let mut flags = slot.flags();
+    if !is_parked {
+        // An idle client's cursors refer to answered bytes, and its flags to an answered frame.
+        answer::clear_crash_flags(&mut flags);
+    }
+    if !flags.closing {
+        // A worker that died before it closed the client may have noted a reason.
+        flags.close_reason = CloseReason::Left;
+    }
+    flags
 }
 
 /// Returns the state of the lease of a client that waits for this.
@@ -279,7 +269,12 @@ impl Turn<'_, '_> {
             self.check_socket().ok()?;
         }
         match purpose {
-            Purpose::Cut => None,
+            Purpose::Cut(reason) => {
+                if !self.flags.closing {
+                    self.flags.close_reason = *reason;
+                }
+                None
+            }
             Purpose::Serve if is_closing && !has_unsent => self.linger(),
             Purpose::Reject(_) | Purpose::Expire if self.flags.closing => None,
             _ if has_unsent => self.send_parked(purpose),
@@ -291,7 +286,7 @@ impl Turn<'_, '_> {
         let began = self.context.now;
         let was_partial = self.connection.waits == WaitingFor::Bytes;
         if self.begin().is_none() {
-            self.context.shm.header().add_lost();
+            self.lose();
             return None;
         }
         match purpose {
@@ -357,12 +352,18 @@ impl Turn<'_, '_> {
 
     /// Records that a read or a write has failed, and that the client must be closed. It is lost unless the client or
     /// the network caused the error.
-    fn record_failure(&self, error: &io::Error) {
+    fn record_failure(&mut self, error: &io::Error) {
         let (client, peer) = (self.connection.client, self.connection.peer);
         log::debug!("client {client} ({peer}): {error}");
         if !socket::is_broken_by_peer(error) {
-            self.context.shm.header().add_lost();
+            self.lose();
         }
+    }
+
+    /// Counts that the client must be closed for a reason of the daemon's own.
+    fn lose(&mut self) {
+        self.context.shm.header().add_lost();
+        self.flags.close_reason = CloseReason::Lost;
     }
 
     fn slot(&self) -> Slot<'_> {

@@ -1,5 +1,7 @@
 //! The metrics: in a form that Prometheus reads, and true over deaths, respawns and reloads.
 
+mod clients;
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 

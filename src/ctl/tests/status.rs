@@ -14,6 +14,7 @@ pub(in crate::ctl) fn status() -> Status {
         executing: 2,
         away: 0,
         waiting: 0,
+        busy: None,
         app: None,
         runtime: None,
         requests_total: 12_345_678,
@@ -83,6 +84,7 @@ pub(in crate::ctl) fn status() -> Status {
         drained: false,
         drain: None,
         paused: None,
+        pause: None,
         listeners: vec![
             listener("127.0.0.1:8080", OrderRule::Little, Some(0)),
             listener("unix:/run/fdpassd/rpc.sock", OrderRule::Auto, None),

@@ -358,7 +358,7 @@ mod tests {
         populate(1);
         let left = vec![(unleased(3), interrupted())];
         clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
-        clients.close_without_worker(&telemetry);
+        clients.close_without_worker(&mut telemetry);
         assert_eq!(clients.all_unleased().count(), 0, "closed at the stop");
         assert_eq!(clients.ending_apps.len(), 1, "which waits for the cgroup");
         clients.check_ending_apps(&mut telemetry, now + LIMIT);

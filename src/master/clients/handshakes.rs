@@ -16,6 +16,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason};
 use crate::proto::names::ClientId;
 use crate::proto::text::Counted;
+use crate::shm::CloseReason;
 
 /// The first wait and the longest wait.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -138,7 +139,9 @@ impl Clients {
                 }
                 Err((e, client)) => match e.kind() {
                     io::ErrorKind::WouldBlock => clients.push((slot, client)),
-                    io::ErrorKind::ConnectionAborted => self.remove(client, telemetry),
+                    io::ErrorKind::ConnectionAborted => {
+                        self.end(client, Some(CloseReason::Left), telemetry);
+                    }
                     _ => self.lose(Loss::from_error(&e), &e, client, telemetry),
                 },
             }

@@ -12,9 +12,10 @@ use crate::master::clients::leases::recovery::recover_given_up;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::ClientId;
-use crate::shm::{Claim, LeaseState, MasterShm};
+use crate::shm::{Claim, CloseReason, LeaseState, MasterShm};
 use crate::table::Table;
 
+mod close_reason;
 mod left_places;
 pub(crate) mod page;
 pub(crate) mod preset;
@@ -59,6 +60,8 @@ struct Leased {
     lease_number: u32,
     /// Requests that the client had made when it was last looked at.
     requests: u64,
+    /// The master has closed the client, and has counted that.
+    is_counted: bool,
 }
 
 /// Result of a worker's message that it is done with a slot.
@@ -66,8 +69,8 @@ struct Leased {
 pub(crate) enum Done {
     /// The client had been revoked before.
     Known,
-    /// The worker has ended the client.
-    Ended(Client),
+    /// The worker has ended the client, for this reason; without one it is counted already.
+    Ended(Client, Option<CloseReason>),
     /// The worker gave the client up.
     GivenUp(Recovered),
     /// The message contradicts the shared memory.
@@ -180,6 +183,7 @@ impl Leases {
                 client,
                 lease_number: self.lease_number,
                 requests,
+                is_counted: false,
             }),
         );
         self.clients += 1;
@@ -270,14 +274,17 @@ impl Leases {
     /// Handles the worker's message that it closed the client in this slot.
     pub(crate) fn closed(&mut self, slot: u32, shm: &MasterShm) -> Done {
         match self.state(slot, shm) {
-            Some(LeaseState::Closed) => match self.leave_behind(slot) {
-                Some(client) => {
-                    shm.header().add_known_closed();
-                    self.vacate(slot, shm);
-                    Done::Ended(client)
+            Some(LeaseState::Closed) => {
+                let reason = self.close_reason(slot, shm);
+                match self.leave_behind(slot) {
+                    Some(client) => {
+                        shm.header().add_known_closed();
+                        self.vacate(slot, shm);
+                        Done::Ended(client, reason)
+                    }
+                    None => Done::Nonsense,
                 }
-                None => Done::Nonsense,
-            },
+            }
             _ => Done::Nonsense,
         }
     }

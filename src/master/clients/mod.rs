@@ -21,7 +21,7 @@ use crate::master::telemetry::counters::{Loss, Reason};
 use crate::pool::dispatch::Dispatcher;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
-use crate::shm::Layout;
+use crate::shm::{CloseReason, Layout};
 use crate::sys::byte_counts::Writes;
 use crate::sys::listening::Accepted;
 use crate::sys::passed::ClientSocket;
@@ -183,7 +183,9 @@ impl Clients {
         let mut movers = Vec::new();
         for recovered in recovered {
             match recovered {
-                Ok(unleased) if self.is_closing => self.remove(unleased.client, telemetry),
+                Ok(unleased) if self.is_closing => {
+                    self.end(unleased.client, Some(CloseReason::Stopping), telemetry);
+                }
                 Ok(mut unleased) => {
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
                     movers.push(unleased);
@@ -238,8 +240,8 @@ impl Clients {
         for (error, client) in recovery.lost {
             self.lose(Loss::from_error(&error), &error, client, telemetry);
         }
-        for client in recovery.ended {
-            self.remove(client, telemetry);
+        for (client, reason) in recovery.ended {
+            self.end(client, reason, telemetry);
         }
         self.requeue_left(
             recovery.recovered,
@@ -291,7 +293,20 @@ impl Clients {
         self.remove(client, telemetry);
     }
 
-    /// Removes a client that is closed, or that is closed hereby.
+    /// Removes a client that is closed, or that is closed hereby, for this reason; without one it is counted already.
+    pub(crate) fn end(
+        &mut self,
+        client: Client,
+        reason: Option<CloseReason>,
+        telemetry: &mut Telemetry,
+    ) {
+        if let Some(reason) = reason {
+            telemetry.counts.closed.add(reason, 1);
+        }
+        self.remove(client, telemetry);
+    }
+
+    /// Removes a client that is closed and counted, or that is closed hereby.
     pub(crate) fn remove(&mut self, client: Client, telemetry: &Telemetry) {
         log::debug!("client {} ({}) closed", client.id, client.peer);
         self.addresses.leave(&client.peer);
@@ -301,7 +316,7 @@ impl Clients {
     }
 
     /// Closes all clients without a worker, now and from now on.
-    pub(crate) fn close_without_worker(&mut self, telemetry: &Telemetry) {
+    pub(crate) fn close_without_worker(&mut self, telemetry: &mut Telemetry) {
         self.is_closing = true;
         let unleased = std::mem::take(&mut self.unleased).into_iter();
         let handshakes = std::mem::take(&mut self.handshakes).into_iter();
@@ -309,7 +324,7 @@ impl Clients {
             .chain(self.take_ending())
             .map(|unleased| unleased.client)
             .chain(handshakes.flat_map(Handshakes::into_clients))
-            .for_each(|client| self.remove(client, telemetry));
+            .for_each(|client| self.end(client, Some(CloseReason::Stopping), telemetry));
     }
 }
 

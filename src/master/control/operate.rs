@@ -257,6 +257,8 @@ impl Master {
                 self.clients.remove(client, &self.telemetry);
                 self.workers
                     .send(worker_id, ToWorker::LeasesRevoked, &self.poller);
+            } else {
+                worker.leases.set_counted(slot);
             }
             peer
         } else {

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use crate::master::Worker;
 use crate::master::control::Snapshot;
-use crate::master::listeners::gate::Pause;
 use crate::master::listeners::listener::Listener;
 use crate::master::service_manager::Summary;
 use crate::master::workers::SeatTotals;
@@ -13,7 +12,7 @@ use crate::master::workers::app::WorkerApp;
 use crate::pool::{Member, MemberState};
 use crate::proto::channel::RuntimeInfo;
 use crate::proto::control::{
-    AppStatus, LeavingStatus, ListenerStatus, RuntimeStatus, Skew, Status, WorkerState,
+    AppStatus, LeavingStatus, ListenerStatus, Pause, RuntimeStatus, Skew, Status, WorkerState,
     WorkerStatus,
 };
 use crate::proto::text::Counted;
@@ -99,6 +98,7 @@ impl Snapshot<'_> {
             drained: self.listeners.is_drained(),
             drain: self.listeners.drain_status(now),
             paused: self.paused(),
+            pause: self.listeners.gate.pause,
             listeners: self.listeners.all.iter().map(listener_status).collect(),
             clients: self.clients.count(),
             max_clients: self.clients.max,
@@ -148,7 +148,11 @@ impl Snapshot<'_> {
         let clients = uneven(workers.iter().map(|worker| worker.leases.clients() as f64))?;
         Some(Skew {
             clients,
-            busy: uneven(workers.iter().map(|worker| worker.shm.header().busy(now))),
+            busy: uneven(
+                workers
+                    .iter()
+                    .map(|worker| worker.shm.header().busy_with_turn(now)),
+            ),
         })
     }
 
@@ -200,6 +204,7 @@ impl Snapshot<'_> {
             waiting: header.map_or(0, |header| header.queued()),
             app: worker.and_then(|worker| app_status(&worker.app)),
             runtime: worker.and_then(|worker| worker.runtime.map(runtime_status)),
+            busy: header.map(|header| header.busy_with_turn(clock::monotonic())),
             requests_total: totals.requests,
             errors_total: totals.errors,
             panics_total: totals.panics,

@@ -1,7 +1,7 @@
 //! The gate: whether clients are being accepted, and why not.
 
+use std::io;
 use std::time::{Duration, Instant};
-use std::{fmt, io};
 
 use crate::master::Token;
 use crate::master::clients::Clients;
@@ -9,7 +9,7 @@ use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
-use crate::proto::control::{About, Kind};
+use crate::proto::control::{About, Kind, Pause};
 use crate::sys::listening::ACCEPT_PAUSE;
 use crate::sys::poll::{Interest, Poller};
 
@@ -18,36 +18,6 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long no client is accepted after the kernel has killed a worker for lack of memory.
 const MEMORY_PAUSE: Duration = Duration::from_secs(1);
-
-/// Reasons for which no client is accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pause {
-    /// No worker is ready.
-    NoWorker,
-    /// Every worker has as many clients to pick up as are permitted.
-    NoCapacity,
-    /// The maximum number of clients is reached.
-    Full,
-    /// The system is out of descriptors or memory.
-    Exhausted,
-    /// The operator has drained the daemon.
-    Drained,
-    /// The daemon is being restarted: the next master will accept clients.
-    Restarting,
-}
-
-impl fmt::Display for Pause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Pause::NoWorker => "no worker is ready",
-            Pause::NoCapacity => "no worker has capacity",
-            Pause::Full => "there are as many clients as max-clients allows",
-            Pause::Exhausted => "the system is out of descriptors or memory",
-            Pause::Drained => "the daemon is drained",
-            Pause::Restarting => "the daemon is being restarted",
-        })
-    }
-}
 
 /// The gate: whether clients are being accepted.
 #[derive(Debug)]

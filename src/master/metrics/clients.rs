@@ -2,7 +2,8 @@
 
 use super::text::{COUNTER, GAUGE, MetricsText};
 use crate::master::control::Snapshot;
-use crate::proto::control::{ListenerStatus, Status};
+use crate::proto::control::{ListenerStatus, Pause, Status};
+use crate::shm::CloseReason;
 use crate::sys::socket;
 
 /// Whether clients can connect to a listener: the only figure of which two make no sum.
@@ -66,13 +67,11 @@ fn write_losses(text: &mut MetricsText, master: &Snapshot<'_>) {
         &master.telemetry.counts,
         master.telemetry.counts.lost(master.workers.totals().lost),
     );
-    text.family(
-        "clients_closed_total",
-        COUNTER,
-        "Clients that the daemon closed: lost ones and misbehaving ones.",
-    );
+    let mut closed = counts.closed.clone();
+    closed.add(CloseReason::Lost, lost.total());
+    let help = "Clients that are not connected any more, by reason.";
+    text.by("clients_closed_total", help, "reason", &closed);
     for (reason, count) in [
-        ("lost", lost.total()),
         ("crashes", counts.closed_for_crashes),
         ("kicked", counts.kicked),
     ] {
@@ -96,7 +95,7 @@ fn write_losses(text: &mut MetricsText, master: &Snapshot<'_>) {
     );
 }
 
-/// Writes whether clients are accepted.
+/// Writes whether clients are accepted, and why not.
 fn write_accepting(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
     text.gauge(
         "accepting",
@@ -108,6 +107,16 @@ fn write_accepting(text: &mut MetricsText, master: &Snapshot<'_>, status: &Statu
         "Whether an operator has begun a drain, its notice included.",
         u8::from(status.drain.is_some()),
     );
+    text.family(
+        "paused",
+        GAUGE,
+        "Whether no client is accepted for this reason.",
+    );
+    for pause in Pause::ALL {
+        let is_reason = master.listeners.gate.pause == Some(pause);
+        let reason = pause.as_str();
+        text.sample("paused", &[("reason", &reason)], u8::from(is_reason));
+    }
 }
 
 pub(super) fn write_listeners(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {

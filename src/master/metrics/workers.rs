@@ -3,15 +3,14 @@
 use super::text::{COUNTER, GAUGE, MetricsText};
 use crate::master::control::Snapshot;
 use crate::proto::control::{Status, WorkerState, WorkerStatus};
-use crate::sys::clock;
 
 /// A figure of a worker; `None` if it is not known.
-type WorkerFigure = fn(&WorkerStatus, &Snapshot<'_>) -> Option<f64>;
+type WorkerFigure = fn(&WorkerStatus) -> Option<f64>;
 
 pub(super) fn write(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
     write_states(text, master, status);
     write_lives(text, master);
-    write_each(text, master, status);
+    write_each(text, status);
 }
 
 fn write_states(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
@@ -81,31 +80,31 @@ const EACH: [(&str, &str, &str, WorkerFigure); 8] = [
         "worker_clients",
         GAUGE,
         "Clients leased to the worker.",
-        |w, _| Some(w.clients as f64),
+        |w| Some(w.clients as f64),
     ),
     (
         "worker_requests_total",
         COUNTER,
         "Requests answered in this seat.",
-        |w, _| Some(w.requests_total as f64),
+        |w| Some(w.requests_total as f64),
     ),
     (
         "worker_parked_bytes",
         GAUGE,
         "Bytes of unfinished frames and unsent replies.",
-        |w, _| Some(w.parked_bytes as f64),
+        |w| Some(w.parked_bytes as f64),
     ),
     (
         "worker_resident_memory_bytes",
         GAUGE,
         "Resident memory of the worker.",
-        |w, _| w.rss_bytes.map(|bytes| bytes as f64),
+        |w| w.rss_bytes.map(|bytes| bytes as f64),
     ),
     (
         "worker_requests_away",
         GAUGE,
         "Requests that the worker's app or runtime executes.",
-        |w, _| Some(w.away as f64),
+        |w| Some(w.away as f64),
     ),
     (
         "worker_requests_waiting",
@@ -117,7 +116,7 @@ const EACH: [(&str, &str, &str, WorkerFigure); 8] = [
         "worker_app_resident_memory_bytes",
         GAUGE,
         "Resident memory of the worker's app; 0 without one.",
-        |w, _| {
+        |w| {
             w.app
                 .as_ref()
                 .map_or(Some(0.0), |app| Some(app.rss_bytes? as f64))
@@ -127,18 +126,15 @@ const EACH: [(&str, &str, &str, WorkerFigure); 8] = [
         "worker_busy_ratio",
         GAUGE,
         "Share of the last seconds in which the worker worked.",
-        |w, master| {
-            let worker = master.workers.all.get(&w.id?)?;
-            Some(worker.shm.header().busy(clock::monotonic()))
-        },
+        |w| w.busy,
     ),
 ];
 
-fn write_each(text: &mut MetricsText, master: &Snapshot<'_>, status: &Status) {
+fn write_each(text: &mut MetricsText, status: &Status) {
     for (name, kind, help, figure) in EACH {
         text.family(name, kind, help);
         for worker in &status.workers {
-            if let Some(value) = figure(worker, master) {
+            if let Some(value) = figure(worker) {
                 text.sample(name, &[("worker", &worker.seat)], value);
             }
         }

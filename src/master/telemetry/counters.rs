@@ -11,7 +11,7 @@ use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
 use crate::proto::rpc::is_method_name;
 use crate::shm::own_metrics::{MAX_OWN_METRICS, OwnMetric};
-use crate::shm::{BUCKETS, Counters};
+use crate::shm::{BUCKETS, CloseReason, Counters};
 use crate::sys::process::Exit;
 
 /// Counts of the master itself.
@@ -28,6 +28,8 @@ pub(crate) struct Counts {
     pub(crate) lost: u64,
     /// Clients that the master lost, by reason.
     pub(crate) losses: By<Loss>,
+    /// Clients that were closed for another reason, or have left.
+    pub(crate) closed: By<CloseReason>,
     /// Workers that had been ready and ended without being asked to, by cause.
     pub(crate) deaths: By<Cause>,
     /// Workers that ended before they were ready, or could not be started.
@@ -168,6 +170,19 @@ impl Label for Loss {
     ];
 }
 
+impl Label for CloseReason {
+    const ALL: &'static [(CloseReason, &'static str)] = &[
+        (CloseReason::Left, "left"),
+        (CloseReason::Idle, "idle"),
+        (CloseReason::FrameTimeout, "frame_timeout"),
+        (CloseReason::SendTimeout, "send_timeout"),
+        (CloseReason::TooLarge, "too_large"),
+        (CloseReason::Overloaded, "overloaded"),
+        (CloseReason::Stopping, "stopping"),
+        (CloseReason::Lost, "lost"),
+    ];
+}
+
 impl Label for Cause {
     const ALL: &'static [(Cause, &'static str)] = &[
         (Cause::Crash, "crash"),
@@ -248,6 +263,10 @@ pub(crate) struct Tally {
     pub(crate) buckets: Vec<u64>,
     /// Sum of the durations, in ns.
     pub(crate) sum: u64,
+    /// Bytes read from clients.
+    pub(crate) received: u64,
+    /// Bytes written to clients.
+    pub(crate) sent: u64,
     /// The metrics of the daemon's own, by their names.
     pub(crate) own: BTreeMap<String, OwnMetric>,
 }
@@ -267,6 +286,8 @@ impl Default for Tally {
             methods: BTreeMap::new(),
             buckets: vec![0; BUCKETS],
             sum: 0,
+            received: 0,
+            sent: 0,
             own: BTreeMap::new(),
         }
     }
@@ -281,6 +302,8 @@ impl Tally {
             *sum = sum.saturating_add(*count);
         }
         self.sum = self.sum.saturating_add(counters.duration_sum);
+        self.received = self.received.saturating_add(counters.received);
+        self.sent = self.sent.saturating_add(counters.sent);
         for (name, answered) in counters.by_method(methods) {
             self.add_method(name.unwrap_or(OTHER), answered);
         }

@@ -148,7 +148,7 @@ impl Workers {
         for slot in slots {
             match empty(worker, *slot) {
                 Done::Known => {}
-                Done::Ended(client) => clients.remove(client, telemetry),
+                Done::Ended(client, reason) => clients.end(client, reason, telemetry),
                 Done::GivenUp(recovered) => given_up.push(recovered),
                 Done::Nonsense => {
                     worker.kill_for_error(&format_args!(

@@ -1,5 +1,6 @@
 //! The result of `status`: all of the daemon except its clients.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub struct Status {
     pub drain: Option<DrainStatus>,
     /// Why no clients are accepted at the moment; none when they are.
     pub paused: Option<String>,
+    /// The same for programs, also while the daemon stops or restarts; none as well in the status of an older daemon.
+    #[serde(default)]
+    pub pause: Option<Pause>,
     /// The listeners.
     pub listeners: Vec<ListenerStatus>,
     /// Connected clients.
@@ -231,6 +235,9 @@ pub struct WorkerStatus {
     /// The runtime of the worker's asynchronous methods; none if it has none.
     #[serde(default)]
     pub runtime: Option<RuntimeStatus>,
+    /// The share of the last one to two seconds in which the worker worked, from 0 to 1; none without a process.
+    #[serde(default)]
+    pub busy: Option<f64>,
     /// Requests answered in this seat.
     pub requests_total: u64,
     /// Of these, with an error.
@@ -285,6 +292,37 @@ pub struct RuntimeStatus {
     pub thread: u32,
     /// The most requests that it executes at a time.
     pub concurrency: u32,
+}
+
+named_variants! {
+    /// Reasons for which no client is accepted.
+    Pause {
+        /// No worker is ready.
+        NoWorker = "no_worker",
+        /// Every worker has as many clients to pick up as are permitted.
+        NoCapacity = "no_capacity",
+        /// The maximum number of clients is reached.
+        Full = "full",
+        /// The system is out of descriptors or memory.
+        Exhausted = "exhausted",
+        /// The operator has drained the daemon.
+        Drained = "drained",
+        /// The master is leaving: the next one will accept clients.
+        Restarting = "restarting",
+    }
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pause::NoWorker => "no worker is ready",
+            Pause::NoCapacity => "no worker has capacity",
+            Pause::Full => "there are as many clients as max-clients allows",
+            Pause::Exhausted => "the system is out of descriptors or memory",
+            Pause::Drained => "the daemon is drained",
+            Pause::Restarting => "the daemon is being restarted",
+        })
+    }
 }
 
 named_variants! {

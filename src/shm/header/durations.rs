@@ -104,6 +104,16 @@ impl Header<'_> {
         ns as f64 / (NANOSECONDS + now % NANOSECONDS) as f64
     }
 
+    /// Returns the share of the last one to two seconds in which the worker was busy, from 0 to 1, with the turn in
+    /// progress: a worker records its time only after that.
+    #[must_use]
+    pub fn busy_with_turn(&self, now: u64) -> f64 {
+        let window = NANOSECONDS + now % NANOSECONDS;
+        let turn = self.turn();
+        let unrecorded = turn.map_or(0, |turn| now.saturating_sub(turn.since));
+        (self.busy(now) + unrecorded as f64 / window as f64).min(1.0)
+    }
+
     /// Returns the rate and durations in the ten full seconds before `now`.
     #[must_use]
     pub fn recent(&self, now: u64) -> Recent {
@@ -227,6 +237,12 @@ mod tests {
             header.record_busy(51 * NANOSECONDS + NANOSECONDS / 2, NANOSECONDS / 4);
             assert!((header.busy(51 * NANOSECONDS + NANOSECONDS / 2) - 0.5).abs() < 1e-6);
             assert!(header.busy(60 * NANOSECONDS) < 1e-9);
+            header.begin_turn(0, 60 * NANOSECONDS);
+            let now = 60 * NANOSECONDS + NANOSECONDS / 2;
+            assert!((header.busy_with_turn(now) - 1.0 / 3.0).abs() < 1e-6);
+            assert!((header.busy_with_turn(70 * NANOSECONDS) - 1.0).abs() < 1e-9);
+            header.end_turn();
+            assert!(header.busy_with_turn(now) < 1e-9);
         });
     }
 }

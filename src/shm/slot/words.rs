@@ -194,6 +194,56 @@ fn region_from_bits(bits: u32) -> (Region, u32) {
     (region, bits >> 2)
 }
 
+/// Reasons why a client is closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client has closed its connection, or the connection broke.
+    #[default]
+    Left,
+    /// The client sent nothing for `idle-timeout`.
+    Idle,
+    /// The client's frame was not complete within `frame-timeout`.
+    FrameTimeout,
+    /// The client received nothing for `send-timeout`.
+    SendTimeout,
+    /// The client's frame is longer than `max-frame`.
+    TooLarge,
+    /// There was too little memory for the client's bytes.
+    Overloaded,
+    /// The daemon stops.
+    Stopping,
+    /// The worker could not watch the client, read from it or write to it.
+    Lost,
+}
+
+impl CloseReason {
+    /// All reasons. The shared memory contains the index of one, so none may change its place.
+    const ALL: [CloseReason; 8] = [
+        CloseReason::Left,
+        CloseReason::Idle,
+        CloseReason::FrameTimeout,
+        CloseReason::SendTimeout,
+        CloseReason::TooLarge,
+        CloseReason::Overloaded,
+        CloseReason::Stopping,
+        CloseReason::Lost,
+    ];
+
+    pub(super) const MASK: u64 = 0xff << CloseReason::SHIFT;
+    const SHIFT: u32 = 24;
+
+    /// Returns the bits of the reason in the word of the flags.
+    pub(super) fn encode(self) -> u64 {
+        (self as u64) << CloseReason::SHIFT
+    }
+
+    fn decode(word: u64) -> CloseReason {
+        let index = (word & CloseReason::MASK) >> CloseReason::SHIFT;
+        let reason = CloseReason::ALL.get(index as usize);
+        reason.copied().unwrap_or_default()
+    }
+}
+
 /// The state of a client besides its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
@@ -212,6 +262,8 @@ pub struct Flags {
     pub crash_count: u8,
     /// Whether the frame may have caused the last of these deaths. Deaths from outside have no cause here.
     pub is_suspect: bool,
+    /// Why the client is closed, once it is, or once its last reply has been made.
+    pub close_reason: CloseReason,
 }
 
 impl Flags {
@@ -226,7 +278,7 @@ impl Flags {
             | u64::from(self.timed_out) << 4
             | u64::from(self.overloaded) << 5
             | u64::from(self.is_suspect) << 6;
-        (order | flags | u64::from(self.crash_count) << 8) << 8
+        (order | flags | u64::from(self.crash_count) << 8) << 8 | self.close_reason.encode()
     }
 
     pub(super) fn decode(word: u64) -> Flags {
@@ -243,6 +295,7 @@ impl Flags {
             overloaded: bits & 32 != 0,
             crash_count: (bits >> 8) as u8,
             is_suspect: bits & 64 != 0,
+            close_reason: CloseReason::decode(word),
         }
     }
 }

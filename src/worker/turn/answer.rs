@@ -91,6 +91,7 @@ impl Turn<'_, '_> {
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         self.flags.closing = true;
+        self.flags.close_reason = fault.close_reason();
         // A worker that takes over from here must give it the whole time to read, not the rest of its frame's.
         slot.set_since(now);
         let replied = (replied + length) as u32;

@@ -138,7 +138,7 @@ impl Turn<'_, '_> {
     pub(super) fn complete(&mut self, answer: &AwayAnswer<'_>) -> Option<WaitingFor> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let Next::Complete { total } = frame::next(self.unread(), order, u32::MAX) else {
-            self.context.shm.header().add_lost();
+            self.lose();
             return None;
         };
         // Other code of this process may have closed the descriptor while the request was away.

@@ -72,12 +72,14 @@ impl Turn<'_, '_> {
             Some(Next::Complete { .. }) => have,
             _ => open.rx.len(),
         };
+        let header = open.header;
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else {
             return Ok(());
         };
         match self.connection.receive(room) {
             Ok(Transfer::Bytes(n)) => {
                 kill_points::pass(Point::AfterReceive);
+                header.add_received(n);
                 self.have += n;
                 self.has_traffic = true;
                 // The count of a TCP client is neither used nor reset.

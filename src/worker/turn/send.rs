@@ -69,7 +69,7 @@ impl Turn<'_, '_> {
             .shm
             .open(self.index, Region::Shared, self.cursors.tx.0);
         let Some(bytes) = open.tx.get(begin..begin + unsent) else {
-            open.header.add_lost();
+            self.lose();
             return None;
         };
         let at = self.cursors.out_base;
@@ -91,7 +91,8 @@ impl Turn<'_, '_> {
         self.has_traffic = sent > 0;
         if sent < unsent {
             // A rejected client that does not read gets no reply.
-            if matches!(purpose, Purpose::Reject(_) | Purpose::Expire) {
+            if let Some(reason) = purpose.close_reason() {
+                self.flags.close_reason = reason;
                 return None;
             }
             if sent > 0 {
@@ -128,8 +129,10 @@ impl Turn<'_, '_> {
             .context
             .shm
             .open(self.index, Region::Shared, Region::Shared);
+        let header = open.header;
         match self.connection.receive(open.rx) {
             Ok(Transfer::Bytes(n)) => {
+                header.add_received(n);
                 self.connection.linger_bytes =
                     self.connection.linger_bytes.checked_sub(n as u32)?;
                 self.forget_received(n);
@@ -162,22 +165,33 @@ fn transmit(
     bytes: &[u8],
 ) -> io::Result<Transfer> {
     if connection.is_tcp() {
-        return write(
+        let transfer = write(
             bytes,
             |bytes| socket::transmit(&connection.socket, bytes),
             |_| {},
         );
+        count_sent(header, &transfer);
+        return transfer;
     }
     // The thread's account is stored before the write, and the accepted bytes after it. After a death between the two
     // the account shows the outcome, as the thread has called write(2) once or not yet. A signal handler could write,
     // too.
     let _held_back = HeldBack::all();
     header.begin_write(slot, at, writes.and_then(|writes| writes.sum().ok()));
-    write(
+    let transfer = write(
         bytes,
         |bytes| socket::transmit_summed(&connection.socket, bytes),
         |took| header.complete_write(took),
-    )
+    );
+    count_sent(header, &transfer);
+    transfer
+}
+
+/// Counts the bytes that the kernel took. Those of a worker that dies just before this are missing in the counter.
+fn count_sent(header: Header<'_>, transfer: &io::Result<Transfer>) {
+    if let Ok(Transfer::Bytes(n)) = transfer {
+        header.add_sent(*n);
+    }
 }
 
 /// Writes, with kill points before and after it.

@@ -7,7 +7,7 @@ use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::{LeaseEntry, Leased, Leases, Recovered};
 use crate::master::clients::place::{ClientPlace, OrphanedShm};
 use crate::proto::names::{Offsets, Peer};
-use crate::shm::{Claim, Header, LeaseState, MasterShm, Owner, Slot, Write};
+use crate::shm::{Claim, CloseReason, Header, LeaseState, MasterShm, Owner, Slot, Write};
 use crate::sys::byte_counts::{self, ByteCounts, Writes};
 use crate::sys::process::ProcessIdentity;
 
@@ -28,8 +28,8 @@ pub(crate) struct DeadWorkerClients {
     /// Clients that must be leased again, with all their unread and unsent bytes; and their requests that were
     /// executing.
     pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
-    /// Clients that the worker had ended.
-    pub(crate) ended: Vec<Client>,
+    /// Clients that the worker had ended, or whose connections have ended, each with the reason if that is not counted.
+    pub(crate) ended: Vec<(Client, Option<CloseReason>)>,
     /// Clients that cannot be recovered, each with the reason.
     pub(crate) lost: Vec<(io::Error, Client)>,
     /// Clients whose unsent bytes are not known yet, each with its slot.
@@ -50,12 +50,14 @@ impl DeadWorkerClients {
         }
     }
 
-    /// Adds a client, recovered or not, that was in this slot with this lease number.
+    /// Adds a client, recovered or not, that was in this slot with this lease number. `left` is the reason if its
+    /// connection has ended.
     fn add(
         &mut self,
         recovered: Recovered,
         interrupted: Option<Interrupted>,
         (slot, lease_number): (u32, u32),
+        left: Option<CloseReason>,
     ) {
         match recovered {
             Ok(unleased) => {
@@ -64,7 +66,7 @@ impl DeadWorkerClients {
             }
             // The connection had already ended.
             Err((reason, client)) if reason.kind() == io::ErrorKind::ConnectionAborted => {
-                self.ended.push(client)
+                self.ended.push((client, left))
             }
             Err((reason, client)) if reason.kind() == io::ErrorKind::WouldBlock => {
                 self.in_handshake.push((slot, client))
@@ -107,6 +109,7 @@ impl Leases {
                 client,
                 lease_number,
                 requests: 0,
+                is_counted: false,
             };
             let earlier = leases.entries.insert(slot, LeaseEntry::Leased(leased));
             if let Some(LeaseEntry::Leased(earlier)) = earlier {
@@ -133,6 +136,7 @@ impl Leases {
         for slot in 0..self.used {
             let state = self.state(slot, shm);
             let lease_number = self.lease_number_of(slot);
+            let reason = self.close_reason(slot, shm);
             let Some(client) = self.leave_behind(slot) else {
                 continue;
             };
@@ -161,13 +165,14 @@ impl Leases {
                 }
                 Some(LeaseState::Closed) => {
                     shm.header().add_known_closed();
-                    recovery.ended.push(client);
+                    recovery.ended.push((client, reason));
                     continue;
                 }
                 // A slot with a client cannot be free: the shared memory is inconsistent.
                 Some(LeaseState::Free) | None => Err((io::ErrorKind::InvalidData.into(), client)),
             };
-            recovery.add(recovered, interrupted, (slot, lease_number));
+            let left = reason.map(|_| CloseReason::Left);
+            recovery.add(recovered, interrupted, (slot, lease_number), left);
         }
         recovery
     }

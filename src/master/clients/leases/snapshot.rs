@@ -73,6 +73,7 @@ impl ClientSnapshot {
             client,
             lease_number: self.lease_number,
             requests: self.requests,
+            is_counted: false,
         }
     }
 }

@@ -187,7 +187,7 @@ impl Simulation {
             return false;
         };
         shared.release(lease.number, LeaseState::Closed);
-        let Done::Ended(client) = worker.leases.closed(slot, &worker.shm) else {
+        let Done::Ended(client, _) = worker.leases.closed(slot, &worker.shm) else {
             panic!("the lease is closed");
         };
         self.clients.remove(client, &self.telemetry);

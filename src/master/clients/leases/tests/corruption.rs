@@ -101,7 +101,7 @@ proptest! {
             };
             match done {
                 Done::Known | Done::Nonsense => {}
-                Done::Ended(client) => ended.push(client.id),
+                Done::Ended(client, _) => ended.push(client.id),
                 Done::GivenUp(recovered) => back.push(recovered),
             }
             assert_eq!(leases.clients(), leases.iter().count());
@@ -110,7 +110,7 @@ proptest! {
         let DeadWorkerClients { recovered, ended: also_ended, lost, .. } = leases.recover_clients(shm, written.map(|(bytes, calls)| Writes { bytes, calls }), is_timed_out);
         back.extend(recovered.into_iter().map(|(unleased, _)| Ok(unleased)));
         back.extend(lost.into_iter().map(Err));
-        ended.extend(also_ended.iter().map(|client| client.id));
+        ended.extend(also_ended.iter().map(|(client, _)| client.id));
 
         let longest = Layout::new(SLOTS, 4096).max_reply().max(256 * 1024) + 64 * 1024;
         let (next, _) = shms();

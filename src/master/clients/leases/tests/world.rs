@@ -272,7 +272,7 @@ impl World {
             };
             match done {
                 Done::Known => assert!(was_behind && !is_closed),
-                Done::Ended(client) => assert!(is_closed && self.over.insert(client.id)),
+                Done::Ended(client, _) => assert!(is_closed && self.over.insert(client.id)),
                 Done::GivenUp(recovered) => {
                     assert!(!was_behind && !is_closed);
                     self.take_in(recovered);
@@ -318,7 +318,7 @@ impl World {
         }
         assert_eq!(faults, interrupted);
         self.over
-            .extend(recovery.ended.iter().map(|client| client.id));
+            .extend(recovery.ended.iter().map(|(client, _)| client.id));
         (self.sum, self.received) = (Writes::default(), 0);
         self.held.clear();
         self.kept.clear();
