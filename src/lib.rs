@@ -82,7 +82,7 @@
 //!   after an upgrade   by the master, in the same process                   nothing
 //! worker               by the master: one per seat, and each replacement    preload, state, methods, health, on_close
 //! zygote               with workers.start = "fork": one per configuration   preload
-//! exporter             by the master, if metrics.listen is set              nothing
+//! exporter             by the master, with metrics.listen or agent.listen   nothing
 //! upgrade's check      by the master, before an upgrade: check-handover     config: the type's Deserialize
 //! configuration check  by the master, for a reload, `fdpassctl config       config: the type's Deserialize
 //!                      check` and the end before a restart:

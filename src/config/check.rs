@@ -24,6 +24,7 @@ pub(super) fn check(config: &Config) -> Result<(), Conflict> {
     check_buffers(&config.limits)?;
     check_control(config)?;
     check_metrics(config)?;
+    check_agent(config)?;
     check_app(&config.app)?;
     check_preload(config)?;
     check_log(&config.log)?;
@@ -178,15 +179,8 @@ fn check_control(config: &Config) -> Result<(), Conflict> {
     Ok(())
 }
 
-fn check_metrics(
-    Config {
-        listen: listeners,
-        control,
-        metrics,
-        ..
-    }: &Config,
-) -> Result<(), Conflict> {
-    let MetricsConfig { listen, hosts } = metrics;
+fn check_metrics(config: &Config) -> Result<(), Conflict> {
+    let MetricsConfig { listen, hosts } = &config.metrics;
     if hosts.len() > MAX_HOSTS {
         let message = format!(
             "there can be at most {MAX_HOSTS} names, these are {}",
@@ -194,14 +188,37 @@ fn check_metrics(
         );
         return conflict(message, [format!("metrics.hosts.{MAX_HOSTS}")]);
     }
+    check_exporter_address(config, listen.as_ref(), "metrics.listen")
+}
+
+fn check_agent(config: &Config) -> Result<(), Conflict> {
+    let listen = config.agent.listen.as_ref();
+    if let (Some(address), Some(of_metrics)) = (listen, &config.metrics.listen)
+        && is_among(
+            &Source::Bound(address.clone()),
+            &[Listen::new(Source::Bound(of_metrics.clone()))],
+        )
+    {
+        let message = format!("{address} is already listened on for metrics");
+        return conflict(message, ["agent.listen"]);
+    }
+    check_exporter_address(config, listen, "agent.listen")
+}
+
+/// Checks that the exporter can listen at the address of this key.
+fn check_exporter_address(
+    config: &Config,
+    listen: Option<&Address>,
+    key: &str,
+) -> Result<(), Conflict> {
     match listen {
-        Some(address) if is_among(&Source::Bound(address.clone()), listeners) => conflict(
+        Some(address) if is_among(&Source::Bound(address.clone()), &config.listen) => conflict(
             format!("{address} is already listened on for clients"),
-            ["metrics.listen"],
+            [key],
         ),
-        Some(Address::Unix(path)) if Some(path) == control.socket.as_ref() => conflict(
+        Some(Address::Unix(path)) if Some(path) == config.control.socket.as_ref() => conflict(
             format!("unix:{} is the control socket", path.display()),
-            ["metrics.listen"],
+            [key],
         ),
         _ => Ok(()),
     }

@@ -330,7 +330,7 @@ fn missing_key(
         ("log", Some(word)) if is_level(word) => "level",
         ("log", Some(path)) if path.contains('/') => "file",
         ("log", Some(_)) => "target",
-        ("metrics", Some(_)) => "listen",
+        ("agent" | "metrics", Some(_)) => "listen",
         ("workers", _) => "count",
         _ => return None,
     };

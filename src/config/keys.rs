@@ -214,7 +214,7 @@ pub(super) fn sections() -> [&'static str; SECTIONS.len()] {
 }
 
 /// All keys in the order of the reference, which is that of the fields of [`Config`].
-const SECTIONS: [(&str, &[&str]); 7] = [
+const SECTIONS: [(&str, &[&str]); 8] = [
     ("", &["listen"]),
     (
         "workers",
@@ -266,6 +266,7 @@ const SECTIONS: [(&str, &[&str]); 7] = [
     ),
     ("control", &["socket", "mode", "admin-group", "read-group"]),
     ("metrics", &["listen", "hosts"]),
+    ("agent", &["listen"]),
     (
         "log",
         &["target", "file", "format", "level", "slow-request"],

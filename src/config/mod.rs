@@ -10,6 +10,7 @@
 //! `config/fdpassd.toml` shows all of them. This module opens only the files themselves, and looks up users and groups,
 //! so that a wrong one is reported with its place.
 
+mod agent;
 mod app;
 mod check;
 mod control;
@@ -39,6 +40,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::agent::AgentConfig;
 pub use self::app::AppConfig;
 use self::check::Conflict;
 pub use self::control::{ControlConfig, Mode};
@@ -96,6 +98,9 @@ pub struct Config {
     /// Metrics over HTTP.
     #[serde(deserialize_with = "table")]
     pub metrics: MetricsConfig,
+    /// Agent checks of load balancers.
+    #[serde(deserialize_with = "table")]
+    pub agent: AgentConfig,
     /// Where log lines go.
     #[serde(with = "log")]
     pub log: Log,
@@ -280,6 +285,7 @@ impl Default for Config {
             limits: Limits::default(),
             control: ControlConfig::default(),
             metrics: MetricsConfig::default(),
+            agent: AgentConfig::default(),
             log: log::default(),
             own: None,
         }

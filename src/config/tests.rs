@@ -1,5 +1,6 @@
 //! The file: each error has its message and its place.
 
+mod agent;
 mod app;
 mod control;
 mod files;
@@ -98,6 +99,7 @@ pub(super) fn everything() -> Config {
     config.metrics.hosts = ["node1", "node1.example.org"]
         .map(|name| HostName(name.to_owned()))
         .to_vec();
+    config.agent.listen = Some("127.0.0.1:9999".parse().expect("an address"));
     config.log = Log {
         target: LogTarget::File,
         file: Some(PathBuf::from("/var/log/x")),

@@ -1,5 +1,6 @@
-//! The resources of the exporter: metrics and health.
+//! The resources of the exporter: metrics and health, and the lines for agent checks.
 
+use super::agent;
 use super::daemon::DaemonClient;
 use super::host;
 use super::http::{HttpReply, HttpRequest, HttpStatus};
@@ -21,6 +22,13 @@ impl Answers {
     /// Returns the reply to a request.
     pub(super) fn reply(&self, request: &HttpRequest) -> HttpReply {
         self.answer(request).unwrap_or_else(|refusal| refusal)
+    }
+
+    /// Returns the line for an agent check; `None` if the daemon does not answer. Then the balancer keeps what it knows:
+    /// its own check shows whether the daemon serves clients.
+    pub(super) fn agent_line(&self) -> Option<String> {
+        let status = self.daemon.query(Verb::Status).ok()?;
+        Some(agent::line(&status))
     }
 
     fn answer(&self, request: &HttpRequest) -> Result<HttpReply, HttpReply> {
@@ -102,14 +110,14 @@ fn unhealthy_workers(status: &Status) -> impl Iterator<Item = String> {
 }
 
 /// Returns whether a worker is in one of these states. A leaving worker serves until its successor does.
-fn has_worker(status: &Status, wanted: &[WorkerState]) -> bool {
+pub(super) fn has_worker(status: &Status, wanted: &[WorkerState]) -> bool {
     let leaving = status.leaving.iter().map(|worker| worker.state);
     let mut states = status.workers.iter().map(|w| w.state).chain(leaving);
     states.any(|state| wanted.contains(&state))
 }
 
 /// Returns why no client is served.
-fn unhealthy(status: &Status) -> Option<String> {
+pub(super) fn unhealthy(status: &Status) -> Option<String> {
     let reason = if status.stopping {
         "the daemon is stopping"
     } else {

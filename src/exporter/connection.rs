@@ -1,4 +1,4 @@
-//! An HTTP connection from accept to close: one request, one reply.
+//! A connection from accept to close: an HTTP request and its reply, or the line for an agent check.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::answers::Answers;
 use super::http::{self, HeadParse, HttpReply, HttpRequest, HttpStatus, MAX_HEAD};
+use crate::proto::exporter::ExporterService;
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Transfer};
@@ -22,18 +23,20 @@ const LINGER_LIMITS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
 /// A connection. Its own thread serves it, and the server may shut it down at any time.
 #[derive(Debug)]
-pub(super) struct HttpConnection {
+pub(super) struct ExporterConnection {
+    pub(super) service: ExporterService,
     socket: ClientSocket,
     passed: Passed,
     since: Instant,
-    /// Whether the request was read and the daemon has not answered yet.
+    /// Whether the daemon was queried and has not answered yet.
     is_querying: AtomicBool,
 }
 
-impl HttpConnection {
+impl ExporterConnection {
     /// Returns a connection that was just accepted; its socket does not block.
-    pub(super) fn new(socket: OwnedFd) -> HttpConnection {
-        HttpConnection {
+    pub(super) fn new(service: ExporterService, socket: OwnedFd) -> ExporterConnection {
+        ExporterConnection {
+            service,
             socket: ClientSocket::own(socket),
             passed: Passed::default(),
             since: Instant::now(),
@@ -41,13 +44,35 @@ impl HttpConnection {
         }
     }
 
-    /// Reads a request, sends the reply and closes.
+    /// Sends the reply, to a request if the service has requests, and closes.
     pub(super) fn serve(&self, answers: &Answers) {
+        match self.service {
+            ExporterService::Metrics => self.serve_http(answers),
+            ExporterService::Agent => self.serve_agent_check(answers),
+        }
+    }
+
+    /// Sends the line for an agent check. Bytes from the balancer (`agent-send`) are ignored.
+    fn serve_agent_check(&self, answers: &Answers) {
+        let line = self.query(|| answers.agent_line());
+        let sent = line.map_or(Ok(()), |line| self.send(line.as_bytes()));
+        if sent.is_ok() {
+            self.linger();
+        }
+    }
+
+    /// Runs a query, during which the connection is not slow.
+    fn query<T>(&self, run: impl FnOnce() -> T) -> T {
+        self.is_querying.store(true, Ordering::Relaxed);
+        let answer = run();
+        self.is_querying.store(false, Ordering::Relaxed);
+        answer
+    }
+
+    fn serve_http(&self, answers: &Answers) {
         let (reply, is_to_head) = match self.read_request() {
             Some(Ok(request)) => {
-                self.is_querying.store(true, Ordering::Relaxed);
-                let reply = answers.reply(&request);
-                self.is_querying.store(false, Ordering::Relaxed);
+                let reply = self.query(|| answers.reply(&request));
                 (reply, request.method == "HEAD")
             }
             Some(Err(refusal)) => (refusal, false),
@@ -63,7 +88,7 @@ impl HttpConnection {
         !self.is_querying.load(Ordering::Relaxed) && self.since.elapsed() >= SLOW_AFTER
     }
 
-    /// Makes [`HttpConnection::serve`] end.
+    /// Makes [`ExporterConnection::serve`] end.
     pub(super) fn shut_down(&self) {
         socket::end(&self.socket);
     }

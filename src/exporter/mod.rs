@@ -1,15 +1,19 @@
-//! The exporter answers HTTP requests with what it queries over the control socket. It is a process of its own, so that
-//! the master handles no HTTP and an HTTP client can delay or harm nothing else.
+//! The exporter answers HTTP requests and agent checks with what it queries over the control socket. It is a process of
+//! its own, so that the master handles no HTTP and such a client can delay or harm nothing else.
 //!
 //! ```text
-//!  client ──connect──▶ listener, bound by the master
-//!         ◀───HTTP───▶ HTTP connection, a thread each, 16 at most ──control.sock──▶ master
+//!  client   ──connect──▶ listener, bound by the master
+//!           ◀───HTTP───▶ connection, a thread each, 16 at most ──control.sock──▶ master
+//!  balancer ──connect──▶ another listener
+//!           ◀───line──── connection, likewise
 //! ```
 //!
 //! The exporter stores nothing of the daemon, so its replies are current and its death loses nothing. When all threads
-//! are in use and another client connects, the oldest slow connection is closed: 16 silent clients block no other. A
-//! connection that waits for the daemon stays, as that wait is short. The exporter ends when its channel does.
+//! of a listener are in use and another client connects, the oldest slow connection is closed: 16 silent clients block
+//! no other. A connection that waits for the daemon stays, as that wait is short. The exporter ends when its channel
+//! does.
 
+mod agent;
 mod answers;
 mod connection;
 mod daemon;
@@ -30,12 +34,12 @@ use std::time::Duration;
 use std::{panic, thread};
 
 use answers::Answers;
-use connection::HttpConnection;
+use connection::ExporterConnection;
 use daemon::DaemonClient;
 
 use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
-use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
+use crate::proto::exporter::{ExporterService, Nothing, StartExporter, ToExporter};
 use crate::sys::listening::{ACCEPT_PAUSE, AcceptResult, AcceptTry, accept, is_listening};
 use crate::sys::poll::{Interest, PollEvent, Poller};
 use crate::sys::{fd, process, signal};
@@ -43,13 +47,13 @@ use crate::sys::{fd, process, signal};
 /// The wait for memory of the kernel, whose end nothing reports.
 const SHORTAGE_WAIT: Duration = Duration::from_millis(20);
 
-/// The most HTTP connections at a time.
+/// The most connections at a time, of each listener.
 const MAX_CONNECTIONS: usize = 16;
 
-/// The poller's tokens.
+/// The poller's tokens; those of the listeners begin with the last one.
 const CHANNEL: u64 = 0;
 const CLOSED: u64 = 1;
-const LISTENER: u64 = 2;
+const LISTENERS: u64 = 2;
 
 /// Why an exporter ended unasked.
 #[derive(Debug)]
@@ -69,8 +73,8 @@ pub(crate) fn run() -> Result<(), Error> {
         |e: io::Error| Error::NoMaster(format!("the exporter is started by its master: {e}"));
     let mut scratch = Scratch::default();
     let channel = Channel::new(fd::take_stdin().map_err(no_master)?);
-    let (start, listener) = receive_start(&channel, &mut scratch).map_err(no_master)?;
-    serve(channel, scratch, start, listener)
+    let (start, listeners) = receive_start(&channel, &mut scratch).map_err(no_master)?;
+    serve(channel, scratch, start, listeners)
         .map_err(|e| Error::Failed(format!("the exporter cannot continue: {e}")))
 }
 
@@ -78,12 +82,11 @@ pub(crate) fn run() -> Result<(), Error> {
 fn receive_start(
     channel: &Channel<Nothing, ToExporter>,
     scratch: &mut Scratch,
-) -> io::Result<(StartExporter, OwnedFd)> {
-    if let Incoming::Message(ToExporter::Start(start), mut descriptors) =
-        channel.receive(scratch)?
-        && let Some(listener) = descriptors.pop()
+) -> io::Result<(StartExporter, Vec<OwnedFd>)> {
+    if let Incoming::Message(ToExporter::Start(start), listeners) = channel.receive(scratch)?
+        && !listeners.is_empty()
     {
-        return Ok((start, listener));
+        return Ok((start, listeners));
     }
     Err(io::Error::other("standard input is not a channel to one"))
 }
@@ -92,7 +95,7 @@ fn serve(
     channel: Channel<Nothing, ToExporter>,
     scratch: Scratch,
     start: StartExporter,
-    listener: OwnedFd,
+    listeners: Vec<OwnedFd>,
 ) -> io::Result<()> {
     process::set_name(&start.name);
     // The exporter is replaced, as a worker is. If the score cannot be raised, the kernel chooses by size.
@@ -107,20 +110,33 @@ fn serve(
         daemon,
         hosts: start.hosts,
     };
-    Server::new(channel, scratch, listener, answers)?.serve()
+    let listeners = start.services.into_iter().zip(listeners);
+    let listeners = listeners.map(|(service, socket)| PolledListener {
+        service,
+        socket,
+        is_paused: false,
+        has_ended: false,
+    });
+    Server::new(channel, scratch, listeners.collect(), answers)?.serve()
 }
 
 /// The exporter's main thread: accepts connections, and receives the master's messages.
 struct Server {
     channel: Channel<Nothing, ToExporter>,
     scratch: Scratch,
-    listener: OwnedFd,
+    listeners: Vec<PolledListener>,
     poller: Poller,
     shared: Arc<Shared>,
-    /// A byte for each HTTP connection that has ended.
+    /// A byte for each connection that has ended.
     closed: PipeReader,
-    /// The number of HTTP connections so far.
+    /// The number of connections so far.
     accepted: u64,
+}
+
+/// A listener in the poller.
+struct PolledListener {
+    service: ExporterService,
+    socket: OwnedFd,
     /// Whether accepting is paused.
     is_paused: bool,
     /// Whether another process that holds the listener has shut it down. The master binds a new one and replaces this
@@ -131,12 +147,12 @@ struct Server {
 /// The state that the threads share.
 struct Shared {
     answers: Answers,
-    connections: Mutex<BTreeMap<u64, Arc<HttpConnection>>>,
+    connections: Mutex<BTreeMap<u64, Arc<ExporterConnection>>>,
     closed: PipeWriter,
 }
 
 impl Shared {
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<HttpConnection>>> {
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ExporterConnection>>> {
         self.connections
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -147,14 +163,16 @@ impl Server {
     fn new(
         channel: Channel<Nothing, ToExporter>,
         scratch: Scratch,
-        listener: OwnedFd,
+        listeners: Vec<PolledListener>,
         answers: Answers,
     ) -> io::Result<Server> {
         let (closed, writer) = io::pipe()?;
         let poller = Poller::new(8)?;
         poller.add(&channel, CHANNEL, Interest::Read)?;
         poller.add(&closed, CLOSED, Interest::Read)?;
-        poller.add(&listener, LISTENER, Interest::Clients)?;
+        for (token, listener) in (LISTENERS..).zip(&listeners) {
+            poller.add(&listener.socket, token, Interest::Clients)?;
+        }
         let shared = Arc::new(Shared {
             answers,
             connections: Mutex::default(),
@@ -163,13 +181,11 @@ impl Server {
         Ok(Server {
             channel,
             scratch,
-            listener,
+            listeners,
             poller,
             shared,
             closed,
             accepted: 0,
-            is_paused: false,
-            has_ended: false,
         })
     }
 
@@ -177,32 +193,49 @@ impl Server {
     fn serve(&mut self) -> io::Result<()> {
         let mut events: Vec<PollEvent> = Vec::new();
         loop {
+            let is_paused = self.listeners.iter().any(|listener| listener.is_paused);
             self.poller
-                .wait(&mut events, self.is_paused.then_some(ACCEPT_PAUSE))?;
-            if std::mem::take(&mut self.is_paused) && !self.has_ended {
-                self.poller
-                    .modify(&self.listener, LISTENER, Interest::Clients)?;
-            }
+                .wait(&mut events, is_paused.then_some(ACCEPT_PAUSE))?;
+            self.end_pauses()?;
             for event in &events {
                 match event.token {
-                    CHANNEL if self.handle_message()? => return Ok(()),
+                    CHANNEL => {
+                        if self.handle_message()? {
+                            return Ok(());
+                        }
+                    }
                     CLOSED => {
-                        let _bytes = self.closed.read(&mut [0; MAX_CONNECTIONS])?;
+                        let _bytes = self.closed.read(&mut [0; 2 * MAX_CONNECTIONS])?;
                     }
-                    LISTENER if event.has_ended && !is_listening(&self.listener) => {
-                        self.remove_listener()?
-                    }
-                    LISTENER => self.accept_next()?,
-                    _ => {}
+                    token => self.attend_listener(token, event.has_ended)?,
                 }
             }
         }
     }
 
-    /// Stops polling the listener, whose hang-up would be reported for ever.
-    fn remove_listener(&mut self) -> io::Result<()> {
-        self.has_ended = true;
-        self.poller.remove(&self.listener)
+    /// Polls listeners again where accepting was paused.
+    fn end_pauses(&mut self) -> io::Result<()> {
+        for (token, listener) in (LISTENERS..).zip(&mut self.listeners) {
+            if std::mem::take(&mut listener.is_paused) && !listener.has_ended {
+                self.poller
+                    .modify(&listener.socket, token, Interest::Clients)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles an event of a listener.
+    fn attend_listener(&mut self, token: u64, has_ended: bool) -> io::Result<()> {
+        let index = (token - LISTENERS) as usize;
+        let Some(listener) = self.listeners.get_mut(index) else {
+            return Ok(());
+        };
+        if has_ended && !is_listening(&listener.socket) {
+            // Its hang-up would be reported for ever.
+            listener.has_ended = true;
+            return self.poller.remove(&listener.socket);
+        }
+        self.accept_next(index)
     }
 
     /// Receives a message of the master. Returns whether the channel is closed.
@@ -226,36 +259,43 @@ impl Server {
         }
     }
 
-    /// Accepts one connection; the poller reports the next. With all threads in use, a slow connection is closed first.
-    fn accept_next(&mut self) -> io::Result<()> {
-        if !self.has_capacity() {
-            return self.pause();
+    /// Accepts one connection at this listener; the poller reports the next. With all threads in use, a slow connection
+    /// is closed first.
+    fn accept_next(&mut self, index: usize) -> io::Result<()> {
+        let PolledListener {
+            service, socket, ..
+        } = &self.listeners[index];
+        let service = *service;
+        if !self.has_capacity(service) {
+            return self.pause(index);
         }
-        let accepted = match accept(&self.listener, AcceptTry::First) {
+        let accepted = match accept(socket, AcceptTry::First) {
             Ok(AcceptResult::Empty | AcceptResult::Ended) => return Ok(()),
-            Ok(AcceptResult::Client(client)) => self.spawn(HttpConnection::new(client.socket)),
+            Ok(AcceptResult::Client(client)) => {
+                self.spawn(ExporterConnection::new(service, client.socket))
+            }
             Err(e) => Err(e),
         };
         accepted.or_else(|e| {
-            log::warn!("cannot accept HTTP connections: {e}");
-            self.pause()
+            log::warn!("cannot accept connections for {service}: {e}");
+            self.pause(index)
         })
     }
 
-    /// Returns whether a thread is free; if not, closes the oldest slow connection.
-    fn has_capacity(&self) -> bool {
+    /// Returns whether a thread is free for this service; if not, closes its oldest slow connection.
+    fn has_capacity(&self, service: ExporterService) -> bool {
         let connections = self.shared.connections();
-        let is_full = connections.len() >= MAX_CONNECTIONS;
+        let same = || connections.values().filter(|c| c.service == service);
+        let is_full = same().count() >= MAX_CONNECTIONS;
         // Connections are in the order in which they were accepted.
-        if is_full && let Some(slow) = connections.values().find(|connection| connection.is_slow())
-        {
+        if is_full && let Some(slow) = same().find(|connection| connection.is_slow()) {
             slow.shut_down();
         }
         !is_full
     }
 
-    /// Serves an HTTP connection in its own thread.
-    fn spawn(&mut self, connection: HttpConnection) -> io::Result<()> {
+    /// Serves a connection in its own thread.
+    fn spawn(&mut self, connection: ExporterConnection) -> io::Result<()> {
         self.accepted += 1;
         let connection = Arc::new(connection);
         self.shared
@@ -271,14 +311,15 @@ impl Server {
             .map(drop)
     }
 
-    /// Leaves new connections in the kernel's queue for [`ACCEPT_PAUSE`].
-    fn pause(&mut self) -> io::Result<()> {
-        self.is_paused = true;
-        if self.has_ended {
-            Ok(())
-        } else {
-            self.poller.modify(&self.listener, LISTENER, Interest::End)
+    /// Leaves new connections of a listener in the kernel's queue for [`ACCEPT_PAUSE`].
+    fn pause(&mut self, index: usize) -> io::Result<()> {
+        let listener = &mut self.listeners[index];
+        listener.is_paused = true;
+        if listener.has_ended {
+            return Ok(());
         }
+        let token = LISTENERS + index as u64;
+        self.poller.modify(&listener.socket, token, Interest::End)
     }
 }
 

@@ -17,8 +17,11 @@ pub(super) const SUCCESSOR_DESCRIPTORS: u64 = 3;
 /// The same of a worker, and those of its successor.
 const WORKER_DESCRIPTORS: u64 = 3 + SUCCESSOR_DESCRIPTORS;
 
-/// The exporter's listener and its channel, and the listener of a reload.
-const EXPORTER_DESCRIPTORS: u64 = 3;
+/// The exporter's channel.
+const EXPORTER_DESCRIPTORS: u64 = 1;
+
+/// A listener of the exporter, and the one that replaces it in a reload.
+const EXPORTER_LISTENER_DESCRIPTORS: u64 = 2;
 
 /// Most clients with `max-clients = "auto"`.
 const MAX_AUTO_CLIENTS: u64 = 1_000_000;
@@ -99,11 +102,11 @@ fn limits_within(
     addresses: u64,
 ) -> Result<ClientLimits, Error> {
     let for_workers = WORKER_DESCRIPTORS * workers as u64;
-    let for_exporter = config
-        .metrics
-        .listen
-        .as_ref()
-        .map_or(0, |_| EXPORTER_DESCRIPTORS);
+    let exporter_listeners = [&config.metrics.listen, &config.agent.listen];
+    let for_exporter = match exporter_listeners.into_iter().flatten().count() {
+        0 => 0,
+        count => EXPORTER_DESCRIPTORS + EXPORTER_LISTENER_DESCRIPTORS * count as u64,
+    };
     let for_listeners = config.listen.len() as u64 + for_exporter;
     let taken = OWN_DESCRIPTORS + control_clients(descriptors) + for_workers + for_listeners;
     let with_descriptors = descriptors.saturating_sub(taken);

@@ -1,21 +1,27 @@
-//! Metrics over HTTP. The master binds the listener, so that a reload can be rejected, and a process of its own answers
-//! there. The listener stays when that process dies or is replaced: requests wait in its queue.
+//! Metrics and health over HTTP, and agent checks. The master binds the listeners, so that a reload can be rejected, and
+//! a process of its own answers there. The listeners stay when that process dies or is replaced: requests wait in their
+//! queues.
+
+mod plan;
+mod socket;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub(super) use self::plan::PlannedExporter;
+use self::socket::ExporterSocket;
+use super::Error;
 use super::listeners::exporter_listener::ExporterListener;
-use super::listeners::outage::{FILE_GONE, Served};
+use super::listeners::outage::Served;
 use super::retry::Outage;
 use super::telemetry::events::EventLog;
-use super::{Error, Token};
 use crate::channel::{Channel, Sent};
 use crate::config::{Config, HostName, variables_of};
 use crate::pool::backoff::Jitter;
-use crate::proto::exporter::{Nothing, StartExporter, ToExporter};
+use crate::proto::exporter::{ExporterService, Nothing, StartExporter, ToExporter};
 use crate::proto::names::Address;
 use crate::sys::clock;
 use crate::sys::poll::{Interest, Poller};
@@ -24,13 +30,12 @@ use crate::sys::process::{self, Executable, Exit};
 /// The number of deaths in a row begins again after this lifetime.
 const PROBATION: Duration = Duration::from_secs(10);
 
-/// The listener for metrics, and the process that answers there. Dropping it ends both.
+/// The listeners for metrics and for agent checks, and the process that answers there. Dropping it ends all of them.
 #[derive(Debug)]
 pub(super) struct Exporter {
-    listener: ExporterListener,
-    /// Set while the listener is not bound or not in the poller.
-    outage: Option<Outage>,
-    /// The first message to the process.
+    /// At least one.
+    sockets: Vec<ExporterSocket>,
+    /// The first message to the process, without the purposes of its listeners.
     start: StartExporter,
     state: ExporterState,
     /// Deaths in a row, each soon after the start.
@@ -49,68 +54,41 @@ enum ExporterState {
     },
 }
 
-/// The change of the exporter by a reload.
-#[derive(Debug)]
-pub(super) enum PlannedExporter {
-    /// The listener stays, if there is one.
-    Keep,
-    /// A new listener, where requests wait.
-    New(Box<ExporterListener>),
-    /// There is no exporter any more.
-    Gone,
-}
-
 impl Exporter {
-    pub(super) fn listener(&self) -> &ExporterListener {
-        &self.listener
-    }
-
     /// Creates an exporter whose process is started at once, with the message `start`.
-    pub(super) fn new(listener: ExporterListener, start: StartExporter, now: Instant) -> Exporter {
-        log::info!("metrics are served on {}", listener.address);
-        Exporter::with_outage(listener, None, start, now)
-    }
-
-    fn with_outage(
-        listener: ExporterListener,
-        outage: Option<Outage>,
-        start: StartExporter,
-        now: Instant,
-    ) -> Exporter {
-        let jitter = Jitter::new(clock::monotonic());
+    fn new(sockets: Vec<ExporterSocket>, start: StartExporter, now: Instant) -> Exporter {
         Exporter {
-            listener,
-            outage,
+            sockets,
             start,
             state: ExporterState::Due(now),
             streak: 0,
-            jitter,
+            jitter: Jitter::new(clock::monotonic()),
         }
     }
 
-    /// Binds the address. If this master follows another one, an address that cannot be bound is retried.
+    /// Binds the addresses of a configuration; `None` if it has none. If this master follows another one, an address
+    /// that cannot be bound is retried.
     ///
     /// # Errors
-    /// Those of [`ExporterListener::bind`], unless this master follows another one.
-    pub(super) fn open(
-        address: &Address,
+    /// Those of [`ExporterListener::bind`], with the address, unless this master follows another one.
+    pub(super) fn open<'c>(
+        config: &'c Config,
         start: StartExporter,
         follows_a_master: bool,
         now: Instant,
-    ) -> Result<Exporter, Error> {
-        match ExporterListener::bind(address) {
-            Err(e) if follows_a_master => {
-                let missing =
-                    ExporterListener::missing(address).map_err(Error::system("make a socket"))?;
-                Ok(Exporter::with_outage(
-                    missing,
-                    Some(Outage::from_error(&e, now)),
-                    start,
-                    now,
-                ))
+    ) -> Result<Option<Exporter>, (Error, &'c Address)> {
+        let mut sockets = Vec::new();
+        for service in ExporterService::ALL {
+            if let Some(address) = address_of(config, service) {
+                let socket = ExporterSocket::open(service, address, follows_a_master, now);
+                sockets.push(socket.map_err(|e| (e, address))?);
             }
-            bound => bound.map(|listener| Exporter::new(listener, start, now)),
         }
+        Ok((!sockets.is_empty()).then(|| Exporter::new(sockets, start, now)))
+    }
+
+    pub(super) fn listeners(&self) -> impl Iterator<Item = &ExporterListener> {
+        self.sockets.iter().map(|socket| &socket.listener)
     }
 
     /// Returns the first message to the process.
@@ -118,36 +96,56 @@ impl Exporter {
         self.start.clone()
     }
 
-    /// Returns why no metrics can be requested, if so. With `checks_file` the file of a Unix socket that is gone is a
-    /// reason, too.
-    pub(super) fn missing(&self, checks_file: bool) -> Option<&str> {
-        match &self.outage {
-            Some(outage) => Some(&outage.reason),
-            None => (checks_file && self.listener.is_file_gone()).then_some(FILE_GONE),
-        }
+    /// Returns what cannot be requested, each with the reason. With `checks_files` the file of a Unix socket that is
+    /// gone is a reason, too.
+    pub(super) fn missing(&self, checks_files: bool) -> impl Iterator<Item = String> {
+        self.sockets.iter().filter_map(move |socket| {
+            let reason = socket.missing(checks_files)?;
+            let ExporterListener {
+                service, address, ..
+            } = &socket.listener;
+            Some(format!("{service} on {address}: {reason}"))
+        })
     }
 
     /// Returns when a start or a bind is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match (&self.outage, &self.state) {
-            (Some(outage), _) => Some(outage.deadline()),
-            (None, ExporterState::Due(at)) => Some(*at),
-            (None, ExporterState::Running { .. }) => None,
+        let outages = self.sockets.iter().filter_map(|s| s.outage.as_ref());
+        let start = match self.state {
+            ExporterState::Due(at) if self.is_open() => Some(at),
+            ExporterState::Due(_) | ExporterState::Running { .. } => None,
+        };
+        outages.map(Outage::deadline).chain(start).min()
+    }
+
+    /// Returns whether a listener is open.
+    fn is_open(&self) -> bool {
+        self.sockets.iter().any(|socket| socket.outage.is_none())
+    }
+
+    /// Has the poller report the end of the listeners.
+    pub(super) fn watch(&mut self, poller: &Poller, now: Instant) {
+        for socket in &mut self.sockets {
+            socket.watch(Interest::End, poller, now);
         }
     }
 
-    /// Returns the address of the listener.
-    pub(super) fn address(&self) -> &Address {
-        &self.listener.address
+    /// Begins an outage if another process has ended this listener.
+    pub(super) fn check_ended(
+        &mut self,
+        service: ExporterService,
+        events: &mut EventLog,
+        poller: &Poller,
+        now: Instant,
+    ) {
+        for socket in &mut self.sockets {
+            if socket.listener.service == service {
+                socket.check_ended(events, poller, now);
+            }
+        }
     }
 
-    /// Removes the listener from the poller. The exporter's process may have the socket for longer, so that the poller
-    /// would keep it.
-    fn unwatch(&self, poller: &Poller) {
-        let _ = poller.remove(&self.listener);
-    }
-
-    /// Binds an ended listener again and starts the process, each if it is due.
+    /// Binds ended listeners again and starts the process, each if it is due.
     pub(super) fn keep_running(
         &mut self,
         executable: &Executable,
@@ -155,8 +153,12 @@ impl Exporter {
         events: &mut EventLog,
         now: Instant,
     ) {
-        let bind_again = |exporter: &mut Exporter| exporter.listener.bind_again();
-        if self.end_outage(bind_again, Interest::End, (events, poller), now) {
+        let mut has_ended = false;
+        for socket in &mut self.sockets {
+            let bind_again = |socket: &mut ExporterSocket| socket.listener.bind_again();
+            has_ended |= socket.end_outage(bind_again, Interest::End, (&mut *events, poller), now);
+        }
+        if has_ended {
             // The next process gets the new listener.
             self.replace(now);
         }
@@ -171,7 +173,8 @@ impl Exporter {
 
     /// Starts the process if that is due.
     fn start_if_due(&mut self, executable: &Executable, now: Instant) {
-        if self.outage.is_some() || self.deadline().is_none_or(|due| due > now) {
+        let is_due = matches!(self.state, ExporterState::Due(at) if at <= now);
+        if !is_due || !self.is_open() {
             return;
         }
         match self.spawn(executable) {
@@ -195,11 +198,15 @@ impl Exporter {
 
     fn spawn(&self, executable: &Executable) -> io::Result<(u32, Channel<ToExporter, Nothing>)> {
         let (mut channel, theirs) = Channel::pair()?;
+        let is_open = |socket: &&ExporterSocket| socket.outage.is_none();
+        let open: Vec<&ExporterSocket> = self.sockets.iter().filter(is_open).collect();
+        let start = StartExporter {
+            services: open.iter().map(|socket| socket.listener.service).collect(),
+            ..self.start.clone()
+        };
+        let descriptors: Vec<_> = open.iter().map(|socket| socket.as_fd()).collect();
         // Before the start, so that the process finds it there.
-        match channel.send(
-            &ToExporter::Start(self.start.clone()),
-            &[self.listener.as_fd()],
-        )? {
+        match channel.send(&ToExporter::Start(start), &descriptors)? {
             Sent::Queued => {}
             Sent::Full | Sent::Shortage | Sent::Closed => {
                 return Err(io::Error::other("too many descriptors are under way"));
@@ -237,14 +244,6 @@ impl Exporter {
         true
     }
 
-    /// Replaces the process if it was started with another message.
-    fn restart(&mut self, start: StartExporter, now: Instant) {
-        if self.start != start {
-            self.start = start;
-            self.replace(now);
-        }
-    }
-
     /// Has the process open the log file again.
     pub(super) fn reopen_log(&mut self, now: Instant) {
         let ExporterState::Running { channel, .. } = &mut self.state else {
@@ -267,30 +266,6 @@ impl Exporter {
     }
 }
 
-impl Served for Exporter {
-    fn token(&self) -> Token {
-        Token::Metrics
-    }
-
-    fn name(&self) -> String {
-        format!("metrics listener {}", self.address())
-    }
-
-    fn outage_mut(&mut self) -> &mut Option<Outage> {
-        &mut self.outage
-    }
-
-    fn is_reachable(&self) -> bool {
-        !self.listener.is_file_gone()
-    }
-}
-
-impl AsFd for Exporter {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-}
-
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.end();
@@ -299,66 +274,34 @@ impl Drop for Exporter {
 
 /// Binds an exporter again that ended just now.
 pub(super) fn open_again(
-    address: &Address,
+    config: &Config,
     start: StartExporter,
     poller: &Poller,
     now: Instant,
 ) -> Option<Exporter> {
-    match Exporter::open(address, start, true, now) {
+    match Exporter::open(config, start, true, now) {
         Ok(mut exporter) => {
-            exporter.watch(Interest::End, poller, now);
-            Some(exporter)
+            if let Some(exporter) = &mut exporter {
+                exporter.watch(poller, now);
+            }
+            exporter
         }
-        Err(e) => {
-            log::error!("no metrics are served: {e}");
+        Err((e, _)) => {
+            log::error!("no metrics are served, and no agent checks are answered: {e}");
             None
         }
     }
 }
 
-impl PlannedExporter {
-    /// Determines what a configuration with this `listen` needs, and binds a new listener.
-    ///
-    /// # Errors
-    /// Those of [`ExporterListener::bind`].
-    pub(super) fn new(
-        listen: Option<&Address>,
-        current: Option<&Exporter>,
-        in_force: Option<&Address>,
-    ) -> Result<PlannedExporter, Error> {
-        let is_lost = current.is_some_and(|exporter| exporter.missing(true) == Some(FILE_GONE));
-        match listen {
-            listen if listen == in_force && !is_lost => Ok(PlannedExporter::Keep),
-            None => Ok(PlannedExporter::Gone),
-            Some(address) => ExporterListener::bind(address)
-                .map(|listener| PlannedExporter::New(Box::new(listener))),
-        }
-    }
-
-    /// Applies the plan to the exporter that there is.
-    pub(super) fn commit(
-        self,
-        exporter: &mut Option<Exporter>,
-        start: StartExporter,
-        poller: &Poller,
-        now: Instant,
-    ) {
-        if let (PlannedExporter::Keep, Some(exporter)) = (&self, &mut *exporter) {
-            return exporter.restart(start, now);
-        }
-        // Another process may hold the listener, so that it would stay in the poller.
-        if let Some(exporter) = exporter.take() {
-            exporter.unwatch(poller);
-        }
-        if let PlannedExporter::New(listener) = self {
-            let mut new = Exporter::new(*listener, start, now);
-            new.watch(Interest::End, poller, now);
-            *exporter = Some(new);
-        }
+/// Returns the address that a configuration has for this purpose.
+fn address_of(config: &Config, service: ExporterService) -> Option<&Address> {
+    match service {
+        ExporterService::Metrics => config.metrics.listen.as_ref(),
+        ExporterService::Agent => config.agent.listen.as_ref(),
     }
 }
 
-/// Returns the first message to an exporter.
+/// Returns the first message to an exporter, without the purposes of its listeners.
 pub(super) fn start(name: &str, config: &Config, control: &Path) -> StartExporter {
     let names = || {
         config
@@ -371,6 +314,7 @@ pub(super) fn start(name: &str, config: &Config, control: &Path) -> StartExporte
     StartExporter {
         name: name.to_owned(),
         control: control.as_os_str().as_bytes().to_owned(),
+        services: Vec::new(),
         hosts: matches!(config.metrics.listen, Some(Address::Tcp(_))).then(names),
         log: config.log.clone(),
     }

@@ -65,6 +65,7 @@ use crate::master::signals::SignalQueue;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::proto::control::{Stopped, Verb};
+use crate::proto::exporter::ExporterService;
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
 
@@ -230,7 +231,7 @@ impl Master {
                             .check_ended(&mut self.telemetry.events, &self.poller, now);
                     }
                 }
-                Some(Token::Metrics) => self.check_exporter(now),
+                Some(Token::Exporter(service)) => self.check_exporter(service, now),
                 Some(Token::Store) => self.check_store(now),
                 // Served by `serve_control_clients`, after all other events.
                 Some(Token::ControlClient(_)) => {}
@@ -373,9 +374,10 @@ impl Master {
         }
     }
 
-    fn check_exporter(&mut self, now: Instant) {
+    fn check_exporter(&mut self, service: ExporterService, now: Instant) {
         if let Some(exporter) = &mut self.exporter {
-            exporter.check_ended(&mut self.telemetry.events, &self.poller, now);
+            let events = &mut self.telemetry.events;
+            exporter.check_ended(service, events, &self.poller, now);
         }
     }
 

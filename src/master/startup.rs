@@ -238,8 +238,8 @@ fn open_control_server(
     })
 }
 
-/// Opens the listener of the exporter, if one is configured. After an earlier master, a listener that cannot be opened
-/// is an outage, and is retried.
+/// Opens the listeners of the exporter that are configured. After an earlier master, a listener that cannot be opened is
+/// an outage, and is retried.
 fn open_exporter(
     setup: &MasterSetup,
     listeners: &[Listener],
@@ -248,15 +248,10 @@ fn open_exporter(
     now: Instant,
 ) -> Result<Option<Exporter>, Error> {
     let config = &setup.loaded.config;
-    let Some(address) = &config.metrics.listen else {
-        return Ok(None);
-    };
     let start = exporter::start(&setup.name, config, control.path());
-    Exporter::open(address, start, !origin.is_fresh(), now)
-        .map(Some)
-        .map_err(|e| {
-            OwnListeners::from_listeners(listeners, None, Some(control)).explain(e, Some(address))
-        })
+    Exporter::open(config, start, !origin.is_fresh(), now).map_err(|(e, address)| {
+        OwnListeners::from_listeners(listeners, None, Some(control)).explain(e, Some(address))
+    })
 }
 
 /// Adds all descriptors to the poller. The gate opens when a worker is ready. If this master follows another

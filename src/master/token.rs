@@ -1,5 +1,6 @@
 //! The tokens that identify the sources of events in the poller.
 
+use crate::proto::exporter::ExporterService;
 use crate::proto::names::{Generation, WorkerId};
 
 /// Where an event comes from. In the order in which an iteration of the loop handles them.
@@ -10,8 +11,8 @@ pub(super) enum Token {
     Control,
     ControlClient(u64),
     Listener(u32),
-    /// The listener of the exporter, whose end alone is reported.
-    Metrics,
+    /// A listener of the exporter, whose end alone is reported.
+    Exporter(ExporterService),
     /// Something that the service manager has closed.
     Store,
     /// The zygote of a generation.
@@ -27,7 +28,8 @@ impl From<Token> for u64 {
             Token::Control => (2, 0),
             Token::ControlClient(number) => (3, number),
             Token::Listener(number) => (4, number.into()),
-            Token::Metrics => (5, 0),
+            Token::Exporter(ExporterService::Metrics) => (5, 0),
+            Token::Exporter(ExporterService::Agent) => (5, 1),
             Token::Store => (6, 0),
             Token::Zygote(generation) => (7, generation.0),
         };
@@ -44,7 +46,8 @@ impl Token {
             2 => Some(Token::Control),
             3 => Some(Token::ControlClient(index)),
             4 => Some(Token::Listener(index as u32)),
-            5 => Some(Token::Metrics),
+            5 if index == 0 => Some(Token::Exporter(ExporterService::Metrics)),
+            5 if index == 1 => Some(Token::Exporter(ExporterService::Agent)),
             6 => Some(Token::Store),
             7 => Some(Token::Zygote(Generation(index))),
             _ => None,

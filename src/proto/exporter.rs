@@ -1,11 +1,13 @@
 //! Master and exporter: datagrams like those of [`channel`](super::channel), in one direction.
 //!
 //! ```text
-//! to the exporter  1 Start   JSON + the listening socket         first, once
+//! to the exporter  1 Start   JSON + the listening sockets        first, once
 //!                  2 Reopen  -                                    open the log file again
 //! ```
 //!
 //! The exporter exits when the channel ends. It sends nothing here: it queries the control socket.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +17,7 @@ use super::message::{Malformed, Message, from_json, json};
 /// Messages from the master to the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToExporter {
-    /// The exporter's task. Carries the listening socket.
+    /// The exporter's task. Carries the listening sockets.
     Start(StartExporter),
     /// Open the log file again.
     Reopen,
@@ -25,6 +27,29 @@ pub enum ToExporter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nothing {}
 
+/// The purpose of a listener of the exporter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExporterService {
+    /// Metrics and health, over HTTP.
+    Metrics,
+    /// Agent checks of load balancers.
+    Agent,
+}
+
+impl ExporterService {
+    /// All purposes.
+    pub const ALL: [ExporterService; 2] = [ExporterService::Metrics, ExporterService::Agent];
+}
+
+impl fmt::Display for ExporterService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ExporterService::Metrics => "metrics",
+            ExporterService::Agent => "agent checks",
+        })
+    }
+}
+
 /// The first message to an exporter, which has the master's version, because it runs the same program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartExporter {
@@ -32,6 +57,8 @@ pub struct StartExporter {
     pub name: String,
     /// The path of the control socket, in bytes: a path from the environment need not be text.
     pub control: Vec<u8>,
+    /// The purposes of the listening sockets, in their order.
+    pub services: Vec<ExporterService>,
     /// Host names that requests may use, besides IP addresses and `localhost`. None for a Unix socket, where it is not
     /// checked: no page in a browser can connect there.
     pub hosts: Option<Vec<String>>,
@@ -58,7 +85,7 @@ impl Message for ToExporter {
 
     fn descriptors(&self) -> usize {
         match self {
-            ToExporter::Start(_) => 1,
+            ToExporter::Start(start) => start.services.len(),
             ToExporter::Reopen => 0,
         }
     }
@@ -92,6 +119,7 @@ mod tests {
         let start = StartExporter {
             name: "fdpassd".to_owned(),
             control: vec![0xff; 107],
+            services: ExporterService::ALL.into(),
             hosts,
             log: log_in_file(),
         };

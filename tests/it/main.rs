@@ -7,6 +7,7 @@
 mod common;
 
 mod activation;
+mod agent;
 mod app_cgroups;
 mod app_check;
 mod app_command;

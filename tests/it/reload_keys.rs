@@ -51,6 +51,7 @@ fn the_rows_cover_every_key() {
         "group",
         "control.mode",
         "metrics.listen",
+        "agent.listen",
     ]);
     keys.retain(|key| !["socket", "address"].contains(key));
     let rows = [

@@ -15,7 +15,7 @@ use super::*;
 fn an_empty_file_is_the_default() {
     assert_eq!(parse(""), Config::default());
     assert_eq!(
-        parse("# nothing\n[workers]\n[app]\n[limits]\n[control]\n[metrics]\n[log]\n"),
+        parse("# nothing\n[workers]\n[app]\n[limits]\n[control]\n[metrics]\n[agent]\n[log]\n"),
         Config::default()
     );
 }
@@ -57,7 +57,9 @@ fn the_shipped_file_has_comments_only() {
             .lines()
             .all(|line| line.is_empty() || line.starts_with('#'))
     );
-    for section in ["workers", "app", "limits", "control", "metrics", "log"] {
+    for section in [
+        "workers", "app", "limits", "control", "metrics", "agent", "log",
+    ] {
         parse(&format!("{SHIPPED}\n[{section}]\n"));
     }
 }
@@ -77,7 +79,8 @@ fn the_shipped_file_has_defaults_and_valid_examples() {
         let is_first = seen.insert(key.to_owned());
         // The default comes first, if there is one.
         let has_default = key == "listen"
-            || (key != "metrics.listen" && defaults.contains(&format!("\n{name} = ")));
+            || (!["metrics.listen", "agent.listen"].contains(&key)
+                && defaults.contains(&format!("\n{name} = ")));
         let needs = match key {
             "log.file" => "log.target = \"file\"\n",
             "app.command" => "",
@@ -146,6 +149,8 @@ fn all_values_are_read() {
         [metrics]
         listen = "unix:/run/metrics.sock"
         hosts = ["Node-1.example.org", "my_service"]
+        [agent]
+        listen = "unix:/run/agent.sock"
         [log]
         target = "syslog"
         format = "text"
@@ -217,6 +222,8 @@ fn all_values_are_read() {
         .to_vec();
     let listen = Some(Address::Unix(PathBuf::from("/run/metrics.sock")));
     assert_eq!(config.metrics, MetricsConfig { listen, hosts });
+    let listen = Some(Address::Unix(PathBuf::from("/run/agent.sock")));
+    assert_eq!(config.agent, AgentConfig { listen });
     let log = Log {
         target: LogTarget::Syslog,
         file: None,

@@ -62,6 +62,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 app,
                 control,
                 metrics,
+                agent,
                 log,
                 ..
             } = if all { everything() } else { Config::default() };
@@ -80,6 +81,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 limits,
                 control,
                 metrics,
+                agent,
                 log,
                 own: None,
             }

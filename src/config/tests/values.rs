@@ -14,7 +14,7 @@ fn an_unknown_key_is_refused_with_a_suggestion() {
         "\n{error}"
     );
 
-    let sections = "`listen`, `workers`, `app`, `limits`, `control`, `metrics`, `log`";
+    let sections = "`listen`, `workers`, `app`, `limits`, `control`, `metrics`, `agent`, `log`";
     let error = refused(
         "[«limit]\n",
         &format!("unknown key `limit`, expected one of {sections}"),
@@ -140,6 +140,10 @@ fn a_value_in_place_of_a_table_shows_the_key_that_was_meant() {
         (
             "metrics = \"127.0.0.1:9090\"",
             Some("metrics.listen = \"127.0.0.1:9090\""),
+        ),
+        (
+            "agent = \"127.0.0.1:9999\"",
+            Some("agent.listen = \"127.0.0.1:9999\""),
         ),
         ("control = \"/run/x\"", Some("control.socket = \"/run/x\"")),
         ("app = [\"./app\"]", Some("app.command = [\"./app\"]")),

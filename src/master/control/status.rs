@@ -25,16 +25,14 @@ impl Snapshot<'_> {
     /// Returns what the configuration wants and is missing, each with the reason as far as it is known. With
     /// `checks_files` it also checks the files of Unix sockets.
     pub(crate) fn missing(&self, checks_files: bool) -> Vec<String> {
-        let metrics = self.exporter.and_then(|exporter| {
-            let reason = exporter.missing(checks_files)?;
-            Some(format!("metrics on {}: {reason}", exporter.address()))
-        });
+        let exporter = self.exporter.into_iter();
+        let exporter = exporter.flat_map(|exporter| exporter.missing(checks_files));
         self.settings
             .missing_log
             .iter()
             .cloned()
             .chain(self.control.missing(checks_files))
-            .chain(metrics)
+            .chain(exporter)
             .collect()
     }
 

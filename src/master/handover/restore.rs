@@ -13,7 +13,6 @@ use crate::master::handover::store::{self, HandoffStore};
 use crate::master::handover::unleased::EarlierDatagrams;
 use crate::master::handover::unpack::Unpacked;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::outage::Served;
 use crate::master::telemetry::counters::{Counts, Loss, Reason};
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::trust;
@@ -74,7 +73,7 @@ impl Master {
             self.restore_clients(unpacked, &mut earlier, now);
         }
         if let Some(exporter) = &mut self.exporter {
-            exporter.watch(Interest::End, &self.poller, now);
+            exporter.watch(&self.poller, now);
         }
         if let Some(carried_over) = carried_over {
             self.adopt_carried_over(carried_over, now);

@@ -208,8 +208,9 @@ impl Master {
             Err(e) => e,
         };
         self.handover.upgrade = Some(upgrade);
-        if let (Some(start), Some(address)) = (exporter, &self.settings.config.metrics.listen) {
-            self.exporter = exporter::open_again(address, start, &self.poller, now);
+        if let Some(start) = exporter {
+            let config = &self.settings.config;
+            self.exporter = exporter::open_again(config, start, &self.poller, now);
         }
         self.abandon_upgrade(&format!("it cannot be executed: {why}"));
     }

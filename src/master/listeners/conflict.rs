@@ -14,21 +14,25 @@ use crate::proto::names::Address;
 
 /// The addresses at which the daemon listens, each with its purpose.
 #[derive(Debug, Default)]
-pub(crate) struct OwnListeners(Vec<(Address, &'static str)>);
+pub(crate) struct OwnListeners(Vec<(Address, String)>);
 
 impl OwnListeners {
     pub(crate) fn from_listeners<'l>(
         listeners: impl IntoIterator<Item = &'l Listener>,
-        exporter: Option<&ExporterListener>,
+        exporter: impl IntoIterator<Item = &'l ExporterListener>,
         control: Option<&ControlListener>,
     ) -> OwnListeners {
         let clients = listeners
             .into_iter()
-            .map(|listener| (listener.address.clone(), "clients"));
-        let metrics = exporter.map(|exporter| (exporter.address.clone(), "metrics"));
-        let control =
-            control.map(|control| (Address::Unix(control.path().to_owned()), "fdpassctl"));
-        OwnListeners(clients.chain(metrics).chain(control).collect())
+            .map(|listener| (listener.address.clone(), "clients".to_owned()));
+        let exporter = exporter
+            .into_iter()
+            .map(|listener| (listener.address.clone(), listener.service.to_string()));
+        let control = control.map(|control| {
+            let address = Address::Unix(control.path().to_owned());
+            (address, "fdpassctl".to_owned())
+        });
+        OwnListeners(clients.chain(exporter).chain(control).collect())
     }
 
     /// Replaces [`ANOTHER`] in an error if the daemon itself listens at the wanted address. `wanted` is `None` for a
@@ -93,7 +97,7 @@ mod tests {
         ] {
             let [own, wanted] =
                 [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
-            let own = OwnListeners(vec![(own, "clients")]);
+            let own = OwnListeners(vec![(own, "clients".to_owned())]);
             let error = own
                 .explain(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
                 .to_string();

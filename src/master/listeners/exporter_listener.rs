@@ -6,15 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::config::{Access, Mode};
 use crate::master::error::Error;
 use crate::master::listeners::socket_file::{SocketFile, bind, cannot_bind};
+use crate::proto::exporter::ExporterService;
 use crate::proto::names::Address;
 use crate::sys::listening::listen;
 use crate::sys::socket;
 
-/// The listener of the exporter's HTTP clients. It listens until it is dropped, also while another process has a copy
+/// A listener of the exporter. It listens until it is dropped, also while another process has a copy
 /// of it.
 #[derive(Debug)]
 pub(crate) struct ExporterListener {
     socket: OwnedFd,
+    pub(crate) service: ExporterService,
     /// The actual address.
     pub(crate) address: Address,
     /// The file of a Unix socket.
@@ -23,18 +25,22 @@ pub(crate) struct ExporterListener {
 
 impl ExporterListener {
     /// Binds and listens.
-    pub(crate) fn bind(wanted: &Address) -> Result<ExporterListener, Error> {
+    pub(crate) fn bind(
+        service: ExporterService,
+        wanted: &Address,
+    ) -> Result<ExporterListener, Error> {
         let access = Access {
             mode: Mode(0o660),
             owner: None,
             group: None,
         };
         let fail =
-            |e: io::Error| cannot_bind(&format!("listen on {wanted} for metrics"), wanted, &e);
+            |e: io::Error| cannot_bind(&format!("listen on {wanted} for {service}"), wanted, &e);
         let (socket, address, file) = bind(wanted, Some(&access), false).map_err(fail)?;
         listen(&socket, 128).map_err(fail)?;
         Ok(ExporterListener {
             socket,
+            service,
             address,
             file,
         })
@@ -51,9 +57,13 @@ impl ExporterListener {
     ///
     /// # Errors
     /// Those of socket(2).
-    pub(crate) fn missing(address: &Address) -> io::Result<ExporterListener> {
+    pub(crate) fn missing(
+        service: ExporterService,
+        address: &Address,
+    ) -> io::Result<ExporterListener> {
         Ok(ExporterListener {
             socket: socket::unbound()?,
+            service,
             address: address.clone(),
             file: None,
         })
@@ -61,7 +71,7 @@ impl ExporterListener {
 
     /// Replaces a socket that has ended by another one at the same address.
     pub(crate) fn bind_again(&mut self) -> Result<(), Error> {
-        let another = ExporterListener::bind(&self.address)?;
+        let another = ExporterListener::bind(self.service, &self.address)?;
         // The earlier file was replaced. Its inode number may be that of the new one.
         drop(self.file.take().map(SocketFile::left));
         *self = another;
@@ -89,15 +99,15 @@ mod tests {
 
     #[test]
     fn dropping_the_exporter_listener_frees_a_shared_port() {
-        let listener =
-            ExporterListener::bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let bind = |address: &Address| ExporterListener::bind(ExporterService::Metrics, address);
+        let listener = bind(&"127.0.0.1:0".parse().expect("an address")).expect("bind");
         let (address, copy) = (
             listener.address.clone(),
             listener.as_fd().try_clone_to_owned().expect("dup"),
         );
-        assert!(ExporterListener::bind(&address).is_err(), "{address}");
+        assert!(bind(&address).is_err(), "{address}");
         drop(listener);
-        ExporterListener::bind(&address).expect("it is free");
+        bind(&address).expect("it is free");
         assert!(
             matches!(
                 accept(&copy, AcceptTry::First).expect("accept"),

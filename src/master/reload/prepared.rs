@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::config::{Config, Loaded};
 use crate::logging;
 use crate::master::capacity::{ClientLimits, client_limits, worker_count};
-use crate::master::exporter::PlannedExporter;
+use crate::master::exporter::{Exporter, PlannedExporter};
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::{Listeners, matching};
@@ -58,7 +58,7 @@ impl PreparedReload {
 impl Master {
     /// Returns the addresses at which this daemon listens.
     fn own_addresses(&self) -> OwnListeners {
-        let exporter = self.exporter.as_ref().map(|exporter| exporter.listener());
+        let exporter = self.exporter.iter().flat_map(Exporter::listeners);
         OwnListeners::from_listeners(&self.listeners.all, exporter, Some(&self.control.listener))
     }
 
@@ -80,13 +80,8 @@ impl Master {
         memory::warn_if_short(&config.limits, memory, workers);
         let log = logging::prepare(&self.name, &config.log).map_err(|e| rejected(&e))?;
         let own = || self.own_addresses();
-        let listen = config.metrics.listen.as_ref();
-        let exporter = PlannedExporter::new(
-            listen,
-            self.exporter.as_ref(),
-            self.settings.config.metrics.listen.as_ref(),
-        )
-        .map_err(|e| rejected(&own().explain(e, listen)))?;
+        let exporter = PlannedExporter::new(config, &self.settings.config, self.exporter.as_ref())
+            .map_err(|(e, address)| rejected(&own().explain(e, Some(address))))?;
         let listeners = self.plan_listeners(config).map_err(|e| rejected(&e))?;
         // Clients that stay bring along what is parked of them: some of it perhaps since a configuration before the one
         // in force, if there were clients ever since.

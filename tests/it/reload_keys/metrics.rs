@@ -1,4 +1,4 @@
-//! The keys of `[metrics]`.
+//! The keys of `[metrics]` and `[agent]`.
 
 use std::os::unix::net::UnixStream;
 
@@ -20,6 +20,20 @@ pub(super) const METRICS: &[Row] = &[
             answer.map_or("nobody".to_owned(), |answer| answer.body)
         },
         shows: ["nobody", "ok\n"],
+    },
+    Row {
+        key: "agent.listen",
+        configs: ["", "agent.listen = \"unix:{dir}/agent.sock\""],
+        probe: |daemon, _, _| {
+            let path = daemon.directory().join("agent.sock");
+            let is_there = UnixStream::connect(&path).is_ok();
+            let line = is_there.then(|| {
+                let mut balancer = http::HttpClient::connect(&Address::Unix(path));
+                balancer.receive().expect("a line")
+            });
+            line.map_or("nobody".to_owned(), |line| line[..3].to_owned())
+        },
+        shows: ["nobody", "up "],
     },
     Row {
         key: "hosts",
