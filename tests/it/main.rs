@@ -58,6 +58,7 @@ mod man;
 mod memory;
 mod metrics;
 mod missing_resources;
+mod monitoring;
 mod names;
 mod notify;
 mod operation;

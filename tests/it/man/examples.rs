@@ -14,23 +14,6 @@ use crate::common::program::{FDPASSCTL, Program, control_socket, run};
 use crate::common::{FDPASSD, read, start, tcp_address};
 
 #[test]
-fn the_alerts_of_the_guide_are_good_rules() {
-    if Command::new("promtool").arg("--version").output().is_err() {
-        return skip("promtool", "there is no promtool");
-    }
-    let guide = read("docs/operating.md");
-    let (_, rules) = guide.split_once("```yaml\n").expect("there are rules");
-    let (rules, _) = rules.split_once("```").expect("they end");
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    fs::write(file.path(), rules).expect("it is our file");
-    let said = run(
-        "promtool",
-        &["check", "rules", &file.path().display().to_string()],
-    );
-    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-}
-
-#[test]
 fn the_app_in_python_works_when_it_is_pasted() {
     if Command::new("python3").arg("--version").output().is_err() {
         return skip("python3", "there is no python3");
