@@ -60,6 +60,19 @@ async def pause(seconds):
         timer.cancel()
 
 
+async def occupy(host):
+    """Has a worker of a host compute, until it is cancelled."""
+    reader, writer = await asyncio.open_connection(host, 8080)
+    body = json.dumps({"in": "pi", "params": 1_000_000}).encode()
+    try:
+        while True:
+            writer.write(struct.pack("<I", len(body)) + body)
+            (length,) = struct.unpack("<I", await reader.readexactly(4))
+            await reader.readexactly(length)
+    finally:
+        writer.close()
+
+
 class LongClient:
     """A client that stays connected."""
 
