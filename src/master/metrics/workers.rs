@@ -110,7 +110,7 @@ const EACH: [(&str, &str, &str, WorkerFigure); 8] = [
         "worker_requests_waiting",
         GAUGE,
         "Requests that wait until the worker's app or runtime may execute one more.",
-        |w, _| Some(w.waiting as f64),
+        |w| Some(w.waiting as f64),
     ),
     (
         "worker_app_resident_memory_bytes",
