@@ -314,7 +314,7 @@ fn the_status_shows_the_runtime() {
     assert_eq!((worker.app.is_some(), worker.away), (false, 1));
     let shown = ctl(&daemon, &["status"]).out;
     let table = format!(
-        "\nWORKER {:>6} AWAY MOST\n     1 {thread:>6}    1    7\n",
+        "\nWORKER {:>6} AWAY MOST WAIT\n     1 {thread:>6}    1    7    0\n",
         "THREAD"
     );
     assert!(shown.contains(&table), "{table} is not in {shown}");
