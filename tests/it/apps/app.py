@@ -112,9 +112,10 @@ async def answer(writer, request):
         while True:
             block(1)
     elif method == "close":
-        # It exits before the worker stops to wait for that.
+        # The worker waits only for a moment for the exit.
         wire.shutdown(socket.SHUT_RDWR)
         os._exit(0)
+        return
     elif method == "flood":
         for line in range(params):
             sys.stderr.write(f"<4>line {line} of a flood{'.' * 100}\n")

@@ -208,7 +208,7 @@ fn an_app_without_a_good_hello_fails_the_start() {
     let cases = [
         (
             "",
-            "was not ready within 1s: its app has not sent its hello",
+            "was not ready within 5s: its app has not sent its hello",
         ),
         ("os.close(3)", "descriptor 3"),
         (r#"w(b'{"id":1,"result":1}')"#, "first frame is not a hello"),
@@ -249,7 +249,7 @@ fn an_app_without_a_good_hello_fails_the_start() {
 
 /// Checks that the daemon does not start with an app of this code, for a reason that contains these words.
 fn check_failed_start(code: &str, reason: &str) {
-    let limit = if code.is_empty() { "1s" } else { "30s" };
+    let limit = if code.is_empty() { "5s" } else { "30s" };
     let prelude = "import os,signal,struct\ndef w(b): os.write(3, struct.pack('<I', len(b)) + b)\n";
     let code = format!("{prelude}{code}\nsignal.pause()");
     let config = format!(

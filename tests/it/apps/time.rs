@@ -179,7 +179,7 @@ fn clients_of_an_app_whose_loop_is_blocked_go_elsewhere() {
 fn a_worker_waits_idle_after_it_gave_up_a_request() {
     const TICKS: u64 = 20;
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"2s\"";
+        "workers.count = 1\nlimits.request-timeout = \"6s\"\nlimits.stall-timeout = \"4s\"";
     let Some(daemon) = start(config) else {
         return;
     };
