@@ -6,9 +6,11 @@ import json
 import signal
 import struct
 import unittest
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
-from .worker import TIMEOUT, Worker
+from .worker import ROOT, TIMEOUT, Worker, needs
 
 APP = """
 import os
@@ -519,20 +521,84 @@ KIND fork():
 
 
 class Codecs(unittest.TestCase):
-    def test_each_codec_echoes_json(self) -> None:
+    """The table in README.md of how the codecs differ."""
+
+    CODE = """
+import dataclasses, datetime, uuid
+app = App(codec="NAME")
+
+@dataclasses.dataclass
+class Tea:
+    count: int
+
+@app.method
+def echo(value, /):
+    return value
+
+@app.method
+def result(of: str):
+    return {
+        "nan": float("nan"),
+        "infinity": -float("inf"),
+        "date": datetime.datetime(2025, 1, 2),
+        "uuid": uuid.UUID(int=7),
+        "class": Tea(3),
+    }[of]
+"""
+
+    def each(self) -> Iterator[tuple[str, Worker]]:
+        """Yields an app with each codec that is there, in a sub-test of its own."""
         for name in ("json", "orjson", "msgspec"):
-            try:
-                __import__(name)
-            except ImportError:
-                self.skipTest(f"there is no {name}")
-            code = f"app = App(codec={name!r})\n@app.method\ndef echo(value, /): return value\n"
-            with Worker(code) as worker:
-                worker.begin()
-                value = {"a": [1, 2.5, None, True, "é\U0001f600"], "b": {}}
-                self.assertEqual(worker.call("echo", value), {"result": value})
-                worker.send(b'{"id":1,"in":"echo","client":1,"peer":"","attempt":1,"params":"\\ud800"}')
-                answer = worker.read()
-                self.assertTrue(answer.get("error", {}).get("code") == "bad_params" or "result" in answer, answer)
+            with self.subTest(name):
+                needs(self, name)
+                with Worker(self.CODE.replace("NAME", name)) as worker:
+                    yield name, worker.begin()
+
+    def echo(self, worker: Worker, params: str) -> dict[str, Any]:
+        """Returns the answer to a request with this text as params."""
+        worker.send(b'{"id":1,"in":"echo","client":1,"peer":"","attempt":1,"params":%b}' % params.encode())
+        return worker.read()
+
+    def test_each_codec_echoes_json(self) -> None:
+        for _, worker in self.each():
+            value = {"a": [1, 2.5, None, True, "é\U0001f600"], "b": {}, "c": 2**64 - 1}
+            self.assertEqual(worker.call("echo", value), {"result": value})
+
+    def test_large_integers(self) -> None:
+        for name, worker in self.each():
+            exact, most = (False, 308) if name == "orjson" else (True, 4300)
+            answer = self.echo(worker, str(2**64))
+            self.assertEqual((answer["result"], type(answer["result"])), (2**64, int if exact else float))
+            answer = self.echo(worker, "9" * most)
+            self.assertEqual(answer["result"], int("9" * most) if exact else 1e308)
+            self.assertEqual(self.echo(worker, "9" * (most + 1))["error"]["code"], "bad_params")
+
+    def test_numbers_that_are_none(self) -> None:
+        for name, worker in self.each():
+            for of in ("nan", "infinity"):
+                answer = worker.call("result", {"of": of})
+                if name == "json":
+                    self.assertEqual(answer["error"]["code"], "internal")
+                else:
+                    self.assertEqual(answer, {"result": None})
+
+    def test_half_of_a_surrogate_pair(self) -> None:
+        for name, worker in self.each():
+            answer = self.echo(worker, '"\\ud800"')
+            if name == "json":
+                self.assertEqual(answer["result"], "\ud800")
+            else:
+                self.assertEqual(answer["error"]["code"], "bad_params")
+
+    def test_objects_that_are_not_of_json(self) -> None:
+        written = {"date": "2025-01-02T00:00:00", "uuid": str(uuid.UUID(int=7)), "class": {"count": 3}}
+        for name, worker in self.each():
+            for of, value in written.items():
+                answer = worker.call("result", {"of": of})
+                if name == "json":
+                    self.assertEqual(answer["error"]["code"], "internal")
+                else:
+                    self.assertEqual(answer, {"result": value})
 
     def test_another_codec_is_refused(self) -> None:
         from fdpassd import App

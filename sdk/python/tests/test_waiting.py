@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 
-from .worker import Worker
+from .worker import Worker, needs
 
 WAITING = """
 import asyncio, threading
@@ -166,10 +166,7 @@ class Waiting(unittest.TestCase):
         self.assertEqual(worker.process.wait(), 1)
 
     def test_uvloop_serves_as_well(self) -> None:
-        try:
-            import uvloop  # noqa: F401
-        except ImportError:
-            self.skipTest("there is no uvloop")
+        needs(self, "uvloop")
         import signal
 
         worker = self.worker("import uvloop\n" + WAITING.replace("App()", "App(loop_factory=uvloop.new_event_loop)"))

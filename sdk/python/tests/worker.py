@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,22 +12,38 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import unittest
 from pathlib import Path
 from typing import Any, Self
 
 SOURCES = Path(__file__).parent.parent / "src"
 
+#: The package's directory.
+ROOT = SOURCES.parent
+
 #: The longest time until a fact is there. It is not reached if all is well.
 TIMEOUT = 20.0
+
+
+def needs(test: unittest.TestCase, *modules: str) -> None:
+    """Skips a test, or a part of it, without these modules. It fails instead if REQUIRE, a list with commas, has one."""
+    required = os.environ.get("REQUIRE", "").split(",")
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            if module in required:
+                test.fail(f"there is no {module}")
+            print(f"\nskipped: {test.id()}: there is no {module}", file=sys.stderr)
+            test.skipTest(f"there is no {module}")
 
 
 class Worker:
     """An app and the worker's end of its socket pair.
 
     :param code: The program. ``from fdpassd import *`` stands before it, and ``app.run()`` after it.
+    :param sources: The directory with the package.
     """
 
-    def __init__(self, code: str, *, max_frame: int = 1 << 20, run: bool = True) -> None:
+    def __init__(self, code: str, *, max_frame: int = 1 << 20, run: bool = True, sources: Path = SOURCES) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="fdpassd-test-")
         self.path = Path(self._directory.name) / "app.py"
         text = "from fdpassd import *\n" + textwrap.dedent(code) + ("\napp.run()\n" if run else "")
@@ -36,7 +53,7 @@ class Worker:
         self.descriptor = theirs.fileno()
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(SOURCES), *sys.path[1:]]),
+            "PYTHONPATH": os.pathsep.join([str(sources), *sys.path[1:]]),
             "FDPASSD_APP": str(theirs.fileno()),
             "FDPASSD_MAX_FRAME": str(max_frame),
         }
