@@ -607,6 +607,24 @@ def result(of: str):
             App(codec="pickle")  # type: ignore[arg-type]
 
 
+class Examples(unittest.TestCase):
+    def test_the_shop_serves(self) -> None:
+        code = (ROOT / "examples" / "shop.py").read_text()
+        with Worker(code, run=False) as worker:
+            worker.begin()
+            self.assertEqual(worker.call("price", {"item": "tea", "count": 2}), {"result": 9})
+            for params, error in (
+                ({"item": "gold"}, "no_such_item"),
+                ({"item": "tea", "count": 0}, "bad_params"),
+                (None, "bad_params"),
+            ):
+                self.assertEqual(worker.call("price", params)["error"]["code"], error)
+            worker.send(worker.request("order", {"item": "milk"}))
+            frames = [worker.read(), worker.read()]
+            self.assertIn({"metrics": {"orders": 1}}, frames)
+            self.assertIn({"item": "milk", "price": 1.2}, [frame.get("result") for frame in frames])
+
+
 class Length(unittest.TestCase):
     def test_no_frame_is_longer_than_the_worker_accepts(self) -> None:
         code = "app = App()\n@app.method\ndef fault(n: int): raise Fault('x', 'm' * n)\n"
