@@ -105,7 +105,8 @@ class Api(unittest.TestCase):
                 return 4.0
 
         app = App()
-        counter, seconds = app.counter("orders", ""), app.histogram("seconds", "", [Fraction(1, 2), Decimal(2)])
+        buckets: list[Any] = [Fraction(1, 2), Decimal(2)]
+        counter, seconds = app.counter("orders", ""), app.histogram("seconds", "", buckets)
         several: list[Any] = [Decimal("2"), Fraction(6, 2), True, 5.0, Scalar(), 1 << 50]
         for number in several:
             counter.add(number)
