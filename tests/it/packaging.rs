@@ -225,6 +225,7 @@ fn scripts_can_be_run() {
         "packaging/container/build-rootfs",
         "packaging/counterd/build-deb",
         "packaging/debian/rules",
+        "tests/apps/run",
         "tests/container/run",
         "tests/fleet/run",
         "tests/kubernetes/run",
