@@ -42,6 +42,14 @@ async def answer(writer, request):
         while not os.path.exists(path):
             await pause(0.005)
         result = word
+    elif method == "recorded":
+        # The same, and the end is recorded as well.
+        path, word = params
+        count(f"begun {word}")
+        while not os.path.exists(path):
+            await pause(0.005)
+        count(f"done {word}")
+        result = word
     elif method == "until_cancelled":
         count("begun")
         while id not in cancelled:
@@ -147,10 +155,11 @@ async def main():
         {"name": "echo", "idempotent": True, "reply": "echoed"},
         {"name": "idempotent_sleep", "idempotent": True},
         {"name": "idempotent_open", "idempotent": True},
+        {"name": "idempotent_until_exists", "idempotent": True},
     ]
     for name in (
-        "count circumstances sleep until_exists until_cancelled never block open exit print_and_die answer_and_exit fault "
-        "write write_prefix write_bytes long longest half flood_line eat eat_later close block_and_close flood spawn metrics"
+        "count circumstances sleep until_exists recorded until_cancelled never block open exit print_and_die answer_and_exit "
+        "fault write write_prefix write_bytes long longest half eat eat_later close block_and_close pour spawn metrics health ail"
     ).split():
         methods.append({"name": name})
     metrics = [

@@ -175,15 +175,28 @@ fn requests_beyond_the_permits_wait_and_are_answered() {
     let Some(daemon) = start_with("workers.count = 1", &[("CONCURRENCY", "2")]) else {
         return;
     };
+    let end = daemon.directory().join("end");
     let mut clients: Vec<_> = (0..20).map(|_| daemon.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
-        client.request("sleep", (10, number));
+        client.request("recorded", (&end, number));
         client.request("echo", number);
     }
+    counted(&daemon, 2);
+    assert_eq!(daemon.call("ping", 1), Ok(json!(1)), "the worker is free");
+    std::fs::write(&end, "").expect("it is ours");
     for (number, client) in clients.iter_mut().enumerate() {
-        assert_eq!(client.reply().value(), Ok(json!([number, null])));
+        assert_eq!(client.reply().value(), Ok(json!(number)));
         assert_eq!(client.reply().value(), Ok(json!(number)));
     }
+    let mut executing = 0_usize;
+    let depths = counted(&daemon, 40).into_iter().map(|line| {
+        executing = match line.starts_with("begun ") {
+            true => executing + 1,
+            false => executing - 1,
+        };
+        executing
+    });
+    assert_eq!(depths.max(), Some(2));
     let status = daemon.status();
     assert_eq!((status.deaths_total, status.lost_total), (0, 0));
 }
