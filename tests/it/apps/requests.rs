@@ -3,9 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
+use fdpassd::testing::{Client, eventually};
 use serde_json::{Value, json};
 
 use super::{counted, start, start_with};
+use crate::common::kernel;
 
 #[test]
 fn params_and_results_pass_byte_for_byte() {
@@ -64,12 +66,38 @@ fn a_request_has_its_circumstances() {
     assert!(peer.starts_with("127.0.0.1:"), "{peer}");
     let timeout = first["timeout"].as_u64().expect("ms");
     assert!((1..=20_000).contains(&timeout), "{timeout}");
-    let again = client.call("circumstances", 1).expect("a result");
-    assert_eq!(again["client"], first["client"]);
-    let other = daemon.call("circumstances", 1).expect("a result");
-    assert_ne!(other["client"], first["client"]);
     client.send_frame(r#"{"in":"circumstances"}"#);
     assert!(client.reply().value().is_ok(), "without params");
+}
+
+/// Each client has the number that it has for the operator, and no later client has it, although slots are reused.
+#[test]
+fn a_request_has_the_number_of_its_client() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    let ids = || -> Vec<Value> {
+        let page = daemon.ctl("clients").expect("a page");
+        let clients = page["clients"].as_array().expect("a list");
+        clients.iter().map(|client| client["id"].clone()).collect()
+    };
+    let number = |client: &mut Client| {
+        let result = client.call("circumstances", 1).expect("a result");
+        result["client"].clone()
+    };
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let mut client = daemon.connect();
+        let first = number(&mut client);
+        assert_eq!(ids(), [first.clone()]);
+        let mut other = daemon.connect();
+        assert_ne!(number(&mut other), first);
+        assert_eq!(number(&mut client), first);
+        assert!(!seen.contains(&first), "{first}: {seen:?}");
+        seen.extend(ids());
+        drop((client, other));
+        daemon.wait_until("they have left", |status| status.clients == 0);
+    }
 }
 
 #[test]
@@ -211,7 +239,7 @@ fn a_caller_that_leaves_gives_its_permit_back() {
         .addresses()
         .iter()
         .find(|address| address.to_string().starts_with("unix:"));
-    let mut leaver = fdpassd::testing::Client::connect(unix.expect("a Unix listener"));
+    let mut leaver = Client::connect(unix.expect("a Unix listener"));
     leaver.request("until_cancelled", 1);
     assert_eq!(counted(&daemon, 1), ["begun"]);
     let mut waiter = daemon.connect();
