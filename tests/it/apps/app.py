@@ -178,6 +178,8 @@ async def main():
             body = await reader.readexactly(length)
             request = json.loads(body)
         except asyncio.IncompleteReadError:
+            while "IGNORES_END" in os.environ:
+                block(1)
             os._exit(0)
         except RecursionError:
             # Params that are nested too deeply for the module json.

@@ -277,14 +277,27 @@ fn a_reload_and_a_recycling_wait_for_requests_that_are_away() {
 
 #[test]
 fn a_stop_answers_what_is_away_and_leaves_no_process() {
-    let Some(mut daemon) = start("workers.count = 2") else {
+    stop_with_children(&[]);
+}
+
+/// After 5 s such an app is killed, with its child.
+#[test]
+fn a_stop_ends_an_app_that_ignores_it() {
+    stop_with_children(&[("IGNORES_END", "1")]);
+}
+
+/// Stops a daemon while a request is away and each app has a child, which holds descriptor 3.
+fn stop_with_children(variables: &[(&str, &str)]) {
+    let config = "workers = { count = 2, dispatch = \"round-robin\" }";
+    let Some(mut daemon) = start_with(config, variables) else {
         return;
     };
-    let apps: Vec<u32> = daemon
-        .worker_pids()
-        .into_iter()
-        .map(super::app_of)
-        .collect();
+    let workers = daemon.worker_pids();
+    let mut processes: Vec<u32> = workers.into_iter().map(super::app_of).collect();
+    for mut client in [daemon.connect(), daemon.connect()] {
+        let child = client.call("spawn", Value::Null).expect("a pid");
+        processes.push(child.as_u64().expect("a pid") as u32);
+    }
     let mut client = daemon.connect();
     client.request("sleep", (300, "x"));
     counted(&daemon, 1);
@@ -292,11 +305,11 @@ fn a_stop_answers_what_is_away_and_leaves_no_process() {
     assert_eq!(client.reply().value(), Ok(json!(["x", null])));
     client.expect_end();
     assert_eq!(daemon.wait().code(), Some(0));
-    for app in apps {
-        assert!(
-            !std::path::Path::new(&format!("/proc/{app}")).exists(),
-            "{app}"
-        );
+    if !variables.is_empty() {
+        daemon.wait_for_log("did not exit within 5s; killing it");
+    }
+    for pid in processes {
+        eventually("it has ended", || kernel::is_over(pid).then_some(()));
     }
 }
 
@@ -352,7 +365,7 @@ fn an_idle_worker_with_an_idle_app_does_not_wake_up() {
     };
     // Until both sleep.
     let mut before = switches();
-    fdpassd::testing::eventually("both are idle", || {
+    eventually("both are idle", || {
         crate::common::let_pass(Duration::from_millis(300));
         let now = switches();
         let is_idle = now == before;
