@@ -4,10 +4,12 @@ use std::thread;
 use std::time::Duration;
 
 use fdpassd::testing::{Client, eventually};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{counted, start, start_with};
 use crate::common::kernel;
+use crate::common::strace::Traced;
 
 #[test]
 fn params_and_results_pass_byte_for_byte() {
@@ -227,6 +229,31 @@ fn requests_beyond_the_permits_wait_and_are_answered() {
     assert_eq!(depths.max(), Some(2));
     let status = daemon.status();
     assert_eq!((status.deaths_total, status.lost_total), (0, 0));
+}
+
+/// All requests that a worker finds in one iteration of its loop.
+#[test]
+fn requests_of_one_iteration_are_written_together() {
+    let Some(daemon) = start("listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1") else {
+        return;
+    };
+    let mut clients: Vec<_> = (0..8).map(|_| daemon.connect()).collect();
+    crate::common::ping_all(&mut clients);
+    let worker = daemon.worker_pids()[0];
+    kernel::stop(worker);
+    let Some(traced) = Traced::watch(worker, "sendto") else {
+        return;
+    };
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.request("echo", number);
+    }
+    kernel::send(worker, Signal::SIGCONT);
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().value(), Ok(json!(number)));
+    }
+    let trace = traced.text();
+    let writes = trace.lines().filter(|line| line.contains("{\\\"id\\\":"));
+    assert_eq!(writes.count(), 1, "{trace}");
 }
 
 #[test]

@@ -19,7 +19,14 @@ impl Traced {
     /// that is impossible.
     #[track_caller]
     pub fn attach(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
-        Traced::attach_with(&[], pid, calls, inject)
+        let inject = format!("inject={inject}");
+        Traced::attach_with(&["-e", &inject], pid, calls)
+    }
+
+    /// Traces these calls of the process, and changes none.
+    #[track_caller]
+    pub fn watch(pid: u32, calls: &str) -> Option<Traced> {
+        Traced::attach_with(&[], pid, calls)
     }
 
     /// As [`Traced::attach`], for the calls of one descriptor alone if this is its name in /proc/PID/fd.
@@ -30,27 +37,28 @@ impl Traced {
         calls: &str,
         inject: &str,
     ) -> Option<Traced> {
-        let options = descriptor.map_or_else(Vec::new, |name| vec!["-P", name]);
-        Traced::attach_with(&options, pid, calls, inject)
+        let inject = format!("inject={inject}");
+        let mut options = descriptor.map_or_else(Vec::new, |name| vec!["-P", name]);
+        options.extend(["-e", &inject]);
+        Traced::attach_with(&options, pid, calls)
     }
 
     /// As [`Traced::attach`], and traces children that the process starts from then on.
     #[track_caller]
     pub fn attach_with_children(pid: u32, calls: &str, inject: &str) -> Option<Traced> {
-        Traced::attach_with(&["-f"], pid, calls, inject)
+        let inject = format!("inject={inject}");
+        Traced::attach_with(&["-f", "-e", &inject], pid, calls)
     }
 
     #[track_caller]
-    fn attach_with(options: &[&str], pid: u32, calls: &str, inject: &str) -> Option<Traced> {
+    fn attach_with(options: &[&str], pid: u32, calls: &str) -> Option<Traced> {
         let trace = tempfile::NamedTempFile::new().expect("a file");
         let mut command = Command::new("strace");
         command
             .args(options)
             .arg("-o")
             .arg(trace.path())
-            .args(["-e", &format!("trace={calls}"), "-e"])
-            .arg(format!("inject={inject}"));
-        command
+            .args(["-e", &format!("trace={calls}")])
             .args(["-p", &pid.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
