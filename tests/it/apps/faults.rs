@@ -96,7 +96,31 @@ fn a_broken_protocol_ends_the_pair_and_is_logged() {
     }
     let status = daemon.wait_for_workers();
     assert_eq!((status.deaths_total, status.lost_total), (6, 0));
+}
+
+/// A method whose own ends of the app are as many is quarantined.
+#[test]
+fn broken_protocols_quarantine_no_method() {
+    let Some(daemon) = start("workers.count = 2") else {
+        return;
+    };
+    for _ in 0..11 {
+        // A client that ends three workers is closed.
+        let fault = daemon.call("write", "no JSON").expect_err("it breaks");
+        assert_eq!(fault.code(), "crashed");
+    }
+    let status = daemon.wait_until("all deaths are known", |status| status.deaths_total == 11);
     assert!(status.quarantined.is_empty(), "{:?}", status.quarantined);
+    let mut client = daemon.connect();
+    assert_eq!(
+        client.call("write", r#"{"id":ID,"result":1}"#),
+        Ok(json!(1))
+    );
+    for _ in 0..10 {
+        let fault = daemon.call("exit", 3).expect_err("it exits");
+        assert_eq!(fault.code(), "crashed");
+    }
+    assert_eq!(daemon.status().quarantined, ["exit"]);
 }
 
 #[test]

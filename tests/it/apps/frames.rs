@@ -81,7 +81,6 @@ fn answers_with_an_id_that_is_no_number_end_the_pair() {
     }
     let status = daemon.wait_for_workers();
     assert_eq!((status.deaths_total, status.lost_total), (8, 0));
-    assert!(status.quarantined.is_empty(), "{:?}", status.quarantined);
 }
 
 #[test]
