@@ -392,7 +392,8 @@ pub fn wait_until_begun(daemon: &Running, number: u64) {
 
 #[test]
 fn an_app_killed_while_idle_costs_no_caller_an_answer() {
-    let Some(config) = config(1, 8, "") else {
+    // No timer notices it.
+    let Some(config) = config(1, 8, "limits.stall-timeout = \"1h\"\n") else {
         return;
     };
     let daemon = start(&config);

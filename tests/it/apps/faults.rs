@@ -5,6 +5,7 @@ use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
 use super::{app_of, counted, kill, start, start_with};
+use crate::common::kernel;
 
 /// Calls a method, and returns the code of the error.
 #[track_caller]
@@ -166,15 +167,21 @@ fn an_exit_is_the_crash_of_its_request_alone() {
 
 #[test]
 fn the_death_of_an_idle_app_is_noticed_and_costs_nothing() {
-    let Some(daemon) = start("workers.count = 1") else {
+    // No timer notices it.
+    let Some(daemon) = start("workers.count = 1\nlimits.stall-timeout = \"1h\"") else {
         return;
     };
     let mut client = daemon.connect();
     assert_eq!(client.call("count", "before"), Ok(json!("before")));
     for deaths in 1..=3 {
+        // The child keeps descriptor 3, so that only the end of the process is an event.
+        let child = (deaths > 1).then(|| client.call("spawn", Value::Null).expect("a pid"));
         kill(app_of(daemon.worker_pids()[0]));
         daemon.wait_until("the death is known", |status| status.deaths_total == deaths);
         assert_eq!(client.call("count", deaths), Ok(json!(deaths)));
+        if let Some(child) = child.and_then(|pid| pid.as_u64()) {
+            eventually("its end", || kernel::is_over(child as u32).then_some(()));
+        }
     }
     let status = daemon.status();
     assert!(status.quarantined.is_empty() && status.lost_total == 0);

@@ -262,7 +262,8 @@ fn check_failed_start(code: &str, reason: &str) {
 
 #[test]
 fn killed_idle_apps_are_noticed_without_a_request() {
-    let Some(daemon) = start("workers.count = 2") else {
+    // No timer notices it.
+    let Some(daemon) = start("workers.count = 2\nlimits.stall-timeout = \"1h\"") else {
         return;
     };
     let mut idle = daemon.connect();
