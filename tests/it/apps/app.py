@@ -1,5 +1,5 @@
 # The app of the tests: asyncio, without a library. Each method does what it is named after, wrong things among them.
-import asyncio, json, os, signal, socket, struct, sys, threading
+import asyncio, json, os, signal, socket, struct, subprocess, sys, threading
 from asyncio import sleep as pause
 from time import sleep as block
 
@@ -99,10 +99,6 @@ async def answer(writer, request):
         if params == "exit":
             os._exit(0)
         return
-    elif method == "flood_line":
-        # One line that does not end.
-        sys.stderr.write("z" * params)
-        sys.stderr.flush()
     elif method == "eat":
         held.append(bytearray(params << 20))
     elif method == "eat_later":
@@ -124,10 +120,10 @@ async def answer(writer, request):
         wire.shutdown(socket.SHUT_RDWR)
         os._exit(0)
         return
-    elif method == "flood":
-        for line in range(params):
-            sys.stderr.write(f"<4>line {line} of a flood{'.' * 100}\n")
-        sys.stderr.flush()
+    elif method == "pour":
+        # A child that writes to standard error until it is killed.
+        held.append(subprocess.Popen(params, stdout=2))
+        result = held[-1].pid
     elif method == "metrics":
         writer.write(frame({"metrics": params}))
     elif method == "spawn":

@@ -193,15 +193,34 @@ fn a_flood_on_standard_error_blocks_no_request() {
     let Some(daemon) = start("workers.count = 1") else {
         return;
     };
-    let mut flooder = daemon.connect();
+    // It does not end by itself.
+    let line = format!("<4>a line of a flood{}", ".".repeat(1_000));
+    serve_during(&daemon, &["yes", &line]);
+    daemon.wait_for_log("warn app: a line of a flood");
+}
+
+#[test]
+fn a_line_that_never_ends_blocks_no_request() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    serve_during(&daemon, &["sh", "-c", "exec tr '\\0' z </dev/zero"]);
+    daemon.wait_for_log("app: zzz");
+}
+
+/// Calls methods of the worker and of its app while a child of the app writes to standard error, without an end.
+fn serve_during(daemon: &Running, writer: &[&str]) {
     let mut client = daemon.connect();
-    flooder.request("flood", 20_000);
-    for number in 0..50 {
+    let child = client.call("pour", writer).expect("a pid");
+    for number in 0..20 {
         assert_eq!(client.call("ping", number), Ok(json!(number)));
+        assert_eq!(client.call("echo", number), Ok(json!(number)));
     }
-    assert_eq!(flooder.reply().value(), Ok(json!(20_000)));
-    // Lines that standard error does not accept are counted, so the last one may be missing.
-    daemon.wait_for_log("warn app: line 0 of a flood");
+    let child = child.as_u64().expect("a pid") as u32;
+    assert!(!kernel::is_over(child), "it has written all the time");
+    kill(child);
+    let status = daemon.status();
+    assert_eq!((status.errors_total, status.deaths_total), (0, 0));
 }
 
 #[test]

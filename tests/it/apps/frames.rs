@@ -117,21 +117,6 @@ fn half_an_answer_is_none() {
 }
 
 #[test]
-fn a_line_that_never_ends_blocks_no_request() {
-    let Some(daemon) = start("workers.count = 1") else {
-        return;
-    };
-    let mut flooder = daemon.connect();
-    let mut client = daemon.connect();
-    flooder.request("flood_line", 20_000_000);
-    for number in 0..50 {
-        assert_eq!(client.call("ping", number), Ok(json!(number)));
-    }
-    assert_eq!(flooder.reply().value(), Ok(json!(20_000_000)));
-    assert_eq!(daemon.status().deaths_total, 0);
-}
-
-#[test]
 fn an_app_over_its_memory_is_replaced_between_requests() {
     let Some(daemon) = start_app("workers.count = 1", "max-memory = \"200MiB\"") else {
         return;
