@@ -238,6 +238,26 @@ fn a_child_that_keeps_descriptor_3_does_not_outlive_the_pair() {
     });
 }
 
+/// The app itself ends with its worker (PR_SET_PDEATHSIG). The master ends the rest of the worker's session.
+#[test]
+fn a_child_of_the_app_does_not_outlive_a_killed_worker() {
+    let Some(daemon) = start("workers.count = 1") else {
+        return;
+    };
+    for deaths in 1..=4 {
+        let child = daemon.call("spawn", Value::Null).expect("a pid");
+        let child = child.as_u64().expect("a pid") as u32;
+        let worker = daemon.worker_pids()[0];
+        let app = app_of(worker);
+        kill(worker);
+        daemon.wait_until("the death is known", |status| status.deaths_total == deaths);
+        for pid in [app, child] {
+            eventually("its end", || kernel::is_over(pid).then_some(()));
+        }
+        daemon.wait_for_workers();
+    }
+}
+
 #[test]
 fn an_app_that_cannot_start_fails_the_start_with_its_reason() {
     for (command, reason) in [
