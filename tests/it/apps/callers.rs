@@ -17,9 +17,9 @@ fn bad_requests_reach_no_app() {
         b"{}".to_vec(),
         b"[]".to_vec(),
         b"".to_vec(),
-        br#"{"in":"echo","in":"echo"}"#.to_vec(),
-        br#"{"in":"echo","params":NaN}"#.to_vec(),
-        br#"{"in":"echo","params":1"#.to_vec(),
+        br#"{"in":"count","in":"count"}"#.to_vec(),
+        br#"{"in":"count","params":NaN}"#.to_vec(),
+        br#"{"in":"count","params":1"#.to_vec(),
         br#"{"in":7}"#.to_vec(),
         b"{\"in\":\"echo\",\"params\":\"\xff\"}".to_vec(),
     ] {
@@ -30,12 +30,13 @@ fn bad_requests_reach_no_app() {
     }
     let fault = client.call("nobody", 1).expect_err("no such method");
     assert_eq!(fault.code(), "unknown_method");
-    assert_eq!(client.call("echo", 1), Ok(json!(1)));
+    assert_eq!(client.call("count", 1), Ok(json!(1)));
     let mut large = daemon.connect();
-    large.request("echo", "x".repeat(64 << 10));
+    large.request("count", "x".repeat(64 << 10));
     let fault = large.reply().value().expect_err("too large");
     assert_eq!(fault.code(), "too_large");
     large.expect_end();
+    assert_eq!(counted(&daemon, 1), ["1"]);
     let status = daemon.status();
     assert_eq!((status.deaths_total, status.lost_total), (0, 0));
 }
