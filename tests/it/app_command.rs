@@ -97,6 +97,13 @@ impl Place {
         Program::start(&mut command).finish()
     }
 
+    /// Returns the number of workers.
+    fn workers(&self) -> usize {
+        let said = self.ctl(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&said.out).expect("the status");
+        status["workers"].as_array().expect("a list").len()
+    }
+
     /// Applies a verb that keeps the connection of a client, and compares the client's next result.
     fn apply(&self, verb: &str, client: &mut Client, times_21: u32) {
         self.succeed(verb);
@@ -113,8 +120,6 @@ impl Place {
 #[test]
 fn an_app_is_served_without_a_file_and_reloaded() {
     let Some(place) = Place::new() else { return };
-    // It is not read.
-    fs::write(place.0.path().join("fdpassd.toml"), "nonsense").expect("it is ours");
     let (daemon, mut client) = place.start("app");
     assert_eq!(client.call("times", 21), Ok(json!(42)));
     let said = place.ctl(&["status"]);
@@ -131,6 +136,39 @@ fn an_app_is_served_without_a_file_and_reloaded() {
     assert_eq!(daemon.finish().code, Some(0));
 }
 
+/// In a mount namespace, where the directory of the standard file is one with a bad file.
+#[test]
+fn an_app_ignores_the_standard_file() {
+    let Some(place) = Place::new() else { return };
+    let etc = tempfile::tempdir().expect("a directory");
+    fs::write(etc.path().join("fdpassd.toml"), "nonsense").expect("it is ours");
+    let inside = |program: &str, arguments: &[&str]| {
+        let script = "mount --bind \"$0\" /etc && exec \"$@\"";
+        let mut command = place.command("unshare", &["--mount", "sh", "-c", script]);
+        command.arg(etc.path()).arg(program).args(arguments);
+        command
+    };
+    let is_possible = inside("true", &[]).output();
+    if !is_possible
+        .as_ref()
+        .is_ok_and(|output| output.status.success())
+    {
+        let reason = format!("no mount namespace can be made: {is_possible:?}");
+        skip("namespaces", &reason);
+        return;
+    }
+    let said = Program::start(&mut inside(FDPASSD, &["-t"])).finish();
+    assert_eq!(said.code, Some(78), "it is read: {}", said.err);
+    let arguments = ["app", "--listen", "127.0.0.1:0", "--", "python3", "app.py"];
+    let mut daemon = Program::start(&mut inside(FDPASSD, &arguments));
+    let mut client = Place::connect(&mut daemon);
+    assert_eq!(client.call("times", 21), Ok(json!(42)));
+    place.write(3);
+    place.apply("reload", &mut client, 63);
+    place.succeed("stop");
+    assert_eq!(daemon.finish().code, Some(0));
+}
+
 #[test]
 fn an_app_has_the_number_of_workers_that_is_given() {
     let Some(place) = Place::new() else { return };
@@ -139,9 +177,7 @@ fn an_app_has_the_number_of_workers_that_is_given() {
     let mut daemon = Program::start(command.args(["python3", "app.py"]));
     let mut client = Place::connect(&mut daemon);
     assert_eq!(client.call("times", 21), Ok(json!(42)));
-    let said = place.ctl(&["status", "--json"]);
-    let status: serde_json::Value = serde_json::from_str(&said.out).expect("the status");
-    assert_eq!(status["workers"].as_array().map(Vec::len), Some(3));
+    assert_eq!(place.workers(), 3);
     place.succeed("stop");
     assert_eq!(daemon.finish().code, Some(0));
 }
@@ -151,6 +187,7 @@ fn a_change_of_a_file_reloads_the_app_of_dev() {
     let Some(place) = Place::new() else { return };
     let (daemon, mut client) = place.start("dev");
     assert_eq!(client.call("times", 1), Ok(json!(2)));
+    assert_eq!(place.workers(), 1);
     let mut becomes = |factor: u32| {
         eventually("the new code", || {
             let result = client.call("times", 1).expect("no call fails");
