@@ -4,10 +4,24 @@
 use std::collections::HashMap;
 use std::thread;
 
-use fdpassd::testing::Running;
+use fdpassd::proto::frame::ByteOrder;
+use fdpassd::testing::{Client, Running};
 use serde_json::json;
 
 use super::{counted, start_process};
+
+/// Clients of TCP and Unix sockets, with both byte orders.
+const LISTEN: &str = "workers.count = 2\n\
+    listen = [\"127.0.0.1:0\", { address = \"unix:{dir}/big.sock\", byte-order = \"big\" }, \
+    { address = \"127.0.0.1:0\", byte-order = \"auto\" }, { address = \"unix:{dir}/auto.sock\", byte-order = \"auto\" }]";
+
+/// The byte orders of its clients.
+const ORDERS: [ByteOrder; 4] = [
+    ByteOrder::Little,
+    ByteOrder::Big,
+    ByteOrder::Big,
+    ByteOrder::Little,
+];
 
 const ROUNDS: usize = 6;
 
@@ -22,15 +36,20 @@ enum Executing {
     AwayOrPing,
 }
 
-const POINTS: [(&str, Executing); 9] = [
+const POINTS: [(&str, Executing); 14] = [
+    ("after-claim", Executing::Away),
+    ("amid-parking", Executing::Nothing),
+    ("after-parking", Executing::Nothing),
     ("before-away", Executing::Nothing),
     ("after-away-exec", Executing::Away),
     ("before-app-write", Executing::Away),
     ("after-app-write", Executing::Away),
+    ("before-end", Executing::Away),
     ("after-app-read", Executing::Away),
     ("after-handler", Executing::AwayOrPing),
     ("before-commit", Executing::AwayOrPing),
     ("after-commit", Executing::Nothing),
+    ("after-answered", Executing::Nothing),
     ("after-write", Executing::Nothing),
 ];
 
@@ -53,7 +72,7 @@ impl Replies {
 
 /// Sends requests of each kind and checks the replies.
 fn talk(daemon: &Running, name: usize, executing: Executing) -> Replies {
-    let mut client = daemon.connect();
+    let mut client = Client::connect(&daemon.addresses()[name]).in_order(ORDERS[name]);
     let mut replies = Replies::default();
     for round in 0..ROUNDS {
         let number = format!("{name}.{round}");
@@ -102,7 +121,7 @@ fn requests_run_at_most_once_wherever_their_worker_dies() {
 
 fn check(point: &str, executing: Executing) {
     let Some(daemon) = start_process(
-        "workers.count = 2",
+        LISTEN,
         "",
         &[],
         &[("FDPASSD_DIE_AT", &format!("{point}:4"))],
@@ -111,16 +130,21 @@ fn check(point: &str, executing: Executing) {
     };
     let daemon = &daemon;
     let is_executing = executing != Executing::Nothing;
-    let replies: Replies = thread::scope(|scope| {
-        let clients = if is_executing { 4 } else { 1 };
-        let talks: Vec<_> = (0..clients)
-            .map(|name| scope.spawn(move || talk(daemon, name, executing)))
-            .collect();
-        let replies = talks.into_iter().map(|talk| talk.join());
-        replies
-            .map(|replies| replies.expect("its checks hold"))
-            .fold(Replies::default(), Replies::merge)
-    });
+    let replies: Replies = if is_executing {
+        thread::scope(|scope| {
+            let talks: Vec<_> = (0..ORDERS.len())
+                .map(|name| scope.spawn(move || talk(daemon, name, executing)))
+                .collect();
+            let replies = talks.into_iter().map(|talk| talk.join());
+            replies
+                .map(|replies| replies.expect("its checks hold"))
+                .fold(Replies::default(), Replies::merge)
+        })
+    } else {
+        // One after the other, of TCP and of a Unix socket.
+        let replies = (0..2).map(|name| talk(daemon, name, executing));
+        replies.fold(Replies::default(), Replies::merge)
+    };
     let results = replies.results;
     let with_result = results.values().filter(|is_result| **is_result).count();
     let lines = counted(daemon, with_result);
@@ -145,4 +169,39 @@ fn check(point: &str, executing: Executing) {
         "{point}: {crashed_pings} pings are crashed by {deaths} deaths"
     );
     assert_eq!(status.lost_total, 0, "{point}");
+}
+
+/// The worker is replaced, and dies as soon as it has given up the lease of a client.
+#[test]
+fn a_death_in_retirement_ends_what_is_away() {
+    let die = ("FDPASSD_DIE_AT", "in-retirement:1");
+    let config = LISTEN.replace("workers.count = 2", "workers.count = 1");
+    let Some(daemon) = start_process(&config, "", &[], &[die]) else {
+        return;
+    };
+    let end = daemon.directory().join("end");
+    let connect = |name: usize| Client::connect(&daemon.addresses()[name]).in_order(ORDERS[name]);
+    let mut once = connect(1);
+    once.request("until_exists", (&end, "once"));
+    let mut again = connect(2);
+    again.request("idempotent_until_exists", (&end, "again"));
+    counted(&daemon, 2);
+    let mut idle: Vec<Client> = (0..ORDERS.len()).map(connect).collect();
+    crate::common::ping_all(&mut idle);
+    let mut recycling = daemon.ctl_request("recycle", ());
+    let fault = once.reply().value().expect_err("it was executing");
+    assert_eq!(fault.code(), "crashed");
+    assert_eq!(counted(&daemon, 3)[2], "again");
+    crate::common::ping_all(&mut idle);
+    std::fs::write(&end, "").expect("it is ours");
+    assert_eq!(again.reply().value(), Ok(json!("again")));
+    for (number, client) in idle.iter_mut().enumerate() {
+        assert_eq!(client.call("count", number), Ok(json!(number)));
+    }
+    // The worker is gone in any case.
+    let _ = recycling.reply();
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (6, 0));
+    assert_eq!((status.errors_total, status.reruns_total), (1, 1));
+    assert_eq!(counted(&daemon, 7).len(), 7);
 }
