@@ -87,6 +87,7 @@ fn main() -> ExitCode {
         .async_method("block", block)
         .async_method("compute", compute)
         .async_method("record_often", record_often)
+        .async_method("write", write)
         .async_method("fault", fault)
         .async_method("die", die)
         .method(Method::new_async("die_once", die_once).idempotent())
@@ -190,6 +191,18 @@ async fn compute(_: State, milliseconds: u64, _: AsyncCall) -> Result<(), Fault>
     let end = Instant::now() + Duration::from_millis(milliseconds);
     while Instant::now() < end {
         hint::spin_loop();
+    }
+    Ok(())
+}
+
+/// Writes without a pause.
+async fn write(_: State, milliseconds: u64, _: AsyncCall) -> Result<(), Fault> {
+    let end = Instant::now() + Duration::from_millis(milliseconds);
+    let fault = |e: io::Error| Fault::new("io", e.to_string());
+    let null = File::options().write(true).open("/dev/null");
+    let mut null = null.map_err(fault)?;
+    while Instant::now() < end {
+        null.write_all(&[0; 4096]).map_err(fault)?;
     }
     Ok(())
 }
