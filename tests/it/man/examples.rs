@@ -4,13 +4,16 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 
-use fdpassd::testing::TIMEOUT;
+use fdpassd::testing::{ServiceManager, TIMEOUT};
+use serde_json::json;
 
 use crate::common::needs::skip;
 use crate::common::page::Page;
 use crate::common::program::{FDPASSCTL, Program, control_socket, run};
+use crate::common::restart::{How, restart, wait_for_confirmed_store};
 use crate::common::{FDPASSD, read, start, tcp_address};
 
 #[test]
@@ -75,6 +78,32 @@ fn the_app_in_python_works_when_it_is_pasted() {
     }
     drop(ours);
     assert!(app.wait().expect("our child").success());
+}
+
+#[test]
+fn the_app_in_python_survives_restarts_of_the_daemon() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("python3", "there is no python3");
+    }
+    let page = Page::of("fdpassd-app.7").section("EXAMPLES");
+    let program = page.display_after("An app in Python without a library:");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("app.py");
+    fs::write(&file, program).expect("it is our directory");
+    let config = format!("workers.count = 2\napp.command = [\"python3\", {file:?}]\n");
+    let manager = ServiceManager::new();
+    let mut daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+    wait_for_confirmed_store(&daemon);
+    let mut client = daemon.connect();
+    for how in [How::TermAll, How::Kill, How::Upgrade, How::TermAll] {
+        assert_eq!(client.call("twice", "x"), Ok(json!(["x", "x"])), "{how:?}");
+        // Answered by this app or the next.
+        client.request("twice", 7);
+        daemon = restart(&manager, daemon, how, Path::new(FDPASSD));
+        assert_eq!(client.reply().value(), Ok(json!([7, 7])), "{how:?}");
+    }
+    let status = daemon.status();
+    assert_eq!((status.clients, status.lost_total), (1, 0));
 }
 
 #[test]
