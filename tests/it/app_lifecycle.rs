@@ -139,16 +139,31 @@ fn a_retiring_worker_is_killed_with_its_app_after_drain_timeout() {
 
 #[test]
 fn a_request_over_its_time_takes_no_other_with_it() {
-    let more = "limits.request-timeout = \"8s\"\nlimits.stall-timeout = \"3s\"\n";
-    let Some(config) = config(1, 8, more) else {
+    let more = "workers.dispatch = \"round-robin\"\nlimits.request-timeout = \"6s\"\n\
+                limits.stall-timeout = \"3s\"\n";
+    let Some(config) = config(2, 8, more) else {
         return;
     };
     let daemon = start(&config);
+    daemon.wait_for_workers();
+    let pid = |client: &mut Client| client.call("pid", ()).expect("a pid");
+    let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    let first = pid(&mut clients[0]);
+    clients.retain_mut(|client| pid(client) == first);
+    let [idle, late, other] = clients.as_mut_slice() else {
+        panic!("{} of 6 clients have one of two workers", clients.len());
+    };
     // The app ignores that the request is cancelled.
-    let (mut late, _) = away(&daemon, "order", json!({"n": 1, "ms": 60_000}));
-    let_pass(Duration::from_secs(4));
-    let mut other = daemon.connect();
-    other.request("order", json!({"n": 2, "ms": 6_000}));
+    late.request("order", json!({"n": 1, "ms": 60_000}));
+    daemon.wait_for_log("exceeded request-timeout");
+    // This one is in time when the worker gives up the other.
+    let file = daemon.directory().join("end");
+    other.request("order", json!({"n": 2, "until": &file}));
+    eventually("clients without a request move to the other worker", || {
+        (pid(idle) != first).then_some(())
+    });
+    assert!(!late.has_something() && !other.has_something());
+    fs::write(&file, "").expect("it is ours");
     assert_eq!(other.reply().value().expect("it is answered"), 2);
     let fault = late.reply().value().expect_err("it takes too long");
     assert_eq!(fault.code(), "timeout");
@@ -158,7 +173,7 @@ fn a_request_over_its_time_takes_no_other_with_it() {
     );
     daemon.wait_for_log("1 request answered with timeout");
     assert_eq!(daemon.status().lost_total, 0);
-    end(daemon, 2);
+    end(daemon, 6);
 }
 
 #[test]
