@@ -55,11 +55,40 @@ pub fn kill_9(pid: u32) {
     assert!(matches!(sent, Ok(()) | Err(Errno::ESRCH)), "{sent:?}");
 }
 
-/// Replies of one kind of request: by number, whether it was a result.
+/// The fate of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Result,
+    Crashed,
+    /// The client has left.
+    Abandoned,
+}
+
+/// The fates of the requests of each kind, by number.
 #[derive(Debug, Default)]
 struct Replies {
-    orders: HashMap<u64, bool>,
-    prices: HashMap<u64, bool>,
+    orders: HashMap<u64, Fate>,
+    prices: HashMap<u64, Fate>,
+}
+
+/// The fates of all requests, counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    pub requests: usize,
+    /// Requests that were answered with `crashed`.
+    pub crashed: usize,
+    /// The same, of idempotent requests.
+    pub crashed_prices: usize,
+}
+
+impl Outcome {
+    /// An idempotent request has crashed if it was executing at two ends of workers. In its second attempt it has the
+    /// app for itself, so an end can be the second one of a single request.
+    #[track_caller]
+    pub fn assert_rerun(&self, ends: u64) {
+        let crashed = self.crashed_prices;
+        assert!(crashed as u64 <= ends, "{crashed} prices at {ends} ends");
+    }
 }
 
 /// The behaviour of clients.
@@ -142,9 +171,8 @@ impl Shoppers {
         });
     }
 
-    /// Stops the clients, and compares their replies with what the apps have begun. Returns the number of replies, and
-    /// of those that are errors.
-    pub fn finish(self, journal: &Path) -> (usize, usize) {
+    /// Stops the clients, and compares their replies with what the apps have begun.
+    pub fn finish(self, journal: &Path) -> Outcome {
         self.shop.is_over.store(true, Ordering::Relaxed);
         let mut all = Replies::default();
         for thread in self.threads {
@@ -152,35 +180,43 @@ impl Shoppers {
             all.orders.extend(replies.orders);
             all.prices.extend(replies.prices);
         }
-        let mut begun: HashMap<u64, u32> = HashMap::new();
-        for line in fs::read_to_string(journal)
-            .expect("the apps write it")
-            .lines()
-        {
-            let number = line
-                .split(' ')
-                .next()
-                .and_then(|number| number.parse().ok());
-            *begun.entry(number.expect("a number")).or_default() += 1;
+        let begun = begun(journal);
+        for (kind, fates, most) in [("order", &all.orders, 1), ("price", &all.prices, 2)] {
+            for (number, fate) in fates {
+                let times = begun.get(number).copied().unwrap_or(0);
+                let least = u64::from(*fate == Fate::Result);
+                assert!((least..=most).contains(&times), "{kind} {number}: {times}");
+            }
         }
-        for (number, is_result) in &all.orders {
-            let times = begun.get(number).copied().unwrap_or(0);
-            assert!(
-                times <= 1 && times >= u32::from(*is_result),
-                "order {number}: {times}"
-            );
+        let crashed = |fates: &HashMap<u64, Fate>| {
+            let fates = fates.values();
+            fates.filter(|fate| **fate == Fate::Crashed).count()
+        };
+        Outcome {
+            requests: all.orders.len() + all.prices.len(),
+            crashed: crashed(&all.orders) + crashed(&all.prices),
+            crashed_prices: crashed(&all.prices),
         }
-        for (number, is_result) in &all.prices {
-            let times = begun.get(number).copied().unwrap_or(0);
-            assert!(
-                times <= 2 && times >= u32::from(*is_result),
-                "price {number}: {times}"
-            );
-        }
-        let replies: Vec<&bool> = all.orders.values().chain(all.prices.values()).collect();
-        let errors = replies.iter().filter(|is_result| !***is_result).count();
-        (replies.len(), errors)
     }
+}
+
+/// Returns how often each request was begun. No attempt has ended after the beginning of the next one.
+fn begun(journal: &Path) -> HashMap<u64, u64> {
+    let mut begun: HashMap<u64, u64> = HashMap::new();
+    let mut attempts: HashMap<u64, u64> = HashMap::new();
+    let text = fs::read_to_string(journal).expect("the apps write it");
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [number, attempt] = [0, 1].map(|word| words[word].parse().expect("a number"));
+        match words.get(2) {
+            Some(_) => assert_eq!(attempts.get(&number), Some(&attempt), "{line}"),
+            None => {
+                *begun.entry(number).or_default() += 1;
+                attempts.insert(number, attempt);
+            }
+        }
+    }
+    begun
 }
 
 impl Shop {
@@ -217,13 +253,16 @@ impl Shop {
             }
             let leaves = random.once_in(self.habits.leaves_once_in);
             for (number, is_order) in batch {
-                let is_result = !leaves && self.is_result(&mut client, number);
+                let fate = match leaves {
+                    true => Fate::Abandoned,
+                    false => self.fate(&mut client, number),
+                };
                 let kind = if is_order {
                     &mut replies.orders
                 } else {
                     &mut replies.prices
                 };
-                kind.insert(number, is_result);
+                kind.insert(number, fate);
             }
             if leaves {
                 drop(client);
@@ -233,18 +272,18 @@ impl Shop {
         replies
     }
 
-    /// Waits for the reply to a request. Returns false if it has crashed.
-    fn is_result(&self, client: &mut Client, number: u64) -> bool {
+    /// Waits for the reply to a request.
+    fn fate(&self, client: &mut Client, number: u64) -> Fate {
         let result = client.reply().value();
         self.answered.fetch_add(1, Ordering::Relaxed);
         match result {
             Ok(value) => {
                 assert_eq!(value, number, "replies come in order");
-                true
+                Fate::Result
             }
             Err(fault) => {
                 assert_eq!(fault.code(), "crashed", "{fault}");
-                false
+                Fate::Crashed
             }
         }
     }
@@ -284,7 +323,13 @@ fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
     let shoppers = Shoppers::start(&daemon, CLIENTS);
     shoppers.wait_for(200);
     let mut random = Random::new("FDPASSD_APP_SEED");
+    let mut most_away = 0;
     for _ in 0..kills() {
+        let status = daemon.status();
+        most_away = status
+            .workers
+            .iter()
+            .fold(most_away, |most, worker| most.max(worker.away));
         let (workers, apps) = (daemon.worker_pids(), apps(daemon.directory()));
         let one = random.below(workers.len().min(apps.len()).max(1) as u64) as usize;
         match random.below(5) {
@@ -298,13 +343,17 @@ fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
         daemon.wait_for_workers();
         shoppers.wait_for(100);
     }
-    let (replies, errors) = shoppers.finish(&journal(&daemon));
+    let outcome = shoppers.finish(&journal(&daemon));
     let status = daemon.status();
-    println!(
-        "{replies} replies, {errors} crashed, {} deaths",
-        status.deaths_total
+    let (deaths, reruns) = (status.deaths_total, status.reruns_total);
+    println!("{outcome:?}, {deaths} deaths, {reruns} run again, {most_away} away at once");
+    outcome.assert_rerun(deaths);
+    // A kill of one or both of a pair is one death.
+    assert!(
+        2 * deaths >= kills() && most_away >= 8,
+        "requests were away"
     );
-    assert!(status.reruns_total > 0 && errors > 0, "requests were away");
+    assert!(reruns >= kills() && outcome.crashed as u64 >= kills());
     eventually("there is one app for each worker", || {
         (apps(daemon.directory()).len() == 2).then_some(())
     });
@@ -333,8 +382,11 @@ fn kills_of_masters_lose_nothing_and_keep_the_order() {
         daemon = restart::restart(&manager, daemon, how, Path::new(FDPASSD));
     }
     shoppers.wait_for(150);
-    let (replies, errors) = shoppers.finish(&journal(&daemon));
-    println!("{replies} replies, {errors} crashed");
+    let outcome = shoppers.finish(&journal(&daemon));
+    let deaths = daemon.status().deaths_total;
+    println!("{outcome:?}, {deaths} deaths");
+    // Each of the two workers ends with its master.
+    outcome.assert_rerun(deaths + 2 * 2 * How::ALL.len() as u64);
     end(daemon, CLIENTS);
 }
 

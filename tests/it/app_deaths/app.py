@@ -1,6 +1,7 @@
 """An app without a library, for many requests at a time. Its first argument is the file to which it appends a line for
-each request that it begins: the request's number and attempt. Its second argument is its concurrency. The first attempt
-of a request waits until the file `until` exists, the second one until the file `then` does."""
+each request that it begins, the request's number and attempt, and another one when it answers. Its second argument is
+its concurrency. The first attempt of a request waits until the file `until` exists, the second one until the file `then`
+does."""
 
 import heapq
 import json
@@ -33,10 +34,11 @@ def hello():
 
 
 def begin(request):
-    """Returns when the answer is due, and the answer. Returns None if it is due when a file exists."""
+    """Returns when the answer is due, and the answer with its line. Returns None if it is due when a file exists."""
     params = request.get("params") or {}
     number = params.get("n", 0)
-    os.write(journal, b"%d %d\n" % (number, request["attempt"]))
+    line = b"%d %d" % (number, request["attempt"])
+    os.write(journal, line + b"\n")
     if request["in"] == "exit":
         print("no more stock", file=sys.stderr, flush=True)
         os._exit(params["status"])
@@ -44,11 +46,11 @@ def begin(request):
         # Children of this process hold descriptor 3 no longer than it does.
         os.kill(os.getpid(), 19)
     if until := params.get("until" if request["attempt"] == 1 else "then"):
-        waiting.append((until, request["id"], number))
+        waiting.append((until, request["id"], number, line))
         return None
     result = os.getpid() if request["in"] == "pid" else number
     answer = json.dumps({"id": request["id"], "result": result}).encode()
-    return time.monotonic() + params.get("ms", 0) / 1000, request["id"], answer
+    return time.monotonic() + params.get("ms", 0) / 1000, request["id"], answer, line
 
 
 hello()
@@ -75,9 +77,12 @@ while True:
                 send([json.dumps({"alive": frame["probe"]}).encode()])
     for item in [item for item in waiting if os.path.exists(item[0])]:
         waiting.remove(item)
-        heapq.heappush(pending, (0, item[1], json.dumps({"id": item[1], "result": item[2]}).encode()))
+        answer = json.dumps({"id": item[1], "result": item[2]}).encode()
+        heapq.heappush(pending, (0, item[1], answer, item[3]))
     due = []
     while pending and pending[0][0] <= time.monotonic():
-        due.append(heapq.heappop(pending)[2])
+        _, _, answer, line = heapq.heappop(pending)
+        due.append(answer)
+        os.write(journal, line + b" done\n")
     if due:
         send(due)

@@ -21,6 +21,9 @@ const CLIENTS: u64 = 144;
 /// Requests that one app has at a time.
 const CONCURRENCY: usize = 64;
 
+/// The fewest processes that even a short run kills.
+const LEAST_KILLED: u64 = 10;
+
 const LIMITS: &str = "limits.stall-timeout = \"1s\"\nlimits.request-timeout = \"none\"\n\
     limits.drain-timeout = \"20s\"\nlimits.restart-grace = \"50ms\"\n";
 
@@ -39,6 +42,10 @@ struct Havoc<'a> {
     most_away: u64,
     /// The most clients without a worker when a master was killed.
     most_waiting: u64,
+    /// The most workers that were leaving when a master was killed.
+    most_leaving: usize,
+    /// Workers that have ended with their masters.
+    ended: u64,
     /// Clients of the control socket that wait for a reply.
     waiting: Vec<Client>,
     held: Vec<u64>,
@@ -178,22 +185,27 @@ impl Havoc<'_> {
         let _door = self.shoppers.close_door();
         if how == How::Kill {
             wait_for_confirmed_store(&daemon);
-            match self.random.below(4) {
+            match self.random.below(6) {
                 0 => self.kill_one(&daemon, "worker"),
                 1 => self.kill_one(&daemon, "worker and app"),
                 2 => self.kill_all(&daemon, "all"),
+                // Workers leave when the master dies.
+                3 => self.ask(&daemon, "recycle", json!({})),
+                4 => self.ask(&daemon, "reload", json!({})),
                 _ => {}
             }
+            let_pass(Duration::from_millis(self.random.below(150)));
             // Only the master has the clients of a dead worker until it has packed them. It need not have leased them,
             // and their apps need not have ended.
             let victims = std::mem::take(&mut self.victims);
             daemon.wait_until("each death is known", |status| {
-                let mut pids = status.workers.iter().flat_map(|worker| {
+                let pids = status.workers.iter().flat_map(|worker| {
                     let app = worker.app.as_ref().map(|app| app.pid);
                     [worker.pid, app].into_iter().flatten()
                 });
+                let mut pids = pids.chain(status.leaving.iter().map(|worker| worker.pid));
                 let is_dead = |pid| victims.contains(&pid) || kernel::is_over(pid);
-                status.leaving.is_empty() && !pids.any(is_dead)
+                !pids.any(is_dead)
             });
             let status = daemon.status();
             let workers = status.workers.iter().map(|worker| worker.clients);
@@ -201,7 +213,12 @@ impl Havoc<'_> {
                 .most_waiting
                 .max(status.clients.saturating_sub(workers.sum()));
             self.killed += 1;
+            self.most_leaving = self.most_leaving.max(status.leaving.len());
+            // Their replies would be those of a master that is dead.
+            self.waiting.clear();
         }
+        let status = daemon.status();
+        self.ended += (status.workers.len() + status.leaving.len()) as u64;
         self.note(&format!("{how:?} the master"));
         restart::restart(self.manager, daemon, how, Path::new(FDPASSD))
     }
@@ -244,29 +261,35 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
         victims: Vec::new(),
         most_away: 0,
         most_waiting: 0,
+        most_leaving: 0,
+        ended: 0,
         waiting: Vec::new(),
         held: Vec::new(),
     };
     shoppers.wait_for(CLIENTS);
     let begin = Instant::now();
-    while begin.elapsed() < duration && !shoppers.has_failed() {
+    while (begin.elapsed() < duration || havoc.killed < LEAST_KILLED) && !shoppers.has_failed() {
         daemon = havoc.act(daemon);
     }
     havoc.settle(&daemon);
     let _ = daemon.ctl_with("scale", json!({"count": 2}));
     let (done, killed, most_away) = (havoc.done, havoc.killed, havoc.most_away);
-    let most_waiting = havoc.most_waiting;
+    let (most_waiting, most_leaving, ended) = (havoc.most_waiting, havoc.most_leaving, havoc.ended);
     let connections = shoppers.connections();
-    let (replies, errors) = shoppers.finish(&journal(&daemon));
+    let outcome = shoppers.finish(&journal(&daemon));
     let status = daemon.wait_until("all clients have left", |status| {
         (status.clients, status.leaving.len(), status.workers.len()) == (0, 0, 2)
     });
     println!(
-        "{done:?}\n{killed} processes killed; {replies} requests on {connections} connections, {errors} crashed or \
-         abandoned; {} run again, {} deaths, {} moves, {most_away} away at once, \
-         {most_waiting} without a worker at the kill of a master",
+        "{done:?}\n{killed} processes killed; {outcome:?} on {connections} connections; {} run again, {} deaths, {} moves, \
+         {most_away} away at once. When a master was killed, {most_waiting} clients had no worker, and {most_leaving} \
+         workers were leaving",
         status.reruns_total, status.deaths_total, status.moved_total
     );
+    outcome.assert_rerun(status.deaths_total + ended);
+    assert!(most_away >= CONCURRENCY as u64 / 4, "{most_away}");
+    // Most kills hit several requests of both kinds.
+    assert!(4 * status.reruns_total >= killed && 4 * outcome.crashed as u64 >= killed);
     daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
     check_rest(&daemon, descriptors);
     end(daemon, CLIENTS);

@@ -50,7 +50,9 @@ pub fn restart(manager: &ServiceManager, mut daemon: Running, how: How, program:
         upgrade(&daemon, Some(program)).expect("the program is fit");
         return daemon;
     }
-    let workers = daemon.worker_pids();
+    let mut workers = daemon.worker_pids();
+    let leaving = daemon.status().leaving;
+    workers.extend(leaving.iter().map(|worker| worker.pid));
     if how == How::Kill {
         wait_for_confirmed_store(&daemon);
         daemon.signal("KILL");
