@@ -9,6 +9,7 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use fdpassd::proto::frame::ByteOrder;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 use nix::errno::Errno;
@@ -35,6 +36,10 @@ pub fn config(workers: usize, concurrency: usize, more: &str) -> Option<String> 
          app.command = [\"python3\", \"{APP}\", \"{{dir}}/journal\", \"{concurrency}\"]\n{more}"
     ))
 }
+
+/// Listeners for both kinds of sockets, and for both byte orders.
+pub const LISTEN: &str = "listen = [{ address = \"127.0.0.1:0\", byte-order = \"auto\" }, \
+    { address = \"unix:{dir}/rpc.sock\", byte-order = \"auto\" }]\n";
 
 /// Returns the processes of apps of the daemon in this directory.
 pub fn apps(directory: &Path) -> Vec<u32> {
@@ -110,7 +115,7 @@ pub struct Shoppers {
 
 /// State that all clients share.
 struct Shop {
-    address: Address,
+    addresses: Vec<Address>,
     habits: Habits,
     is_over: AtomicBool,
     answered: AtomicU64,
@@ -120,6 +125,7 @@ struct Shop {
 }
 
 impl Shoppers {
+    /// Starts clients of a daemon with [`LISTEN`].
     pub fn start(daemon: &Running, clients: u64) -> Shoppers {
         let habits = Habits {
             longest: 30,
@@ -131,7 +137,7 @@ impl Shoppers {
 
     pub fn start_with(daemon: &Running, clients: u64, habits: Habits, random: &Random) -> Shoppers {
         let shop = Arc::new(Shop {
-            address: daemon.address().clone(),
+            addresses: daemon.addresses().to_vec(),
             habits,
             is_over: AtomicBool::new(false),
             answered: AtomicU64::new(0),
@@ -141,8 +147,8 @@ impl Shoppers {
         });
         let thread = |id| {
             let (shop, random) = (Arc::clone(&shop), random.part(id));
-            let client = shop.enter();
-            thread::spawn(move || shop.serve(client, random))
+            let client = shop.enter(id);
+            thread::spawn(move || shop.serve(id, client, random))
         };
         let threads = (0..clients).map(thread).collect();
         Shoppers { shop, threads }
@@ -221,15 +227,20 @@ fn begun(journal: &Path) -> HashMap<u64, u64> {
 
 impl Shop {
     /// Connects, and waits until a worker has the client.
-    fn enter(&self) -> Client {
+    fn enter(&self, id: u64) -> Client {
         let _open = self.door.read().expect("no client has panicked");
-        let mut client = Client::connect(&self.address);
+        let address = &self.addresses[id as usize % self.addresses.len()];
+        let order = match id / 2 % 2 {
+            0 => ByteOrder::Little,
+            _ => ByteOrder::Big,
+        };
+        let mut client = Client::connect(address).in_order(order);
         assert_eq!(client.call("ping", 0).expect("it is served"), 0);
         self.connections.fetch_add(1, Ordering::Relaxed);
         client
     }
 
-    fn serve(&self, mut client: Client, mut random: Random) -> Replies {
+    fn serve(&self, id: u64, mut client: Client, mut random: Random) -> Replies {
         let mut replies = Replies::default();
         while !self.is_over.load(Ordering::Relaxed) {
             let batch: Vec<(u64, bool)> = (0..random.below(3) + 1)
@@ -266,7 +277,7 @@ impl Shop {
             }
             if leaves {
                 drop(client);
-                client = self.enter();
+                client = self.enter(id);
             }
         }
         replies
@@ -315,7 +326,7 @@ fn kills() -> u64 {
 #[test]
 fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
     const CLIENTS: u64 = 48;
-    let Some(config) = config(2, 32, "") else {
+    let Some(config) = config(2, 32, LISTEN) else {
         return;
     };
     let daemon = start(&config);
@@ -368,7 +379,8 @@ fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
 #[test]
 fn kills_of_masters_lose_nothing_and_keep_the_order() {
     const CLIENTS: u64 = 32;
-    let Some(config) = config(2, 16, "limits.restart-grace = \"5ms\"\n") else {
+    let more = format!("limits.restart-grace = \"5ms\"\n{LISTEN}");
+    let Some(config) = config(2, 16, &more) else {
         return;
     };
     let manager = ServiceManager::new();

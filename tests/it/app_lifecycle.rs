@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
-use crate::app_deaths::{Shoppers, apps, config, end, journal};
+use crate::app_deaths::{LISTEN, Shoppers, apps, config, end, journal};
 use crate::common::metrics::samples;
 use crate::common::program::ctl;
 use crate::common::upgrade::upgrade;
@@ -36,7 +38,7 @@ fn replaced_workers_finish_the_requests_that_are_away() {
     let scale = |count| json!({ "count": count });
     type Change<'a> = (&'a str, Box<dyn Fn(u64) + 'a>);
     let ctl = |verb, params: Value| drop(daemon.ctl_with(verb, params).expect("it is done"));
-    let changes: [Change<'_>; 6] = [
+    let changes: [Change<'_>; 7] = [
         ("reload", Box::new(|_| drop(daemon.reload()))),
         (
             "recycle",
@@ -49,6 +51,13 @@ fn replaced_workers_finish_the_requests_that_are_away() {
             Box::new(|id| {
                 ctl("hold", json!({"worker": id}));
                 ctl("release", json!({"worker": id}));
+            }),
+        ),
+        (
+            "drain",
+            Box::new(|_| {
+                ctl("drain", json!({ "mode": "refuse" }));
+                ctl("undrain", json!({}));
             }),
         ),
         (
@@ -68,12 +77,59 @@ fn replaced_workers_finish_the_requests_that_are_away() {
     }
     let status = daemon.status();
     assert_eq!((status.errors_total, status.deaths_total), (0, 0));
-    end(daemon, 6);
+    end(daemon, 7);
+}
+
+/// The clients of one worker are moved although each of them nearly always has a request away.
+#[test]
+fn a_rebalancing_moves_clients_between_two_requests() {
+    let more = "workers.dispatch = \"round-robin\"\nworkers.rebalance = \"manual\"\n";
+    let Some(config) = config(2, 8, more) else {
+        return;
+    };
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let pid = |client: &mut Client| client.call("pid", ()).expect("a pid");
+    let clients = (0..10).map(|_| {
+        let mut client = daemon.connect();
+        (pid(&mut client), client)
+    });
+    let first = pid(&mut daemon.connect());
+    let (crowd, _idle): (Vec<_>, Vec<_>) = clients.partition(|(app, _)| *app == first);
+    let mut crowd: Vec<Client> = crowd.into_iter().map(|(_, client)| client).collect();
+    let is_over = AtomicBool::new(false);
+    let order = &|client: &mut Client| {
+        for number in 1.. {
+            // Long enough to keep the worker busy, by which it is compared.
+            let params = json!({"n": number, "ms": 5, "filling": "z".repeat(200_000)});
+            let result = client.call("order", params).expect("an answer");
+            assert_eq!(result, number);
+            if is_over.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for client in &mut crowd {
+            scope.spawn(move || order(client));
+        }
+        eventually("clients have moved", || {
+            let _ = daemon.ctl("rebalance");
+            (daemon.status().moved_total > 0).then_some(())
+        });
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let status = daemon.status();
+    let apps = crowd.iter_mut().map(pid);
+    let moved = apps.filter(|app| *app != first).count();
+    assert_eq!(moved as u64, status.moved_total);
+    assert_eq!((status.errors_total, status.deaths_total), (0, 0));
+    end(daemon, 10);
 }
 
 #[test]
 fn rolls_under_load_cause_no_error() {
-    let Some(config) = config(2, 16, "") else {
+    let Some(config) = config(2, 16, LISTEN) else {
         return;
     };
     let daemon = start(&config);

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::variable;
-use crate::app_deaths::{Habits, Shoppers, apps, config, end, journal, kill_9};
+use crate::app_deaths::{Habits, LISTEN, Shoppers, apps, config, end, journal, kill_9};
 use crate::common::random::Random;
 use crate::common::restart::{self, How, wait_for_confirmed_store};
 use crate::common::{FDPASSD, kernel, let_pass, while_idle};
@@ -235,7 +235,7 @@ impl Havoc<'_> {
 /// `CHAOS_SEED`, `CHAOS_SECONDS`: as in the test of native methods.
 #[test]
 fn requests_of_apps_are_answered_once_under_random_faults() {
-    let Some(config) = config(2, CONCURRENCY, LIMITS) else {
+    let Some(config) = config(2, CONCURRENCY, &format!("{LIMITS}{LISTEN}")) else {
         return;
     };
     let random = Random::new("CHAOS_SEED");
