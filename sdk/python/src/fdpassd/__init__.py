@@ -11,6 +11,7 @@
 6
 
 ``app.run()`` serves the methods; ``fdpassd app -- python3 app.py`` starts the program. The protocol is fdpassd-app(7).
+`fdpassd.client` is a client that calls the methods of any daemon.
 
 An import in a process that fdpassd has started makes the descriptor of the protocol close-on-exec, and lets SIGTERM,
 SIGINT and SIGHUP pass: the end of that descriptor is the end of the app.
