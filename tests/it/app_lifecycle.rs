@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
@@ -14,7 +13,7 @@ use crate::app_deaths::{LISTEN, Shoppers, apps, config, end, journal};
 use crate::common::metrics::samples;
 use crate::common::program::ctl;
 use crate::common::upgrade::upgrade;
-use crate::common::{FDPASSD, let_pass, start};
+use crate::common::{FDPASSD, start};
 
 /// Sends a request that takes a while, and waits until an app executes it. Returns the id of its worker as well.
 fn away(daemon: &Running, method: &str, params: Value) -> (Client, u64) {

@@ -107,7 +107,7 @@ fn dashboard() -> Value {
 }
 
 #[test]
-fn rules_and_dashboard_have_only_metrics_and_values_that_there_are() {
+fn rules_and_dashboard_have_metrics_and_values_that_exist() {
     let daemon = start("workers.count = 1");
     daemon.wait_for_workers();
     daemon.call("ping", 1).expect("a pong");
@@ -181,7 +181,7 @@ fn the_expressions_of_the_dashboard_are_valid() {
 }
 
 #[test]
-fn each_panel_of_the_dashboard_has_a_title_and_a_place_of_its_own() {
+fn each_panel_has_a_title_and_a_place_of_its_own() {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().expect("there are panels");
     let mut ids = BTreeSet::new();

@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_beyond_those_of_an_iteration_is_accepted_in_the_next() {
+    fn a_client_above_the_most_of_an_iteration_is_accepted_later() {
         let (mut listeners, address) = emptying();
         let mut clients = Clients::new(&Config::default(), 9, Layout::new(4, 4096));
         let mut telemetry = Telemetry::new();

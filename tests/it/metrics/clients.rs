@@ -138,7 +138,7 @@ fn clients_that_are_closed_for_lack_of_memory_are_counted() {
 }
 
 #[test]
-fn bytes_are_counted_in_both_directions_over_deaths_and_restarts() {
+fn bytes_are_counted_over_deaths_and_restarts() {
     let manager = ServiceManager::new();
     let mut daemon = manager
         .setup(FDPASSD, LISTEN)
