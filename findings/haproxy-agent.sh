@@ -2,7 +2,7 @@
 # HAProxy's agent-check: what becomes of a server for each reply of its agent.
 #
 # 1. A reply is one line with a newline at its end. Without it, it is ignored, as is a byte NUL, an unknown word (`failed`,
-#    but `fail` is one) and `33.5%`. What follows the first newline does not count; of several words of a kind the last does.
+#    but `fail` is one) and `33.5%`. Everything after the first newline is ignored; of several words of a kind only the last counts.
 # 2. `drain` and `maint` last until `ready`: `up 100%` does not end them. `down` lasts until `up`: `ready` does not end it.
 # 3. `ready` ends a drain that an operator has ordered (`set server … state drain`). A percentage and `up` do not.
 # 4. `up 0%` keeps new clients away as `drain` does, and the next percentage ends it.
@@ -10,7 +10,7 @@
 #    weight of 1, each percentage below 100 is 0.
 # 6. The last word stays in force when the agent is gone, and when it closes without a line.
 #
-# So an agent that never says `ready`, `drain` or `maint` leaves the operator's own orders in force.
+# So an agent that never sends `ready`, `drain` or `maint` leaves the operator's own orders in force.
 #
 # Seen with HAProxy 2.6.12 (Debian 12); the words also with 2.8.25 and 3.0.11. Needs haproxy and python3. Exits with 1 if the
 # behaviour has changed.

@@ -33,7 +33,7 @@ fn promtool(words: [&str; 2], file: &str) {
     assert_eq!(said.code, Some(0), "{file}\n{}{}", said.out, said.err);
 }
 
-/// Returns the words behind `key` in a file, one a line.
+/// Returns the words after `key` in a file, one a line.
 fn values(file: &str, key: &str) -> BTreeSet<String> {
     let text = read(file);
     let lines = text.lines().map(|line| line.trim_start_matches(['-', ' ']));

@@ -1,4 +1,4 @@
-"""What the tests of the client have in common: its servers' scripts, and what is expected of it."""
+"""Common parts of the tests of the client: scripts of its servers, and expectations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOR_HUGE: dict[str, Any] = {"max_frame": 64 << 20}
 
 
 def answering(*results: Any) -> Script:
-    """Returns a script that answers so many requests."""
+    """Returns a script that answers this number of requests."""
 
     def script(peer: Peer) -> None:
         for result in results:

@@ -1,4 +1,4 @@
-"""A daemon for tests of the client that does what its scripts say."""
+"""A daemon for tests of the client that follows its scripts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Peer:
         return self.read_bytes(length)
 
     def read_bytes(self, count: int) -> bytes:
-        """Returns exactly so many bytes."""
+        """Returns exactly this number of bytes."""
         read = bytearray()
         while len(read) < count:
             piece = self.socket.recv(min(count - len(read), 1 << 20))

@@ -227,7 +227,7 @@ class Hosts(Case):
         self.assertEqual(Path(path).read_text(), "0\n1\n2\n")
 
     def killed(self, method: str) -> tuple[Daemon, list[Any], str]:
-        """Kills a daemon while it executes this method, and lets the client go on with another one."""
+        """Kills a daemon while it executes this method, and lets the client continue with another one."""
         first, second = self.daemon(APP), self.daemon(APP)
         client = self.client(first, second)
         path = str(first.directory / "run")

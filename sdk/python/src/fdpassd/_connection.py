@@ -245,7 +245,7 @@ class Connection:
         sent.popleft()
         request.answer(reply)
         if reply.code in CLOSING:
-            # The daemon discards everything behind it.
+            # The daemon discards everything after it.
             raise Lost(ErrorReply(reply.code, reply.message, False), may_have_run=False)
 
 

@@ -66,11 +66,11 @@ class BadReply(UnknownOutcome):
 
 
 class Malformed(Exception):
-    """What is received breaks the protocol."""
+    """The received bytes break the protocol."""
 
 
 class Outcome:
-    """What became of one request."""
+    """The outcome of one request."""
 
     __slots__ = ("_result", "error")
 

@@ -1,4 +1,4 @@
-"""What a client reads: frames, and the replies in them."""
+"""The reading side of a client: frames, and the replies in them."""
 
 from __future__ import annotations
 

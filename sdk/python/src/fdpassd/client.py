@@ -82,7 +82,7 @@ class Client:
     :param backoff: The bounds of the first wait and of the longest, in seconds.
     :param silence: After how many seconds without an acknowledgement the host of a TCP connection is taken for gone.
     :param shuffle: Whether the order of the addresses is random, so that many clients spread over them.
-    :param max_frame: The daemon's ``max-frame``. A request may have so many bytes, a reply 4 KiB more.
+    :param max_frame: The daemon's ``max-frame``. The limit of a request in bytes; a reply may have 4 KiB more.
     :param byte_order: The ``byte-order`` of the listener; "little" also fits "auto".
     :raises ValueError: An argument is not valid.
     """
@@ -142,7 +142,7 @@ class Client:
         :raises ErrorReply: The daemon or the method answers with an error.
         :raises Unavailable: No daemon has executed the request.
         :raises UnknownOutcome: The request was sent and may have run, and there is no reply.
-        :raises ValueError: The params are no JSON, the request is longer than `max_frame`, or the client is closed.
+        :raises ValueError: The params are not JSON, the request is longer than `max_frame`, or the client is closed.
         """
         return self.call_all([Request(method, params, idempotent)], timeout=timeout)[0].result()
 
@@ -286,7 +286,7 @@ class Client:
                 request.outcome = Outcome(error=Unavailable(text))
 
     def _note(self, address: str, reason: Exception) -> None:
-        """Notes why a request was not executed at an address. The end of the time is no reason if there is another."""
+        """Notes why a request was not executed at an address. The end of the time counts only if there is no other reason."""
         if not isinstance(reason, TimeoutError) or address not in self._reasons:
             self._reasons[address] = why(reason)
 
