@@ -4,7 +4,7 @@
 //! that an operator of the balancer has begun. `up 0%` has the same effect, and the next percentage ends it. The balancer
 //! ignores a line without a newline.
 
-use super::answers::{has_worker, unhealthy};
+use super::serving::{has_worker, unhealthy};
 use crate::proto::control::{Pause, Status, WorkerState};
 
 /// The weight of a daemon whose workers are always busy, in percent. 0 would mean that no client is wanted.
@@ -55,6 +55,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    /// The state of a worker, and its busy share.
+    type WorkerShare = (&'static str, f64);
+
+    /// A member of the status, and its value.
+    type Member = (&'static str, Value);
 
     /// Returns the status of a daemon with workers of these states and shares, and with these other members.
     fn status(workers: &[(&str, f64)], members: &[(&str, Value)]) -> Status {
@@ -107,7 +113,7 @@ mod tests {
         let closed = json!([{
             "address": "127.0.0.1:1", "byte_order": "little", "accepted_total": 0, "outage": "gone"
         }]);
-        let cases: [(&[(&str, f64)], &[(&str, Value)], &str); 11] = [
+        let cases: [(&[WorkerShare], &[Member], &str); 11] = [
             (&ready, &[], "up 60%\n"),
             (&ready, &[("pause", json!("no_capacity"))], "up 60%\n"),
             (&ready, &[("pause", json!("full"))], "up 0% #full\n"),

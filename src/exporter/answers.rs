@@ -4,6 +4,7 @@ use super::agent;
 use super::daemon::DaemonClient;
 use super::host;
 use super::http::{HttpReply, HttpRequest, HttpStatus};
+use super::serving::{has_worker, unhealthy};
 use crate::proto::control::{DrainStatus, Metrics, Status, Verb, WorkerState};
 use crate::proto::text::Escaped;
 
@@ -107,25 +108,6 @@ fn unhealthy_workers(status: &Status) -> impl Iterator<Item = String> {
         let why = Escaped(worker.unhealthy.as_ref()?);
         Some(format!("worker {} is unhealthy: {why}", worker.id?))
     })
-}
-
-/// Returns whether a worker is in one of these states. A leaving worker serves until its successor does.
-pub(super) fn has_worker(status: &Status, wanted: &[WorkerState]) -> bool {
-    let leaving = status.leaving.iter().map(|worker| worker.state);
-    let mut states = status.workers.iter().map(|w| w.state).chain(leaving);
-    states.any(|state| wanted.contains(&state))
-}
-
-/// Returns why no client is served.
-pub(super) fn unhealthy(status: &Status) -> Option<String> {
-    let reason = if status.stopping {
-        "the daemon is stopping"
-    } else {
-        "no worker is ready"
-    };
-    // An unhealthy worker serves, so that the daemon need not be restarted.
-    let serves = has_worker(status, &[WorkerState::Ready, WorkerState::Unhealthy]);
-    (!serves).then(|| reason.to_owned())
 }
 
 /// Returns why new clients should go elsewhere.

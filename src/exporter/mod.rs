@@ -19,6 +19,7 @@ mod connection;
 mod daemon;
 mod host;
 mod http;
+mod serving;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use http::fuzz as fuzz_http;

@@ -71,12 +71,12 @@ impl Exporter {
     ///
     /// # Errors
     /// Those of [`ExporterListener::bind`], with the address, unless this master follows another one.
-    pub(super) fn open<'c>(
-        config: &'c Config,
+    pub(super) fn open(
+        config: &Config,
         start: StartExporter,
         follows_a_master: bool,
         now: Instant,
-    ) -> Result<Option<Exporter>, (Error, &'c Address)> {
+    ) -> Result<Option<Exporter>, (Error, &Address)> {
         let mut sockets = Vec::new();
         for service in ExporterService::ALL {
             if let Some(address) = address_of(config, service) {

@@ -87,12 +87,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// An idempotent request has crashed if it was executing at two ends of workers. In its second attempt it has the
-    /// app for itself, so an end can be the second one of a single request.
+    /// An idempotent request crashes in its second attempt only. `reruns` of them are counted; at the end of a worker
+    /// that no master saw, there were at most `unseen`.
     #[track_caller]
-    pub fn assert_rerun(&self, ends: u64) {
-        let crashed = self.crashed_prices;
-        assert!(crashed as u64 <= ends, "{crashed} prices at {ends} ends");
+    pub fn assert_rerun(&self, reruns: u64, unseen: u64) {
+        let crashed = self.crashed_prices as u64;
+        assert!(
+            crashed <= reruns + unseen,
+            "{crashed} prices of {reruns} and {unseen} that ran again"
+        );
     }
 }
 
@@ -358,13 +361,10 @@ fn kills_of_apps_and_workers_lose_nothing_and_keep_the_order() {
     let status = daemon.status();
     let (deaths, reruns) = (status.deaths_total, status.reruns_total);
     println!("{outcome:?}, {deaths} deaths, {reruns} run again, {most_away} away at once");
-    outcome.assert_rerun(deaths);
+    outcome.assert_rerun(reruns, 0);
     // A kill of one or both of a pair is one death.
-    assert!(
-        2 * deaths >= kills() && most_away >= 8,
-        "requests were away"
-    );
-    assert!(reruns >= kills() && outcome.crashed as u64 >= kills());
+    assert!(2 * deaths >= kills() && most_away > 1, "requests were away");
+    assert!(reruns > 0 && outcome.crashed > 0);
     eventually("there is one app for each worker", || {
         (apps(daemon.directory()).len() == 2).then_some(())
     });
@@ -395,10 +395,10 @@ fn kills_of_masters_lose_nothing_and_keep_the_order() {
     }
     shoppers.wait_for(150);
     let outcome = shoppers.finish(&journal(&daemon));
-    let deaths = daemon.status().deaths_total;
-    println!("{outcome:?}, {deaths} deaths");
-    // Each of the two workers ends with its master.
-    outcome.assert_rerun(deaths + 2 * 2 * How::ALL.len() as u64);
+    let reruns = daemon.status().reruns_total;
+    println!("{outcome:?}, {reruns} run again");
+    // Each of the two workers ends with its master, with at most 16 requests.
+    outcome.assert_rerun(reruns, 16 * 2 * 2 * How::ALL.len() as u64);
     end(daemon, CLIENTS);
 }
 

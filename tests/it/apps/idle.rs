@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fdpassd::testing::{Client, Running};
+use fdpassd::testing::{Client, Running, eventually};
 use serde_json::json;
 
 use super::{app_of, start, start_app};
@@ -68,14 +68,16 @@ fn idle_clients_of_apps_cost_the_checks_that_are_documented() {
         return;
     };
     let _clients = serve_each_once(&daemon, 100);
-    let (wake_ups, seconds) = wake_ups(&daemon);
-    // The master looks every half second, and once a second for the balance. Workers are asked at every other look, and
-    // measure the memory of their apps once a second.
-    let looks = (3.0 * seconds) as u64 + 2;
-    let checks = 2 * (seconds as u64 + 1);
-    assert!(
-        wake_ups[0] <= looks && wake_ups[1].max(wake_ups[2]) <= checks && wake_ups[3..] == [0; 2],
-        "{wake_ups:?} in {seconds} s"
-    );
-    assert!(wake_ups[1] >= 1, "{wake_ups:?} in {seconds} s");
+    // An app on a busy machine may still have to end its turn after its last answer.
+    eventually("only the checks wake processes up", || {
+        let (wake_ups, seconds) = wake_ups(&daemon);
+        // The master looks every half second, and once a second for the balance. Workers are asked at every other look,
+        // and measure the memory of their apps once a second.
+        let looks = (3.0 * seconds) as u64 + 2;
+        let checks = 2 * (seconds as u64 + 1);
+        let of_workers = wake_ups[1].max(wake_ups[2]);
+        let is_so = wake_ups[0] <= looks && of_workers <= checks && wake_ups[3..] == [0; 2];
+        println!("{wake_ups:?} in {seconds} s");
+        (is_so && wake_ups[1] >= 1).then_some(())
+    });
 }
