@@ -95,6 +95,9 @@ pub struct Pool {
     /// When all workers must be gone, once the daemon stops.
     stop_by: Option<Instant>,
     jitter: backoff::Jitter,
+    /// How often all workers were looked at.
+    #[cfg(test)]
+    walks: std::cell::Cell<u64>,
 }
 
 /// A generation on trial.
@@ -134,6 +137,8 @@ impl Pool {
             paced_until: None,
             stop_by: None,
             jitter: backoff::Jitter::new(seed),
+            #[cfg(test)]
+            walks: std::cell::Cell::new(0),
         }
     }
 
@@ -188,7 +193,15 @@ impl Pool {
 
     /// Returns all workers in the order of their ids.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
+        #[cfg(test)]
+        self.walks.set(self.walks.get() + 1);
         self.members.iter()
+    }
+
+    /// Returns how often all workers were looked at.
+    #[cfg(test)]
+    pub(crate) fn walks(&self) -> u64 {
+        self.walks.get()
     }
 
     /// Returns the worker with this id.

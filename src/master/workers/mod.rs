@@ -216,5 +216,6 @@ impl Workers {
 
 #[cfg(test)]
 mod tests {
-    mod simulation;
+    pub(super) mod simulation;
+    mod walks;
 }

@@ -71,10 +71,11 @@ impl Workers {
         poller: &Poller,
         now: Instant,
     ) {
-        // All workers became ready together, or there is only one.
-        if self.pool.is_settled() {
-            self.spreading.take_if(|spreading| spreading.next.is_none());
-        }
+        // All workers became ready together, or there is only one. That is a walk over all workers, so it is only looked
+        // at while clients may have to be spread.
+        let pool = &self.pool;
+        self.spreading
+            .take_if(|spreading| spreading.next.is_none() && pool.is_settled());
         let is_due = |spreading: &mut Spreading| spreading.next.is_some_and(|next| next <= now);
         let Some(mut spreading) = self.spreading.take_if(is_due) else {
             return;

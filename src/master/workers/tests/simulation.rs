@@ -40,20 +40,20 @@ const LEAVING: usize = 32;
 const WORSE: f64 = 10.0;
 
 /// A master without sockets, with what workers write into their shared memory.
-struct Simulation {
-    workers: Workers,
-    clients: Clients,
-    telemetry: Telemetry,
-    poller: Poller,
+pub(crate) struct Simulation {
+    pub(crate) workers: Workers,
+    pub(crate) clients: Clients,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) poller: Poller,
     target: Target,
     next_client: u64,
     random: Jitter,
-    now: Instant,
+    pub(crate) now: Instant,
 }
 
 impl Simulation {
     /// Returns a daemon whose workers are ready.
-    fn new(dispatch: Dispatch, workers: usize, most: usize) -> Simulation {
+    pub(crate) fn new(dispatch: Dispatch, workers: usize, most: usize) -> Simulation {
         let now = Instant::now();
         let target = Target {
             generation: Generation(1),
@@ -130,7 +130,7 @@ impl Simulation {
     }
 
     /// New clients connect: the loop of `listeners/accept.rs`, without the sockets.
-    fn connect(&mut self, count: usize) {
+    pub(crate) fn connect(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
             let mut candidates = self.workers.candidates(false);
