@@ -98,7 +98,9 @@ impl Master {
             && !self.workers.zygotes.is_abandoned(generation);
         if is_forked {
             let birth = Birth::new(id, seat, generation);
-            let start = self.zygote_settings(generation);
+            // It takes a while to make, and few births need it.
+            let is_first = self.workers.zygotes.pid(generation).is_none();
+            let start = is_first.then(|| self.zygote_settings(generation));
             let failed = self.workers.request_birth(birth, start, &self.poller, now);
             return self.report_failed_births(failed, now);
         }

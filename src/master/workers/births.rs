@@ -16,17 +16,17 @@ use crate::sys::poll::{Interest, Poller};
 use crate::sys::process::Exit;
 
 impl Workers {
-    /// Has the zygote of a generation fork a worker, and starts the zygote if there is none. `start` is its first
-    /// message. Returns the births that failed.
+    /// Has the zygote of a generation fork a worker. `start` is the first message to the zygote if there is none: then
+    /// it is started. Returns the births that failed.
     pub(crate) fn request_birth(
         &mut self,
         birth: Birth,
-        start: StartZygote,
+        start: Option<StartZygote>,
         poller: &Poller,
         now: Instant,
     ) -> Vec<(Birth, io::Error)> {
         let generation = birth.generation;
-        if self.zygotes.of(generation).is_none()
+        if let Some(start) = start
             && let Err(e) = self.start_zygote(start, false, poller, now)
         {
             return vec![(birth, e)];
