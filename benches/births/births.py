@@ -17,6 +17,15 @@ TICK = 1e6 / os.sysconf("SC_CLK_TCK")
 #: How long a server may take to listen, and to answer.
 TIMEOUT = 20.0
 
+#: The goals of `cost`: births a second, and the CPU time of a birth against that of other servers.
+RATE = 2000
+RATIOS = {"fdpassd, exec": 0.3, "C, fork": 2.2}
+
+#: The goal of `held`: the longest time between two waits in microseconds; and how much more with many clients counts as
+#: growth.
+HELD = 150
+GROWTH = 1.1
+
 
 def configuration(directory, name, port, workers):
     """Writes a configuration. Returns its path."""
@@ -135,17 +144,42 @@ def print_costs(results):
     names = list(results)
     for name in names[1:]:
         for other in names[: names.index(name)]:
-            ratios = sorted(one[1] / two[1] for one, two in zip(results[name], results[other]))
-            low, middle, high = ratios[len(ratios) // 4], statistics.median(ratios), ratios[-1 - len(ratios) // 4]
-            print(f"{name} / {other}: {middle:.2f} ({low:.2f} to {high:.2f})")
+            ratios = [one[1] / two[1] for one, two in zip(results[name], results[other])]
+            print(f"{name} / {other}: {with_quartiles(ratios, 2)}")
+    print_goals(results)
+
+
+def print_goals(results):
+    forked = results["fdpassd, fork"]
+    rates = [found[0] for found in forked]
+    reached = verdict(statistics.median(rates) >= RATE)
+    print(f"goal: births a second, at least {RATE}: {with_quartiles(rates, 0)}: {reached}")
+    for other, most in RATIOS.items():
+        ratios = [one[1] / two[1] for one, two in zip(forked, results[other])]
+        reached = verdict(statistics.median(ratios) <= most)
+        print(f"goal: CPU time against {other}, at most {most}: {with_quartiles(ratios, 2)}: {reached}")
+
+
+def with_quartiles(values, digits):
+    values = sorted(values)
+    low, high = values[len(values) // 4], values[-1 - len(values) // 4]
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def verdict(is_met):
+    return "met" if is_met else "MISSED"
 
 
 def held(options):
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for start in "exec", "fork":
-        for clients in options.clients:
-            held_by(options, start, clients)
+        found = [held_by(options, start, clients) for clients in options.clients]
+    # Those of fork are the last ones.
+    few, many = found[0], found[-1]
+    growth = tail(many) / tail(few)
+    print(f"goal: between two waits less than {HELD} us: at most {many[-1]:.0f} us: {verdict(many[-1] < HELD)}")
+    print(f"goal: not more with more clients: p95 {growth:.2f} times as much: {verdict(growth <= GROWTH)}")
 
 
 def held_by(options, start, clients):
@@ -173,12 +207,18 @@ def held_by(options, start, clients):
         found = iterations(directory / "perf")
         print(
             f"{start}, {len(sockets):5} clients: held for {sum(found) / options.births:4.0f} us a birth in all, "
-            f"between two waits {statistics.median(found):.0f} us, p95 {found[len(found) * 95 // 100]:.0f} us, "
+            f"between two waits {statistics.median(found):.0f} us, p95 {tail(found):.0f} us, "
             f"at most {found[-1]:.0f} us"
         )
+        return found
     finally:
         process.terminate()
         process.wait()
+
+
+def tail(found):
+    """Returns the 95th percentile of sorted values."""
+    return found[len(found) * 95 // 100]
 
 
 def connected(port, number):

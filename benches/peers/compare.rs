@@ -43,7 +43,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// Measure only these scenarios [default: ping,deep,large,one]
+    /// Measure only these scenarios [default: ping,deep,large,one,ten]
     #[arg(long, value_name = "SCENARIO,...", value_delimiter = ',')]
     only: Vec<Scenario>,
 
@@ -78,6 +78,7 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             Scenario::Deep,
             Scenario::Large,
             Scenario::One,
+            Scenario::Ten,
         ];
     }
     if let Some(other) = scenarios.iter().find(|s| !Scenario::TIMED.contains(s)) {

@@ -2,6 +2,7 @@
 //! other clients wait while all of them move.
 
 mod daemon;
+mod goals;
 mod moves;
 mod probe;
 mod steady;
@@ -63,10 +64,16 @@ pub(crate) struct Options {
 }
 
 /// The results of one build with one number of workers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Case {
     steady: Vec<Steady>,
     moved: Vec<(Event, Moved)>,
+}
+
+/// The results of all builds with one number of workers.
+struct BuildResults {
+    workers: usize,
+    cases: Vec<Case>,
 }
 
 /// Measures and prints.
@@ -84,11 +91,13 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     if events.is_empty() {
         events = Event::ALL.to_vec();
     }
-    let mut steady = vec![steady::head()];
-    let mut moved = vec![moves::head()];
+    let mut results: Vec<BuildResults> = Vec::new();
     for &workers in &options.workers {
-        let mut cases: Vec<Case> = builds.iter().map(|_| Case::default()).collect();
-        for round in 1..=options.rounds {
+        let cases = builds.iter().map(|_| Case::default()).collect();
+        results.push(BuildResults { workers, cases });
+    }
+    for round in 1..=options.rounds {
+        for BuildResults { workers, cases } in &mut results {
             let turns = 0..builds.len();
             for build in turns.map(|turn| (turn + round as usize) % builds.len()) {
                 progress(&format!(
@@ -98,16 +107,30 @@ pub(crate) fn command(options: &Options) -> Result<()> {
                 measure(
                     &mut cases[build],
                     &builds[build].1,
-                    workers,
+                    *workers,
                     (clients, CONNECTIONS),
                     &events,
                 )?;
             }
         }
-        for ((title, _), case) in builds.iter().zip(&cases) {
+    }
+    println_all(&format!(
+        "{clients} idle clients, all processes on CPU {cpu}, medians of {} rounds\n",
+        options.rounds
+    ))?;
+    let titles: Vec<&str> = builds.iter().map(|(title, _)| *title).collect();
+    print_all(&titles, &results, &events)
+}
+
+/// Prints the tables.
+fn print_all(builds: &[&str], results: &[BuildResults], events: &[Event]) -> Result<()> {
+    let mut steady = vec![steady::head()];
+    let mut moved = vec![moves::head()];
+    for BuildResults { workers, cases } in results {
+        for (title, case) in builds.iter().zip(cases) {
             let title = format!("{workers} workers, {title}");
             steady.push(row(&title, steady::cells(&case.steady)?));
-            for &event in &events {
+            for &event in events {
                 let of_event = case.moved.iter().filter(|(other, _)| *other == event);
                 let figures: Vec<Moved> = of_event.map(|(_, moved)| *moved).collect();
                 let title = format!("{title}: {}", event.title());
@@ -115,17 +138,14 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             }
         }
     }
-    let mut out = format!(
-        "{clients} idle clients, all processes on CPU {cpu}, medians of {} rounds\n\n",
-        options.rounds
-    );
-    out.push_str("Without an event\n");
-    println_all(&out)?;
+    println_all("Without an event\n")?;
     write_out(&steady)?;
     println_all(
         "\nThe longest waits of a busy client and of one that makes a new connection for each request\n",
     )?;
-    write_out(&moved)
+    write_out(&moved)?;
+    println_all("\nGoals: medians, with quartiles\n")?;
+    write_out(&goals::rows(builds, results))
 }
 
 /// Has few clients and short connections in each event, and fails if a client is lost.
@@ -135,7 +155,16 @@ pub(crate) fn test(program: &Path) -> Result<()> {
     steady::cells(&case.steady)?;
     let figures: Vec<Moved> = case.moved.iter().map(|(_, moved)| *moved).collect();
     moves::cells(&figures)?;
-    Ok(())
+    // A goal needs both numbers of workers.
+    let results = [2, 64].map(|workers| BuildResults {
+        workers,
+        cases: vec![case.clone()],
+    });
+    let rows = goals::rows(&["fdpassd"], &results);
+    match rows.iter().flatten().any(|cell| cell == "not measured") {
+        true => Err("a goal is not measured".into()),
+        false => Ok(()),
+    }
 }
 
 /// Measures one build with one number of workers, these numbers of idle clients and of short connections.

@@ -46,6 +46,35 @@ pub(crate) struct Moved {
     waits: [Wait; 2],
 }
 
+/// A client that measures its longest wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Client {
+    /// One that always asks on the same connection.
+    Busy,
+    /// One that makes a new connection for each request.
+    New,
+}
+
+impl Client {
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Client::Busy => "busy client",
+            Client::New => "new client",
+        }
+    }
+}
+
+impl Moved {
+    /// Returns the longest wait of a client, in milliseconds.
+    pub(super) fn wait(&self, client: Client) -> f64 {
+        let wait = match client {
+            Client::Busy => self.waits[0],
+            Client::New => self.waits[1],
+        };
+        wait.time.as_secs_f64() * 1e3
+    }
+}
+
 pub(crate) fn head() -> Vec<String> {
     [
         "event",

@@ -33,6 +33,13 @@ pub(crate) struct Steady {
     bytes: f64,
 }
 
+impl Steady {
+    /// Returns the CPU time of the master for each short connection, in seconds.
+    pub(super) fn master(&self) -> f64 {
+        self.master.as_secs_f64()
+    }
+}
+
 pub(crate) fn head() -> Vec<String> {
     [
         "case",
