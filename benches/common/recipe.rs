@@ -1,6 +1,7 @@
 //! How servers are run, and what is needed to build them.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -15,6 +16,8 @@ pub(crate) struct Recipe {
     arguments: Vec<OsString>,
     /// Additional lines of fdpassd's configuration.
     pub(crate) config: String,
+    /// Files in the working directory of the server: names and texts.
+    files: Vec<(&'static str, String)>,
 }
 
 impl Recipe {
@@ -27,7 +30,24 @@ impl Recipe {
             program: program.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
             config: String::new(),
+            files: Vec::new(),
         }
+    }
+
+    /// Has the server started with this file in its working directory. `PORT` in the text stands for the port.
+    #[allow(dead_code, reason = "only a server of `peers` needs one")]
+    pub(crate) fn with_file(mut self, name: &'static str, text: impl Into<String>) -> Recipe {
+        self.files.push((name, text.into()));
+        self
+    }
+
+    /// Writes the files into a directory.
+    pub(crate) fn write_files(&self, directory: &Path, port: u16) -> Result<()> {
+        for (name, text) in &self.files {
+            let text = text.replace("PORT", &port.to_string());
+            fs::write(directory.join(name), text).context(name)?;
+        }
+        Ok(())
     }
 
     /// Puts other arguments in front.

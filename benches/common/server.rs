@@ -53,6 +53,7 @@ impl Running {
             fs::write(directory.path().join("fdpassd.toml"), text)
                 .context("cannot write fdpassd.toml")?;
         }
+        recipe.write_files(directory.path(), address.port())?;
         let log = File::create(directory.path().join("log")).context("cannot write a log")?;
         let output = if server.logs_requests() {
             Stdio::null()

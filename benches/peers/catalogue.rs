@@ -12,6 +12,9 @@ use crate::common::recipe::{Recipe, installed, succeed};
 /// Worker processes or threads of every server that has such a number.
 pub(crate) const WORKERS: usize = 2;
 
+/// The directory of nginx's modules, of Debian.
+const NGINX_MODULES: &str = "/usr/lib/nginx/modules";
+
 /// A server in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Server {
@@ -31,6 +34,8 @@ pub(crate) enum Server {
     Node,
     /// A goroutine for each connection.
     Go,
+    /// nginx with njs, over HTTP.
+    Njs,
     /// The original Python server: a child serves one connection at a time.
     Seed,
 }
@@ -46,7 +51,7 @@ pub(crate) struct Places {
 
 impl Server {
     /// All servers, in the order of the table.
-    pub(crate) const ALL: [Server; 9] = [
+    pub(crate) const ALL: [Server; 10] = [
         Server::Echo,
         Server::Reuseport,
         Server::Floor,
@@ -55,6 +60,7 @@ impl Server {
         Server::Tokio,
         Server::Node,
         Server::Go,
+        Server::Njs,
         Server::Seed,
     ];
 
@@ -68,6 +74,7 @@ impl Server {
             Server::Tokio => "tokio, RawValue",
             Server::Node => "Node cluster, round robin",
             Server::Go => "Go, RawMessage",
+            Server::Njs => "nginx and njs, HTTP",
             Server::Seed => "the original Python server",
         }
     }
@@ -82,7 +89,10 @@ impl Server {
     }
 
     pub(crate) fn order(self) -> Order {
-        Order::Little
+        match self {
+            Server::Njs => Order::Http,
+            _ => Order::Little,
+        }
     }
 
     /// Returns how replies are checked: only fdpassd promises to return params byte for byte.
@@ -90,7 +100,7 @@ impl Server {
         match self {
             Server::Echo | Server::Reuseport => Check::Echo,
             Server::Floor | Server::Fdpassd | Server::Baseline => Check::Bytes,
-            Server::Tokio | Server::Node | Server::Go | Server::Seed => Check::Value,
+            Server::Tokio | Server::Node | Server::Go | Server::Njs | Server::Seed => Check::Value,
         }
     }
 
@@ -164,6 +174,21 @@ impl Server {
             Server::Go => {
                 let program = build_go(&peers()?.join("go"))?;
                 recipe(program.into(), "-raw -port PORT -workers WORKERS")
+            }
+            Server::Njs => {
+                installed("nginx", "-v")?;
+                let module = Path::new(NGINX_MODULES).join("ngx_http_js_module.so");
+                if !module.exists() {
+                    let file = module.display();
+                    return Err(format!("{file} is missing (libnginx-mod-http-js)").into());
+                }
+                let config = include_str!("njs/nginx.conf").replace("MODULES", NGINX_MODULES);
+                recipe("nginx".into(), "-e stderr -p . -c nginx.conf")
+                    .with_file(
+                        "nginx.conf",
+                        config.replace("WORKERS", &WORKERS.to_string()),
+                    )
+                    .with_file("ping.js", include_str!("njs/ping.js"))
             }
             Server::Seed => {
                 let script = present(&peers()?.join("seed/server.py"))?;

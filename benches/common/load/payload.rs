@@ -43,7 +43,6 @@ pub(crate) enum Order {
     Big,
     /// No prefix: each message is the body of an HTTP/1.1 request or response with a Content-Length.
     #[value(skip)]
-    #[allow(dead_code, reason = "only the benchmark of apps has servers of HTTP")]
     Http,
 }
 
