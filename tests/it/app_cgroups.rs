@@ -1,8 +1,10 @@
 //! Where a cgroup is delegated to the daemon, each app has one of its own, and what it has started ends with it: also a
 //! process with a session of its own, which has no parent any more.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use fdpassd::proto::control::WorkerStatus;
 use fdpassd::testing::{Running, ServiceManager, eventually};
 use serde_json::{Value, json};
 
@@ -127,6 +129,55 @@ fn what_a_killed_app_or_worker_has_started_ends() {
         delegated.wait_for_end(&[app, stray]);
         delegated.wait_for_pairs();
     }
+    delegated.stop();
+}
+
+/// How many pids an app may get that is started next, on a machine that starts many processes.
+const NEXT_PIDS: u32 = 1000;
+
+/// The kernel kills a process that is created in a cgroup on which `cgroup.kill` was ever written, but none that enters
+/// it. Pids are used again, so an app may find such a cgroup.
+#[test]
+fn an_app_lives_in_a_cgroup_that_was_killed_once() {
+    let Some(delegated) = Delegated::start() else {
+        return;
+    };
+    let (daemon, path) = (&delegated.daemon, delegated.cgroup.path());
+    let apps = || -> Vec<u32> {
+        let workers = daemon.wait_for_workers().workers.into_iter();
+        let app = |worker: WorkerStatus| worker.app.expect("each has one").pid;
+        workers.map(app).collect()
+    };
+    let has_met = (0..10).any(|_| {
+        let before = apps();
+        let last = fs::read_to_string("/proc/loadavg").expect("/proc");
+        let last = last.split_whitespace().last().expect("the last pid");
+        let last: u32 = last.parse().expect("a pid");
+        let killed = (last + 1..last + NEXT_PIDS).map(|pid| path.join(format!("app-{pid}")));
+        let killed: Vec<PathBuf> = killed.filter(|path| fs::create_dir(path).is_ok()).collect();
+        for cgroup in &killed {
+            fs::write(cgroup.join("cgroup.kill"), "1").expect("it is empty");
+        }
+        kill_9(before[0]);
+        let next = eventually("there is another app", || {
+            apps().into_iter().find(|app| !before.contains(app))
+        });
+        let cgroup = path.join(format!("app-{next}"));
+        let has_met = killed.contains(&cgroup);
+        for other in killed.iter().filter(|other| **other != cgroup) {
+            let _ = fs::remove_dir(other);
+        }
+        let processes = fs::read_to_string(cgroup.join("cgroup.procs")).expect("it has one");
+        assert!(
+            processes.lines().any(|pid| pid == next.to_string()),
+            "{processes}"
+        );
+        has_met
+    });
+    assert!(has_met, "the apps had later pids than the next {NEXT_PIDS}");
+    // The processes that it starts live as well.
+    delegated.wait_for_pairs();
+    delegated.pair();
     delegated.stop();
 }
 

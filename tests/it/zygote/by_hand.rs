@@ -2,12 +2,18 @@
 
 use std::io::{BufRead, BufReader, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{self, Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use fdpassd::testing::eventually;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
 };
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{PARENT, stat};
@@ -19,6 +25,7 @@ const START: u8 = 1;
 const FORK: u8 = 2;
 const READY: u8 = 1;
 const FAILED: u8 = 2;
+const FORKED: u8 = 3;
 
 fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(
@@ -96,6 +103,46 @@ fn a_zygote_that_is_no_child_of_its_master_fails() {
     let failure: Value = serde_json::from_slice(&message[1..]).expect("JSON");
     assert_eq!(failure["reason"], "has no master any more");
     assert!(receive(&ours).is_empty());
+}
+
+/// The parent-death signal of a zygote is that of the thread that started it. Its workers have none: it is cleared when
+/// they are forked.
+#[test]
+fn a_zygote_ends_with_the_thread_that_started_it() {
+    let (ours, theirs) = pair();
+    let (end, ends) = mpsc::channel::<()>();
+    let starter = thread::spawn(move || {
+        let mut command = Command::new(FDPASSD);
+        let zygote = command.arg("zygote").stdin(theirs).spawn();
+        drop(command);
+        // The thread lives until the test ends it.
+        let _ = ends.recv();
+        Parent(zygote.expect("it runs"))
+    });
+    send_start(&ours, process::id());
+    assert_eq!(receive(&ours), [READY]);
+    let (worker, channel) = pair();
+    let fork = [&[FORK][..], &7_u64.to_le_bytes()].concat();
+    send(&ours, &fork, &[channel.as_raw_fd()]);
+    drop(channel);
+    let message = receive(&ours);
+    assert_eq!(message[..9], [&[FORKED][..], &7_u64.to_le_bytes()].concat());
+    let pid = u32::from_le_bytes(message[9..].try_into().expect("a pid"));
+    // It lives although its master has no thread for it any more.
+    drop(end);
+    let mut zygote = starter.join().expect("no panic");
+    eventually("the zygote has ended", || {
+        kernel::is_over(zygote.0.id()).then_some(())
+    });
+    let ended = zygote.0.wait().expect("it is ours");
+    assert_eq!(ended.signal(), Some(Signal::SIGKILL as i32));
+    assert!(receive(&ours).is_empty());
+    assert_eq!(stat(pid, PARENT), process::id().to_string());
+    assert!(!kernel::is_over(pid), "its worker has not ended");
+    drop(worker);
+    let worker = Pid::from_raw(pid.cast_signed());
+    let ended = waitpid(worker, None).expect("it is ours as well");
+    assert!(matches!(ended, WaitStatus::Exited(..)), "{ended:?}");
 }
 
 /// Only without the parent-death signal, which otherwise ends the zygote first: strace(1) keeps the call from the
