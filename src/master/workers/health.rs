@@ -16,6 +16,10 @@ use crate::sys::poll::Poller;
 /// the same reason usually recover together, and then each keeps its clients.
 const RECOVERY_TIME: Duration = Duration::from_secs(5);
 
+/// The time between two attempts to move the clients of an unhealthy worker. No message reports the end of a turn, or of
+/// an answer of the app.
+const BUSY_CHECK: Duration = Duration::from_millis(100);
+
 impl Workers {
     /// Notes the health of a worker. The clients of one that has become unhealthy move to healthy ones, if there are
     /// any: without one they would only move from one unhealthy worker to another.
@@ -55,6 +59,7 @@ impl Workers {
                 telemetry
                     .events
                     .note(Kind::WorkerUnhealthy, about, sentence);
+                self.expect_moves_of_busy(now);
             }
             _ => {}
         }
@@ -67,17 +72,26 @@ impl Workers {
         }
     }
 
+    /// Has the clients moved later that stay with an unhealthy worker because they are in a turn, or their requests are
+    /// away.
+    fn expect_moves_of_busy(&mut self, now: Instant) {
+        if self.has_healthy() && self.unhealthy_with_clients().next().is_some() {
+            self.watch.expect_moves(now + BUSY_CHECK);
+        }
+    }
+
     /// Moves the clients of all unhealthy workers to healthy ones.
     pub(super) fn move_from_all_unhealthy(
         &mut self,
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
+        now: Instant,
     ) {
         let unhealthy: Vec<WorkerId> = self.unhealthy_with_clients().map(|w| w.id).collect();
         for id in unhealthy {
             let moved = self.move_from_unhealthy(id, clients, telemetry, poller);
-            let (Some(moved), Some(worker)) = (moved, self.all.get(&id)) else {
+            let (Some(moved @ 1..), Some(worker)) = (moved, self.all.get(&id)) else {
                 continue;
             };
             let about = About {
@@ -91,6 +105,7 @@ impl Workers {
                 .events
                 .note(Kind::WorkerUnhealthy, about, sentence);
         }
+        self.expect_moves_of_busy(now);
     }
 
     /// Moves the clients of a worker to healthy ones. Returns how many have moved; `None` if none is healthy, or if the
@@ -102,12 +117,15 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) -> Option<usize> {
-        let has_healthy = self.ready().any(|worker| worker.unhealthy.is_none());
-        if !has_healthy || !self.is_serving(id) {
+        if !self.has_healthy() || !self.is_serving(id) {
             return None;
         }
         let why = (Reason::Unhealthy, Duration::ZERO);
         Some(self.revoke_and_notify(id, why, clients, telemetry, poller))
+    }
+
+    fn has_healthy(&self) -> bool {
+        self.ready().any(|worker| worker.unhealthy.is_none())
     }
 
     fn is_serving(&self, id: WorkerId) -> bool {

@@ -141,7 +141,7 @@ impl Workers {
             self.rebalance(clients, telemetry, poller, now);
         }
         if self.watch.moves_at.take_if(|at| *at <= now).is_some() {
-            self.move_from_all_unhealthy(clients, telemetry, poller);
+            self.move_from_all_unhealthy(clients, telemetry, poller, now);
         }
         self.spread_clients(config, clients, telemetry, poller, now);
     }

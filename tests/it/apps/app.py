@@ -124,6 +124,14 @@ async def answer(writer, request):
         # A child that writes to standard error until it is killed.
         held.append(subprocess.Popen(params, stdout=2))
         result = held[-1].pid
+    elif method == "health":
+        writer.write(frame({"health": params}))
+    elif method == "ail":
+        # It is unhealthy, and answers when a file exists.
+        reason, path = params
+        writer.write(frame({"health": reason}))
+        while not os.path.exists(path):
+            await pause(0.005)
     elif method == "metrics":
         writer.write(frame({"metrics": params}))
     elif method == "spawn":

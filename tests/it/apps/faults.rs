@@ -1,10 +1,12 @@
 //! Faults of an app: their callers get a typed error, and all other clients are served. A violation of the protocol
 //! replaces worker and app, and the log has the reason.
 
+use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
 use super::{app_of, counted, kill, start, start_with};
+use crate::common::http::{get, metrics_address};
 use crate::common::kernel;
 
 /// Calls a method, and returns the code of the error.
@@ -299,6 +301,51 @@ fn a_frame_that_arrives_with_hello_is_processed() {
     daemon.wait_until("the worker is unhealthy", |status| {
         status.workers[0].unhealthy.as_deref() == Some("the store is empty")
     });
+}
+
+/// As one whose health function has a reason.
+#[test]
+fn clients_leave_an_unhealthy_app() {
+    use WorkerState::Unhealthy;
+    let config =
+        "workers = { count = 2, dispatch = \"round-robin\" }\nmetrics.listen = \"127.0.0.1:0\"";
+    let Some(daemon) = start(config) else {
+        return;
+    };
+    let address = metrics_address(&daemon);
+    let wait_for_unhealthy = |expected: usize| {
+        daemon.wait_until("the health is known", |status| {
+            let states = status.workers.iter().map(|worker| worker.state);
+            states.filter(|state| *state == Unhealthy).count() == expected
+        })
+    };
+    let mut clients: Vec<Client> = (0..8).map(|_| daemon.connect()).collect();
+    crate::common::ping_all(&mut clients);
+    let end = daemon.directory().join("end");
+    clients[0].request("ail", ("no database", &end));
+    wait_for_unhealthy(1);
+    let wait_for_clients = |expected: u64| {
+        daemon.wait_until("its clients have moved", |status| {
+            let mut workers = status.workers.iter();
+            workers.all(|worker| worker.clients == expected || worker.state == Unhealthy)
+        });
+    };
+    // The one whose request is away follows when it is answered.
+    wait_for_clients(7);
+    std::fs::write(&end, "").expect("it is ours");
+    assert!(clients[0].reply().value().is_ok());
+    wait_for_clients(8);
+    assert_eq!(get(&address, "/readyz").status_and_body(), (200, "ok\n"));
+    // All clients reach the other app now.
+    assert!(clients[0].call("health", "no cache").is_ok());
+    wait_for_unhealthy(2);
+    eventually("the daemon is not ready", || {
+        (get(&address, "/readyz").status == 503).then_some(())
+    });
+    assert!(clients[0].call("health", Value::Null).is_ok());
+    wait_for_unhealthy(1);
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (0, 0));
 }
 
 /// The master receives every reason, however long the app makes it.
