@@ -10,7 +10,7 @@ use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::json;
 
-use crate::app_deaths::{apps, config, end, journal, kill_9, wait_until_begun};
+use crate::app_deaths::{LISTEN, apps, config, end, journal, kill_9, wait_until_begun};
 use crate::common::metrics::samples;
 use crate::common::program::ctl;
 use crate::common::start;
@@ -202,15 +202,22 @@ fn others_do_not_wait_for_the_requests_of_a_killed_app() {
 
 #[test]
 fn requests_that_wait_for_a_permit_are_shown() {
-    let Some(config) = config(1, 1, "metrics.listen = \"127.0.0.1:0\"\n") else {
+    let more = format!(
+        "{LISTEN}{PATIENT}limits.stall-timeout = \"1h\"\nmetrics.listen = \"127.0.0.1:0\"\n"
+    );
+    let Some(config) = config(1, 1, &more) else {
         return;
     };
-    let daemon = start(&format!("{config}{PATIENT}limits.stall-timeout = \"1h\"\n"));
+    let daemon = start(&config);
     let file = daemon.directory().join("end");
-    let mut clients: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
+    let mut clients: Vec<Client> = (0..3).map(|_| daemon.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
         client.request("order", json!({"n": number, "until": &file}));
     }
+    daemon.wait_until("two wait", |status| status.workers[0].waiting == 2);
+    // A TCP client that closes could still read, for all that its end shows.
+    let mut leaver = Client::connect(&daemon.addresses()[1]);
+    leaver.request("order", json!({"n": 3}));
     let status = daemon.wait_until("three wait", |status| status.workers[0].waiting == 3);
     assert_eq!(status.workers[0].away, 1);
     let figures = samples(&daemon);
@@ -219,7 +226,7 @@ fn requests_that_wait_for_a_permit_are_shown() {
     let shown = ctl(&daemon, &["status"]).out;
     assert!(shown.contains(" AWAY MOST WAIT "), "{shown}");
     // One that leaves does not wait any more.
-    clients.pop();
+    drop(leaver);
     daemon.wait_until("two wait", |status| status.workers[0].waiting == 2);
     fs::write(&file, "").expect("it is ours");
     for (number, client) in clients.iter_mut().enumerate() {
