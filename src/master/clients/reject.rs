@@ -7,14 +7,13 @@ use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::socket;
 
 /// Ends a client that waits only for replies to requests that it has sent or begun to send. A client that has received
-/// half of a reply would take an error reply for the rest of it, so it gets none.
+/// half of a reply would take an error reply for the rest of it, so it gets none. Neither does one whose first request
+/// was executing: the reply would report that it was not.
 pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
-    let client = &unleased.client;
-    if unleased.bytes.unsent.is_empty() && !unleased.flags.closing {
-        let order = unleased
-            .flags
-            .order
-            .unwrap_or_else(|| first_order(client.order));
+    let (client, flags) = (&unleased.client, unleased.flags);
+    let was_executing = flags.crash_count > 0 || flags.timed_out;
+    if unleased.bytes.unsent.is_empty() && !flags.closing && !was_executing {
+        let order = flags.order.unwrap_or_else(|| first_order(client.order));
         end_with(&client.socket, order, code, sentence);
     }
     socket::end(&client.socket);
@@ -54,5 +53,57 @@ fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: 
         ) {
             break;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::master::clients::client::Client;
+    use crate::proto::names::Peer;
+    use crate::shm::Flags;
+
+    /// Returns what a client with these flags receives when it is rejected.
+    fn received(flags: Flags, unsent: &[u8]) -> Vec<u8> {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let mut unleased = Unleased::new(Client::with_socket(1, ours, Peer::UNIX), 0);
+        unleased.flags = flags;
+        unleased.bytes.unsent = unsent.to_vec().into();
+        reject(&unleased, rpc::Code::Overloaded, "why");
+        drop(unleased);
+        let mut received = Vec::new();
+        theirs.read_to_end(&mut received).expect("the end");
+        received
+    }
+
+    #[test]
+    fn only_a_request_that_was_not_executed_is_rejected() {
+        let none = Flags::default();
+        let big = Some(ByteOrder::Big);
+        let reply = received(none, b"");
+        assert_eq!(reply[..4], (reply.len() as u32 - 4).to_le_bytes());
+        assert!(reply.windows(12).any(|part| part == b"\"overloaded\""));
+        let reply = received(Flags { order: big, ..none }, b"");
+        assert_eq!(reply[..4], (reply.len() as u32 - 4).to_be_bytes());
+
+        let closing = Flags {
+            closing: true,
+            ..none
+        };
+        let crashed = Flags {
+            crash_count: 1,
+            ..none
+        };
+        let timed_out = Flags {
+            timed_out: true,
+            ..none
+        };
+        for flags in [closing, crashed, timed_out] {
+            assert_eq!(received(flags, b""), b"", "{flags:?}");
+        }
+        assert_eq!(received(none, b"half"), b"");
     }
 }
