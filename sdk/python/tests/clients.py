@@ -16,9 +16,12 @@ from .worker import TIMEOUT
 #: A timeout that a test waits for, in seconds: enough for a request to be sent by a busy machine.
 SHORT = 1
 
-#: Params that no socket takes whole while the other end does not read, and a client that may send them.
-HUGE = "x" * (24 << 20)
-FOR_HUGE: dict[str, Any] = {"max_frame": 64 << 20}
+#: Params that no Unix socket takes whole while the other end does not read.
+LARGE = "x" * 1_000_000
+
+#: Those that no TCP socket takes, and the option of a client that may send them.
+HUGE = "x" * (8 << 20)
+FOR_HUGE: dict[str, Any] = {"max_frame": 16 << 20}
 
 
 def answering(*results: Any) -> Script:

@@ -9,7 +9,7 @@ from unittest import mock
 from fdpassd._connection import Connection
 from fdpassd.client import Client, ErrorReply, Request, Unavailable
 
-from .clients import FOR_HUGE, HUGE, ClientCase, answering, echoing, measuring, refusing_with
+from .clients import LARGE, ClientCase, answering, echoing, measuring, refusing_with
 from .server import Peer, Script, Server
 from .worker import TIMEOUT
 
@@ -250,10 +250,10 @@ class Errors(ClientCase):
             return script
 
         for code in ("timeout", "overloaded", "shutting_down"):
-            with Server(answering_a_part(code)) as first, Server(measuring) as second:
-                client = self.client(first, second, **FOR_HUGE)
-                self.assertEqual(client.call("add", HUGE, idempotent=False), len(HUGE))
+            with Server(answering_a_part(code), unix=True) as first, Server(measuring) as second:
+                client = self.client(first, second)
+                self.assertEqual(client.call("add", LARGE, idempotent=False), len(LARGE))
         for code in ("too_large", "bad_request"):
-            with Server(answering_a_part(code)) as first, Server() as second:
-                (outcome,) = self.client(first, second, **FOR_HUGE).call_all([Request("add", HUGE, True)])
+            with Server(answering_a_part(code), unix=True) as first, Server() as second:
+                (outcome,) = self.client(first, second).call_all([Request("add", LARGE, True)])
                 self.error_reply(outcome, code, False)

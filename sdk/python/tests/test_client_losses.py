@@ -13,7 +13,18 @@ from unittest import mock
 from fdpassd._connection import Connection
 from fdpassd.client import BadReply, Request, Unavailable, UnknownOutcome
 
-from .clients import FOR_HUGE, HUGE, ClientCase, answering, declaring, echoing, measuring, reading, refusing_with
+from .clients import (
+    FOR_HUGE,
+    HUGE,
+    LARGE,
+    ClientCase,
+    answering,
+    declaring,
+    echoing,
+    measuring,
+    reading,
+    refusing_with,
+)
 from .server import Peer, Server
 from .worker import TIMEOUT
 
@@ -377,12 +388,11 @@ class Hostile(ClientCase):
             peer.reply("early")
             peer.finish()
 
-        with Server(script, measuring) as server:
-            client = self.client(server, **FOR_HUGE)
-            self.assertEqual(client.call("add", HUGE, idempotent=False), len(HUGE))
+        with Server(script, measuring, unix=True) as server:
+            self.assertEqual(self.client(server).call("add", LARGE, idempotent=False), len(LARGE))
         # The first wait is longer than the call.
-        with Server(script) as server, mock.patch("random.uniform", max):
-            client = self.client(server, backoff=(500.0, 500.0), **FOR_HUGE)
+        with Server(script, unix=True) as server, mock.patch("random.uniform", max):
+            client = self.client(server, backoff=(500.0, 500.0))
             reason = "the server broke the protocol: there is a reply without a request"
             with self.assertRaisesRegex(Unavailable, f": {reason}$"):
-                client.call("add", HUGE, timeout=4)
+                client.call("add", LARGE, timeout=3)

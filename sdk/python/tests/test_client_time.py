@@ -18,7 +18,7 @@ from unittest import mock
 import fdpassd._address
 from fdpassd.client import Client, Unavailable, UnknownOutcome
 
-from .clients import FOR_HUGE, HUGE, SHORT, ClientCase, answering, echoing, reading, refusing_with
+from .clients import LARGE, SHORT, ClientCase, answering, echoing, reading, refusing_with
 from .server import Peer, Server
 from .worker import TIMEOUT
 
@@ -77,12 +77,12 @@ class Deadlines(ClientCase):
             ended.wait(TIMEOUT)
 
         ended = threading.Event()
-        with Server(unreading) as server:
-            client = self.client(server, **FOR_HUGE)
+        with Server(unreading, unix=True) as server:
+            client = self.client(server)
             with self.assertRaises(Unavailable) as caught:
-                client.call("add", HUGE, timeout=3)
+                client.call("add", LARGE, timeout=SHORT)
             ended.set()
-            text = f"add was not executed within 3 s: {server.address}: no reply within 3 s"
+            text = f"add was not executed within {SHORT} s: {server.address}: no reply within {SHORT} s"
             self.assertEqual(str(caught.exception), text)
 
     def test_no_listener_in_time_is_unavailable(self) -> None:

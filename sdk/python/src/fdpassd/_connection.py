@@ -134,7 +134,6 @@ class Connection:
 
     def is_usable(self) -> bool:
         """Returns whether the connection can carry another request: nothing was received at rest, not even its end."""
-        self._poll.modify(self._socket, select.POLLIN)
         return self._frames.is_empty and not self._poll.poll(0)
 
     def exchange(self, requests: Iterable[Pending], deadline: Deadline) -> None:
