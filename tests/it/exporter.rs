@@ -20,12 +20,12 @@ use crate::common::http::get;
 const TCP: &str =
     "workers.count = 2\nmetrics = { listen = \"127.0.0.1:0\", hosts = [\"node1.example.org\"] }";
 
-/// Longest wait for a reply that nothing delays: four seconds, which is less than a slow client has, and more on a
-/// machine that is so busy that a reply takes long anyway.
+/// Longest wait for a reply that nothing delays: two seconds, which is less than any timeout of the exporter, and more
+/// on a machine that is so busy that a reply takes long anyway.
 fn soon(address: &Address) -> Duration {
     let began = Instant::now();
     assert_eq!(get(address, "/healthz").status, 200);
-    Duration::from_secs(4) + 20 * began.elapsed()
+    Duration::from_secs(2) + 20 * began.elapsed()
 }
 
 /// Threads of a process.

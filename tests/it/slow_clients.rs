@@ -68,7 +68,7 @@ fn slow_stopped_and_deaf_clients_delay_no_other() {
     }
     let took = began.elapsed();
     assert!(
-        took < 10 * alone + Duration::from_secs(20),
+        took < 10 * alone + Duration::from_secs(2),
         "1008 calls took {took:?}, and {alone:?} without the others"
     );
     assert_eq!(dribbling.reply().name, "pong");
