@@ -32,9 +32,9 @@ const MARKS: [&CStr; 2] = [c"user.delegate", c"trusted.delegate"];
 /// The most child cgroups that one call removes: an app may have made any number.
 const MAX_REMOVALS: usize = 64;
 
-/// The time between two attempts to remove a cgroup, in ms, and the number of attempts in [`AppCgroup::end`].
-const RETRY_INTERVAL: libc::c_int = 2;
-const MAX_RETRIES: u32 = 250;
+/// The time between two looks at a cgroup, in ms, and the number of looks in [`AppCgroup::end`].
+const LOOK_INTERVAL: libc::c_int = 2;
+const MAX_LOOKS: u32 = 250;
 
 /// The cgroup that has a child for each app.
 #[derive(Clone, Debug)]
@@ -129,6 +129,7 @@ impl AppCgroups {
         path.is_dir().then(|| AppCgroup {
             directory: Arc::clone(&self.directory),
             kill_file: CString::new(format!("{name}/cgroup.kill")).unwrap_or_default(),
+            events_file: CString::new(format!("{name}/cgroup.events")).unwrap_or_default(),
             name: CString::new(name).unwrap_or_default(),
             path,
             pid,
@@ -158,6 +159,7 @@ pub struct AppCgroup {
     directory: Arc<OwnedFd>,
     name: CString,
     kill_file: CString,
+    events_file: CString,
     path: PathBuf,
     pid: u32,
     /// The parent of this process when it opened the cgroup.
@@ -183,24 +185,38 @@ impl AppCgroup {
         match remove_at(&self.directory, &self.name) {
             Ok(()) | Err(Errno::ENOENT) => true,
             Err(_) => {
-                let events = fs::read_to_string(self.path.join("cgroup.events"));
-                let is_empty = events.is_ok_and(|events| events.contains("populated 0"));
                 // Then the app has left cgroups of its own in it.
-                is_empty && remove_all(&self.path, &mut { MAX_REMOVALS })
+                self.is_empty() && remove_all(&self.path, &mut { MAX_REMOVALS })
             }
         }
     }
 
-    /// Kills everything in it, and removes it when that has ended, which it waits for at most 500 ms. May be called by
-    /// a signal handler.
+    /// Kills everything in it, and waits until that has ended, at most 500 ms. May be called by a signal handler.
+    ///
+    /// Does not remove it. The master is gone, so a service manager may be sending signals to each process of the unit.
+    /// When systemd reads the list of a cgroup that was removed a moment ago, it gets ENODEV, does not wait for the
+    /// processes that it has signalled, and kills them: the other workers, which pack their clients.
     pub fn end(&self) {
         self.kill();
-        for _ in 0..MAX_RETRIES {
-            match remove_at(&self.directory, &self.name) {
-                // SAFETY: without descriptors it only waits.
-                Err(Errno::EBUSY) => unsafe { libc::poll(std::ptr::null_mut(), 0, RETRY_INTERVAL) },
-                _ => return,
-            };
+        for _ in 0..MAX_LOOKS {
+            if self.is_empty() {
+                return;
+            }
+            // SAFETY: without descriptors it only waits.
+            unsafe { libc::poll(std::ptr::null_mut(), 0, LOOK_INTERVAL) };
+        }
+    }
+
+    /// Returns whether nothing runs in it or below it any more.
+    fn is_empty(&self) -> bool {
+        let mut events = [0; 256];
+        match read_at(&self.directory, &self.events_file, &mut events) {
+            Ok(length) => {
+                let mut lines = events[..length].split(|byte| *byte == b'\n');
+                lines.any(|line| line == b"populated 0")
+            }
+            // It is removed.
+            Err(e) => matches!(e, Errno::ENOENT | Errno::ENODEV),
         }
     }
 }
@@ -245,13 +261,25 @@ fn has_mark(path: &Path, mark: &CStr) -> bool {
     length == 1 && value == *b"1"
 }
 
-fn write_at(directory: &OwnedFd, file: &CStr, text: &[u8]) -> Result<(), Errno> {
-    let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+fn open_at(directory: &OwnedFd, file: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {
+    let flags = flags | libc::O_CLOEXEC;
     // SAFETY: the string ends with a null byte, and the descriptor is owned by nothing else.
-    let file = unsafe {
+    unsafe {
         let opened = libc::openat(directory.as_raw_fd(), file.as_ptr(), flags);
-        OwnedFd::from_raw_fd(Errno::result(opened)?)
-    };
+        Ok(OwnedFd::from_raw_fd(Errno::result(opened)?))
+    }
+}
+
+/// Reads a file that is shorter than the buffer. Returns its length.
+fn read_at(directory: &OwnedFd, file: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let file = open_at(directory, file, libc::O_RDONLY)?;
+    // SAFETY: it writes at most as many bytes as the buffer has.
+    let read = unsafe { libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    Errno::result(read).map(isize::unsigned_abs)
+}
+
+fn write_at(directory: &OwnedFd, file: &CStr, text: &[u8]) -> Result<(), Errno> {
+    let file = open_at(directory, file, libc::O_WRONLY)?;
     // SAFETY: it reads as many bytes as there are.
     let written = unsafe { libc::write(file.as_raw_fd(), text.as_ptr().cast(), text.len()) };
     Errno::result(written).map(drop)
