@@ -2,8 +2,8 @@
 //!
 //! A **master** process accepts every client and keeps a copy of its socket until the client leaves. The master
 //! *leases* each client to one of its **worker** processes by sending it the socket (`SCM_RIGHTS`). A worker that dies
-//! loses its leases; its clients keep their connections. Requests and replies are JSON, each preceded by its length; see
-//! [`proto::rpc`]; fdpassd-rpc(7) is the specification.
+//! loses its leases; its clients keep their connections. Requests and replies are JSON, each preceded by its length:
+//! see [`proto::rpc`], and fdpassd-rpc(7) for the specification.
 //!
 //! # Your own daemon
 //!
@@ -44,14 +44,16 @@
 //! # Guarantees for methods
 //!
 //! * **One at a time.** A worker runs one method at a time, in one thread. Only asynchronous methods
-//!   (`Daemon::async_method`, with the Cargo feature `tokio`) run concurrently in a worker, in a thread of their own.
+//!   (`Daemon::async_method`, with the Cargo feature `tokio`) run concurrently. They share another thread of the
+//!   worker.
 //! * **State is per process.** A worker builds its state when it starts, and again after a panic unless it has
 //!   asynchronous methods. Keep in it what can be rebuilt: connections, caches, models. Data that must survive belongs
 //!   in a database or a file that all workers share: see `examples/counterd.rs` and README.md (*Where to keep state*).
 //! * **Settings.** [`Daemon::config`] reads the table `[NAME]` of your daemon from its configuration.
 //! * **Errors.** A method rejects a request by returning a [`Fault`]. A panic is caught, and its caller gets `crashed`.
 //!   A panic in another thread is logged with the name of the thread and ends only that thread.
-//! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers.
+//! * **Health.** A worker whose [`Daemon::health`] function fails gives its clients to healthy workers, if there are
+//!   any.
 //! * **Metrics.** [`WorkerInfo::metrics`] declares counters and histograms of your daemon.
 //! * **Clients that leave.** [`Daemon::on_close`] is called when a client leaves the worker, also if it moves to
 //!   another one. A long method checks [`Call::is_connected`].
@@ -76,7 +78,7 @@
 //! The program runs itself in several roles, so `main` runs once in each of these processes, up to [`Daemon::run`]:
 //!
 //! ```text
-//! process              started                                              code of your daemon that runs there, besides main
+//! process              started                                              your code that runs there, besides main
 //! master               by you or the service manager                        config: the type's Deserialize
 //!   -t, -T             by an operator; also -V and --help                   config: the type's Deserialize
 //!   after an upgrade   by the master, in the same process                   nothing
@@ -89,7 +91,8 @@
 //!                      read-configuration
 //! ```
 //!
-//! With `workers.start = "fork"` the zygote runs `main` and preload; its workers are forks of it that run neither again.
+//! With `workers.start = "fork"` the zygote runs `main` and preload; its workers are forks of it that run neither
+//! again.
 //!
 //! So `main` should only build the daemon and run it. Anything else in `main` runs in every one of these processes. A
 //! thread that `main` starts makes the master's forks unsafe. Everything that workers need belongs in
@@ -97,9 +100,10 @@
 //! ([`Daemon::config`]) or in environment variables.
 //!
 //! The child processes inherit standard output, standard error and the master's environment, without the variables that
-//! the service manager has set for the master. Their standard input is the channel to the master, or a file with what
-//! they must check. The master opens the program file once: after the file was replaced, a reload still starts the old
-//! program, and an upgrade or a restart the new one.
+//! the service manager has set for the master. Workers, the zygote and the exporter do not inherit keys of the
+//! configuration either (`NAME__TABLE__KEY`): the master sends them their settings. Standard input of a child process
+//! is the channel to the master, or a file with what it must check. The master opens the program file once: after the
+//! file was replaced, a reload still starts the old program, and an upgrade or a restart the new one.
 //!
 //! [`testing`] starts a daemon in your tests.
 //!
@@ -115,8 +119,8 @@
 //! ```
 //!
 //! A module imports only from rows below its own; `testing` also imports `daemon`, and `config` the module `toml_text`
-//! of its own row. `ARCHITECTURE.md` describes the
-//! rest: the shared memory, the channel, the turn, the order of the loop, and where to change what.
+//! of its own row. `ARCHITECTURE.md` describes the rest: the shared memory, the channel, the turn, the order of the
+//! loop, and where to change what.
 
 #![deny(unsafe_code)]
 
