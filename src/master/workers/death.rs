@@ -44,7 +44,7 @@ struct Death {
     delay: Option<Duration>,
 }
 
-/// A worker that has ended, before its process is collected.
+/// A worker that has ended. Its last messages are received; its process is not collected yet.
 pub(crate) struct DeadWorker {
     worker: Worker,
     /// All that its thread, or its process, has written, if that is known.
@@ -101,7 +101,7 @@ impl Workers {
     }
 
     /// Attributes a death, has the clients of the worker leased again, lets the pool decide on its successor, and
-    /// reports the death. Returns whether the kernel killed the worker because memory was out.
+    /// reports the death. Returns whether the kernel killed the worker, or its app, because memory was out.
     pub(crate) fn settle_death(
         &mut self,
         dead: DeadWorker,

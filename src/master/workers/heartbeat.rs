@@ -57,7 +57,7 @@ impl Worker {
             .is_some()
     }
 
-    /// Returns the method that the worker executes, if that takes longer than a moment.
+    /// Returns the method that the worker executes, unless that is an inline one.
     pub(crate) fn method_in_turn(&self) -> Option<&str> {
         self.method_of(self.shm.header().executing()?)
     }
@@ -72,7 +72,7 @@ impl Worker {
     pub(super) fn name_with_request(&self) -> String {
         let turn = self.shm.header().turn();
         let client = turn.and_then(|turn| self.leases.in_turn(turn.slot, &self.shm));
-        // The slot has the numbers of inline methods, too.
+        // The slot names inline methods, too; the header does not.
         let number = turn.and_then(|turn| self.shm.slot(turn.slot)?.executing());
         let name = self.name();
         match (client, number.and_then(|number| self.method_of(number))) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::loop_clock::Shortage;
 use crate::proto::channel::ToWorker;
 
-/// Whether a worker may be given leases.
+/// Whether the channel of a worker accepts messages, and leases may be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Intake {
     #[default]
@@ -24,7 +24,7 @@ pub(super) enum Intake {
 /// The master's record of a worker's channel.
 #[derive(Debug, Default)]
 pub(super) struct Link {
-    /// The worker has ended, and its last messages are received.
+    /// The worker has ended. Its last messages may still be in the channel.
     pub(super) has_ended: bool,
     pub(super) intake: Intake,
     /// Messages that wait for the channel.

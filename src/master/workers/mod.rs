@@ -62,7 +62,7 @@ pub(crate) struct SeatTotals {
     pub(crate) spawned: u64,
     /// Totals of the seat's earlier workers.
     pub(crate) totals: Totals,
-    /// How the last worker ended that was not asked to end.
+    /// How the last worker of this seat ended that was not asked to end, or why it could not be started.
     pub(crate) last_death: Option<String>,
 }
 
@@ -74,20 +74,21 @@ pub(crate) struct Workers {
     pub(crate) seats: Vec<SeatTotals>,
     /// Set while all workers are of another version: no new worker is started before they are gone.
     pub(crate) outgoing: Option<Outgoing>,
+    /// When the watchdog's checks are due.
     pub(crate) watch: Watch,
     rebalancer: Rebalancer,
     pub(crate) requested_rebalance: Option<RequestedRebalance>,
-    /// Set while workers are starting, or have just become ready, after the first one has received the clients that
-    /// waited.
+    /// Set after the first ready worker has received all clients that waited, until the other workers have their
+    /// shares.
     pub(crate) spreading: Option<Spreading>,
     /// Workers with leases that have not been sent.
     to_flush: Vec<WorkerId>,
-    /// Workers that retire and still have clients. The first one loses its clients next.
+    /// Retiring workers, in the order in which their clients move.
     retiring: VecDeque<Retiring>,
-    /// Set while no worker can be given the next client of a retiring one.
+    /// Set while the clients of retiring workers wait until other workers have picked up more leases.
     awaits_pick_up: bool,
     pub(crate) strikes: Strikes,
-    /// How the last worker ended that was not asked to end.
+    /// How the last worker ended that was not asked to end, or why it could not be started.
     last_failure: Option<String>,
     oom_kills: OomKills,
     /// Sessions of ended workers in which processes may still run.

@@ -19,12 +19,14 @@ use crate::proto::text::Counted;
 use crate::sys::clock;
 use crate::sys::poll::Poller;
 
-/// A requested rebalancing, with the worker whose clients are counted.
+/// A requested rebalancing.
 #[derive(Debug)]
 pub(crate) struct RequestedRebalance {
     pub(crate) asker: Asker,
     pub(crate) is_dry: bool,
+    /// The worker whose clients' requests are being counted, if one is busier than the others.
     pub(crate) from: Option<WorkerId>,
+    /// When the count ends, and the clients move.
     pub(crate) until: Instant,
 }
 
@@ -45,7 +47,7 @@ impl Workers {
                 let moves = self.plan(id, &loads);
                 let count = self.move_clients(id, moves, clients, telemetry, poller);
                 if count == 0 {
-                    // Each of them was in a turn, or its request is away.
+                    // Each client was in a turn, or its request is away.
                     return;
                 }
                 let about = About {
@@ -106,8 +108,8 @@ impl Workers {
         rebalance::plan(load, loads, &clients)
     }
 
-    /// Revokes the leases of those of these clients that are in no turn and have no request away, and has the clients
-    /// leased to their new workers. Returns their number.
+    /// Revokes the leases of these clients, except those in a turn or with a request away, and has the clients leased
+    /// to their new workers. Returns the number of moved clients.
     pub(crate) fn move_clients(
         &mut self,
         from: WorkerId,
@@ -156,5 +158,5 @@ pub(crate) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
         .collect()
 }
 
-/// Age below which a worker's share of time means little.
+/// Age below which the busy share of a worker means little.
 const WARM_UP: Duration = Duration::from_secs(3);

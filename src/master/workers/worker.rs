@@ -49,7 +49,7 @@ pub(crate) struct Worker {
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker is unhealthy, as its health function or its app reports it.
     pub(crate) unhealthy: Option<String>,
-    /// Why the worker will not become ready, in its own words.
+    /// Why the worker does not become ready, as it reports it, or why the master is killing it.
     pub(crate) failure: Option<String>,
     pub(crate) app: WorkerApp,
     /// The runtime of its asynchronous methods, if it has one.
@@ -188,7 +188,7 @@ impl Worker {
         let (id, name) = (start.worker, start.name.clone());
         let arguments = ["worker".to_owned(), id.to_string()];
         let seat = (start.seat as usize, start.generation);
-        // This is sent first, so that a running worker finds it there.
+        // The message is sent before the process starts, so that the process finds it in the channel.
         let shm = send_start(&mut channel, start, queues, layout)?;
         let pid = executable.spawn(&name, &arguments, theirs, &variables_of(&name))?;
         Ok(Worker::new((id, pid, seat.0, seat.1), channel, shm, now))
