@@ -180,8 +180,8 @@ impl Workers {
         self.send(id, ToWorker::Stop(Stop { within }), poller);
     }
 
-    /// Revokes the leases of all clients of a worker that are in no turn. The time `excused` does not count against
-    /// them. Returns their number; the worker must be notified afterwards.
+    /// Revokes the leases of all clients of a worker that are in no turn, and queues these clients. The time `excused`
+    /// counts towards none of their timeouts. Returns their number; the worker must be notified afterwards.
     pub(super) fn revoke_all(
         &mut self,
         id: WorkerId,
@@ -198,8 +198,7 @@ impl Workers {
         clients.requeue(revoked, reason, telemetry)
     }
 
-    /// Revokes the leases of all clients of a worker that are in no turn, and has the worker drop its copies of them.
-    /// The time in `why` does not count against them. Returns their number.
+    /// Does the same as [`Workers::revoke_all`], and has the worker close its copies of their sockets.
     pub(crate) fn revoke_and_notify(
         &mut self,
         id: WorkerId,
@@ -241,8 +240,8 @@ fn settings(config: &Config, level: LogLevel, id: WorkerId, buffers: u64) -> Set
     }
 }
 
-/// Returns after how many requests a worker's successor is prepared: from nine tenths to nineteen twentieths of the
-/// request limit, by the worker's id, so that workers that started together do not end together.
+/// Returns after how many requests a worker requests its successor: at 90 to 95 % of the request limit. The worker's id
+/// determines where, so that workers that started together do not end together.
 fn near_limit_at(most: u64, id: WorkerId) -> u64 {
     let spread = most / 20;
     most - spread - id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (spread + 1)

@@ -21,7 +21,8 @@ pub(crate) struct WorkerApp {
 }
 
 impl WorkerApp {
-    /// Returns why a worker that is not ready waits, for messages; it waits for its app last.
+    /// Returns what a worker that is not ready waits for, for messages, if the master knows it. The hello of its app is
+    /// the last thing that it waits for.
     pub(super) fn awaited_hello(&self) -> &'static str {
         match self.pid {
             Some(_) => ": its app has not sent its hello",
@@ -83,15 +84,17 @@ impl<'a> WorkerEnd<'a> {
         }
     }
 
-    /// Returns whether a request may have caused the end. If the worker ended its app for breaking the protocol, the
-    /// app itself is the cause; if for a timeout, the request is marked as timed out.
+    /// Returns whether a request may have caused the end. If the worker ended the app because that had broken the
+    /// protocol, the app itself is the cause. If the worker ended it because of a timeout, the slot of the late request
+    /// is marked, and nothing else is needed to find the cause.
     pub(super) fn may_be_of_a_request(&self) -> bool {
         let end = self.app.map(|gone| gone.end);
         let is_by_worker = matches!(end, Some(AppEnd::BrokeProtocol | AppEnd::Unresponsive));
         !is_by_worker && self.first_exit().is_own_doing()
     }
 
-    /// Returns whether the successor will probably end in the same way, if the worker has answered nothing.
+    /// Returns whether the worker ended by itself. If it has answered nothing, its successor will probably end in the
+    /// same way.
     pub(super) fn is_own_doing(&self) -> bool {
         let end = self.app.map(|gone| gone.end);
         end != Some(AppEnd::Unresponsive) && self.first_exit().is_own_doing()
@@ -103,7 +106,7 @@ impl<'a> WorkerEnd<'a> {
         self.exit == Exit::Status(0) && !is_apps_doing
     }
 
-    /// Returns the cause of the death, for the figures. `killed_for` is why the master killed the worker, if it did.
+    /// Returns the cause of the death, for the counters. `killed_for` is why the master killed the worker, if it did.
     pub(super) fn cause(&self, is_out_of_memory: bool, killed_for: Option<Cause>) -> Cause {
         match self.app.map(|gone| gone.end) {
             Some(AppEnd::Unresponsive) => Cause::Timeout,

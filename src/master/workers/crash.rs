@@ -22,7 +22,7 @@ use crate::proto::text::{Counted, Escaped};
 use crate::sys::process::Exit;
 use crate::sys::socket;
 
-/// Findings about a death.
+/// The requests and clients to which a death is attributed, and what follows for them.
 #[derive(Debug, Default)]
 pub(crate) struct Blame {
     /// The requests that were executing, as the messages name them.
@@ -64,8 +64,8 @@ impl Blame {
     }
 }
 
-/// A request that was executing, with its client and its method. If the number names no method, the worker has stored a
-/// wrong one.
+/// A request that was executing at a death, with its client and its method. If the stored number is that of no method,
+/// the worker has stored a wrong one.
 struct Suspect<'a> {
     client: ClientId,
     peer: Peer,
@@ -93,7 +93,8 @@ impl<'a> Suspect<'a> {
         self.method.map_or("?", |method| &method.name)
     }
 
-    /// Returns whether the next worker executes the request once more.
+    /// Returns whether the next worker executes the request once more: its method is idempotent, this was its first
+    /// death, and it did not take too long.
     fn is_rerun(&self) -> bool {
         !self.request.is_timed_out
             && self.request.crash_count == 1
@@ -151,9 +152,9 @@ fn consequence(suspects: &[Suspect<'_>]) -> String {
 impl Workers {
     /// Determines the cause of a worker's death, and records the clients and the method that caused it.
     ///
-    /// With several requests executing, none of them is known to be the cause: those that are idempotent run again, one
-    /// at a time, so that the next death has one. A method that was among the others at ten such deaths is known, and
-    /// so are requests that took too long.
+    /// If several requests were executing, none is known to be the cause. Those of idempotent methods run again, one at
+    /// a time, so that one request is the cause of the next death. The others do not run again; the only method that
+    /// was among them at every one of ten such deaths is quarantined. A request that took too long is always recorded.
     pub(super) fn lay_blame(
         &mut self,
         end: WorkerEnd<'_>,
@@ -175,7 +176,7 @@ impl Workers {
         telemetry.counts.reruns += reruns.count() as u64;
         blame.is_of_a_request = is_out_of_memory || end.may_be_of_a_request();
         let is_of_one = suspects.len() == 1 && blame.is_of_a_request;
-        // The memory is used by all of them.
+        // If memory was out, all requests have used it, and no single one is the cause.
         if suspects.len() > 1 && blame.is_of_a_request && !is_out_of_memory {
             self.note_shared(&suspects, &mut blame, telemetry, now);
         }
@@ -190,7 +191,7 @@ impl Workers {
                 if is_of_one && suspect.request.crash_count > 1 {
                     self.strikes.resolve_shared(suspect.client);
                 }
-                // The earlier one may be of another request, which succeeded when it ran again.
+                // The earlier death may have been in another request of this client, which then succeeded.
                 let is_second = was_deferred && suspect.request.crash_count > 1;
                 let deaths = if is_second { 2 } else { 1 };
                 self.strike(&suspect, deaths, &mut blame, telemetry, now);
@@ -257,7 +258,8 @@ impl Workers {
 /// The most methods that a message about several requests names.
 const NAMED: usize = 3;
 
-/// Reports that a method is quarantined; `what` it did with the limit of `things`.
+/// Reports that a method is quarantined. The sentence contains `what`, the limit and `things`, such as "has ended", 10,
+/// "workers".
 fn report_quarantined(method: &str, what: &str, things: &str, telemetry: &mut Telemetry) {
     let (most, within) = METHOD;
     let sentence = format_args!(

@@ -104,7 +104,7 @@ impl Workers {
         if worker.leases.must_be_sent() {
             clients.put_back(worker.send_leases(), telemetry);
         }
-        // The share of time is kept: reading it needs the clock, and it does not change that fast.
+        // The busy share is kept: reading it needs the clock, and it does not change that fast.
         *candidate = Candidate {
             busy: candidate.busy,
             is_leaving: candidate.is_leaving,

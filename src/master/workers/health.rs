@@ -16,8 +16,8 @@ use crate::sys::poll::Poller;
 /// the same reason usually recover together, and then each keeps its clients.
 const RECOVERY_TIME: Duration = Duration::from_secs(5);
 
-/// The time between two attempts to move the clients of an unhealthy worker. No message reports the end of a turn, or of
-/// an answer of the app.
+/// The time between two attempts to move the clients of an unhealthy worker. No message reports that a turn has ended,
+/// or that the app has answered.
 const BUSY_CHECK: Duration = Duration::from_millis(100);
 
 impl Workers {
@@ -72,8 +72,8 @@ impl Workers {
         }
     }
 
-    /// Has the clients moved later that stay with an unhealthy worker because they are in a turn, or their requests are
-    /// away.
+    /// Schedules the move of clients that stay with an unhealthy worker because they are in a turn, or their requests
+    /// are away.
     fn expect_moves_of_busy(&mut self, now: Instant) {
         if self.has_healthy() && self.unhealthy_with_clients().next().is_some() {
             self.watch.expect_moves(now + BUSY_CHECK);

@@ -1,4 +1,5 @@
-//! The channel of a worker: messages that wait for it, and what the master does while it accepts or delivers none.
+//! The channel of a worker: messages that could not be sent yet, and the retries while the channel is full, or the
+//! kernel lacks memory.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -91,7 +92,7 @@ impl Worker {
         let _ = poller.modify(&self.channel, self.token(), Interest::Paused);
     }
 
-    /// Tries again what the kernel has had no memory for, if it is time.
+    /// Receives and sends again after the kernel has lacked memory, if the wait is over.
     fn retry(&mut self, poller: &Poller, now: Instant) -> io::Result<()> {
         if self.link.receiving.end_if_over(now) {
             let is_full = matches!(self.link.intake, Intake::Full { .. });
@@ -108,7 +109,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Returns when to try again what the kernel has had no memory for: at once if the wait has not begun.
+    /// Returns when [`Worker::retry`] is due: at once if the wait has not begun.
     fn retry_at(&self, now: Instant) -> Option<Instant> {
         let has_not_begun =
             self.link.intake == Intake::Refused && self.link.sending.until().is_none();
@@ -157,8 +158,9 @@ impl Worker {
                 refused @ (Sent::Full | Sent::Shortage) => {
                     let back = self.leases.withdraw(batch, &self.shm);
                     self.forget_withdrawn();
-                    // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up does. If
-                    // nothing is left to pick up, the channel is full, or the descriptors are elsewhere.
+                    // Too many descriptors may be in flight. No poller reports the end of that, but a pick-up shows
+                    // it. If the worker has picked up everything, no pick-up will come: the channel is full of other
+                    // messages, or the descriptors are in flight in other channels.
                     let picked_up = self.shm.header().want_capacity();
                     if picked_up < self.leases.given() {
                         if matches!(self.link.intake, Intake::Open | Intake::Throttled { .. }) {
@@ -180,7 +182,7 @@ impl Worker {
 }
 
 impl Workers {
-    /// Tries again what the kernel has had no memory for, if it is time.
+    /// Uses the channels again after the kernel has lacked memory, if their waits are over.
     pub(crate) fn retry_channels(&mut self, poller: &Poller, now: Instant) {
         for worker in self.all.values_mut() {
             if let Err(e) = worker.retry(poller, now) {

@@ -115,7 +115,7 @@ impl Workers {
                 let within = Duration::ZERO;
                 self.send(id, ToWorker::Stop(Stop { within }), poller);
             }
-            // Waking the loop is enough.
+            // The message only wakes the loop, which then leases.
             ToMaster::HasCapacity => {}
             ToMaster::NearRequestLimit => self.pool.spent(id, Why::NearRequestLimit),
             ToMaster::Spent(spent) => self.pool.spent(
@@ -132,7 +132,7 @@ impl Workers {
         MessageOutcome::Message
     }
 
-    /// Empties slots that the worker is done with. `empty` does so with one slot.
+    /// Empties the slots that a worker has reported as closed or released. `empty` empties one slot.
     fn empty_slots(
         &mut self,
         id: WorkerId,

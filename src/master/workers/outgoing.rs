@@ -15,7 +15,7 @@ use crate::master::workers::worker::Doom;
 use crate::proto::control::{About, Kind};
 use crate::proto::text::Counted;
 
-/// Time between two checks of turns that last.
+/// Time between two checks whether turns have ended.
 const TICK: Duration = Duration::from_millis(5);
 
 /// Set while all existing workers must end.
@@ -47,8 +47,8 @@ impl Workers {
         }
     }
 
-    /// Revokes the clients of workers of another version, and ends those workers that have none left. Returns whether
-    /// any workers are left.
+    /// Revokes the leases of clients of workers of another version, and kills those workers that have none left.
+    /// Returns whether any workers are left.
     pub(crate) fn end_outgoing(
         &mut self,
         clients: &mut Clients,

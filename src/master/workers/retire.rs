@@ -21,7 +21,7 @@ use crate::sys::poll::Poller;
 const MAX_PART: usize = 2 * MAX_LEASES;
 
 /// The most leases that a worker may have without having picked them up, when clients of a retiring worker move to it.
-/// New clients are served after these.
+/// A new client is served only after them, so there are fewer than at other times.
 const MOVE_WINDOW: u64 = 2 * MAX_LEASES as u64;
 
 /// A worker that retires and still has its clients.

@@ -25,15 +25,15 @@ const MAX_TICK: Duration = Duration::from_millis(320);
 /// The time without a move after which the clients stay where they are.
 const STUCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Set from the time at which the first worker is ready until all are and have their shares.
+/// Set from the time at which the first worker is ready until all workers are ready and have their shares.
 #[derive(Debug)]
 pub(crate) struct Spreading {
     /// When clients move next; `None` until another worker is ready.
     next: Option<Instant>,
-    /// When the clients stay where they are, if none has moved before.
+    /// When spreading ends, unless a client has moved before: then the clients stay where they are.
     until: Instant,
     moved: usize,
-    /// The slot with which the next part begins, of the worker that gives clients.
+    /// The slot of the worker that gives clients at which the next part begins.
     cursor: u32,
     /// The wait after a part in which no client could be moved: doubled each time.
     pause: Duration,
@@ -71,8 +71,8 @@ impl Workers {
         poller: &Poller,
         now: Instant,
     ) {
-        // All workers became ready together, or there is only one. That is a walk over all workers, so it is only looked
-        // at while clients may have to be spread.
+        // If the pool is settled, all workers became ready together, or there is only one. The pool walks over all
+        // workers to find that, so it is asked only while clients may have to be spread.
         let pool = &self.pool;
         self.spreading
             .take_if(|spreading| spreading.next.is_none() && pool.is_settled());

@@ -23,7 +23,7 @@ pub(crate) struct Strikes {
     shared: VecDeque<SharedDeath>,
 }
 
-/// A death of which one of several requests was the cause, or none.
+/// A death with several requests executing: one of them was the cause, or none.
 #[derive(Debug)]
 pub(super) struct SharedDeath {
     pub(super) at: Instant,
@@ -60,7 +60,8 @@ impl Strikes {
         self.shared.clear();
     }
 
-    /// Notes a death of which it is not known yet whether the client's request caused it: it runs again.
+    /// Notes a death that a request of this client may have caused. Whether it did is known when the request has run
+    /// again.
     pub(super) fn defer(&mut self, client: ClientId, now: Instant) {
         let (_, within) = METHOD;
         self.deferred
@@ -68,7 +69,7 @@ impl Strikes {
         self.deferred.insert(client, now);
     }
 
-    /// Forgets that death. Returns whether there was one.
+    /// Forgets the death noted by [`Strikes::defer`]. Returns whether there was one.
     pub(super) fn take_deferred(&mut self, client: ClientId) -> bool {
         self.deferred.remove(&client).is_some()
     }
@@ -104,9 +105,8 @@ impl Strikes {
     }
 
     /// Notes a death with several requests executing. Returns the method that is quarantined because of it, if there is
-    /// one: the only one that had a request at each of the last deaths, as many as those of a single request that
-    /// quarantine a method. Requests that run again are not counted: if one of them was the cause, it will end its next
-    /// worker alone.
+    /// one: the only one that had a request that does not run again at every one of the last ten ([`METHOD`]). Requests
+    /// that run again do not count: if one of them was the cause, it will end its next worker alone.
     pub(super) fn note_shared(&mut self, death: SharedDeath) -> Option<String> {
         let (most, within) = METHOD;
         let now = death.at;
@@ -130,8 +130,8 @@ impl Strikes {
         self.quarantine(&only).then_some(only)
     }
 
-    /// Notes that the request of a client that ran again alone has caused another death: it has caused the earlier one,
-    /// too.
+    /// Notes that a client's request has caused a second death when it ran again alone. So it has caused the first one,
+    /// too, which is removed from the deaths whose cause is unknown.
     pub(super) fn resolve_shared(&mut self, client: ClientId) {
         self.shared.retain(|death| !death.reruns.contains(&client));
     }

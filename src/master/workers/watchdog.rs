@@ -2,16 +2,17 @@
 //!
 //! Every half `stall-timeout` the master looks at the shared memory. A worker that shows no sign of life since the last
 //! check is sent a ping. A worker that has been in one turn, or has not answered, for `stall-timeout` is stuck: it gets
-//! no new leases, and all its clients but the one that it is stuck with are revoked, without asking it. When its
-//! heartbeat returns, it gets work again; if that does not happen within `request-timeout`, it is killed, but only
-//! after one more check: it may have recovered since the last one. Without clients there are no checks and no wake-ups.
+//! no new leases, and its leases are revoked without its help, except that of the client in the turn. When its
+//! heartbeat returns, it gets clients again. If that does not happen within `request-timeout`, the worker is killed,
+//! but only after one more check: it may have recovered since the last one. Without clients there are no checks and no
+//! wake-ups.
 //!
-//! A worker whose app answers nothing for `stall-timeout` while requests wait for a permit is stuck, too: it gets work
-//! again when an answer comes. It is not killed, because it checks the time of each request itself. The runtime of
-//! asynchronous methods counts as an app here; its CPU time is that of its thread.
+//! A worker whose app answers nothing for `stall-timeout` while requests wait for a permit is stuck, too: it gets
+//! clients again when an answer comes. It is not killed, because it checks the time of each request itself. The runtime
+//! of asynchronous methods counts as an app here; its CPU time is that of its thread.
 //!
 //! A worker that only waits for a CPU is not stuck. Its clients would have to wait for one elsewhere as well, and on an
-//! overloaded machine they were moved to and fro so fast that hardly any was served.
+//! overloaded machine they would move to and fro so fast that hardly any would be served.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ impl Watch {
             .min()
     }
 
-    /// Has the clients of unhealthy workers moved at this time, if that is not planned yet.
+    /// Schedules the move of the clients of unhealthy workers, unless one is scheduled already.
     pub(super) fn expect_moves(&mut self, at: Instant) {
         self.moves_at.get_or_insert(at);
     }
@@ -113,7 +114,7 @@ impl Workers {
                         // It may have been in a turn at the last attempt.
                         let why = (Reason::Hold, Duration::ZERO);
                         self.revoke_and_notify(id, why, clients, telemetry, poller);
-                        // No message reports the end of a turn, or of an answer of the app.
+                        // No message reports that a turn has ended, or that the app has answered.
                         let worker = self.all.get(&id);
                         worker
                             .is_some_and(|worker| worker.leases.clients() > 0)
@@ -196,7 +197,7 @@ impl Workers {
         }
     }
 
-    /// Finds a worker stuck whose app has answered nothing for `waited`, unless the app only waits for a CPU.
+    /// Checks a worker whose app has answered nothing for `waited`: it is stuck, unless the app only waits for a CPU.
     fn check_full(
         &mut self,
         id: WorkerId,

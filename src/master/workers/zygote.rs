@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The master is the parent of the process, as of one that it has executed. It waits for nothing: a worker that is
-//! requested is a birth until the zygote has reported its pid, and a worker from then on. The process receives `Start`
-//! only then, so it does nothing that the master would have to know.
+//! requested is a birth until the zygote has reported its pid, and a worker from then on. Only then the master sends
+//! `Start` to the process, which does nothing before.
 //!
 //! If a zygote does not become ready, the births that wait for it fail like workers that do not become ready. One that
 //! ends later is replaced; if the next one forks nothing, the workers of this generation are executed.
@@ -36,7 +36,7 @@ pub(crate) const ZYGOTE: &str = "zygote";
 /// An argument as long as the longest worker id; a forked worker writes its id over it.
 const ROOM_FOR_ID: &str = "00000000000000000000";
 
-/// The most requests that a zygote has and has not answered.
+/// The most requests that a zygote may have without having answered them.
 const MAX_REQUESTED: usize = 16;
 
 /// All zygotes, and the generations that have none any more. Dropping this struct kills the zygotes.
@@ -146,7 +146,8 @@ impl Zygote {
     ) -> io::Result<Zygote> {
         let (mut channel, theirs) = Channel::pair()?;
         let (name, generation) = (start.name.clone(), start.generation);
-        // Before it runs, so that it finds it there. The queue is new, so it is accepted unless memory is short.
+        // The message is sent before the process starts, so that the process finds it in the channel. A new queue
+        // accepts it unless memory is short.
         if channel.send(&ToZygote::Start(Box::new(start)), &[])? != Sent::Queued {
             return Err(io::Error::new(NOT_NOW, "memory is short"));
         }
@@ -191,7 +192,7 @@ impl Zygote {
             let id = self.births[index].id;
             match request(&mut self.channel, id) {
                 Ok(Some(channel)) => self.births[index].channel = Some(channel),
-                // The next answer is the occasion to try again.
+                // It is tried again after the next answer.
                 Ok(None) if self.has_requested() => break,
                 sent => {
                     let refused = || io::Error::new(NOT_NOW, "too many descriptors are under way");
