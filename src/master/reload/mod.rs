@@ -1,9 +1,9 @@
-//! Reload: the configuration file as it is now, applied without a client noticing, or not at all.
+//! Reload: applies the configuration files as they are now, without a client noticing, or not at all.
 //!
 //! ```text
 //! prepare   read, check, open the log, bind new listeners          a mistake: rejected, nothing was touched
-//! roll      new workers, a few at a time next to the old, which    not ready: rolled back, the old ones
-//!           retire as soon as theirs is ready                      come back in the same way
+//! roll      start new workers, a few at a time; each old one       not ready: rolled back, workers of the old
+//!           retires when the new one for its seat is ready         configuration replace the new ones likewise
 //! commit    listeners, limits, log, generation                     applied
 //! ```
 //!
@@ -32,7 +32,7 @@ use crate::proto::control::{About, Checked, Kind, Refusal, Reloaded};
 pub(crate) struct Reloads {
     /// The configuration whose workers are being started.
     pub(crate) current: Option<PreparedReload>,
-    /// Listeners that were about to close and that the configuration above keeps.
+    /// Listeners that were about to close and that the configuration in `current` keeps.
     reserved: Vec<u32>,
     /// Set while the configuration of a reload is being read.
     pub(crate) reading: Option<ReloadReading>,
@@ -134,7 +134,7 @@ impl Master {
         self.settings
             .apply(loaded, prepared.file, generation, prepared.memory);
         if self.settings.log_level.take().is_some() {
-            // Also to workers of this generation that got the other level.
+            // Workers of this generation may have received the level that an operator set during the reload.
             self.send_log_level();
         }
         let config = &self.settings.config;
@@ -161,7 +161,7 @@ impl Master {
         let generation = if self.reloads.reading.take().is_some() {
             None
         } else if let Some(prepared) = self.reloads.current.take() {
-            // Its workers may have parked more of their clients than fits into the layout before.
+            // Its workers may have parked more bytes of a client than a slot of the layout before holds.
             self.clients.layout = prepared.layout;
             self.listeners.closing.append(&mut self.reloads.reserved);
             Some(prepared.generation)
@@ -209,7 +209,7 @@ impl Master {
     /// first listeners are in the order of the configuration.
     fn exchange_listeners(&mut self, planned: Vec<PlannedListener>, config: &Config, now: Instant) {
         let mut before = std::mem::take(&mut self.listeners.all);
-        // There were sockets of all names when it was prepared, and there still are.
+        // No error is possible: when the reload was prepared, there were sockets of all names, and they are kept.
         let wanted = self
             .listeners
             .activated
@@ -252,8 +252,8 @@ impl Master {
     }
 }
 
-/// Logs a step that has failed although it was possible when the reload was prepared. The rest comes into force all the
-/// same.
+/// Logs that a step has failed although it was possible when the reload was prepared. The rest comes into force
+/// nevertheless.
 fn log_error(what: &str, result: Result<(), impl fmt::Display>) {
     if let Err(e) = result {
         log::error!("cannot {what}: {e}");

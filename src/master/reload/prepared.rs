@@ -23,8 +23,8 @@ pub(crate) struct PreparedReload {
     pub(crate) loaded: Loaded,
     pub(super) file: Option<PathBuf>,
     pub(super) max_clients: u64,
-    /// The layout of the shared memory of workers that are started from now on, also by the configuration before: these
-    /// may get clients back that have more bytes than the latter allows.
+    /// The layout of the shared memory of all workers that are started from now on. It also holds for workers of the
+    /// configuration before: after a rollback they may get clients with more parked bytes than that one allows.
     pub(crate) layout: Layout,
     pub(crate) memory: Option<Memory>,
     pub(super) listeners: Vec<PlannedListener>,
@@ -83,8 +83,8 @@ impl Master {
         let exporter = PlannedExporter::new(config, &self.settings.config, self.exporter.as_ref())
             .map_err(|(e, address)| rejected(&own().explain(e, Some(address))))?;
         let listeners = self.plan_listeners(config).map_err(|e| rejected(&e))?;
-        // Clients that stay bring along what is parked of them: some of it perhaps since a configuration before the one
-        // in force, if there were clients ever since.
+        // Clients that stay keep their parked bytes. Some may have been parked under a configuration before the one in
+        // force, so the present layout counts while there are clients.
         let max_frame_before = if self.clients.count() > 0 {
             self.clients.layout.max_frame()
         } else {

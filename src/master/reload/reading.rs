@@ -1,12 +1,12 @@
-//! The child that reads the configuration. Its users and groups may be in a directory server only, and its files on
-//! another machine: both may take long (nsswitch.conf(5)), and the loop must not wait for them.
+//! The child that reads the configuration. Only a directory server may know its users and groups (nsswitch.conf(5)),
+//! and its files may be on another machine: reading them may take long, and the loop must not wait.
 //!
 //! ```text
 //! reload, SIGHUP, check ─▶ question ─▶ child: reads, looks up, checks ─▶ answer, after the question in the same file
 //!                                      after 10 s it is killed, and the reload or the check is rejected
 //! ```
 //!
-//! The answer has each name with its number, so that the master looks up none.
+//! The answer has the number of each user and group, so that the master looks up no name.
 
 use std::fs::File;
 use std::io;
@@ -48,7 +48,7 @@ struct Question {
     force: bool,
 }
 
-/// A configuration with the numbers of its names.
+/// A configuration with the numbers of its users and groups.
 #[derive(Debug, Serialize, Deserialize)]
 struct Known {
     config: String,
@@ -310,14 +310,14 @@ fn rejection(error: &config::Error) -> Refusal {
     }
 }
 
-/// Runs the child: reads the request from standard input, and writes the answer after it. Signals stay held back: the
-/// one that a service manager sends to all processes at a restart must not end it.
+/// Runs the child: reads the request from standard input, and writes the answer after it. Signals stay blocked, because
+/// the one that a service manager sends to all processes at a restart must not end it.
 ///
 /// # Errors
 /// When it was not started by a master.
 pub fn read_configuration(length: &str) -> Result<(), String> {
     process::end_with_parent();
-    // The master's protection is not for its children.
+    // Only the master is protected from the OOM killer.
     let _ = process::raise_oom_score(0);
     let shared = fd::take_stdin()
         .map(File::from)
