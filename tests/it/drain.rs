@@ -51,7 +51,7 @@ fn wait_until_refused(daemon: &Running) -> Status {
     })
 }
 
-/// Has fdpassctl do this, which succeeds, and returns its output.
+/// Runs fdpassctl, which must succeed, and returns its output.
 #[track_caller]
 fn done(daemon: &Running, arguments: &[&str]) -> String {
     let said = ctl(daemon, arguments);
@@ -172,7 +172,7 @@ fn an_undrain_cancels_a_notice() {
     done(&daemon, &["drain", "--notice", "2s"]);
     done(&daemon, &["undrain"]);
     let_pass(Duration::from_millis(2200));
-    // Not a drain was cancelled but its notice.
+    // The undrain has cancelled the notice, so no drain follows.
     assert!(!daemon.stderr().contains("the notice is over"));
     assert_served(daemon.addresses());
     let status = daemon.status();
@@ -203,7 +203,7 @@ fn a_drain_that_is_under_way_gets_other_terms() {
     waiting
         .iter_mut()
         .for_each(|client| client.request("ping", 7));
-    // Without terms it stays as it is.
+    // A drain without terms changes nothing.
     done(&daemon, &["drain"]);
     let_pass(Duration::from_millis(200));
     assert!(!waiting.iter_mut().any(Client::has_something));
@@ -304,7 +304,7 @@ fn drain_wait_ends_when_the_notice_is_over_and_all_have_left() {
     let daemon = start(BOTH);
     let wait = ["drain", "--wait", "--notice", "300ms"];
     let left = "new clients are refused; the last client has left\n";
-    // No client is there, and the notice is not over.
+    // Without clients it still waits for the end of the notice.
     assert_eq!(done(&daemon, &wait), left);
     assert!(daemon.status().drained);
     done(&daemon, &["undrain"]);

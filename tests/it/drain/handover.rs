@@ -58,7 +58,7 @@ fn assert_kept(daemon: &Running, addresses: &[Address], clients: &mut [Client]) 
     assert_eq!(daemon.status().lost_total, 0);
 }
 
-/// Neither was a listener taken for an ended one, nor was something in the store of no use.
+/// Fails if the daemon took a listener for one that was shut down, or could not use what is in the store.
 #[track_caller]
 fn assert_no_fault(daemon: &Running) {
     let log = daemon.stderr();
@@ -83,7 +83,7 @@ fn the_next_master_refuses_clients_until_undrain() {
         wait_until_refused(&daemon);
 
         let mut daemon = next(&manager, daemon, how);
-        // Twice: what the first one restores is what it leaves.
+        // Twice: the first master also stores what it has restored.
         for _ in 0..2 {
             assert_refused(&addresses);
             let status = daemon.status();
@@ -149,7 +149,7 @@ fn a_notice_continues_in_the_next_master() {
         let (manager, daemon) = start_confirmed(super::BOTH);
         let addresses = daemon.addresses().to_vec();
         done(&daemon, &["drain", "--notice", "1h"]);
-        // Longer than a new master needs to answer, usually: one that began the notice again would have more left.
+        // Longer than a new master usually needs to answer: if it began the notice again, more would be left.
         let_pass(Duration::from_secs(1));
         let left = |daemon: &Running| daemon.status().drain.expect("it is under way").notice;
         let before = left(&daemon).expect("it is not over");
@@ -160,7 +160,7 @@ fn a_notice_continues_in_the_next_master() {
             "{how:?}: {before}, {after}"
         );
         assert_served(&addresses);
-        // This one may be over before the next master starts.
+        // This notice may be over before the next master starts.
         done(&daemon, &["drain", "--notice", "100ms"]);
         let daemon = next(&manager, daemon, how);
         wait_until_refused(&daemon);

@@ -89,7 +89,7 @@ fn a_refusing_listener_that_another_shuts_down_is_bound_again() {
         return;
     };
     done(&daemon, &["drain"]);
-    // It has an effect nevertheless: clients would be shut down from the start.
+    // The shutdown has an effect in spite of its error: clients would be shut down from the start.
     let shut_down = shutdown(held.as_raw_fd(), Shutdown::Both);
     assert_eq!(shut_down, Err(Errno::ENOTCONN));
     done(&daemon, &["undrain"]);
