@@ -324,7 +324,7 @@ impl Zygote {
             return BirthNews::Nothing;
         };
         let Some(channel) = birth.channel.take() else {
-            return BirthNews::Failed(birth, io::Error::other("its zygote has confused it"));
+            return BirthNews::Failed(birth, io::Error::other("it was forked without a request"));
         };
         // A process that has ended and is not collected is a worker that dies. If it was collected, its pid may be that
         // of another process.
