@@ -111,7 +111,7 @@ fn write_reloads(text: &mut MetricsText, master: &Snapshot<'_>) {
 fn write_requests(text: &mut MetricsText, master: &Snapshot<'_>) {
     let mut tally = master.telemetry.tally.clone();
     master.workers.all.values().for_each(|worker| {
-        tally.add(worker.believed.counters(), &worker.methods);
+        tally.add(worker.trusted.counters(), &worker.methods);
         tally.add_own(worker.own_metrics());
     });
     text.family("requests_total", COUNTER, "Requests that were answered.");

@@ -17,7 +17,7 @@ use crate::master::handover::store::Stored;
 use crate::master::handover::unpack::ReceivedHandoff;
 use crate::master::handover::upgrade_snapshot::{UpgradeSnapshot, WorkerSnapshot};
 use crate::master::listeners::control_listener::ControlListener;
-use crate::master::workers::believed::Believed;
+use crate::master::workers::trusted_counters::TrustedCounters;
 use crate::master::workers::worker::{Life, Worker};
 use crate::master::{ActivatedSockets, Announce, MasterSetup};
 use crate::shm::{Layout, MasterShm};
@@ -70,7 +70,7 @@ impl WorkerSnapshot {
         worker.runtime = self.runtime;
         worker.unhealthy = self.unhealthy;
         if let Some(counters) = self.counters {
-            worker.believed = Believed::with_counters(counters, now);
+            worker.trusted = TrustedCounters::with_counters(counters, now);
         }
         Ok((worker, self.is_held))
     }

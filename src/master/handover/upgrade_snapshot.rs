@@ -273,7 +273,7 @@ impl Master {
             longest: layout.max_frame(),
             methods: worker.methods.clone(),
             is_held: matches!(state, MemberState::Held { .. }),
-            counters: worker.believed.last().cloned(),
+            counters: worker.trusted.last().cloned(),
             app: worker.app.clone(),
             runtime: worker.runtime,
             unhealthy: worker.unhealthy.clone(),

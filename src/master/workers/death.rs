@@ -112,7 +112,7 @@ impl Workers {
         now: Instant,
     ) -> bool {
         let (worker, written) = dead.into_parts();
-        let has_answered = worker.believed.counters().requests() > 0;
+        let has_answered = worker.trusted.counters().requests() > 0;
         let (name, about, record) = (worker.name(), worker.about(), worker.shm_record());
         let Worker {
             id,

@@ -24,7 +24,7 @@ impl Worker {
     /// Returns whether the worker was stuck because of its app and may still be. The requests that waited were moved,
     /// so only an answer shows that the app works.
     pub(super) fn is_app_silent(&mut self) -> bool {
-        let answered = self.believed.counters().requests();
+        let answered = self.trusted.counters().requests();
         let is_silent = self.app_watch.stuck_at == Some(answered) && self.shm.header().away() > 0;
         if !is_silent {
             self.app_watch.stuck_at = None;

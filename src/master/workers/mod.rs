@@ -27,7 +27,6 @@ use crate::sys::process::{ChildList, Executable};
 
 pub(crate) mod actions;
 pub(crate) mod app;
-pub(crate) mod believed;
 pub(crate) mod births;
 pub(crate) mod crash;
 pub(crate) mod death;
@@ -46,6 +45,7 @@ pub(crate) mod retire;
 pub(crate) mod spread;
 pub(crate) mod strikes;
 pub(crate) mod trust;
+pub(crate) mod trusted_counters;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
 pub(crate) mod zygote;
@@ -167,7 +167,7 @@ impl Workers {
             .iter()
             .fold(Totals::default(), |totals, seat| totals.and(seat.totals));
         self.all.values().fold(gone, |totals, worker| {
-            totals.plus(worker.believed.counters())
+            totals.plus(worker.trusted.counters())
         })
     }
 

@@ -51,10 +51,10 @@ impl Workers {
     pub(super) fn add_last_counters(&mut self, worker: &mut Worker, telemetry: &mut Telemetry) {
         worker.shm.settle();
         worker.read_counters(telemetry);
-        worker.believed.close(last_turn(worker.shm.header()));
+        worker.trusted.close(last_turn(worker.shm.header()));
         self.add_counters(
             worker.seat,
-            worker.believed.counters(),
+            worker.trusted.counters(),
             &worker.methods,
             telemetry,
         );
@@ -78,14 +78,14 @@ impl Workers {
 impl Worker {
     /// Returns the metrics of the daemon's own in the worker, unless its counters are rejected.
     pub(crate) fn own_metrics(&self) -> Vec<OwnMetric> {
-        match self.believed.is_broken {
+        match self.trusted.is_broken {
             true => Vec::new(),
             false => self.shm.own_metrics(),
         }
     }
 
     fn read_counters(&mut self, telemetry: &mut Telemetry) {
-        let fault = self.believed.read(self.shm.header(), self.methods.len());
+        let fault = self.trusted.read(self.shm.header(), self.methods.len());
         if let Some(why) = fault {
             reject_counters(&self.name(), why, telemetry);
         }

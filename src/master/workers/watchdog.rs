@@ -211,7 +211,7 @@ impl Workers {
         if worker.is_app_starved(limit) {
             return Finding::Nothing(now.checked_add(limit / 2));
         }
-        worker.app_watch.stuck_at = Some(worker.believed.counters().requests());
+        worker.app_watch.stuck_at = Some(worker.trusted.counters().requests());
         if self.pool.stalled(id, None) {
             Finding::Stuck(Stuck::App(waited))
         } else {

@@ -11,8 +11,8 @@ use crate::master::clients::leases::Leases;
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::NOT_NOW;
 use crate::master::workers::app::WorkerApp;
-use crate::master::workers::believed::Believed;
 use crate::master::workers::link_state::{Intake, Link};
+use crate::master::workers::trusted_counters::TrustedCounters;
 use crate::master::workers::zygote::Newborn;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
@@ -56,7 +56,7 @@ pub(crate) struct Worker {
     pub(crate) runtime: Option<RuntimeInfo>,
     pub(crate) life: Life,
     /// The worker's counters, as far as they are plausible.
-    pub(crate) believed: Believed,
+    pub(crate) trusted: TrustedCounters,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) app_watch: AppWatch,
     pub(super) link: Link,
@@ -246,7 +246,7 @@ impl Worker {
             app: WorkerApp::default(),
             runtime: None,
             life: Life::Starting,
-            believed: Believed::new(started),
+            trusted: TrustedCounters::new(started),
             heartbeat: Heartbeat::default(),
             app_watch: AppWatch::default(),
             link: Link::default(),

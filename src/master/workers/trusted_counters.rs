@@ -6,16 +6,16 @@ use crate::shm::{Counters, Header};
 
 /// The last counters of a worker that were plausible.
 #[derive(Debug)]
-pub(crate) struct Believed {
+pub(crate) struct TrustedCounters {
     counters: Counters,
     at: Instant,
     pub(super) is_broken: bool,
 }
 
-impl Believed {
+impl TrustedCounters {
     /// Creates the record of a worker that has run since `at`.
-    pub(crate) fn new(at: Instant) -> Believed {
-        Believed {
+    pub(crate) fn new(at: Instant) -> TrustedCounters {
+        TrustedCounters {
             counters: Counters::default(),
             at,
             is_broken: false,
@@ -23,8 +23,8 @@ impl Believed {
     }
 
     /// Creates the record of a worker whose counters are rejected: these were its last plausible ones.
-    pub(crate) fn with_counters(counters: Counters, at: Instant) -> Believed {
-        Believed {
+    pub(crate) fn with_counters(counters: Counters, at: Instant) -> TrustedCounters {
+        TrustedCounters {
             counters: counters.in_this_version(),
             at,
             is_broken: true,
