@@ -24,7 +24,7 @@ use crate::sys::socket;
 
 /// The requests and clients to which a death is attributed, and what follows for them.
 #[derive(Debug, Default)]
-pub(crate) struct Blame {
+pub(crate) struct Attribution {
     /// The requests that were executing, as the messages name them.
     pub(crate) request: Option<String>,
     /// The consequence for the requests, as the messages give it.
@@ -34,12 +34,12 @@ pub(crate) struct Blame {
     /// A request may have caused the death.
     pub(crate) is_of_a_request: bool,
     /// Clients that have caused too many deaths.
-    pub(crate) culprits: Vec<(ClientId, Peer)>,
+    pub(crate) crashers: Vec<(ClientId, Peer)>,
     /// A method is quarantined because of it, which the workers do not know yet.
     pub(crate) has_quarantined: bool,
 }
 
-impl Blame {
+impl Attribution {
     /// Describes the cause of a death for messages; `failure` is what else is known.
     pub(super) fn cause(&self, end: WorkerEnd<'_>, failure: Option<String>) -> String {
         let memory = if self.is_out_of_memory {
@@ -155,30 +155,30 @@ impl Workers {
     /// If several requests were executing, none is known to be the cause. Those of idempotent methods run again, one at
     /// a time, so that one request is the cause of the next death. The others do not run again; the only method that
     /// was among them at every one of ten such deaths is quarantined. A request that took too long is always recorded.
-    pub(super) fn lay_blame(
+    pub(super) fn attribute(
         &mut self,
         end: WorkerEnd<'_>,
         methods: &[MethodName],
         recovery: &DeadWorkerClients,
         telemetry: &mut Telemetry,
         now: Instant,
-    ) -> Blame {
+    ) -> Attribution {
         let suspects = Suspect::all(methods, recovery);
         let is_killed = matches!(end.first_exit(), Exit::Signal { number: KILL, .. });
         let is_out_of_memory = is_killed && !end.is_by_master && self.oom_kills.take(now);
-        let mut blame = Blame {
+        let mut attribution = Attribution {
             request: name_all(&suspects),
             outcome: consequence(&suspects),
             is_out_of_memory,
-            ..Blame::default()
+            ..Attribution::default()
         };
         let reruns = suspects.iter().filter(|suspect| suspect.is_rerun());
         telemetry.counts.reruns += reruns.count() as u64;
-        blame.is_of_a_request = is_out_of_memory || end.may_be_of_a_request();
-        let is_of_one = suspects.len() == 1 && blame.is_of_a_request;
+        attribution.is_of_a_request = is_out_of_memory || end.may_be_of_a_request();
+        let is_of_one = suspects.len() == 1 && attribution.is_of_a_request;
         // If memory was out, all requests have used it, and no single one is the cause.
-        if suspects.len() > 1 && blame.is_of_a_request && !is_out_of_memory {
-            self.note_shared(&suspects, &mut blame, telemetry, now);
+        if suspects.len() > 1 && attribution.is_of_a_request && !is_out_of_memory {
+            self.note_shared(&suspects, &mut attribution, telemetry, now);
         }
         for suspect in suspects {
             let was_deferred = self.strikes.take_deferred(suspect.client);
@@ -194,17 +194,17 @@ impl Workers {
                 // The earlier death may have been in another request of this client, which then succeeded.
                 let is_second = was_deferred && suspect.request.crash_count > 1;
                 let deaths = if is_second { 2 } else { 1 };
-                self.strike(&suspect, deaths, &mut blame, telemetry, now);
+                self.strike(&suspect, deaths, &mut attribution, telemetry, now);
             }
         }
-        blame
+        attribution
     }
 
     /// Notes a death that one of several requests may have caused.
     fn note_shared(
         &mut self,
         suspects: &[Suspect<'_>],
-        blame: &mut Blame,
+        attribution: &mut Attribution,
         telemetry: &mut Telemetry,
         now: Instant,
     ) {
@@ -225,7 +225,7 @@ impl Workers {
                 "deaths",
                 telemetry,
             );
-            blame.has_quarantined = true;
+            attribution.has_quarantined = true;
         }
     }
 
@@ -234,22 +234,23 @@ impl Workers {
         &mut self,
         suspect: &Suspect<'_>,
         deaths: usize,
-        blame: &mut Blame,
+        attribution: &mut Attribution,
         telemetry: &mut Telemetry,
         now: Instant,
     ) {
         let is_timed_out = suspect.request.is_timed_out;
         for _ in 0..deaths {
-            let culprit = (suspect.client, suspect.peer);
-            if self.strikes.strike_client(suspect.client, now) && !blame.culprits.contains(&culprit)
+            let crasher = (suspect.client, suspect.peer);
+            if self.strikes.strike_client(suspect.client, now)
+                && !attribution.crashers.contains(&crasher)
             {
-                blame.culprits.push(culprit);
+                attribution.crashers.push(crasher);
             }
             if let Some(method) = suspect.method.filter(|_| !is_timed_out)
                 && self.strikes.strike_method(&method.name, now)
             {
                 report_quarantined(&method.name, "has ended", "workers", telemetry);
-                blame.has_quarantined = true;
+                attribution.has_quarantined = true;
             }
         }
     }
@@ -272,12 +273,12 @@ fn report_quarantined(method: &str, what: &str, things: &str, telemetry: &mut Te
 }
 
 /// Closes the clients that have caused too many deaths, if they wait for a worker.
-pub(super) fn close_culprits(
-    culprits: &[(ClientId, Peer)],
+pub(super) fn close_crashers(
+    crashers: &[(ClientId, Peer)],
     clients: &mut Clients,
     telemetry: &mut Telemetry,
 ) {
-    for (client, peer) in culprits {
+    for (client, peer) in crashers {
         let Some(unleased) = clients.take_unleased(*client) else {
             continue;
         };
@@ -357,7 +358,11 @@ mod tests {
     }
 
     /// Attributes the end of an app to one of these requests.
-    fn blame(workers: &mut Workers, end: AppEnd, requests: &[(u32, u8, bool)]) -> (Blame, u64) {
+    fn attribution(
+        workers: &mut Workers,
+        end: AppEnd,
+        requests: &[(u32, u8, bool)],
+    ) -> (Attribution, u64) {
         let gone = AppGone {
             end,
             subject: "app".to_owned(),
@@ -366,10 +371,10 @@ mod tests {
         let end = WorkerEnd::new(Exit::Status(70), Some(&gone), false);
         let mut telemetry = Telemetry::new();
         let (left, now) = (left(requests), Instant::now());
-        let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
-        let cause = blame.cause(end, Some("the same".to_owned()));
+        let attribution = workers.attribute(end, &methods(), &left, &mut telemetry, now);
+        let cause = attribution.cause(end, Some("the same".to_owned()));
         assert!(cause.starts_with("ended in ") && cause.ends_with(": its app has ended"));
-        (blame, telemetry.counts.reruns)
+        (attribution, telemetry.counts.reruns)
     }
 
     #[test]
@@ -383,14 +388,14 @@ mod tests {
             (9, 1, false),
         ];
         for _ in 0..METHOD.0 {
-            let (blame, reruns) = blame(&mut workers, AppEnd::Exited(1), &requests);
+            let (attribution, reruns) = attribution(&mut workers, AppEnd::Exited(1), &requests);
             assert_eq!(
-                blame.outcome,
+                attribution.outcome,
                 "2 requests run again, 3 requests answered with crashed"
             );
-            let named = blame.request.as_deref();
+            let named = attribution.request.as_deref();
             assert_eq!(named, Some(r#"5 requests ("?", "order", "price")"#));
-            assert_eq!((reruns, blame.culprits.len()), (2, 0));
+            assert_eq!((reruns, attribution.crashers.len()), (2, 0));
         }
         assert!(workers.strikes.quarantined().is_empty());
     }
@@ -400,19 +405,19 @@ mod tests {
         let requests = [(PRICE, 1, false), (ORDER, 1, false), (PRICE, 1, false)];
         let mut workers = workers(Instant::now());
         for death in 1..=METHOD.0 {
-            let (blame, _) = blame(&mut workers, AppEnd::Exited(1), &requests);
-            assert_eq!(blame.has_quarantined, death == METHOD.0);
-            assert!(blame.is_of_a_request && blame.culprits.is_empty());
+            let (attribution, _) = attribution(&mut workers, AppEnd::Exited(1), &requests);
+            assert_eq!(attribution.has_quarantined, death == METHOD.0);
+            assert!(attribution.is_of_a_request && attribution.crashers.is_empty());
             // Those from outside have no cause.
-            let (killed, _) = self::blame(&mut workers, AppEnd::Killed(KILL), &requests);
+            let (killed, _) = self::attribution(&mut workers, AppEnd::Killed(KILL), &requests);
             assert!(!killed.is_of_a_request && !killed.has_quarantined);
         }
         assert_eq!(workers.strikes.quarantined(), ["order"]);
         // A request that runs again, and ends its worker again, was the cause both times.
         let mut workers = self::workers(Instant::now());
         for _ in 0..METHOD.0 {
-            blame(&mut workers, AppEnd::Exited(1), &requests);
-            blame(&mut workers, AppEnd::Exited(1), &[(PRICE, 2, false)]);
+            attribution(&mut workers, AppEnd::Exited(1), &requests);
+            attribution(&mut workers, AppEnd::Exited(1), &[(PRICE, 2, false)]);
         }
         assert_eq!(workers.strikes.quarantined(), ["price"]);
     }
@@ -422,14 +427,15 @@ mod tests {
         let mut workers = workers(Instant::now());
         for _ in 0..METHOD.0 {
             for end in [AppEnd::Killed(KILL), AppEnd::BrokeProtocol] {
-                let (blame, _) = blame(&mut workers, end, &[(ORDER, 1, false)]);
-                assert_eq!(blame.outcome, "1 request answered with crashed");
-                assert!(blame.culprits.is_empty() && !blame.has_quarantined);
+                let (attribution, _) = attribution(&mut workers, end, &[(ORDER, 1, false)]);
+                assert_eq!(attribution.outcome, "1 request answered with crashed");
+                assert!(attribution.crashers.is_empty() && !attribution.has_quarantined);
             }
         }
         for death in 1..=METHOD.0 {
-            let (blame, _) = blame(&mut workers, AppEnd::Exited(0), &[(ORDER, 1, false)]);
-            assert_eq!(blame.culprits.len(), usize::from(death >= CLIENT.0));
+            let (attribution, _) =
+                attribution(&mut workers, AppEnd::Exited(0), &[(ORDER, 1, false)]);
+            assert_eq!(attribution.crashers.len(), usize::from(death >= CLIENT.0));
         }
         assert_eq!(workers.strikes.quarantined(), ["order"]);
     }
@@ -439,13 +445,17 @@ mod tests {
         let mut workers = workers(Instant::now());
         let requests = [(PRICE, 1, false), (ORDER, 0, true), (ORDER, 1, false)];
         for death in 1..=METHOD.0 {
-            let (blame, _) = blame(&mut workers, AppEnd::Unresponsive, &requests);
+            let (attribution, _) = attribution(&mut workers, AppEnd::Unresponsive, &requests);
             assert_eq!(
-                blame.outcome,
+                attribution.outcome,
                 "1 request answered with timeout, 1 request run again, 1 request answered with crashed"
             );
-            let culprits: Vec<u64> = blame.culprits.iter().map(|(client, _)| client.0).collect();
-            assert_eq!(culprits, [1].repeat(usize::from(death >= CLIENT.0)));
+            let crashers: Vec<u64> = attribution
+                .crashers
+                .iter()
+                .map(|(client, _)| client.0)
+                .collect();
+            assert_eq!(crashers, [1].repeat(usize::from(death >= CLIENT.0)));
         }
         assert!(workers.strikes.quarantined().is_empty(), "it may be slow");
     }
@@ -453,12 +463,12 @@ mod tests {
     #[test]
     fn one_that_runs_again_alone_counts_for_both_deaths() {
         let mut workers = workers(Instant::now());
-        let (first, reruns) = blame(&mut workers, AppEnd::Killed(11), &[(PRICE, 1, false)]);
-        assert_eq!((first.culprits.len(), reruns), (0, 1));
-        let (second, _) = blame(&mut workers, AppEnd::Killed(11), &[(PRICE, 2, false)]);
-        assert!(second.culprits.is_empty());
-        let (third, _) = blame(&mut workers, AppEnd::Killed(11), &[(PRICE, 2, false)]);
-        assert_eq!(third.culprits.len(), 1, "three and four");
+        let (first, reruns) = attribution(&mut workers, AppEnd::Killed(11), &[(PRICE, 1, false)]);
+        assert_eq!((first.crashers.len(), reruns), (0, 1));
+        let (second, _) = attribution(&mut workers, AppEnd::Killed(11), &[(PRICE, 2, false)]);
+        assert!(second.crashers.is_empty());
+        let (third, _) = attribution(&mut workers, AppEnd::Killed(11), &[(PRICE, 2, false)]);
+        assert_eq!(third.crashers.len(), 1, "three and four");
     }
 
     #[test]
@@ -474,8 +484,8 @@ mod tests {
             workers.oom_kills = OomKills::with_unexplained(now);
             let end = WorkerEnd::new(exit, None, is_by_master);
             let (left, mut telemetry) = (left(&[]), Telemetry::new());
-            let blame = workers.lay_blame(end, &methods(), &left, &mut telemetry, now);
-            assert_eq!(blame.is_out_of_memory, !is_by_master);
+            let attribution = workers.attribute(end, &methods(), &left, &mut telemetry, now);
+            assert_eq!(attribution.is_out_of_memory, !is_by_master);
         }
     }
 }

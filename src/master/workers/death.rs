@@ -12,7 +12,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::Workers;
 use crate::master::workers::app::WorkerEnd;
-use crate::master::workers::crash::{self, Blame};
+use crate::master::workers::crash::{self, Attribution};
 use crate::master::workers::messages::MessageOutcome;
 use crate::master::workers::worker::{Doom, Worker};
 use crate::pool::MemberState;
@@ -129,18 +129,20 @@ impl Workers {
         let is_timed_out = doom == Some(Doom::TimedOut);
         let orphan = Rc::new(OrphanedShm::new(record, shm, written));
         let mut recovery = clients.recover_left(&orphan, leases, written, is_timed_out);
-        let blame = self.lay_blame(end, &orphan.record.methods, &recovery, telemetry, now);
-        recovery.set_suspects(blame.is_of_a_request);
-        if blame.has_quarantined {
+        let attribution = self.attribute(end, &orphan.record.methods, &recovery, telemetry, now);
+        recovery.set_suspects(attribution.is_of_a_request);
+        if attribution.has_quarantined {
             self.send_quarantined(poller);
         }
         let in_handshake = mem::take(&mut recovery.in_handshake);
         clients.await_handshakes(orphan, in_handshake, is_timed_out, now);
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
-        let dropped = blame.is_out_of_memory.then(|| memory::relieve(clients));
-        crash::close_culprits(&blame.culprits, clients, telemetry);
-        let (is_well, delay) = self.replace(id, end, &blame, (has_answered, doom), now);
+        let dropped = attribution
+            .is_out_of_memory
+            .then(|| memory::relieve(clients));
+        crash::close_crashers(&attribution.crashers, clients, telemetry);
+        let (is_well, delay) = self.replace(id, end, &attribution, (has_answered, doom), now);
         let death = Death {
             name,
             about: About {
@@ -148,9 +150,9 @@ impl Workers {
                 ..about
             },
             seat,
-            cause: blame.cause(end, failure),
-            kind: end.cause(blame.is_out_of_memory, doom.and_then(Doom::cause)),
-            outcome: blame.outcome,
+            cause: attribution.cause(end, failure),
+            kind: end.cause(attribution.is_out_of_memory, doom.and_then(Doom::cause)),
+            outcome: attribution.outcome,
             moved,
             lost,
             dropped: dropped.unwrap_or(0),
@@ -159,7 +161,7 @@ impl Workers {
             delay,
         };
         self.report_death(death, telemetry);
-        blame.is_out_of_memory
+        attribution.is_out_of_memory
     }
 
     /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker ended well, and the
@@ -168,7 +170,7 @@ impl Workers {
         &mut self,
         id: WorkerId,
         end: WorkerEnd<'_>,
-        blame: &Blame,
+        attribution: &Attribution,
         (has_answered, doom): (bool, Option<Doom>),
         now: Instant,
     ) -> (bool, Option<Duration>) {
@@ -177,11 +179,12 @@ impl Workers {
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
         let is_own_doing =
-            end.is_own_doing() || blame.is_out_of_memory || doom == Some(Doom::Broken);
+            end.is_own_doing() || attribution.is_out_of_memory || doom == Some(Doom::Broken);
         // A worker that was killed from outside or by a request does not predict that its successor will fail, so the
         // successor starts without delay.
-        let was_useful = has_answered || blame.request.is_some() || !is_own_doing;
-        let is_well = end.is_orderly() && blame.request.is_none() && (has_answered || is_no_loss);
+        let was_useful = has_answered || attribution.request.is_some() || !is_own_doing;
+        let is_well =
+            end.is_orderly() && attribution.request.is_none() && (has_answered || is_no_loss);
         (is_well, self.pool.exited(id, was_useful, now))
     }
 
