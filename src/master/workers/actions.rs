@@ -10,7 +10,7 @@ use crate::master::Token;
 use crate::master::clients::Clients;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
-use crate::master::workers::worker::{Doom, Worker};
+use crate::master::workers::worker::{KillReason, Worker};
 use crate::master::workers::zygote::Newborn;
 use crate::master::workers::{NOT_NOW, Workers};
 use crate::pool::Late;
@@ -137,7 +137,7 @@ impl Workers {
         let Some(worker) = self.all.get_mut(&id) else {
             return self.withdraw_birth(id, why, start_timeout, telemetry, now);
         };
-        let (doom, kind, what) = match why {
+        let (kill_reason, kind, what) = match why {
             Late::NotReady => {
                 // The generation may be rolled back because of this worker. Then the pool starts another worker before
                 // this death is known, so the reason is recorded now.
@@ -146,32 +146,32 @@ impl Workers {
                 worker.failure = Some(format!("it {reason}"));
                 self.last_failure = Some(reason);
                 let what = format!("is not ready after {start_timeout:?}{cause}");
-                (Doom::Late, Kind::WorkerKilled, what)
+                (KillReason::Late, Kind::WorkerKilled, what)
             }
             Late::NotGone => {
                 telemetry.counts.killed += 1;
                 let what = "did not finish in time".to_owned();
-                (Doom::Late, Kind::WorkerKilled, what)
+                (KillReason::Late, Kind::WorkerKilled, what)
             }
             Late::Stalled if worker.is_executing() => {
                 let method = worker
                     .method_in_turn()
                     .map(|method| format!(" in method {method:?}"));
                 let what = format!("exceeded request-timeout{}", method.unwrap_or_default());
-                (Doom::TimedOut, Kind::WorkerKilled, what)
+                (KillReason::TimedOut, Kind::WorkerKilled, what)
             }
             Late::Stalled => {
                 let what = "has been stuck for request-timeout".to_owned();
-                (Doom::Stuck, Kind::WorkerKilled, what)
+                (KillReason::Stuck, Kind::WorkerKilled, what)
             }
             Late::Unneeded => {
                 let what = "is not needed any more".to_owned();
-                (Doom::Unneeded, Kind::WorkerDraining, what)
+                (KillReason::Unneeded, Kind::WorkerDraining, what)
             }
         };
         let sentence = format_args!("{} {what}; killing it", worker.name());
         telemetry.events.note(kind, worker.about(), sentence);
-        worker.kill_for(doom);
+        worker.kill_for(kill_reason);
     }
 
     /// Has a worker exit by a deadline, as the daemon stops.

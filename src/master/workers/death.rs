@@ -14,7 +14,7 @@ use crate::master::workers::Workers;
 use crate::master::workers::app::WorkerEnd;
 use crate::master::workers::crash::{self, Attribution};
 use crate::master::workers::messages::MessageOutcome;
-use crate::master::workers::worker::{Doom, Worker};
+use crate::master::workers::worker::{KillReason, Worker};
 use crate::pool::MemberState;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
@@ -124,9 +124,9 @@ impl Workers {
             life,
             ..
         } = worker;
-        let doom = life.doom();
-        let end = WorkerEnd::new(exit, app.gone.as_ref(), doom.is_some());
-        let is_timed_out = doom == Some(Doom::TimedOut);
+        let kill_reason = life.kill_reason();
+        let end = WorkerEnd::new(exit, app.gone.as_ref(), kill_reason.is_some());
+        let is_timed_out = kill_reason == Some(KillReason::TimedOut);
         let orphan = Rc::new(OrphanedShm::new(record, shm, written));
         let mut recovery = clients.recover_left(&orphan, leases, written, is_timed_out);
         let attribution = self.attribute(end, &orphan.record.methods, &recovery, telemetry, now);
@@ -142,7 +142,8 @@ impl Workers {
             .is_out_of_memory
             .then(|| memory::relieve(clients));
         crash::close_crashers(&attribution.crashers, clients, telemetry);
-        let (is_well, delay) = self.replace(id, end, &attribution, (has_answered, doom), now);
+        let (is_well, delay) =
+            self.replace(id, end, &attribution, (has_answered, kill_reason), now);
         let death = Death {
             name,
             about: About {
@@ -151,13 +152,16 @@ impl Workers {
             },
             seat,
             cause: attribution.cause(end, failure),
-            kind: end.cause(attribution.is_out_of_memory, doom.and_then(Doom::cause)),
+            kind: end.cause(
+                attribution.is_out_of_memory,
+                kill_reason.and_then(KillReason::cause),
+            ),
             outcome: attribution.outcome,
             moved,
             lost,
             dropped: dropped.unwrap_or(0),
             has_served: life.has_served(),
-            is_finished: is_well || doom == Some(Doom::Unneeded),
+            is_finished: is_well || kill_reason == Some(KillReason::Unneeded),
             delay,
         };
         self.report_death(death, telemetry);
@@ -171,15 +175,16 @@ impl Workers {
         id: WorkerId,
         end: WorkerEnd<'_>,
         attribution: &Attribution,
-        (has_answered, doom): (bool, Option<Doom>),
+        (has_answered, kill_reason): (bool, Option<KillReason>),
         now: Instant,
     ) -> (bool, Option<Duration>) {
         let is_no_loss = self
             .pool
             .member(id)
             .is_none_or(|member| !matches!(member.state, MemberState::Ready { .. }));
-        let is_own_doing =
-            end.is_own_doing() || attribution.is_out_of_memory || doom == Some(Doom::Broken);
+        let is_own_doing = end.is_own_doing()
+            || attribution.is_out_of_memory
+            || kill_reason == Some(KillReason::Broken);
         // A worker that was killed from outside or by a request does not predict that its successor will fail, so the
         // successor starts without delay.
         let was_useful = has_answered || attribution.request.is_some() || !is_own_doing;

@@ -10,7 +10,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
 use crate::master::workers::retire::to_successor;
-use crate::master::workers::worker::{Doom, Life, Worker};
+use crate::master::workers::worker::{KillReason, Life, Worker};
 use crate::pool::Why;
 use crate::proto::channel::{Ready, SpentReason, Stop, ToMaster, ToWorker, VERSION};
 use crate::proto::control::Kind;
@@ -178,7 +178,7 @@ impl Workers {
                 "its channel has version {}, not {VERSION}",
                 ready.version
             ));
-            worker.kill_for(Doom::Broken);
+            worker.kill_for(KillReason::Broken);
             return MessageOutcome::Message;
         }
         if !self.pool.ready(id, now) {

@@ -11,7 +11,7 @@ use crate::master::clients::Clients;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
-use crate::master::workers::worker::Doom;
+use crate::master::workers::worker::KillReason;
 use crate::proto::control::{About, Kind};
 use crate::proto::text::Counted;
 
@@ -72,7 +72,7 @@ impl Workers {
             let Some(worker) = self
                 .all
                 .get_mut(&id)
-                .filter(|worker| worker.life.doom().is_none())
+                .filter(|worker| worker.life.kill_reason().is_none())
             else {
                 continue;
             };
@@ -91,7 +91,7 @@ impl Workers {
             let sentence =
                 format_args!("{} is of another version; killing it{left}", worker.name());
             telemetry.events.note(Kind::WorkerKilled, about, sentence);
-            worker.kill_for(Doom::Unneeded);
+            worker.kill_for(KillReason::Unneeded);
         }
         true
     }

@@ -70,7 +70,7 @@ pub(crate) enum Life {
     Serving,
     /// The master is killing the worker.
     Killed {
-        why: Doom,
+        why: KillReason,
         has_served: bool,
     },
 }
@@ -88,7 +88,7 @@ impl Life {
     }
 
     /// Returns the reason for which the master is killing the worker, if it is.
-    pub(crate) fn doom(self) -> Option<Doom> {
+    pub(crate) fn kill_reason(self) -> Option<KillReason> {
         match self {
             Life::Killed { why, .. } => Some(why),
             Life::Starting | Life::Serving => None,
@@ -98,7 +98,7 @@ impl Life {
 
 /// Reasons why the master kills a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Doom {
+pub(crate) enum KillReason {
     /// The worker was not ready, or not gone, in time.
     Late,
     /// The worker is stuck, in no request.
@@ -111,14 +111,14 @@ pub(crate) enum Doom {
     Unneeded,
 }
 
-impl Doom {
+impl KillReason {
     /// Returns the cause of the death if it is a failure of the worker.
     pub(crate) fn cause(self) -> Option<Cause> {
         match self {
-            Doom::Late => Some(Cause::Late),
-            Doom::Stuck | Doom::TimedOut => Some(Cause::Timeout),
-            Doom::Broken => Some(Cause::Crash),
-            Doom::Unneeded => None,
+            KillReason::Late => Some(Cause::Late),
+            KillReason::Stuck | KillReason::TimedOut => Some(Cause::Timeout),
+            KillReason::Broken => Some(Cause::Crash),
+            KillReason::Unneeded => None,
         }
     }
 }
@@ -152,10 +152,10 @@ impl Worker {
     }
 
     /// Kills the process and records the reason, to which its death is attributed.
-    pub(crate) fn kill_for(&mut self, why: Doom) {
+    pub(crate) fn kill_for(&mut self, why: KillReason) {
         let has_served = self.life.has_served();
         self.life = Life::Killed { why, has_served };
-        if why == Doom::TimedOut {
+        if why == KillReason::TimedOut {
             self.shm.header().set_timed_out();
         }
         self.kill();
@@ -164,10 +164,10 @@ impl Worker {
     /// Kills the process because its channel cannot be used. A process that is being killed keeps the first reason.
     pub(crate) fn kill_for_error(&mut self, error: &dyn fmt::Display) {
         log::error!("{}: {error}; killing it", self.name());
-        match self.life.doom() {
+        match self.life.kill_reason() {
             None => {
                 self.failure = Some(error.to_string());
-                self.kill_for(Doom::Broken);
+                self.kill_for(KillReason::Broken);
             }
             Some(_) => self.kill(),
         }
