@@ -9,7 +9,7 @@ use crate::config::{Config, StartMode};
 use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::WorkerParameters;
 use crate::master::workers::messages::MessageOutcome;
-use crate::master::workers::zygote::{Birth, Newborn};
+use crate::master::workers::zygote::{Birth, ForkedWorker};
 use crate::master::{Error, Master, memory};
 use crate::pool::{Action, Why};
 use crate::proto::channel::ToWorker;
@@ -111,7 +111,7 @@ impl Master {
     fn begin_worker(
         &mut self,
         (seat, id, generation): (usize, WorkerId, Generation),
-        newborn: Option<Newborn>,
+        forked: Option<ForkedWorker>,
         now: Instant,
     ) {
         let next = self.reloads.current.as_ref();
@@ -136,7 +136,7 @@ impl Master {
         };
         let (telemetry, poller) = (&mut self.telemetry, &self.poller);
         self.workers
-            .start((seat, id), newborn, parameters, telemetry, poller, now);
+            .start((seat, id), forked, parameters, telemetry, poller, now);
     }
 
     /// Returns the level of the log of new workers of a generation.

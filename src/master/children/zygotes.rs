@@ -25,9 +25,9 @@ impl Master {
             match news {
                 None => break,
                 Some(BirthNews::Nothing) => {}
-                Some(BirthNews::Forked(birth, newborn)) => {
+                Some(BirthNews::Forked(birth, forked)) => {
                     let worker = (birth.seat, birth.id, birth.generation);
-                    self.begin_worker(worker, Some(newborn), now);
+                    self.begin_worker(worker, Some(forked), now);
                 }
                 Some(BirthNews::Failed(birth, error)) => {
                     self.report_failed_births([(birth, error)], now);

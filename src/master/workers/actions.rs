@@ -11,7 +11,7 @@ use crate::master::clients::Clients;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::worker::{KillReason, Worker};
-use crate::master::workers::zygote::Newborn;
+use crate::master::workers::zygote::ForkedWorker;
 use crate::master::workers::{NOT_NOW, Workers};
 use crate::pool::Late;
 use crate::proto::channel::{Settings, Start, Stop, ToWorker, VERSION};
@@ -42,7 +42,7 @@ impl Workers {
     pub(crate) fn start(
         &mut self,
         (seat, id): (usize, WorkerId),
-        newborn: Option<Newborn>,
+        forked: Option<ForkedWorker>,
         parameters: WorkerParameters<'_>,
         telemetry: &mut Telemetry,
         poller: &Poller,
@@ -64,8 +64,8 @@ impl Workers {
             own_table: parameters.config.own_table(),
         };
         let (queues, layout) = (parameters.queues, parameters.layout);
-        let spawned = match newborn {
-            Some(newborn) => Worker::begin(newborn, start, queues, layout, now),
+        let spawned = match forked {
+            Some(forked) => Worker::begin(forked, start, queues, layout, now),
             None => Worker::spawn(&self.executable, start, queues, layout, now),
         };
         let spawned = spawned.and_then(|worker| {

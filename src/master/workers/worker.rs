@@ -13,7 +13,7 @@ use crate::master::workers::NOT_NOW;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::link_state::{Intake, Link};
 use crate::master::workers::trusted_counters::TrustedCounters;
-use crate::master::workers::zygote::Newborn;
+use crate::master::workers::zygote::ForkedWorker;
 use crate::pool::dispatch::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
@@ -199,7 +199,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::spawn`]. The process exits then, because its channel closes.
     pub(crate) fn begin(
-        Newborn { pid, mut channel }: Newborn,
+        ForkedWorker { pid, mut channel }: ForkedWorker,
         start: Start,
         queues: Vec<BorrowedFd<'_>>,
         layout: Layout,

@@ -81,13 +81,13 @@ pub(crate) enum BirthNews {
     /// The message concerns no birth that is still wanted.
     Nothing,
     /// There is a process, which waits for its first message.
-    Forked(Birth, Newborn),
+    Forked(Birth, ForkedWorker),
     Failed(Birth, io::Error),
 }
 
 /// A forked process that does not know yet which worker it is.
 #[derive(Debug)]
-pub(crate) struct Newborn {
+pub(crate) struct ForkedWorker {
     pub(crate) pid: u32,
     pub(crate) channel: Channel<ToWorker, ToMaster>,
 }
@@ -332,7 +332,7 @@ impl Zygote {
             let error = io::Error::other("its process ended before it was known");
             return BirthNews::Failed(birth, error);
         }
-        BirthNews::Forked(birth, Newborn { pid, channel })
+        BirthNews::Forked(birth, ForkedWorker { pid, channel })
     }
 }
 
