@@ -182,7 +182,7 @@ impl Snapshot<'_> {
             .values()
             .filter(|worker| worker.seat == index);
         let totals = here.fold(seat.totals, |totals, worker| {
-            totals.plus(worker.trusted.counters())
+            totals.plus_counters(worker.trusted.counters())
         });
         let header = worker.map(|worker| worker.shm.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());

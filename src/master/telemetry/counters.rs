@@ -232,8 +232,8 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// Returns the sum of these totals and a worker's counters.
-    pub(crate) fn plus(self, counters: &Counters) -> Totals {
-        self.and(Totals {
+    pub(crate) fn plus_counters(self, counters: &Counters) -> Totals {
+        self.plus(Totals {
             requests: counters.requests(),
             errors: counters.errors(),
             panics: counters.panics,
@@ -242,7 +242,7 @@ impl Totals {
         })
     }
 
-    pub(crate) fn and(self, other: Totals) -> Totals {
+    pub(crate) fn plus(self, other: Totals) -> Totals {
         Totals {
             requests: self.requests.saturating_add(other.requests),
             errors: self.errors.saturating_add(other.errors),

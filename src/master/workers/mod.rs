@@ -165,9 +165,9 @@ impl Workers {
         let gone = self
             .seats
             .iter()
-            .fold(Totals::default(), |totals, seat| totals.and(seat.totals));
+            .fold(Totals::default(), |totals, seat| totals.plus(seat.totals));
         self.all.values().fold(gone, |totals, worker| {
-            totals.plus(worker.trusted.counters())
+            totals.plus_counters(worker.trusted.counters())
         })
     }
 

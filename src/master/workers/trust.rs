@@ -70,7 +70,7 @@ impl Workers {
         telemetry: &mut Telemetry,
     ) {
         let seat = self.seat(seat);
-        seat.totals = seat.totals.plus(counters);
+        seat.totals = seat.totals.plus_counters(counters);
         telemetry.tally.add(counters, methods);
     }
 }
