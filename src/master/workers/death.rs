@@ -28,8 +28,9 @@ struct Death {
     name: String,
     about: About,
     seat: usize,
-    cause: String,
-    kind: Cause,
+    /// The cause, as the messages describe it.
+    description: String,
+    cause: Cause,
     /// The consequence for the requests that were executing.
     outcome: String,
     /// Clients that are leased to other workers, and clients that are closed.
@@ -151,8 +152,8 @@ impl Workers {
                 ..about
             },
             seat,
-            cause: attribution.cause(end, failure),
-            kind: end.cause(
+            description: attribution.cause(end, failure),
+            cause: end.cause(
                 attribution.is_out_of_memory,
                 kill_reason.and_then(KillReason::cause),
             ),
@@ -197,7 +198,7 @@ impl Workers {
         let Death {
             name,
             about,
-            cause,
+            description,
             moved,
             lost,
             outcome,
@@ -213,14 +214,16 @@ impl Workers {
             return events.note(Kind::WorkerFinished, about, sentence);
         }
         if death.has_served {
-            counts.deaths.add(death.kind, 1);
-            counts.rescues.add(death.kind, moved as u64);
+            counts.deaths.add(death.cause, 1);
+            counts.rescues.add(death.cause, moved as u64);
         } else {
             counts.failed_starts += 1;
         }
         if self.pool.is_stopping() {
-            let sentence =
-                format_args!("{name} {cause}; {} closed", Counted(moved + lost, "client"));
+            let sentence = format_args!(
+                "{name} {description}; {} closed",
+                Counted(moved + lost, "client")
+            );
             return events.note(Kind::WorkerDied, about, sentence);
         }
         let next = match death.delay {
@@ -236,11 +239,11 @@ impl Workers {
             ),
         };
         let sentence = format_args!(
-            "{name} {cause}; {} moved, {lost} closed, {outcome}{dropped}{next}",
+            "{name} {description}; {} moved, {lost} closed, {outcome}{dropped}{next}",
             Counted(moved, "client")
         );
         events.note(Kind::WorkerDied, about, sentence);
-        self.last_failure = Some(cause.clone());
-        self.seat(death.seat).last_death = Some(cause);
+        self.last_failure = Some(description.clone());
+        self.seat(death.seat).last_death = Some(description);
     }
 }
