@@ -139,24 +139,18 @@ impl Workers {
         clients.await_handshakes(orphan, in_handshake, is_timed_out, now);
         let lost = recovery.lost.len();
         let moved = clients.recover(recovery, telemetry, now);
-        let dropped = attribution
-            .is_out_of_memory
-            .then(|| memory::relieve(clients));
+        let is_out_of_memory = attribution.is_out_of_memory;
+        let dropped = is_out_of_memory.then(|| memory::relieve(clients));
         crash::close_crashers(&attribution.crashers, clients, telemetry);
         let (is_well, delay) =
             self.replace(id, end, &attribution, (has_answered, kill_reason), now);
+        let clients = Some((moved + lost) as u64);
         let death = Death {
             name,
-            about: About {
-                clients: Some((moved + lost) as u64),
-                ..about
-            },
+            about: About { clients, ..about },
             seat,
             description: attribution.cause(end, failure),
-            cause: end.cause(
-                attribution.is_out_of_memory,
-                kill_reason.and_then(KillReason::cause),
-            ),
+            cause: end.cause(is_out_of_memory, kill_reason.and_then(KillReason::cause)),
             outcome: attribution.outcome,
             moved,
             lost,
@@ -166,7 +160,7 @@ impl Workers {
             delay,
         };
         self.report_death(death, telemetry);
-        attribution.is_out_of_memory
+        is_out_of_memory
     }
 
     /// Lets the pool decide on the successor of a worker that has ended. Returns whether the worker ended well, and the
