@@ -462,7 +462,10 @@ fn make(worker: &WorkerInfo<Settings>) -> Result<State, String> {
             "fail" => return Err("the model cannot be loaded".to_owned()),
             "panic" => panic!("the model is broken"),
             "exit" => process::exit(9),
-            "hang" => spin(Duration::MAX),
+            "hang" => {
+                log::info!("hangs");
+                spin(Duration::MAX);
+            }
             "garbage" => drop(channel().map(|to| send(to, b"xxx", MsgFlags::MSG_NOSIGNAL))),
             "long-failure" => {
                 report(2, &json!({ "reason": "why ".repeat(15_000) }))?;

@@ -151,6 +151,7 @@ fn half_a_frame_survives_the_rollback_of_its_configuration() {
         let is_new = |w: &&WorkerStatus| w.generation.0 == 2 && w.state == WorkerState::Ready;
         s.workers.iter().filter(is_new).count() == 2 && s.leaving.is_empty()
     });
+    daemon.wait_for_log("hangs");
     let frame = client.frame(ping_of(1_000_000));
     client.send(&frame[..900_000]);
     let status = daemon.wait_until("it is half there", |s| {
