@@ -105,7 +105,7 @@
 //! is the channel to the master, or a file with what it must check. The master opens the program file once: after the
 //! file was replaced, a reload still starts the old program, and an upgrade or a restart the new one.
 //!
-//! [`testing`] starts a daemon in your tests.
+//! [`testing`] starts a daemon in your tests. `client`, with the Cargo feature of that name, calls methods of daemons.
 //!
 //! # The modules
 //!
@@ -113,18 +113,23 @@
 //! entry points   daemon    testing   ctl                     arguments in, an exit code out
 //! processes      master    worker    exporter    dev         none imports another
 //! decisions      pool                                        pure: compares what is wanted with what is
-//! shared         channel   shm   config   logging   rpc_client   loop_clock   table   toml_text
+//! shared         channel   shm   config   logging   client   rpc_client   loop_clock   table   toml_text
 //! system calls   sys                                         all unsafe code; decides nothing
 //! protocol       proto                                       plain data, no I/O
 //! ```
 //!
-//! A module imports only from rows below its own; `testing` also imports `daemon`, and `config` the module `toml_text`
-//! of its own row. `ARCHITECTURE.md` describes the rest: the shared memory, the channel, the turn, the order of the
-//! loop, and where to change what.
+//! A module imports only from rows below its own; `testing` also imports `daemon`, `config` the module `toml_text` of
+//! its own row, and `rpc_client` the module `client`. `ARCHITECTURE.md` describes the rest: the shared memory, the
+//! channel, the turn, the order of the loop, and where to change what.
 
 #![deny(unsafe_code)]
 
 mod channel;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(not(feature = "client"))]
+#[allow(dead_code)] // fdpassctl uses a part of it
+mod client;
 mod config;
 mod ctl;
 mod daemon;

@@ -1,4 +1,4 @@
-//! Requests and their replies, over the control socket or as a client of the RPC.
+//! Requests to a control socket, and their replies.
 //!
 //! No call waits for longer than its [`Deadline`], and a reply takes memory only as it arrives.
 
@@ -6,24 +6,21 @@ mod access;
 mod connect;
 mod error;
 
-use std::borrow::Cow;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use self::connect::connect;
-pub use self::error::{Error, no_reply};
-use self::error::{no_frame, too_long};
+pub use self::connect::not_connected;
+pub use self::error::{Error, broken, no_reply};
+use crate::client::wire::{ReplyBody, misread_part, request_frame, too_long};
 use crate::proto::control::{self, RefusalCode, Verb};
 use crate::proto::frame::{ByteOrder, PREFIX};
-use crate::proto::misread::{self, Sender};
-use crate::proto::names::Address;
 use crate::proto::rpc::Code;
 
 /// The end of the waiting for a reply.
@@ -62,14 +59,13 @@ impl Deadline {
     }
 }
 
-/// A connection on which this end sends requests.
+/// The byte order of a control socket.
+const ORDER: ByteOrder = ByteOrder::Little;
+
+/// A connection to a control socket.
 #[derive(Debug)]
 pub struct RpcClient {
-    /// A TCP or Unix socket: the calls used here are the same for both.
     stream: UnixStream,
-    order: ByteOrder,
-    /// Longest body of a reply, in bytes.
-    limit: u32,
     deadline: Deadline,
 }
 
@@ -84,7 +80,7 @@ impl RpcClient {
         deadline: Deadline,
     ) -> Result<RpcClient, Error> {
         for path in places {
-            match connect(&Address::Unix(path.clone()), deadline) {
+            match connect(path, deadline) {
                 Err(Error::NothingListens(_)) => {}
                 Err(error) => return Err(error),
                 Ok(stream) => return Ok(RpcClient::from_stream(stream, deadline)),
@@ -99,35 +95,14 @@ impl RpcClient {
     /// Returns a client of the daemon over a connection to its control socket.
     #[must_use]
     pub fn from_stream(stream: UnixStream, deadline: Deadline) -> RpcClient {
-        RpcClient {
-            stream,
-            order: ByteOrder::Little,
-            limit: control::MAX_REPLY,
-            deadline,
-        }
-    }
-
-    /// Connects to a listener, as a client.
-    ///
-    /// # Errors
-    /// Those of connecting.
-    pub fn connect_listener(
-        address: &Address,
-        order: ByteOrder,
-        deadline: Deadline,
-    ) -> Result<RpcClient, Error> {
-        Ok(RpcClient {
-            stream: connect(address, deadline)?,
-            order,
-            limit: MAX_RESULT,
-            deadline,
-        })
+        RpcClient { stream, deadline }
     }
 
     /// Sends the daemon a request without params and returns the result as the daemon wrote it.
     ///
     /// # Errors
-    /// As [`RpcClient::call`]; a refusal for lack of permission is [`Error::Forbidden`].
+    /// [`Error::Refused`] for an error reply, and [`Error::Forbidden`] if permission is lacking; else the reason why
+    /// there is no reply.
     pub fn ask(&mut self, verb: Verb) -> Result<Box<RawValue>, Error> {
         result_of(verb, self.call(verb.as_str(), None::<&()>))
     }
@@ -149,10 +124,7 @@ impl RpcClient {
     /// # Errors
     /// The reason why the request was not sent.
     pub fn begin(&mut self, verb: Verb, params: &impl Serialize) -> Result<(), Error> {
-        let request = self.frame(&RpcRequest {
-            method: verb.as_str(),
-            params: Some(params),
-        })?;
+        let request = frame(verb.as_str(), Some(params))?;
         self.write_all(&request).map_err(|e| self.read_error(e))
     }
 
@@ -179,15 +151,8 @@ impl RpcClient {
     }
 
     /// Sends one request and waits for its reply.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] for an error reply; else the reason why there is no reply.
-    pub fn call(
-        &mut self,
-        method: &str,
-        params: Option<&impl Serialize>,
-    ) -> Result<RpcReply, Error> {
-        let request = self.frame(&RpcRequest { method, params })?;
+    fn call(&mut self, method: &str, params: Option<&impl Serialize>) -> Result<RpcReply, Error> {
+        let request = frame(method, params)?;
         let sent = self.write_all(&request);
         // Also when only a part of the request was sent: the reply may contain the reason.
         match (self.receive(), sent) {
@@ -208,23 +173,13 @@ impl RpcClient {
         }
     }
 
-    fn frame(&self, request: &RpcRequest<impl Serialize>) -> Result<Vec<u8>, Error> {
-        let mut frame = vec![0; PREFIX];
-        serde_json::to_writer(&mut frame, request).map_err(|e| Error::Usage(e.to_string()))?;
-        let length = u32::try_from(frame.len() - PREFIX)
-            .map_err(|_| Error::Usage("a request of 4 GiB and more cannot be sent".to_owned()))?;
-        frame[..PREFIX].copy_from_slice(&self.order.prefix(length));
-        Ok(frame)
-    }
-
     fn receive(&mut self) -> Result<Vec<u8>, Error> {
         let mut prefix = [0; PREFIX];
         self.read_exact(&mut prefix)
             .map_err(|e| self.read_error(e))?;
-        let length = self.order.length(prefix);
-        if length > self.limit {
-            let found = misread::of_length(Sender::Server, length, self.order, self.limit);
-            return Err(too_long(length, self.limit, found));
+        let length = ORDER.length(prefix);
+        if length > control::MAX_REPLY {
+            return Err(Error::NoReply(too_long(length, ORDER, control::MAX_REPLY)));
         }
         let mut body = Vec::new();
         let read = Read::by_ref(self)
@@ -234,17 +189,14 @@ impl RpcClient {
             return Ok(body);
         }
         let error = read.err().unwrap_or(ErrorKind::UnexpectedEof.into());
-        let found = misread::of_part(Sender::Server, &[&prefix[..], &body].concat(), self.order);
-        Err(found.map_or_else(|| self.read_error(error), no_frame))
+        let found = misread_part(&[&prefix[..], &body].concat(), ORDER);
+        Err(found.map_or_else(|| self.read_error(error), Error::NoReply))
     }
 
     fn read_error(&self, error: io::Error) -> Error {
         match error.kind() {
             ErrorKind::TimedOut => Error::Timeout(self.deadline.timeout),
-            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
-                Error::Closed
-            }
-            _ => Error::NoReply(format!("the connection broke before the reply: {error}")),
+            _ => broken(&error),
         }
     }
 }
@@ -280,53 +232,33 @@ impl Closer {
     }
 }
 
+/// Returns the frame of a request.
+fn frame(method: &str, params: Option<&impl Serialize>) -> Result<Vec<u8>, Error> {
+    request_frame(ORDER, u32::MAX, method, params).map_err(Error::Usage)
+}
+
 /// A reply other than an error.
 #[derive(Debug)]
-pub struct RpcReply {
+struct RpcReply {
     name: String,
     /// The result, byte for byte.
-    pub result: Box<RawValue>,
+    result: Box<RawValue>,
 }
 
 impl RpcReply {
     fn parse(body: &[u8]) -> Result<RpcReply, Error> {
-        #[derive(Deserialize)]
-        struct Envelope<'a> {
-            #[serde(borrow)]
-            out: Cow<'a, str>,
-            #[serde(borrow)]
-            result: &'a RawValue,
-        }
-        #[derive(Deserialize)]
-        struct Fault {
-            code: String,
-            message: String,
-            /// Only the daemon's own refusals have one; a method's error may have any value of that name.
-            #[serde(default)]
-            place: Value,
-        }
-        let text = std::str::from_utf8(body).map_err(|e| no_reply(&e))?;
-        if text.trim_start().starts_with('[') {
-            // serde would accept an array as a struct.
-            return Err(no_reply(&"it is an array"));
-        }
-        let Envelope { out, result } = serde_json::from_str(text).map_err(|e| no_reply(&e))?;
-        if out == "error" {
-            let Fault {
+        match ReplyBody::parse(body).map_err(Error::NoReply)? {
+            ReplyBody::Result { name, result } => Ok(RpcReply { name, result }),
+            ReplyBody::Error {
                 code,
                 message,
-                place,
-            } = serde_json::from_str(result.get()).map_err(|e| no_reply(&e))?;
-            return Err(Error::Refused {
+                display,
+            } => Err(Error::Refused {
                 code,
                 message,
-                display: place["display"].as_str().map(str::to_owned),
-            });
+                display,
+            }),
         }
-        Ok(RpcReply {
-            name: out.into_owned(),
-            result: result.to_owned(),
-        })
     }
 }
 
@@ -351,48 +283,11 @@ fn result_of(verb: Verb, reply: Result<RpcReply, Error>) -> Result<Box<RawValue>
     }
 }
 
-#[derive(Serialize)]
-struct RpcRequest<'a, P> {
-    #[serde(rename = "in")]
-    method: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    params: Option<&'a P>,
-}
-
 /// Makes a timeout of EAGAIN, by which a socket reports its own (socket(7)).
 fn timed_out(error: io::Error) -> io::Error {
     if error.kind() == ErrorKind::WouldBlock {
         ErrorKind::TimedOut.into()
     } else {
         error
-    }
-}
-
-/// Longest body of a client's reply: 256 MiB, and room for what is around the result.
-const MAX_RESULT: u32 = (256 << 20) + (64 << 10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reply_is_an_object_with_out_and_result() {
-        let reply =
-            RpcReply::parse(br#" {"out":"p\u006fng","more":[1],"result": 1e400 }"#).expect("valid");
-        assert_eq!((reply.name.as_str(), reply.result.get()), ("pong", "1e400"));
-        for bad in [
-            "",
-            "[\"pong\",1]",
-            " [\"pong\",1]",
-            "{}",
-            r#"{"out":"pong"}"#,
-            r#"{"out":"error","result":1}"#,
-        ] {
-            assert!(
-                matches!(RpcReply::parse(bad.as_bytes()), Err(Error::NoReply(_))),
-                "{bad}"
-            );
-        }
-        assert!(matches!(RpcReply::parse(b"\xff"), Err(Error::NoReply(_))));
     }
 }

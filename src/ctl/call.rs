@@ -1,15 +1,17 @@
 //! `call`: a request to a listener, as a client sends it.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use super::args::CallArguments;
 use super::error::Error;
 use super::session::{Session, parse};
+use crate::client::{self, Client, ClientOptions, ClientRequest, ConnectionError};
 use crate::proto::control::{Status, Verb};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::Address;
-use crate::rpc_client::{self, RpcClient, no_reply};
+use crate::rpc_client::{self, broken, no_reply, not_connected};
 
 /// Sends a request and prints the result as received.
 pub(super) fn perform(
@@ -22,9 +24,69 @@ pub(super) fn perform(
         None => first_listener(session)?,
     };
     let order = call.byte_order.unwrap_or(order);
-    let reply = RpcClient::connect_listener(&address, order, session.deadline)?
-        .call(&call.method, call.params.as_ref())?;
-    writeln!(out, "{}", reply.result.get()).map_err(Error::Output)
+    let left = session.deadline.left();
+    let left = left.map_err(|_| session.deadline.over())?;
+    // Each call is one attempt at one address. The listener decides what is too long.
+    let options = ClientOptions::new()
+        .connect_timeout(left)
+        .timeout(left)
+        .silence(left)
+        .fail_fast()
+        .byte_order(order)
+        .limits(u32::MAX, MAX_RESULT);
+    let request = match &call.params {
+        Some(params) => ClientRequest::new(&call.method, params),
+        None => ClientRequest::without_params(&call.method),
+    };
+    let result = Client::of_listener(address.clone(), options)
+        .and_then(|client| client.send_raw(request))
+        .map_err(|error| failure(error, &address, session.timeout))?;
+    writeln!(out, "{}", result.get()).map_err(Error::Output)
+}
+
+/// Returns the error of a call to this address.
+fn failure(error: client::Error, address: &Address, timeout: Duration) -> rpc_client::Error {
+    match error {
+        client::Error::Reply { code, message, .. } => refused(code, message),
+        client::Error::Usage(why) => rpc_client::Error::Usage(why),
+        client::Error::Result(why) => no_reply(&why),
+        client::Error::UnknownOutcome { cause, .. } => without_reply(cause, address, timeout),
+        client::Error::Unavailable { mut causes, .. } => match causes.pop() {
+            Some((_, cause)) => without_reply(cause, address, timeout),
+            None => rpc_client::Error::Timeout(timeout),
+        },
+    }
+}
+
+fn without_reply(
+    cause: ConnectionError,
+    address: &Address,
+    timeout: Duration,
+) -> rpc_client::Error {
+    match cause {
+        ConnectionError::Connect(cause) => {
+            let cause = io::Error::new(cause.kind(), cause.to_string());
+            not_connected(address, cause, timeout)
+        }
+        ConnectionError::Timeout(_) => rpc_client::Error::Timeout(timeout),
+        ConnectionError::Closed | ConnectionError::ClosedInReply { .. } => {
+            rpc_client::Error::Closed
+        }
+        ConnectionError::Broken(cause) => broken(&cause),
+        ConnectionError::BadReply(why) | ConnectionError::BrokenProtocol(why) => {
+            rpc_client::Error::NoReply(why)
+        }
+        ConnectionError::Rejected { code, message } => refused(code, message),
+        other @ ConnectionError::Silent(_) => rpc_client::Error::NoReply(other.to_string()),
+    }
+}
+
+fn refused(code: String, message: String) -> rpc_client::Error {
+    rpc_client::Error::Refused {
+        code,
+        message,
+        display: None,
+    }
 }
 
 /// Returns the address and the byte order of the daemon's first listener, or where a daemon usually listens.
@@ -53,3 +115,6 @@ fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
 
 /// The default of `listen`.
 const USUAL: Address = Address::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080));
+
+/// Longest body of a reply: 256 MiB, and room for what is around the result.
+const MAX_RESULT: u32 = (256 << 20) + (64 << 10);

@@ -1,10 +1,11 @@
 //! The errors of an RPC client.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
-use crate::proto::misread::Misread;
+use crate::client::wire::not_valid;
 use crate::proto::names::Address;
 
 /// The reason why there is no result.
@@ -85,29 +86,15 @@ impl fmt::Display for Error {
 
 /// Returns the error for an answer that cannot be parsed.
 pub fn no_reply(why: &dyn fmt::Display) -> Error {
-    Error::NoReply(format!("the answer is not a valid reply: {why}"))
+    Error::NoReply(not_valid(why))
 }
 
-/// Returns the error for a reply that announces a length above the limit, and may be this instead.
-pub(super) fn too_long(length: u32, limit: u32, found: Option<Misread>) -> Error {
-    let plain = format!("a reply of {length} bytes is announced, at most {limit} are taken");
-    match found {
-        None => Error::NoReply(plain),
-        Some(other @ Misread::OtherOrder { .. }) => Error::NoReply(format!(
-            "{plain}; {other}: perhaps the listener has that byte order"
-        )),
-        Some(protocol) => no_frame(protocol),
-    }
-}
-
-/// Returns the error for an answer that is not a frame in the expected byte order.
-pub(super) fn no_frame(found: Misread) -> Error {
-    Error::NoReply(match found {
-        Misread::OtherOrder { order, length } => {
-            format!(
-                "the answer is a {order} frame of {length} bytes: the listener has that byte order"
-            )
+/// Returns the error of a connection that broke before the reply.
+pub fn broken(error: &io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+            Error::Closed
         }
-        protocol => format!("the answer is {protocol}, not a frame"),
-    })
+        _ => Error::NoReply(format!("the connection broke before the reply: {error}")),
+    }
 }

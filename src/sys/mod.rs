@@ -22,7 +22,6 @@ pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod user;
-#[cfg(feature = "tokio")]
 pub mod wakeup;
 pub mod watch;
 pub mod writable;

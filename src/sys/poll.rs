@@ -164,12 +164,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 /// # Errors
 /// Those of poll(2) except EINTR.
 pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Result<bool> {
-    let flags = match interest {
-        Interest::Read | Interest::Clients => PollFlags::POLLIN,
-        Interest::End | Interest::HangUp | Interest::Paused => PollFlags::empty(),
-        Interest::Write => PollFlags::POLLOUT,
-        Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
-    };
+    let flags = events_of(interest);
     let begin = Instant::now();
     loop {
         let left = timeout.saturating_sub(begin.elapsed());
@@ -180,6 +175,38 @@ pub fn wait_for(fd: impl AsFd, interest: Interest, timeout: Duration) -> io::Res
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Returns the events of poll(2) of an interest.
+fn events_of(interest: Interest) -> PollFlags {
+    match interest {
+        Interest::Read | Interest::Clients => PollFlags::POLLIN,
+        Interest::End | Interest::HangUp | Interest::Paused => PollFlags::empty(),
+        Interest::Write => PollFlags::POLLOUT,
+        Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
+    }
+}
+
+/// Waits until one of two descriptors is ready, or has ended, the second one for reading. Returns whether each of them
+/// is; neither after `timeout` or a signal.
+///
+/// # Errors
+/// Those of poll(2) except EINTR.
+pub fn wait_for_either(
+    (first, interest): (impl AsFd, Interest),
+    second: impl AsFd,
+    timeout: Duration,
+) -> io::Result<(bool, bool)> {
+    let mut polled = [
+        PollFd::new(first.as_fd(), events_of(interest)),
+        PollFd::new(second.as_fd(), PollFlags::POLLIN),
+    ];
+    match poll(&mut polled, in_milliseconds(Some(timeout))) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let is_ready = |polled: &PollFd<'_>| polled.revents().is_none_or(|found| !found.is_empty());
+    Ok((is_ready(&polled[0]), is_ready(&polled[1])))
 }
 
 /// Waits for something that no descriptor reports, such as memory of the kernel. A signal does not end the wait.

@@ -4,7 +4,9 @@ mod connect;
 mod listener;
 mod message;
 mod peer;
+mod silence;
 
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::{io, mem};
@@ -28,6 +30,9 @@ pub use message::{
     send_message, set_send_buffer,
 };
 pub use peer::{Credentials, credentials, groups, peer};
+#[cfg(test)]
+pub use silence::drop_everything;
+pub use silence::{is_silent, probe_every};
 
 sockopt_impl!(
     /// Sends ACKs at once: TCP_QUICKACK of tcp(7).
@@ -102,6 +107,15 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Transfer> {
 pub fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<Transfer> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     write(|| socket::send(socket.as_fd().as_raw_fd(), bytes, flags))
+}
+
+/// Writes like [`transmit`] from several pieces, of which the first must not be empty.
+///
+/// # Errors
+/// As for [`transmit`].
+pub fn transmit_pieces(socket: impl AsFd, pieces: &[IoSlice<'_>]) -> io::Result<Transfer> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    write(|| socket::sendmsg::<()>(socket.as_fd().as_raw_fd(), pieces, &[], flags, None))
 }
 
 /// Writes like [`transmit`], but by write(2), which the kernel counts for the thread ([`super::byte_counts`]). The

@@ -12,7 +12,7 @@ use crate::common::{read, root};
 use imports::faults_of;
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 20] = [
+const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
@@ -21,7 +21,8 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("config", &["proto", "sys", "toml_text"]),
     ("logging", &["proto", "sys"]),
     ("channel", &["proto", "sys"]),
-    ("rpc_client", &["proto", "sys"]),
+    ("client", &["proto", "sys"]),
+    ("rpc_client", &["client", "proto", "sys"]),
     ("shm", &["proto", "sys"]),
     ("pool", &["config", "proto"]),
     (
@@ -55,7 +56,10 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
         &["channel", "rpc_client", "logging", "proto", "sys"],
     ),
     ("dev", &["rpc_client", "proto", "sys"]),
-    ("ctl", &["rpc_client", "proto", "sys", "toml_text"]),
+    (
+        "ctl",
+        &["client", "rpc_client", "proto", "sys", "toml_text"],
+    ),
     (
         "daemon",
         &[

@@ -23,6 +23,8 @@ mod async_methods;
 mod balance;
 mod chaos;
 mod children;
+#[cfg(feature = "client")]
+mod client;
 mod completions;
 mod config;
 mod container;

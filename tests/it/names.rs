@@ -18,7 +18,7 @@ const SHARED: [(&str, &str); 3] = [
     ),
     (
         "Client",
-        "of the master, and of the public module `testing`, for which it is the other end",
+        "of the master, and of the public modules `client` and `testing`, for which it is the other end",
     ),
     (
         "Reply",

@@ -136,15 +136,21 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of getsockopt(2).
 pub fn queue(listener: impl AsFd) -> io::Result<(u32, u32)> {
+    let info = tcp_info(listener)?;
+    Ok((info.tcpi_unacked, info.tcpi_sacked))
+}
+
+/// Returns the facts about a TCP socket that the kernel has at least since Linux 2.6: TCP_INFO of tcp(7).
+pub(super) fn tcp_info(socket: impl AsFd) -> io::Result<libc::tcp_info> {
     // SAFETY: all-zero bytes are a tcp_info.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut length = mem::size_of_val(&info) as libc::socklen_t;
-    let (fd, value) = (listener.as_fd().as_raw_fd(), (&raw mut info).cast());
+    let (fd, value) = (socket.as_fd().as_raw_fd(), (&raw mut info).cast());
     let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
     // SAFETY: `value` points to `length` bytes that this function may write. nix would panic where the kernel writes
     // fewer.
     Errno::result(unsafe { libc::getsockopt(fd, level, option, value, &raw mut length) })?;
-    Ok((info.tcpi_unacked, info.tcpi_sacked))
+    Ok(info)
 }
 
 /// Returns how many connections the kernel has dropped because the queue of their listener was full, over all listeners

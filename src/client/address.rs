@@ -1,0 +1,253 @@
+//! Addresses of daemons, and connections to them.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::proto::names::Address;
+use crate::sys::fd;
+use crate::sys::socket::{connect_tcp, connect_unix, is_of_another_type};
+
+/// An address of a daemon.
+#[derive(Debug)]
+pub(super) enum Destination {
+    /// An address of a socket.
+    Socket(Address),
+    /// A name that is looked up for each connection.
+    Name(NamedHost),
+}
+
+/// A host with addresses that only the resolver knows.
+#[derive(Debug)]
+pub(super) struct NamedHost {
+    host: String,
+    port: u16,
+    /// A lookup that was not finished in time; the next connection waits for the same one.
+    lookup: Mutex<Option<Receiver<Resolved>>>,
+}
+
+/// The result of a lookup.
+type Resolved = io::Result<Vec<SocketAddr>>;
+
+impl Destination {
+    /// Parses an address: `192.0.2.1:8080`, `[2001:db8::1]:8080`, `rpc.example:8080` or `unix:/PATH`.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(super) fn parse(text: &str) -> Result<Destination, String> {
+        let unusable =
+            || format!("{text:?} is not a valid address: expected HOST:PORT or unix:/PATH");
+        if text.starts_with("unix:") {
+            return text.parse().map(Destination::Socket);
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return match address.port() {
+                0 => Err(unusable()),
+                _ => Ok(Destination::Socket(Address::Tcp(address))),
+            };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(unusable)?;
+        let host = match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            // A zone by its name: the resolver knows these.
+            Some(host) if host.contains('%') => host,
+            Some(host) => return Err(format!("{text:?}: {host:?} is not an IPv6 address")),
+            None if host.contains(':') => {
+                return Err(format!(
+                    "{text:?}: an IPv6 address is written in brackets: [2001:db8::1]:8080"
+                ));
+            }
+            None => host,
+        };
+        let is_number = port.bytes().all(|digit| digit.is_ascii_digit());
+        match port.parse() {
+            Ok(port @ 1..) if is_number && !host.is_empty() => Ok(Destination::Name(NamedHost {
+                host: host.to_owned(),
+                port,
+                lookup: Mutex::default(),
+            })),
+            _ => Err(unusable()),
+        }
+    }
+
+    /// Connects to the first address of it that accepts, each within `timeout`, and all before `deadline`. The socket
+    /// does not block.
+    ///
+    /// # Errors
+    /// The last reason why an address does not.
+    pub(super) fn connect(&self, timeout: Duration, deadline: Instant) -> io::Result<UnixStream> {
+        let left = || timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let found = match self {
+            Destination::Socket(address) => return connect_to(address, left()),
+            Destination::Name(name) => name.look_up(left())?,
+        };
+        let mut last = io::Error::from(ErrorKind::NotFound);
+        for address in found {
+            match connect_to(&Address::Tcp(address), left()) {
+                Ok(connected) => return Ok(connected),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Destination::Socket(address) => address.fmt(f),
+            Destination::Name(NamedHost { host, port, .. }) if host.contains(':') => {
+                write!(f, "[{host}]:{port}")
+            }
+            Destination::Name(NamedHost { host, port, .. }) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl NamedHost {
+    /// Returns the addresses of the name. A thread looks it up, because the resolver knows no deadline.
+    fn look_up(&self, timeout: Duration) -> Resolved {
+        let mut earlier = self.lookup.lock().unwrap_or_else(PoisonError::into_inner);
+        let lookup = match earlier.take() {
+            Some(lookup) => lookup,
+            None => self.begin()?,
+        };
+        match lookup.recv_timeout(timeout) {
+            Ok(found) => found,
+            Err(RecvTimeoutError::Timeout) => {
+                *earlier = Some(lookup);
+                Err(io::Error::new(
+                    ErrorKind::TimedOut,
+                    "the name was not looked up in time",
+                ))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the lookup has failed")),
+        }
+    }
+
+    fn begin(&self) -> io::Result<Receiver<Resolved>> {
+        let (found, lookup) = mpsc::channel();
+        let (host, port) = (self.host.clone(), self.port);
+        thread::Builder::new()
+            .name("lookup".to_owned())
+            .spawn(move || {
+                let addresses = (host.as_str(), port).to_socket_addrs();
+                // Its client may be gone.
+                let _ = found.send(addresses.map(Iterator::collect));
+            })?;
+        Ok(lookup)
+    }
+}
+
+/// Connects to an address of a socket. The socket does not block.
+fn connect_to(address: &Address, timeout: Duration) -> io::Result<UnixStream> {
+    if timeout.is_zero() {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    let connected = match address {
+        Address::Tcp(to) => without_delay(connect_tcp(to, timeout)?)?,
+        Address::Unix(path) => {
+            connect_unix(path, timeout).map_err(|cause| explain_unix(path, cause))?
+        }
+    };
+    connected.set_nonblocking(true)?;
+    Ok(connected)
+}
+
+/// Sends each write of a TCP connection at once, and refuses a connection to itself: on loopback the kernel may choose
+/// the port of the destination for this end if nothing listens there.
+fn without_delay(stream: UnixStream) -> io::Result<UnixStream> {
+    let stream = TcpStream::from(OwnedFd::from(stream));
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Err(ErrorKind::ConnectionRefused.into());
+    }
+    stream.set_nodelay(true)?;
+    Ok(OwnedFd::from(stream).into())
+}
+
+/// Replaces the error of connect(2) for a path where no daemon can listen. Other files are refused like a socket whose
+/// daemon has ended.
+pub(crate) fn explain_unix(path: &Path, cause: io::Error) -> io::Error {
+    if is_of_another_type(&cause) {
+        return io::Error::other("it is a socket of another type");
+    }
+    match fs::metadata(path) {
+        Ok(found)
+            if cause.kind() == ErrorKind::ConnectionRefused && !found.file_type().is_socket() =>
+        {
+            io::Error::other(format!("it is {}, not a socket", fd::kind(&found)))
+        }
+        _ => cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_as_they_are_written() {
+        for text in [
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "rpc.example:8080",
+            "localhost:1",
+            "[fe80::1%lo]:65535",
+            "unix:/run/x.sock",
+        ] {
+            let parsed = Destination::parse(text).expect(text);
+            assert_eq!(parsed.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_an_address_has_its_sentence() {
+        let expected = "is not a valid address: expected HOST:PORT or unix:/PATH";
+        for (text, words) in [
+            ("", expected),
+            ("rpc.example", expected),
+            (":8080", expected),
+            ("rpc.example:", expected),
+            ("rpc.example:0", expected),
+            ("127.0.0.1:0", expected),
+            ("rpc.example:65536", expected),
+            ("rpc.example:+80", expected),
+            ("rpc.example:80 ", expected),
+            ("::1:8080", "an IPv6 address is written in brackets"),
+            ("[::g]:8080", "\"::g\" is not an IPv6 address"),
+            ("unix:rpc.sock", "must be absolute"),
+        ] {
+            let why = Destination::parse(text).expect_err(text);
+            assert!(why.contains(words), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_up_for_each_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let named = Destination::parse(&format!("localhost:{port}")).expect("valid");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for _ in 0..2 {
+            named
+                .connect(Duration::from_secs(60), deadline)
+                .expect("it listens");
+        }
+        let late = Destination::parse("localhost:1").expect("valid");
+        let error = late
+            .connect(Duration::from_secs(1), Instant::now())
+            .expect_err("there is no time");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
+}
