@@ -72,7 +72,7 @@ fn the_byte_order_must_be_that_of_the_listener() {
 
 #[test]
 fn errors_of_methods_have_their_codes() {
-    let daemon = faulty::start("workers.count = 1\nlimits.request-timeout = \"200ms\"");
+    let daemon = faulty::start("workers.count = 1\nlimits.request-timeout = \"3s\"");
     let client = client(&[&daemon], options());
     for (method, params, code, may_have_run) in [
         ("nope", json!(1), "unknown_method", false),

@@ -171,7 +171,7 @@ fn a_reply_before_the_request_is_no_reply() {
     let to_one = client(&[&server], options_without_rounds().timeout(SHORT));
     let error = to_one.send::<u32>(large()).expect_err("it is not executed");
     let expected = format!(
-        "add was not executed within 1s: {}: the server broke the protocol: there is a reply without a request",
+        "add was not executed within 3s: {}: the server broke the protocol: there is a reply without a request",
         server.address()
     );
     assert_eq!((error.to_string(), error.may_have_run()), (expected, false));

@@ -29,7 +29,7 @@ fn refused_by_all_addresses_is_not_executed() {
         .send::<u32>(request(1, true))
         .expect_err("nothing listens");
     let expected = format!(
-        "add was not executed within 1s: {}: Connection refused (os error 111); {}: Connection refused (os error 111)",
+        "add was not executed within 3s: {}: Connection refused (os error 111); {}: Connection refused (os error 111)",
         addresses[0], addresses[1]
     );
     assert_eq!((error.to_string(), error.may_have_run()), (expected, false));

@@ -66,7 +66,7 @@ fn a_drained_daemon_keeps_its_clients_and_no_other() {
 
 #[test]
 fn a_client_that_was_idle_for_too_long_connects_again() {
-    let daemon = faulty::start("limits.idle-timeout = \"100ms\"");
+    let daemon = faulty::start("limits.idle-timeout = \"2s\"");
     let client = client(&[&daemon], options());
     let path = daemon.directory().join("lines");
     for n in 0..3 {
