@@ -16,19 +16,22 @@
 # cg_kill_recursive() the error of one subgroup replaces the number 1, which means that processes were signalled.
 # unit_kill_context() ignores EAGAIN, ESRCH and ENOENT and logs any other error. After an error it waits only for the main
 # process and a control process: without them it returns 0, and service_enter_signal() enters the state of SIGKILL at
-# once. 255.13 and 256 do the same. Since systemd's pull request 38134 (July 2025), cg_kill() takes ENODEV from read(2) as
-# the end of an empty cgroup. cgroup.kill has no part in it: systemd uses it only for SIGKILL.
+# once. The source of 255.13 and 256 reads the same. Since systemd's pull request 38134 (July 2025), cg_kill() takes ENODEV
+# from read(2) as the end of an empty cgroup. cgroup.kill has no part in it: systemd uses it only for SIGKILL.
 #
 # So a service whose processes need time after SIGTERM must not remove a subgroup after its main process has ended.
 #
 # A process of the service waits for that moment by fanotify(7), which holds systemd's read(2). The rounds `kept` do the same
-# and remove nothing. The rounds `churn` have no fanotify: a process creates and removes subgroups all the time. Their
-# number of killed helpers, often 0 to 3, is only printed.
+# and remove nothing. The rounds `churn` have no fanotify: a process creates and removes subgroups all the time. How many
+# helpers were killed in them, about 0 to 3 of 20, is only printed.
 #
-# Seen with systemd 252 (Debian 12) on Linux 6.18. Needs root, python3 and what tests/systemd/lab needs: the script boots a systemd in
-# namespaces. The variable LAB_BASE selects its root file system: host, which is this machine's own, or bookworm (systemd
-# 252) or trixie, which mmdebstrap builds in each run unless LAB_DIR is a directory that keeps it [host]. Exits with 1 if the
-# behaviour has changed, and with 77 where a lab cannot run.
+# Seen with systemd 252 (252.38 to 252.39, Debian 12) on Linux 6.18. In 257.13 (Debian 13) it has changed: with it, the helper
+# always finishes, and this script exits with 1.
+#
+# Needs root, python3 and what tests/systemd/lab needs: the script boots a systemd in namespaces. The variable LAB_BASE
+# selects its root file system: host, which is this machine's own, or bookworm (systemd 252) or trixie, which mmdebstrap
+# builds in each run unless LAB_DIR is a directory that keeps it [host]. Exits with 1 if the behaviour has changed, and with
+# 77 where a lab cannot run.
 set -euo pipefail
 lab=$(dirname "$0")/../tests/systemd/lab
 folder=$(mktemp -d /var/tmp/removed-subgroup.XXXXXX)
