@@ -136,7 +136,7 @@ run_rounds() {
     for unit in $(seq -f "$name-%g.service" "$number"); do
         prefix=/run/${unit%.service}
         inside systemd-run --quiet --collect --unit "$unit" --property Type=notify --property NotifyAccess=all \
-            --property Delegate=yes --property TimeoutStopSec=30 python3 /root/service.py "$mode" "$prefix"
+            --property Delegate=yes --property TimeoutStopSec=30 python3 /run/service.py "$mode" "$prefix"
         inside "$@" "$unit"
         inside flock --timeout 60 "$prefix.lock" true || { echo "$unit: a process does not end"; exit 1; }
         inside journalctl --sync
@@ -153,7 +153,7 @@ run_rounds() {
 }
 
 "$lab" up "${LAB_BASE:-host}"
-"$lab" push "$folder/service.py" /root/service.py
+"$lab" push "$folder/service.py" /run/service.py
 echo "$(inside systemctl --version | sed -n 1p), Linux $(uname -r)"
 changed=()
 kill_main=(systemctl kill --signal KILL --kill-whom main)
