@@ -114,27 +114,17 @@ pub(super) struct Server {
 impl Server {
     /// Listens on TCP.
     pub(super) fn start(scripts: impl IntoIterator<Item = Script>) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = Address::Tcp(listener.local_addr().expect("it is bound"));
-        Server::of(
-            Listening::Tcp(listener),
-            address,
-            ByteOrder::Little,
-            None,
-            scripts,
-        )
+        Server::start_tcp(ByteOrder::Little, scripts)
     }
 
     pub(super) fn start_big(scripts: impl IntoIterator<Item = Script>) -> Server {
+        Server::start_tcp(ByteOrder::Big, scripts)
+    }
+
+    fn start_tcp(order: ByteOrder, scripts: impl IntoIterator<Item = Script>) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = Address::Tcp(listener.local_addr().expect("it is bound"));
-        Server::of(
-            Listening::Tcp(listener),
-            address,
-            ByteOrder::Big,
-            None,
-            scripts,
-        )
+        Server::of(Listening::Tcp(listener), address, order, None, scripts)
     }
 
     /// Listens on a Unix socket, which takes less than TCP while the server does not read.
