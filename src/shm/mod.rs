@@ -187,7 +187,7 @@ impl Drop for LeftSlot {
 pub struct WorkerShm {
     words: SharedWords,
     bytes: Bytes,
-    file: File,
+    file: Arc<File>,
     layout: Layout,
 }
 
@@ -196,7 +196,8 @@ impl WorkerShm {
     ///
     /// # Errors
     /// Those of mmap(2); `InvalidInput` when the file is shorter than the layout.
-    pub fn map(file: File, layout: Layout) -> io::Result<WorkerShm> {
+    pub fn map(file: impl Into<Arc<File>>, layout: Layout) -> io::Result<WorkerShm> {
+        let file = file.into();
         let words = SharedWords::map(&file, layout)?;
         let length = layout.own_metrics_at() - layout.bytes_at();
         let length = usize::try_from(length).map_err(io::Error::other)?;

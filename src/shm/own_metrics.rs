@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +126,47 @@ fn finite(value: f64) -> f64 {
     }
 }
 
-/// The worker's side: it declares metrics and changes their values.
+/// The worker's side, before a metric is declared: most daemons have no metrics of their own, and a worker that maps
+/// nothing for them starts and ends faster.
+#[derive(Debug)]
+pub struct OwnMetricPart {
+    file: Arc<File>,
+    layout: Layout,
+    words: OnceLock<OwnMetricWords>,
+}
+
+impl OwnMetricPart {
+    /// Returns the part of the shared memory in `file`, which is not mapped yet.
+    #[must_use]
+    pub fn new(file: Arc<File>, layout: Layout) -> OwnMetricPart {
+        OwnMetricPart {
+            file,
+            layout,
+            words: OnceLock::new(),
+        }
+    }
+
+    /// Returns the words, and maps them if that was not done before.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn map(&self) -> io::Result<&OwnMetricWords> {
+        if let Some(words) = self.words.get() {
+            return Ok(words);
+        }
+        // If another thread does the same, one of the mappings is dropped.
+        let words = OwnMetricWords::map(&self.file, self.layout)?;
+        Ok(self.words.get_or_init(|| words))
+    }
+
+    /// Returns the words if they are mapped: a metric has been declared then.
+    #[must_use]
+    pub fn mapped(&self) -> Option<&OwnMetricWords> {
+        self.words.get()
+    }
+}
+
+/// The mapped part, in which a worker declares metrics and changes their values.
 #[derive(Debug)]
 pub struct OwnMetricWords(Words);
 

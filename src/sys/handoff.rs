@@ -70,7 +70,7 @@ impl Drop for HeldOff {
 pub struct EmergencyHandoff {
     channel: RawFd,
     queues: Vec<OwnedFd>,
-    shm: File,
+    shm: Arc<File>,
     /// The datagram that carries the shared memory.
     first: Vec<u8>,
     /// The beginning of each datagram of clients.
@@ -117,7 +117,7 @@ impl EmergencyHandoff {
     pub fn prepare(
         channel: &impl AsRawFd,
         queues: Vec<OwnedFd>,
-        shm: File,
+        shm: Arc<File>,
         (first, header): (Vec<u8>, [u8; HEADER_LEN]),
         offsets: ShmOffsets,
         format: RecordFormat,
@@ -418,7 +418,7 @@ mod tests {
             let handoff = EmergencyHandoff::prepare(
                 &channel,
                 vec![queue],
-                shm,
+                Arc::new(shm),
                 header,
                 offsets,
                 RecordFormat {

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use super::WorkerLoop;
 use super::methods::Service;
@@ -20,7 +21,7 @@ use crate::sys::socket;
 pub(super) fn prepare(
     channel: &impl AsFd,
     queues: Vec<OwnedFd>,
-    shm: File,
+    shm: Arc<File>,
     record: &ShmRecord,
     layout: Layout,
     grace: std::time::Duration,

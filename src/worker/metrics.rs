@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::reply::Fault;
 use crate::shm::own_metrics::{
-    self, MAX_BOUNDS, MAX_HELP_LEN, MAX_NAME_LEN, MAX_OWN_METRICS, OwnMetricWords, OwnValues,
+    self, MAX_BOUNDS, MAX_HELP_LEN, MAX_NAME_LEN, MAX_OWN_METRICS, OwnMetricPart, OwnMetricWords,
+    OwnValues,
 };
 
 /// The counters and histograms of a worker: [`WorkerInfo::metrics`](crate::WorkerInfo::metrics).
@@ -45,8 +46,8 @@ use crate::shm::own_metrics::{
 pub struct WorkerMetrics(Arc<Declared>);
 
 struct Declared {
-    /// None in a unit test, where nothing reads them.
-    words: Option<OwnMetricWords>,
+    /// None in a unit test, where nothing reads them. Mapped when the first metric is declared.
+    part: Option<OwnMetricPart>,
     declaring: Mutex<()>,
 }
 
@@ -70,9 +71,9 @@ pub struct Histogram {
 pub struct MetricError(String);
 
 impl WorkerMetrics {
-    pub(crate) fn new(words: Option<OwnMetricWords>) -> WorkerMetrics {
+    pub(crate) fn new(part: Option<OwnMetricPart>) -> WorkerMetrics {
         WorkerMetrics(Arc::new(Declared {
-            words,
+            part,
             declaring: Mutex::new(()),
         }))
     }
@@ -81,7 +82,8 @@ impl WorkerMetrics {
     /// help is one sentence of up to 128 bytes.
     ///
     /// # Errors
-    /// A name or help that is not valid, a name that is declared as a histogram, and more than 64 metrics.
+    /// A name or help that is not valid, a name that is declared as a histogram, more than 64 metrics, and shared memory
+    /// that cannot be mapped.
     pub fn counter(&self, name: &str, help: &str) -> Result<Counter, MetricError> {
         if !name.ends_with("_total") {
             return fail(format!(
@@ -122,6 +124,11 @@ impl WorkerMetrics {
         })
     }
 
+    /// Returns the words of the metrics that are declared.
+    fn words(&self) -> Option<&OwnMetricWords> {
+        self.0.part.as_ref()?.mapped()
+    }
+
     fn declare(
         &self,
         name: &str,
@@ -139,9 +146,14 @@ impl WorkerMetrics {
                 "the help of metric {name:?} must be one line of at most {MAX_HELP_LEN} bytes"
             ));
         }
-        let Some(words) = &self.0.words else {
+        let Some(part) = &self.0.part else {
             return Ok(0);
         };
+        let words = part.map().map_err(|e| {
+            MetricError(format!(
+                "metric {name:?}: cannot map the shared memory: {e}"
+            ))
+        })?;
         let declaring = self.0.declaring.lock();
         let _declaring = declaring.unwrap_or_else(PoisonError::into_inner);
         let is_same = |values: &OwnValues| match (values, bounds) {
@@ -169,7 +181,7 @@ fn fail<T>(message: String) -> Result<T, MetricError> {
 impl Counter {
     /// Adds to the count.
     pub fn add(&self, n: u64) {
-        if let Some(words) = &self.metrics.0.words {
+        if let Some(words) = self.metrics.words() {
             words.add(self.index, n);
         }
     }
@@ -178,7 +190,7 @@ impl Counter {
 impl Histogram {
     /// Adds an observation. NaN and infinities are ignored.
     pub fn observe(&self, value: f64) {
-        if let Some(words) = &self.metrics.0.words
+        if let Some(words) = self.metrics.words()
             && value.is_finite()
         {
             let bucket = self.bounds.partition_point(|bound| *bound < value);
@@ -255,8 +267,8 @@ mod tests {
     fn a_name_that_is_declared_again_is_the_same_metric() {
         let layout = Layout::new(1, 64);
         let master = MasterShm::new(layout).expect("memfd");
-        let words = OwnMetricWords::map(master.file(), layout).expect("mmap");
-        let metrics = WorkerMetrics::new(Some(words));
+        let file = master.file().try_clone().expect("dup");
+        let metrics = WorkerMetrics::new(Some(OwnMetricPart::new(file.into(), layout)));
         for _ in 0..3 {
             metrics.counter("a_total", "A.").expect("valid").add(1);
         }

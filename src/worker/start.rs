@@ -23,7 +23,7 @@ use crate::proto::app::{AppSpec, EXCLUDED_BY_ASYNC, Hello};
 use crate::proto::channel::{Failed, MAX_MESSAGE, Ready, Start, ToMaster, ToWorker, VERSION};
 use crate::proto::message::Message;
 use crate::proto::text::shortened;
-use crate::shm::own_metrics::OwnMetricWords;
+use crate::shm::own_metrics::OwnMetricPart;
 use crate::shm::{Layout, WorkerShm};
 use crate::sys::poll::{self, Interest};
 use crate::sys::{fd, fork, process, signal};
@@ -164,7 +164,10 @@ fn serve<S: 'static>(
     prepare_process(&start, &origin)?;
     let layout = Layout::new(start.slots, start.longest);
     // The other descriptors are handoff queues.
-    let (shm, handoff_shm, metrics) = map(File::from(descriptors.remove(0)), layout)?;
+    let shm_file = Arc::new(File::from(descriptors.remove(0)));
+    let shm = WorkerShm::map(Arc::clone(&shm_file), layout)
+        .map_err(|e| format!("cannot map the shared memory: {e}"))?;
+    let metrics = OwnMetricPart::new(Arc::clone(&shm_file), layout);
     let metrics = WorkerMetrics::new(Some(metrics));
     let info = worker_info(&mut start, metrics.clone());
     if start.app.is_some() && methods.is_shipped {
@@ -191,7 +194,7 @@ fn serve<S: 'static>(
             descriptors,
             &mut own,
             executor,
-            (shm, handoff_shm),
+            (shm, shm_file),
         );
     };
     let cgroups = start.app_cgroups.as_deref();
@@ -209,19 +212,8 @@ fn serve<S: 'static>(
         descriptors,
         &mut service,
         Some(Executor::new(ExecutorKind::App(app), concurrency)),
-        (shm, handoff_shm),
+        (shm, shm_file),
     )
-}
-
-/// Maps the shared memory. Returns a copy of its descriptor and the words of the daemon's own metrics as well.
-fn map(file: File, layout: Layout) -> Result<(WorkerShm, File, OwnMetricWords), String> {
-    let copy = file
-        .try_clone()
-        .map_err(|e| format!("cannot copy the shared memory: {e}"))?;
-    let fault = |e| format!("cannot map the shared memory: {e}");
-    let metrics = OwnMetricWords::map(&file, layout).map_err(fault)?;
-    let shm = WorkerShm::map(file, layout).map_err(fault)?;
-    Ok((shm, copy, metrics))
 }
 
 /// Starts the runtime of asynchronous methods, if there are some.
@@ -284,7 +276,7 @@ fn serve_methods(
     descriptors: Vec<OwnedFd>,
     service: &mut dyn Service,
     executor: Option<Executor>,
-    (shm, handoff_shm): (WorkerShm, File),
+    (shm, shm_file): (WorkerShm, Arc<File>),
 ) -> Result<bool, String> {
     let (methods, layout) = (service.names(), shm.layout());
     let mut handoff = None;
@@ -292,7 +284,7 @@ fn serve_methods(
         let worker = (start.worker, start.seat, start.generation);
         let record = layout.record(worker, methods.clone());
         let grace = start.settings.restart_grace;
-        let prepared = handoff::prepare(channel, descriptors, handoff_shm, &record, layout, grace);
+        let prepared = handoff::prepare(channel, descriptors, shm_file, &record, layout, grace);
         handoff = Some(prepared.map_err(|e| format!("cannot prepare the emergency handoff: {e}"))?);
     }
     let app = executor.as_ref().and_then(Executor::app);

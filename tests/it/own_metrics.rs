@@ -1,6 +1,7 @@
 //! Counters and histograms of a daemon's own: `fdpassd_app_asked_total` and `fdpassd_app_asked_size` of
 //! `examples/faulty.rs`.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -10,6 +11,7 @@ use crate::common::faulty::{self, example};
 use crate::common::http::{get, metrics_address};
 use crate::common::program::ctl;
 use crate::common::restart::wait_for_confirmed_store;
+use crate::common::start;
 
 /// Returns the value of a sample, by its name and labels.
 fn sample(text: &str, name: &str) -> Option<f64> {
@@ -46,6 +48,41 @@ fn metrics_of_a_daemon_are_shown_with_the_others() {
         ] {
             assert!(text.contains(lines), "{lines} is not in {text}");
         }
+    }
+}
+
+/// Returns whether a worker maps the end of its shared memory, which is for metrics of the daemon's own.
+#[track_caller]
+fn maps_own_metrics(pid: u32) -> bool {
+    let is_shm = |path: &str| path.starts_with("/memfd:shm ");
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let mut open = open.map(|entry| entry.expect("it runs").path());
+    let shm = open.find(|fd| fs::read_link(fd).is_ok_and(|file| is_shm(&file.to_string_lossy())));
+    let length = fs::metadata(shm.expect("shared memory is open"))
+        .expect("it runs")
+        .len();
+    let number = |digits: &str| u64::from_str_radix(digits, 16).expect("hexadecimal");
+    let end_in_file = |line: &str| {
+        let (fields, path) = line.split_at_checked(line.find('/')?)?;
+        let mut fields = fields.split_whitespace();
+        let (begin, end) = fields.next().filter(|_| is_shm(path))?.split_once('-')?;
+        let offset = number(fields.nth(1)?);
+        Some(offset + number(end) - number(begin))
+    };
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
+    let last = maps.lines().filter_map(end_in_file).max();
+    last.expect("shared memory is mapped") >= length
+}
+
+#[test]
+fn a_worker_without_metrics_of_its_own_maps_nothing_for_them() {
+    for (daemon, has_some) in [
+        (start("workers.count = 1"), false),
+        (faulty::start("workers.count = 1"), true),
+    ] {
+        daemon.wait_for_workers();
+        let maps = maps_own_metrics(daemon.worker_pids()[0]);
+        assert_eq!(maps, has_some, "{}", daemon.status().name);
     }
 }
 
