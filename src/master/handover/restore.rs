@@ -222,7 +222,7 @@ impl Master {
                     .adopt(id, worker.seat, worker.generation, is_held, now);
             }
             self.clients.add(worker.leases.clients() as u64);
-            self.workers.all.insert(id, worker);
+            self.workers.insert(worker);
         }
         if carried_over.are_foreign {
             self.workers.pool.disable_give_up();

@@ -83,7 +83,7 @@ impl Workers {
                     .events
                     .note(Kind::WorkerStarted, worker.about(), sentence);
                 self.seat(seat).spawned += 1;
-                self.all.insert(id, worker);
+                self.insert(worker);
             }
             Err(e) => self.report_failed_start(seat, id, &e, telemetry, now),
         }

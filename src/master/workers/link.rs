@@ -35,7 +35,7 @@ impl Worker {
                     return Ok(());
                 }
                 Sent::Shortage => {
-                    self.link.intake = Intake::Refused;
+                    self.link.note_refused();
                     return Ok(());
                 }
                 Sent::Queued | Sent::Closed => {
@@ -87,7 +87,7 @@ impl Worker {
         if !is_refused {
             return self.link.receiving.end();
         }
-        self.link.receiving.begin(|wait| now + wait);
+        self.link.note_not_received(now);
         // If it fails, the poller reports the channel at once.
         let _ = poller.modify(&self.channel, self.token(), Interest::Paused);
     }
@@ -169,7 +169,7 @@ impl Worker {
                     } else if refused == Sent::Full {
                         self.set_full();
                     } else {
-                        self.link.intake = Intake::Refused;
+                        self.link.note_refused();
                     }
                     return Ok(back);
                 }
@@ -184,10 +184,14 @@ impl Worker {
 impl Workers {
     /// Uses the channels again after the kernel has lacked memory, if their waits are over.
     pub(crate) fn retry_channels(&mut self, poller: &Poller, now: Instant) {
-        for worker in self.all.values_mut() {
-            if let Err(e) = worker.retry(poller, now) {
-                worker.kill_for_error(&format_args!("cannot use its channel: {e}"));
+        if self.waits.is_set() {
+            self.waits.note_walk();
+            for worker in self.all.values_mut() {
+                if let Err(e) = worker.retry(poller, now) {
+                    worker.kill_for_error(&format_args!("cannot use its channel: {e}"));
+                }
             }
+            self.waits.set(self.does_channel_wait());
         }
         for zygote in &mut self.zygotes.all {
             if let Err(e) = zygote.retry(poller, now) {
@@ -199,15 +203,19 @@ impl Workers {
 
     /// Returns when the next of these attempts is due.
     pub(crate) fn channels_deadline(&self, now: Instant) -> Option<Instant> {
-        self.all
-            .values()
-            .filter_map(|worker| worker.retry_at(now))
-            .chain(
-                self.zygotes
-                    .all
-                    .iter()
-                    .filter_map(|zygote| zygote.receiving.until()),
-            )
-            .min()
+        let zygotes = self.zygotes.all.iter();
+        let zygotes = zygotes.filter_map(|zygote| zygote.receiving.until());
+        if !self.waits.is_set() {
+            debug_assert!(!self.does_channel_wait());
+            return zygotes.min();
+        }
+        self.waits.note_walk();
+        let workers = self.all.values().filter_map(|worker| worker.retry_at(now));
+        workers.chain(zygotes).min()
+    }
+
+    /// Returns whether the channel of a worker waits for memory of the kernel.
+    fn does_channel_wait(&self) -> bool {
+        self.all.values().any(|worker| worker.link.awaits_memory())
     }
 }

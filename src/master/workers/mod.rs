@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Scratch;
 use crate::master::clients::client::Client;
 use crate::master::telemetry::counters::Totals;
+use crate::master::workers::link_state::ChannelWaits;
 use crate::master::workers::oom_kills::OomKills;
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::rebalance::RequestedRebalance;
@@ -97,6 +98,8 @@ pub(crate) struct Workers {
     /// The program that workers execute.
     pub(crate) executable: Executable,
     pub(crate) zygotes: Zygotes,
+    /// Set while the channel of a worker waits for memory of the kernel.
+    waits: ChannelWaits,
     scratch: Scratch,
 }
 
@@ -122,6 +125,7 @@ impl Workers {
             children: ChildList::open(),
             executable,
             zygotes: Zygotes::default(),
+            waits: ChannelWaits::default(),
             scratch: Scratch::default(),
         }
     }
@@ -132,6 +136,12 @@ impl Workers {
             self.seats.resize_with(index + 1, SeatTotals::default);
         }
         &mut self.seats[index]
+    }
+
+    /// Adds a worker. No other function adds one.
+    pub(crate) fn insert(&mut self, mut worker: Worker) {
+        worker.link.share(&self.waits);
+        self.all.insert(worker.id, worker);
     }
 
     /// Returns the workers that may be given clients.

@@ -110,7 +110,7 @@ impl Simulation {
         let identity = (id, std::process::id(), seat, generation);
         let mut worker = Worker::adopt(identity, channel, shm, leases, Vec::new(), self.now);
         worker.life = Life::Serving;
-        self.workers.all.insert(id, worker);
+        self.workers.insert(worker);
         assert!(self.workers.pool.ready(id, self.now));
     }
 

@@ -1,6 +1,9 @@
 //! The costs of an iteration of the loop in which nothing happens: it looks at no worker, however many there are.
 
+use std::time::Duration;
+
 use crate::config::{Config, Dispatch};
+use crate::master::workers::link_state::Link;
 use crate::master::workers::tests::simulation::Simulation;
 
 #[test]
@@ -11,11 +14,44 @@ fn an_iteration_without_events_looks_at_no_worker() {
     // The last workers have just become ready.
     assert!(workers.pool.reconcile(now).is_empty() && workers.pool.is_settled());
     let before = workers.pool.walks();
+    let channels_before = workers.waits.walks();
     assert!(before > 0, "walks are counted");
     let (clients, telemetry) = (&mut simulation.clients, &mut simulation.telemetry);
     let (config, poller) = (Config::default(), &simulation.poller);
     workers.spread_clients(&config, clients, telemetry, poller, now);
     assert!(workers.pool.reconcile(now).is_empty());
     assert_eq!(workers.pool.deadline(), None);
+    workers.retry_channels(poller, now);
+    assert_eq!(workers.channels_deadline(now), None);
     assert_eq!(workers.pool.walks(), before);
+    assert_eq!(workers.waits.walks(), channels_before);
+}
+
+#[test]
+fn channels_are_looked_at_while_one_waits_for_memory() {
+    let simulation = &mut Simulation::new(Dispatch::LeastLoaded, 3, 3);
+    let (workers, poller, now) = (&mut simulation.workers, &simulation.poller, simulation.now);
+    let wait = Duration::from_millis(1);
+    let ids = workers.ids();
+    for id in [ids[0], ids[2]] {
+        let worker = workers.all.get_mut(&id).expect("it is ready");
+        worker.link.note_refused();
+    }
+    assert_eq!(workers.channels_deadline(now), Some(now), "at once");
+    workers.retry_channels(poller, now);
+    assert_eq!(workers.channels_deadline(now), Some(now + wait));
+    assert_eq!(workers.waits.walks(), 3);
+    workers.retry_channels(poller, now + wait);
+    assert_eq!(workers.channels_deadline(now + wait), None);
+    assert_eq!(workers.waits.walks(), 4, "none waits any more");
+    // A worker that waits when it is added, and one that ends meanwhile.
+    let mut worker = workers.all.remove(&ids[1]).expect("it is ready");
+    worker.link = Link::default();
+    worker.link.note_not_received(now);
+    assert_eq!(workers.channels_deadline(now), None);
+    workers.insert(worker);
+    assert_eq!(workers.channels_deadline(now), Some(now + wait));
+    workers.all.remove(&ids[1]);
+    workers.retry_channels(poller, now);
+    assert_eq!(workers.channels_deadline(now), None);
 }
