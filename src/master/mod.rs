@@ -260,7 +260,8 @@ impl Master {
             &self.poller,
             now,
         );
-        self.workers.watch_from(&self.settings.config, now);
+        self.workers
+            .watch_from(&self.settings.config, &self.clients, now);
         self.listeners
             .check_ended(ended, &mut self.telemetry, &self.poller, now);
         let config = &self.settings.config;

@@ -297,7 +297,7 @@ impl Master {
 
     fn settled(&self) -> Settled {
         Settled {
-            workers: self.workers.ready().count() as u32,
+            workers: self.workers.pool.serving() as u32,
             clients: self.clients.count(),
         }
     }

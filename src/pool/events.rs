@@ -83,7 +83,7 @@ impl Pool {
     /// it answered or executed a request, or was killed from outside. Returns how long its successor waits; `None` if
     /// there is one already, or none will come.
     pub fn exited(&mut self, id: WorkerId, was_useful: bool, now: Instant) -> Option<Duration> {
-        let index = self.members.iter().position(|member| member.id == id)?;
+        let index = self.members.index_of(id)?;
         let member = self.members.remove(index);
         self.has_changed = true;
         if self.is_stopping() {
@@ -107,7 +107,7 @@ impl Pool {
 
     /// Removes a worker that could not be started, by no fault of its own. Returns how long its successor waits.
     pub fn postponed(&mut self, id: WorkerId, now: Instant) -> Duration {
-        if let Some(index) = self.members.iter().position(|member| member.id == id) {
+        if let Some(index) = self.members.index_of(id) {
             let member = self.members.remove(index);
             self.has_changed = true;
             self.seats[member.seat].due = Some(now + POSTPONED);

@@ -42,12 +42,14 @@ pub mod backoff;
 pub mod dispatch;
 mod events;
 mod member;
+mod members;
 pub mod rebalance;
 mod reconcile;
 pub mod spread;
 
 use std::time::{Duration, Instant};
 
+use self::members::PoolMembers;
 use crate::proto::names::{Generation, WorkerId};
 
 pub use member::{Action, Late, Member, MemberState, Why};
@@ -75,8 +77,7 @@ pub struct Target {
 pub struct Pool {
     target: Target,
     roll: Option<Roll>,
-    /// In the order of their ids, which only grow.
-    members: Vec<Member>,
+    members: PoolMembers,
     /// All seats that ever had a worker, wanted or not.
     seats: Vec<Seat>,
     /// Seats beyond the count for stand-ins while all other workers are stuck.
@@ -95,9 +96,6 @@ pub struct Pool {
     /// When all workers must be gone, once the daemon stops.
     stop_by: Option<Instant>,
     jitter: backoff::Jitter,
-    /// How often all workers were looked at.
-    #[cfg(test)]
-    walks: std::cell::Cell<u64>,
 }
 
 /// A generation on trial.
@@ -125,7 +123,7 @@ impl Pool {
         let due = Some(now);
         Pool {
             roll: None,
-            members: Vec::new(),
+            members: PoolMembers::default(),
             seats: vec![Seat { streak: 0, due }; target.count],
             target,
             extra: 0,
@@ -137,8 +135,6 @@ impl Pool {
             paced_until: None,
             stop_by: None,
             jitter: backoff::Jitter::new(seed),
-            #[cfg(test)]
-            walks: std::cell::Cell::new(0),
         }
     }
 
@@ -193,21 +189,19 @@ impl Pool {
 
     /// Returns all workers in the order of their ids.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        #[cfg(test)]
-        self.walks.set(self.walks.get() + 1);
-        self.members.iter()
+        self.members.walk()
     }
 
     /// Returns how often all workers were looked at.
     #[cfg(test)]
     pub(crate) fn walks(&self) -> u64 {
-        self.walks.get()
+        self.members.walks()
     }
 
     /// Returns the worker with this id.
     #[must_use]
     pub fn member(&self, id: WorkerId) -> Option<&Member> {
-        self.members.iter().find(|member| member.id == id)
+        self.members.get(self.members.index_of(id)?)
     }
 
     /// Returns the number of seats to show: the wanted ones, or more while later seats have a worker.
@@ -324,7 +318,7 @@ impl Pool {
         self.stop_by = Some(by);
         self.roll = None;
         self.paced_until = None;
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             if let MemberState::Draining { until, .. } = &mut member.state {
                 *until = by.min(*until);
             }
@@ -346,7 +340,8 @@ impl Pool {
     /// Returns the worker with this id, which is about to change.
     fn member_mut(&mut self, id: WorkerId) -> Option<&mut Member> {
         self.has_changed = true;
-        self.members.iter_mut().find(|member| member.id == id)
+        let index = self.members.index_of(id)?;
+        self.members.get_mut(index)
     }
 
     /// Returns the number of seats that need a worker: those with a lower index.

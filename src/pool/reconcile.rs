@@ -114,7 +114,7 @@ impl Pool {
 
     /// Kills the starting workers and lets the others finish.
     fn stop_all(&mut self, by: Instant, actions: &mut Vec<Action>) {
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             let until = match member.state {
                 MemberState::Starting { .. } => {
                     actions.push(kill(member, Late::Unneeded));
@@ -168,7 +168,7 @@ impl Pool {
         for seat in &mut self.seats {
             seat.due = seat.due.filter(|due| *due > now);
         }
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             if member.is_ready() && member.old_at.is_some_and(|old_at| old_at <= now) {
                 member.spent.get_or_insert(Why::Lifetime);
             }
@@ -177,7 +177,7 @@ impl Pool {
 
     fn kill_late(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut not_ready = Vec::new();
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             let is_due = member.kill_by.is_some_and(|by| by <= now);
             let why = match member.state {
                 MemberState::Starting { until } if until <= now => Late::NotReady,
@@ -244,7 +244,7 @@ impl Pool {
         let (generation, count) = (self.target.generation, self.target.count);
         let until = now + self.target.drain_timeout;
         let is_served = states[..wanted].iter().any(SeatState::is_served);
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             let keeper = states[member.seat].keeper.map(|keeper| keeper.id);
             let is_wanted = member.seat < wanted;
             let has_another = keeper.is_some_and(|id| id != member.id);

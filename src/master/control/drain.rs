@@ -84,7 +84,7 @@ impl Master {
             false => is_drained || drain.notice.is_some(),
         };
         let result = DrainResult {
-            workers: self.workers.ready().count() as u32,
+            workers: self.workers.pool.serving() as u32,
             clients: self.clients.count(),
             mode: drain.mode,
             notice: drain.notice,

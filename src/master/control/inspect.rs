@@ -156,7 +156,7 @@ impl Snapshot<'_> {
     /// Returns the events after a number, and the current state.
     pub(crate) fn events_after(&self, after: u64) -> Events {
         let Since { events, lost } = self.telemetry.events.since(after);
-        let workers = self.workers.ready().count() as u32;
+        let workers = self.workers.pool.serving() as u32;
         Events {
             events,
             last: self.telemetry.events.last(),

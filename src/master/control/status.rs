@@ -48,7 +48,7 @@ impl Snapshot<'_> {
             ready: if is_stopping {
                 self.workers.all.len()
             } else {
-                self.workers.ready().count()
+                self.workers.pool.serving()
             },
             wanted: self.workers.pool.target().count,
             clients: self.clients.count(),

@@ -231,7 +231,8 @@ impl Master {
         }
         let control = &mut self.control.clients;
         control.adopt(carried_over.control_clients, &self.poller, now);
-        self.workers.watch_from(&self.settings.config, now);
+        self.workers
+            .watch_from(&self.settings.config, &self.clients, now);
         self.report_upgrade();
     }
 

@@ -365,7 +365,7 @@ impl Master {
         // copies nothing.
         let is_urgent = |unleased: &Unleased| unleased.place.is_some() && can_be_packed(unleased);
         let must_pack = leasing == Leasing::Done
-            || self.workers.ready().next().is_none()
+            || self.workers.pool.serving() == 0
             || self.clients.awaits_app()
             || self.clients.all_unleased().any(is_urgent);
         if !must_pack || (packed.is_full && packed.due.is_some_and(|due| due > now)) {

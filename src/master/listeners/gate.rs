@@ -121,7 +121,7 @@ impl Listeners {
             Some(Pause::Restarting)
         } else if self.is_drained() {
             Some(Pause::Drained)
-        } else if workers.ready().next().is_none() {
+        } else if workers.pool.serving() == 0 {
             Some(Pause::NoWorker)
         } else if self.gate.is_out_of_resources() {
             Some(Pause::Exhausted)

@@ -143,7 +143,8 @@ impl Master {
         prepared.exporter.commit(current, start, poller, now);
         self.listeners.activated.warn_of_unused(&config.listen);
         self.control.replace_lost(&self.poller, now);
-        self.workers.restart_watch(&self.settings.config, now);
+        self.workers
+            .restart_watch(&self.settings.config, &self.clients, now);
         let ready = self.workers.ready();
         let workers = ready
             .filter(|worker| worker.generation == generation)

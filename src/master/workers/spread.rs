@@ -51,7 +51,7 @@ impl Workers {
     pub(super) fn expect_shares(&mut self, clients: &Clients, now: Instant) {
         if let Some(spreading) = &mut self.spreading {
             (spreading.next, spreading.until) = (Some(now), now + STUCK_TIMEOUT);
-        } else if !clients.unleased.is_empty() && self.ready().count() == 1 {
+        } else if !clients.unleased.is_empty() && self.pool.serving() == 1 {
             self.spreading = Some(Spreading {
                 next: None,
                 until: now,

@@ -22,7 +22,8 @@ use crate::master::clients::Clients;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
-use crate::pool::{Member, MemberState, rebalance};
+use crate::master::workers::worker::Worker;
+use crate::pool::{MemberState, rebalance};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
@@ -53,8 +54,8 @@ impl Watch {
 
 impl Workers {
     /// Schedules a check, as there may be leases now.
-    pub(crate) fn watch_from(&mut self, config: &Config, now: Instant) {
-        if self.watch.next_check.is_none() && self.all.keys().any(|id| self.is_watched(*id)) {
+    pub(crate) fn watch_from(&mut self, config: &Config, clients: &Clients, now: Instant) {
+        if self.watch.next_check.is_none() && self.is_any_watched(clients) {
             self.watch.next_check = Some(now + stall_limit(config) / 2);
             // Each check schedules the next one here, and must not postpone the rebalancing.
             if config.workers.rebalance == RebalanceMode::Auto {
@@ -66,22 +67,25 @@ impl Workers {
     }
 
     /// Schedules the checks by a new configuration: one that was planned by the old one may be too late or unwanted.
-    pub(crate) fn restart_watch(&mut self, config: &Config, now: Instant) {
+    pub(crate) fn restart_watch(&mut self, config: &Config, clients: &Clients, now: Instant) {
         self.watch = Watch {
             moves_at: self.watch.moves_at,
             ..Watch::default()
         };
-        self.watch_from(config, now);
+        self.watch_from(config, clients, now);
     }
 
     /// Ends the checks after the last client has left, unless a worker is stuck.
     pub(crate) fn end_watch(&mut self, clients: &Clients) {
-        if clients.count() == 0
-            && self.watch.deadline().is_some()
-            && !self.pool.members().any(|member| member.is_stalled)
-        {
+        if clients.count() == 0 && self.watch.deadline().is_some() && !self.pool.has_stalled() {
             self.watch = Watch::default();
         }
+    }
+
+    /// Returns whether a worker is watched. Workers are looked at only if there are clients.
+    fn is_any_watched(&self, clients: &Clients) -> bool {
+        let has_clients = |worker: &Worker| worker.leases.clients() > 0;
+        self.pool.has_stalled() || clients.count() > 0 && self.all.values().any(has_clients)
     }
 
     /// Returns whether a worker is watched: while it has clients, and, if it is stuck, until it recovers.
@@ -101,8 +105,7 @@ impl Workers {
         poller: &Poller,
         now: Instant,
     ) {
-        let is_due = |member: &Member| member.kill_by.is_some_and(|by| by <= now);
-        let is_last_check = self.pool.members().any(is_due);
+        let is_last_check = self.pool.next_kill().is_some_and(|by| by <= now);
         if is_last_check || self.watch.next_check.is_some_and(|at| at <= now) {
             self.watch.next_check = None;
             self.read_counters(telemetry);
@@ -128,7 +131,7 @@ impl Workers {
                 };
                 soonest = soonest.into_iter().chain(next).min();
             }
-            self.watch_from(config, now);
+            self.watch_from(config, clients, now);
             match (self.watch.next_check, soonest) {
                 (Some(next), Some(soonest)) => {
                     self.watch.next_check = Some(next.min(soonest.max(now + MIN_WAIT)))

@@ -12,6 +12,18 @@ fn rules_hold_under_random_sequences_of_events() {
     }
 }
 
+/// Fails unless the kept counts are those of all workers.
+fn check_counts(pool: &Pool) {
+    let (mut serving, mut stalled, mut kills) = (0, 0, Vec::new());
+    for member in pool.members() {
+        serving += usize::from(is_well(member));
+        stalled += usize::from(member.is_stalled);
+        kills.extend(member.kill_by);
+    }
+    assert_eq!((pool.serving(), pool.has_stalled()), (serving, stalled > 0));
+    assert_eq!(pool.next_kill(), kills.into_iter().min());
+}
+
 fn run(seed: u64) {
     let mut life = Life::new(seed);
     for _ in 0..200 {
@@ -56,6 +68,7 @@ impl Life {
 
     fn reconcile(&mut self) {
         let now = self.now;
+        check_counts(&self.pool);
         let before = self.pool.members.clone();
         let had_backoff: Vec<bool> = self
             .pool
@@ -123,6 +136,7 @@ impl Life {
                 Action::GiveUp => assert!(!pool.ever_ready),
             }
         }
+        check_counts(pool);
         let there: BTreeSet<_> = pool.members().map(|member| member.id).collect();
         assert_eq!(there, self.alive);
         assert_eq!(pool.is_rolling(), self.rolls_from.is_some());

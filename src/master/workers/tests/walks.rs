@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Config, Dispatch};
+use crate::loop_clock::LoopClock;
 use crate::master::workers::link_state::Link;
 use crate::master::workers::tests::simulation::Simulation;
 
@@ -13,6 +14,7 @@ fn an_iteration_without_events_looks_at_no_worker() {
     let (workers, now) = (&mut simulation.workers, simulation.now);
     // The last workers have just become ready.
     assert!(workers.pool.reconcile(now).is_empty() && workers.pool.is_settled());
+    assert_eq!(workers.pool.serving(), 16);
     let before = workers.pool.walks();
     let channels_before = workers.waits.walks();
     assert!(before > 0, "walks are counted");
@@ -21,6 +23,12 @@ fn an_iteration_without_events_looks_at_no_worker() {
     workers.spread_clients(&config, clients, telemetry, poller, now);
     assert!(workers.pool.reconcile(now).is_empty());
     assert_eq!(workers.pool.deadline(), None);
+    workers.check(&config, &LoopClock::new(), clients, telemetry, poller, now);
+    workers.end_watch(clients);
+    assert_eq!(
+        (workers.pool.serving(), workers.pool.next_kill()),
+        (16, None)
+    );
     workers.retry_channels(poller, now);
     assert_eq!(workers.channels_deadline(now), None);
     assert_eq!(workers.pool.walks(), before);
