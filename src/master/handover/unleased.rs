@@ -32,8 +32,8 @@ use crate::sys::{clock, socket};
 /// The wait after an attempt for which the queues had no space.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The maximum number of records of closed slots in the queues: with more, all clients are packed again, and then the
-/// earlier datagrams are removed.
+/// By how many the records of closed slots in the queues may exceed the others: with more, all clients are packed again,
+/// and then the earlier datagrams are removed. So a client is packed at most twice on average, however many wait.
 const MAX_STALE: usize = 3000;
 
 /// Descriptors in flight that packing leaves to leases. The limit of open files also limits those in flight (unix(7)).
@@ -163,6 +163,14 @@ impl PackedUnleased {
             }
         }
         packed == clients.len()
+    }
+
+    /// Returns whether the packed clients should be packed once more: there are many more records of closed slots than
+    /// others, or the former leave no space for all waiting clients.
+    fn is_outdated(&self, waiting: impl FnOnce() -> usize, most: usize) -> bool {
+        let places = self.places.get();
+        let stale = self.sent.saturating_sub(places);
+        stale > MAX_STALE && (stale > places + MAX_STALE || stale + waiting() > most)
     }
 
     /// Packs the packed clients once more, then removes the earlier datagrams, most of whose records are of closed
@@ -354,7 +362,8 @@ impl Master {
             return packed.empty(queues, now);
         }
         let most = most_records(self.descriptors);
-        if may_empty && packed.sent > packed.places.get() + MAX_STALE {
+        let waiting = || self.clients.all_unleased().count();
+        if may_empty && packed.is_outdated(waiting, most) {
             packed.renew_or_empty(&mut self.clients, queues, most, now);
         }
         if !self.clients.all_unleased().any(can_be_packed) {
@@ -384,6 +393,8 @@ impl Master {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::master::clients::client::Client;
@@ -468,6 +479,61 @@ mod tests {
         assert_eq!(unpacked.shms().count(), 1);
         let recovered = unpacked.recover_all().remove(0).recovered;
         assert_eq!(recovered[0].0.client.id, ClientId(1));
+    }
+
+    /// Leases `part` clients at a time until none waits. Returns how many were packed again, and the most records.
+    fn lease_all(waiting: usize, part: usize, most: usize) -> (usize, usize) {
+        let mut packed = PackedUnleased {
+            sent: waiting,
+            ..PackedUnleased::default()
+        };
+        packed.places.set(waiting);
+        let (mut again, mut records) = (0, waiting);
+        while packed.places.get() > 0 {
+            let places = packed.places.get().saturating_sub(part);
+            packed.places.set(places);
+            if packed.is_outdated(|| places, most) {
+                again += places;
+                records = records.max(packed.sent + places);
+                packed.sent = places;
+            }
+        }
+        (again, records)
+    }
+
+    #[test]
+    fn clients_are_packed_twice_on_average_however_many_wait() {
+        assert_eq!(lease_all(3_000, 1, 100_000), (0, 3_000));
+        let (again, _) = lease_all(100_000, 512, 500_000);
+        assert!((50_000..100_000).contains(&again), "{again}");
+    }
+
+    proptest! {
+        #[test]
+        fn fewer_clients_are_packed_again_than_were_leased(
+            waiting in 1..200_000_usize,
+            part in 1..5_000_usize,
+            space in 0..200_000_usize,
+        ) {
+            let (again, records) = lease_all(waiting, part, waiting + MAX_STALE + space);
+            prop_assert!(again <= waiting, "{again}");
+            prop_assert!(records <= 2 * waiting);
+        }
+
+        #[test]
+        fn closed_records_leave_space_for_all_waiting_clients(
+            places in 0..200_000_usize,
+            stale in 0..200_000_usize,
+            others in 0..200_000_usize,
+            most in 0..400_000_usize,
+        ) {
+            let packed = PackedUnleased { sent: places + stale, ..PackedUnleased::default() };
+            packed.places.set(places);
+            let is_outdated = packed.is_outdated(|| places + others, most);
+            prop_assert!(is_outdated || stale <= MAX_STALE || stale + places + others <= most);
+            prop_assert!(is_outdated || stale <= places + MAX_STALE);
+            prop_assert!(!is_outdated || stale > MAX_STALE);
+        }
     }
 
     #[test]
