@@ -3,28 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Dispatch;
+use crate::pool::candidates::{Candidate, Candidates};
 use crate::proto::names::WorkerId;
-
-/// A worker as dispatch sees it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Candidate {
-    /// The worker's id.
-    pub worker: WorkerId,
-    /// Whether the worker is ready and can be given a client now.
-    pub has_capacity: bool,
-    /// Whether the worker is chosen only if no other has capacity.
-    pub is_unhealthy: bool,
-    /// Whether the worker is chosen only if no other healthy one has capacity, because it will be replaced soon.
-    pub is_leaving: bool,
-    /// Requests that the worker is executing.
-    pub executing: u64,
-    /// Leases that the worker has not picked up yet.
-    pub not_picked_up: u64,
-    /// The share of the last seconds in which the worker was busy, in eighths.
-    pub busy: u8,
-    /// Clients of the worker.
-    pub clients: u64,
-}
 
 /// How long new clients wait for the worker whose turn it is and that has as many clients to pick up as are permitted.
 /// It usually has only not been scheduled; one that is stuck is skipped afterwards.
@@ -62,18 +42,50 @@ impl Dispatcher {
         };
     }
 
-    /// Returns the index of the worker for the next client; `None` if no worker has capacity.
-    pub fn pick(&mut self, candidates: &[Candidate]) -> Option<usize> {
-        let chosen = self.choose(candidates)?;
-        self.next = (chosen + 1) % candidates.len();
-        Some(chosen)
+    /// Returns the policy.
+    #[must_use]
+    pub fn policy(&self) -> Dispatch {
+        self.policy
+    }
+
+    /// Returns the worker for the next client; `None` if no worker has capacity. `look` returns a worker as it is now.
+    pub fn pick(
+        &mut self,
+        candidates: &mut Candidates,
+        look: impl Fn(WorkerId) -> Candidate,
+    ) -> Option<WorkerId> {
+        let chosen = candidates.best(self.next, look);
+        self.note(chosen, candidates)
+    }
+
+    /// Returns the worker for the next client, among those for which `may_take` is true.
+    pub fn pick_among(
+        &mut self,
+        candidates: &mut Candidates,
+        look: impl Fn(WorkerId) -> Candidate,
+        may_take: impl Fn(WorkerId) -> bool,
+    ) -> Option<WorkerId> {
+        let chosen = candidates.best_of(self.next, look, may_take);
+        self.note(chosen, candidates)
+    }
+
+    fn note(&mut self, chosen: Option<usize>, candidates: &Candidates) -> Option<WorkerId> {
+        let chosen = chosen?;
+        self.next = (chosen + 1) % candidates.known().len();
+        Some(candidates.known()[chosen].worker)
     }
 
     /// Returns whether [`Dispatcher::pick`] has a worker for a new client, which need not be there yet: not if no worker
-    /// has capacity, or if the client must wait for a certain one. This looks at few workers only.
-    pub fn can_pick_for_new(&mut self, candidates: &[Candidate], now: Instant) -> bool {
-        let must_wait = self.policy == Dispatch::RoundRobin && self.must_wait(candidates, now);
-        !must_wait && candidates.iter().any(|candidate| candidate.has_capacity)
+    /// has capacity, or if the client must wait for a certain one.
+    pub fn can_pick_for_new(
+        &mut self,
+        candidates: &mut Candidates,
+        look: impl Fn(WorkerId) -> Candidate,
+        now: Instant,
+    ) -> bool {
+        let must_wait =
+            self.policy == Dispatch::RoundRobin && self.must_wait(candidates, &look, now);
+        !must_wait && candidates.best(self.next, look).is_some()
     }
 
     /// Returns the worker that new clients wait for.
@@ -95,59 +107,29 @@ impl Dispatcher {
         }
     }
 
-    fn choose(&self, candidates: &[Candidate]) -> Option<usize> {
-        let in_turn = self.in_turn(candidates);
-        let in_turn = in_turn.filter(|i| candidates[*i].has_capacity);
-        match self.policy {
-            // `min_by_key` keeps the first of equals.
-            Dispatch::RoundRobin => {
-                in_turn.min_by_key(|i| (candidates[*i].is_unhealthy, candidates[*i].is_leaving))
-            }
-            // So that ties go round.
-            Dispatch::LeastLoaded => in_turn.min_by_key(|i| load(&candidates[*i])),
-        }
-    }
-
-    /// Returns the indices of all candidates, in turn.
-    fn in_turn(&self, candidates: &[Candidate]) -> impl Iterator<Item = usize> + use<> {
-        let next = self.next.min(candidates.len());
-        (next..candidates.len()).chain(0..next)
-    }
-
     /// Returns whether the next new client waits for the healthy worker whose turn it is.
-    fn must_wait(&mut self, candidates: &[Candidate], now: Instant) -> bool {
+    fn must_wait(
+        &mut self,
+        candidates: &mut Candidates,
+        look: &impl Fn(WorkerId) -> Candidate,
+        now: Instant,
+    ) -> bool {
         self.expire(now);
         self.skipped.retain(|skipped| {
-            let is_it = |candidate: &Candidate| candidate.worker == *skipped;
-            candidates.iter().any(|c| is_it(c) && !c.has_capacity)
+            candidates.get(*skipped).is_some() && !candidates.has_capacity(*skipped, look)
         });
-        let mut in_turn = self.in_turn(candidates).map(|i| &candidates[i]);
+        let mut in_turn = candidates.in_turn(self.next).map(|i| candidates.known()[i]);
         let next = in_turn.find(|c| !c.is_unhealthy && !self.skipped.contains(&c.worker));
-        let Some(next) = next.filter(|next| !next.has_capacity) else {
+        let next = next.map(|next| next.worker);
+        let Some(next) = next.filter(|next| !candidates.has_capacity(*next, look)) else {
             self.awaited = None;
             return false;
         };
-        if self.awaited() != Some(next.worker) {
-            self.awaited = Some((next.worker, now + PICK_UP_TIMEOUT));
+        if self.awaited() != Some(next) {
+            self.awaited = Some((next, now + PICK_UP_TIMEOUT));
         }
         true
     }
-}
-
-/// Returns what is compared: health first, then executing requests, then leases that are not picked up, then recent
-/// work, then clients.
-///
-/// Leases count in fours and recent work in eighths. One lease that is not picked up yet only shows which worker was
-/// scheduled last, and a few percent of work are noise: either would split the clients of a quiet daemon 170 to 30.
-fn load(c: &Candidate) -> (bool, bool, u64, u64, u8, u64) {
-    (
-        c.is_unhealthy,
-        c.is_leaving,
-        c.executing,
-        c.not_picked_up / 4,
-        c.busy,
-        c.clients,
-    )
 }
 
 #[cfg(test)]
@@ -156,13 +138,27 @@ mod tests {
     use crate::pool::backoff::Jitter;
 
     fn idle(count: usize) -> Vec<Candidate> {
-        vec![
-            Candidate {
-                has_capacity: true,
-                ..Candidate::default()
-            };
-            count
-        ]
+        let candidate = |id| Candidate {
+            worker: WorkerId(id),
+            has_capacity: true,
+            ..Candidate::default()
+        };
+        (0..count as u64).map(candidate).collect()
+    }
+
+    /// Returns the candidates of a master that has looked at none of these workers.
+    fn kept(dispatcher: &Dispatcher, workers: &[Candidate]) -> Candidates {
+        let known = workers.iter().map(Candidate::at_rest).collect();
+        Candidates::new(dispatcher.policy(), known)
+    }
+
+    fn look(workers: &[Candidate]) -> impl Fn(WorkerId) -> Candidate {
+        |id| workers[id.0 as usize]
+    }
+
+    fn pick(dispatcher: &mut Dispatcher, workers: &[Candidate]) -> Option<usize> {
+        let chosen = dispatcher.pick(&mut kept(dispatcher, workers), look(workers));
+        chosen.map(|id| id.0 as usize)
     }
 
     #[test]
@@ -171,35 +167,35 @@ mod tests {
         let mut workers = idle(4);
         workers[1].has_capacity = false;
         workers[0].executing = 9;
-        let picks: Vec<_> = (0..7).filter_map(|_| dispatcher.pick(&workers)).collect();
+        let picks: Vec<_> = (0..7)
+            .filter_map(|_| pick(&mut dispatcher, &workers))
+            .collect();
         assert_eq!(picks, [0, 2, 3, 0, 2, 3, 0]);
         workers.iter_mut().for_each(|w| w.has_capacity = false);
-        assert_eq!(dispatcher.pick(&workers), None);
-        assert_eq!(dispatcher.pick(&[]), None);
+        assert_eq!(pick(&mut dispatcher, &workers), None);
+        assert_eq!(pick(&mut dispatcher, &[]), None);
     }
 
     #[test]
     fn round_robin_waits_a_moment_for_a_new_clients_worker() {
         let mut dispatcher = Dispatcher::new(Dispatch::RoundRobin);
         let (mut workers, now) = (idle(3), Instant::now());
-        for (id, worker) in (1..).zip(&mut workers) {
-            worker.worker = WorkerId(id);
-        }
         let mut next = |workers: &[Candidate], now| {
-            let can_pick = dispatcher.can_pick_for_new(workers, now);
-            let chosen = can_pick.then(|| dispatcher.pick(workers)).flatten();
-            (chosen, dispatcher.awaited())
+            let mut candidates = kept(&dispatcher, workers);
+            let can_pick = dispatcher.can_pick_for_new(&mut candidates, look(workers), now);
+            let chosen = can_pick.then(|| dispatcher.pick(&mut candidates, look(workers)));
+            (chosen.flatten().map(|id| id.0), dispatcher.awaited())
         };
         assert_eq!(next(&workers, now), (Some(0), None));
         workers[1].has_capacity = false;
-        assert_eq!(next(&workers, now), (None, Some(WorkerId(2))));
+        assert_eq!(next(&workers, now), (None, Some(WorkerId(1))));
         workers[1].has_capacity = true;
         assert_eq!(next(&workers, now), (Some(1), None), "it was waited for");
         assert_eq!(next(&workers, now), (Some(2), None));
         assert_eq!(next(&workers, now), (Some(0), None));
         // It is stuck: there is one wait, and then it is skipped until it has capacity.
         workers[1].has_capacity = false;
-        assert_eq!(next(&workers, now), (None, Some(WorkerId(2))));
+        assert_eq!(next(&workers, now), (None, Some(WorkerId(1))));
         let later = now + PICK_UP_TIMEOUT;
         let picks: Vec<_> = (0..4).map(|_| next(&workers, later)).collect();
         assert_eq!(picks, [2, 0, 2, 0].map(|chosen| (Some(chosen), None)));
@@ -218,11 +214,29 @@ mod tests {
             workers[1].is_unhealthy = true;
             workers[0].executing = 9;
             for _ in 0..7 {
-                assert_ne!(dispatcher.pick(&workers), Some(1), "{policy:?}");
+                assert_ne!(pick(&mut dispatcher, &workers), Some(1), "{policy:?}");
             }
             (workers[0].has_capacity, workers[2].has_capacity) = (false, false);
-            assert_eq!(dispatcher.pick(&workers), Some(1), "{policy:?}");
+            assert_eq!(pick(&mut dispatcher, &workers), Some(1), "{policy:?}");
         }
+    }
+
+    #[test]
+    fn a_client_goes_to_one_of_the_workers_that_may_take_it() {
+        let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
+        let mut workers = idle(4);
+        workers[1].clients = 5;
+        workers[2].clients = 4;
+        workers[3].has_capacity = false;
+        let mut among = |ids: &[u64]| {
+            let may_take = |id: WorkerId| ids.contains(&id.0);
+            let candidates = &mut kept(&dispatcher, &workers);
+            let chosen = dispatcher.pick_among(candidates, look(&workers), may_take);
+            chosen.map(|id| id.0)
+        };
+        assert_eq!(among(&[1, 2, 3]), Some(2));
+        assert_eq!(among(&[1, 3]), Some(1));
+        assert_eq!((among(&[3]), among(&[])), (None, None));
     }
 
     #[test]
@@ -232,17 +246,17 @@ mod tests {
         workers[0].executing = 1;
         workers[1].busy = 7;
         workers[2].clients = 500;
-        assert_eq!(dispatcher.pick(&workers), Some(2));
+        assert_eq!(pick(&mut dispatcher, &workers), Some(2));
         workers[2].not_picked_up = 8;
-        assert_eq!(dispatcher.pick(&workers), Some(1));
+        assert_eq!(pick(&mut dispatcher, &workers), Some(1));
         workers[1].not_picked_up = 15;
         assert_eq!(
-            dispatcher.pick(&workers),
+            pick(&mut dispatcher, &workers),
             Some(2),
             "an executing worker comes last"
         );
         workers[0].executing = 0;
-        assert_eq!(dispatcher.pick(&workers), Some(0));
+        assert_eq!(pick(&mut dispatcher, &workers), Some(0));
     }
 
     #[test]
@@ -255,15 +269,17 @@ mod tests {
             ..workers[0]
         };
         workers[1].clients = 2;
-        assert_eq!(dispatcher.pick(&workers), Some(0));
+        assert_eq!(pick(&mut dispatcher, &workers), Some(0));
         workers[0].not_picked_up = 4;
-        assert_eq!(dispatcher.pick(&workers), Some(1));
+        assert_eq!(pick(&mut dispatcher, &workers), Some(1));
     }
 
     #[test]
     fn least_loaded_ties_go_round() {
         let mut dispatcher = Dispatcher::new(Dispatch::LeastLoaded);
-        let picks: Vec<_> = (0..6).filter_map(|_| dispatcher.pick(&idle(3))).collect();
+        let picks: Vec<_> = (0..6)
+            .filter_map(|_| pick(&mut dispatcher, &idle(3)))
+            .collect();
         assert_eq!(picks, [0, 1, 2, 0, 1, 2]);
     }
 
@@ -280,7 +296,7 @@ mod tests {
                 let gone = alive.swap_remove(random.below(alive.len() as u64) as usize);
                 workers[gone].clients -= 1;
             }
-            let chosen = dispatcher.pick(&workers).expect("all have room");
+            let chosen = pick(&mut dispatcher, &workers).expect("all have room");
             workers[chosen].clients += 1;
             alive.push(chosen);
             if alive.len() >= 64 {

@@ -1,4 +1,4 @@
-//! The workers of a pool, and what is asked about all of them in each iteration of the loop.
+//! The workers of a pool, and the counts of them that each iteration of the loop needs.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
@@ -8,18 +8,20 @@ use super::{Member, Pool};
 use crate::proto::names::WorkerId;
 
 /// The workers in the order of their ids, which only grow. Every access that can change them goes through `DerefMut`,
-/// which drops the counts.
+/// which drops the counts and raises the version.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PoolMembers {
     all: Vec<Member>,
     /// `None` after a change, until they are asked for.
     counts: Cell<Option<MemberCounts>>,
+    /// The number of changes.
+    version: u64,
     /// How often all workers were looked at.
     #[cfg(test)]
     walks: Cell<u64>,
 }
 
-/// What the master asks about all workers in each iteration of its loop.
+/// Counts of all workers that the master needs in each iteration of its loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct MemberCounts {
     /// Workers that are ready and not stuck.
@@ -76,6 +78,7 @@ impl Deref for PoolMembers {
 impl DerefMut for PoolMembers {
     fn deref_mut(&mut self) -> &mut Vec<Member> {
         self.counts.set(None);
+        self.version += 1;
         &mut self.all
     }
 }
@@ -91,6 +94,12 @@ impl Pool {
     #[must_use]
     pub fn has_stalled(&self) -> bool {
         self.members.counts().stalled > 0
+    }
+
+    /// Returns a number that is another one after each change of a worker.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.members.version
     }
 
     /// Returns when the first of the stuck workers is killed.

@@ -39,6 +39,7 @@
 //! 7. A held worker is not counted, drained or killed until it is released or the daemon stops.
 
 pub mod backoff;
+pub mod candidates;
 pub mod dispatch;
 mod events;
 mod member;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::{io, mem};
 
 use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::changes::ChangeReport;
 use crate::master::clients::leases::left_places::LeftPlaces;
 use crate::master::clients::leases::preset::preset;
 use crate::master::clients::leases::recovery::recover_given_up;
@@ -15,6 +16,7 @@ use crate::proto::names::ClientId;
 use crate::shm::{Claim, CloseReason, LeaseState, MasterShm};
 use crate::table::Table;
 
+pub(crate) mod changes;
 mod close_reason;
 mod left_places;
 pub(crate) mod page;
@@ -36,6 +38,7 @@ pub(crate) struct Leases {
     used: u32,
     slots: u32,
     clients: usize,
+    changes: ChangeReport,
     /// Counts leases; the last lease's number is its generation.
     lease_number: u32,
     /// Leases granted, minus those withdrawn because they could not be sent.
@@ -85,6 +88,7 @@ impl Leases {
             used: 0,
             slots,
             clients: 0,
+            changes: ChangeReport::default(),
             lease_number: 0,
             given: 0,
             outbox: Vec::new(),
@@ -187,6 +191,7 @@ impl Leases {
             }),
         );
         self.clients += 1;
+        self.changes.note();
         self.given += 1;
         self.outbox.push(slot);
         Ok(())
@@ -327,6 +332,7 @@ impl Leases {
         match mem::replace(self.entries.get_mut(slot)?, LeaseEntry::Revoked) {
             LeaseEntry::Leased(leased) => {
                 self.clients -= 1;
+                self.changes.note();
                 Some(leased.client)
             }
             LeaseEntry::Revoked => None,

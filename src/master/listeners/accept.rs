@@ -13,7 +13,6 @@ use crate::master::clients::client::{Client, Unleased};
 use crate::master::listeners::Listeners;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
-use crate::pool::dispatch::Candidate;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
 use crate::sys::clock;
@@ -38,7 +37,7 @@ impl Listeners {
         workers.lease_unleased(clients, telemetry);
         // The gate closes at the end of the iteration in which the daemon is drained.
         if self.gate.is_open() && !self.is_drained() {
-            let mut candidates = workers.candidates(false);
+            workers.begin_leasing(clients.dispatcher.policy());
             let mut left = MAX_LEASES;
             for number in &self.order(readable) {
                 let Some(index) = self.index_of(*number) else {
@@ -46,7 +45,7 @@ impl Listeners {
                 };
                 let accepted = self.all[index].accepted;
                 let context = (&mut *clients, &mut *workers, &mut *telemetry);
-                let result = self.accept(index, left, &mut candidates, context, now);
+                let result = self.accept(index, left, context, now);
                 let accepted = self.all[index].accepted - accepted;
                 if accepted > 0 {
                     self.last_served = *number;
@@ -80,7 +79,6 @@ impl Listeners {
         &mut self,
         index: usize,
         most: usize,
-        candidates: &mut [Candidate],
         (clients, workers, telemetry): (&mut Clients, &mut Workers, &mut Telemetry),
         now: Instant,
     ) -> io::Result<bool> {
@@ -88,7 +86,7 @@ impl Listeners {
             .chain(repeat(AcceptTry::Later))
             .take(most)
         {
-            if clients.is_full() || !clients.dispatcher.can_pick_for_new(candidates, now) {
+            if clients.is_full() || !workers.can_pick_for_new(&mut clients.dispatcher, now) {
                 break;
             }
             let AcceptResult::Client(accepted) = accept(&self.all[index], attempt)? else {
@@ -99,12 +97,11 @@ impl Listeners {
             };
             let unleased = Unleased::new(client, clock::monotonic());
             // A worker has capacity, so one can be picked.
-            let Some(chosen) = clients.dispatcher.pick(candidates) else {
+            let Some(chosen) = workers.pick_for_new(&mut clients.dispatcher) else {
                 clients.unleased.push_back(unleased);
                 break;
             };
-            let candidate = &mut candidates[chosen];
-            workers.lease(candidate, unleased, false, clients, telemetry);
+            workers.lease_new(chosen, unleased, clients, telemetry);
         }
         Ok(false)
     }

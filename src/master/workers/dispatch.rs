@@ -1,7 +1,6 @@
 //! Leases clients to workers.
 
-use std::borrow::Cow;
-
+use crate::config::Dispatch;
 use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
 use crate::master::telemetry::Telemetry;
@@ -9,43 +8,27 @@ use crate::master::telemetry::counters::Loss;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::Worker;
 use crate::pool::Member;
-use crate::pool::dispatch::Candidate;
+use crate::pool::candidates::{Candidate, Candidates};
+use crate::pool::dispatch::Dispatcher;
 use crate::proto::names::WorkerId;
 use crate::sys::clock;
 use crate::sys::poll::Poller;
 
 impl Workers {
-    /// Returns the ready workers as dispatch sees them; `was_leased` for clients that were leased before.
-    pub(crate) fn candidates(&self, was_leased: bool) -> Vec<Candidate> {
-        let monotonic = clock::monotonic();
-        let candidate = |(member, worker): (&Member, &Worker)| Candidate {
-            // A client that moves should not move twice.
-            is_leaving: was_leased && self.pool.is_leaving(member),
-            ..worker.candidate(was_leased, monotonic)
-        };
-        let mut candidates = Vec::with_capacity(self.all.len());
-        candidates.extend(self.ready_members().map(candidate));
-        candidates
-    }
-
     /// Leases all clients without a worker, as far as there is capacity.
     pub(crate) fn lease_unleased(&mut self, clients: &mut Clients, telemetry: &mut Telemetry) {
         let mut has_asked = false;
         while !clients.unleased.is_empty() {
-            let mut candidates = self.candidates(true);
+            let now = clock::monotonic();
+            let mut candidates = self.candidates_for_moves(clients.dispatcher.policy());
             while let Some(unleased) = clients.unleased.pop_front() {
-                let fitting = self.fitting(&unleased, &candidates);
-                let meant = unleased.to.and_then(|to| {
-                    fitting
-                        .iter()
-                        .position(|c| c.worker == to && c.has_capacity && !c.is_unhealthy)
-                });
-                let Some(index) = meant.or_else(|| clients.dispatcher.pick(&fitting)) else {
+                let dispatcher = &mut clients.dispatcher;
+                let Some(chosen) = self.choose(&unleased, &mut candidates, dispatcher, now) else {
                     clients.unleased.push_front(unleased);
                     break;
                 };
-                let candidate = &mut candidates[index];
-                self.lease(candidate, unleased, true, clients, telemetry);
+                self.lease(chosen, unleased, true, clients, telemetry);
+                candidates.update(&self.look_for_move(chosen, now));
             }
             // The remaining clients wait until a worker reports capacity. One more pass covers capacity that became
             // free before that report was requested.
@@ -59,32 +42,62 @@ impl Workers {
         }
     }
 
-    /// Returns the candidates as they apply to one client: a worker from before `max-frame` was raised may have no
-    /// region for all the parked bytes. If no worker has one, and no new worker is being started, the client goes to
-    /// any worker, where the lease fails.
-    fn fitting<'c>(
-        &self,
-        unleased: &Unleased,
-        candidates: &'c [Candidate],
-    ) -> Cow<'c, [Candidate]> {
-        if unleased.bytes.unread.is_empty() && unleased.bytes.unsent.is_empty() {
-            return Cow::Borrowed(candidates);
-        }
-        let fits = |c: &Candidate| self.all[&c.worker].shm.has_regions_for(&unleased.bytes);
-        if candidates.iter().all(fits) || !(candidates.iter().any(fits) || self.pool.is_rolling()) {
-            return Cow::Borrowed(candidates);
-        }
-        let adapted = candidates.iter().map(|c| Candidate {
-            has_capacity: c.has_capacity && fits(c),
-            ..*c
-        });
-        Cow::Owned(adapted.collect())
+    /// Returns the ready workers as dispatch sees them for clients that were leased before.
+    fn candidates_for_moves(&self, policy: Dispatch) -> Candidates {
+        let known = |(member, worker): (&Member, &Worker)| Candidate {
+            is_leaving: self.pool.is_leaving(member),
+            ..worker.at_rest()
+        };
+        Candidates::new(policy, self.ready_members().map(known).collect())
     }
 
-    /// Leases a client to a candidate, and brings the candidate up to date.
-    pub(crate) fn lease(
+    /// Looks at a worker for clients that were leased before; `now` is ns of CLOCK_MONOTONIC.
+    fn look_for_move(&self, id: WorkerId, now: u64) -> Candidate {
+        let member = self.pool.member(id);
+        let (Some(member), Some(worker)) = (member, self.all.get(&id)) else {
+            return Candidate::default();
+        };
+        Candidate {
+            // A client that moves should not move twice.
+            is_leaving: self.pool.is_leaving(member),
+            ..worker.candidate(true, now)
+        }
+    }
+
+    /// Returns the worker for a client that was leased before: the one that it is meant for, if that is healthy and has
+    /// capacity.
+    ///
+    /// A worker from before `max-frame` was raised may have no region for all the parked bytes. If no worker has one,
+    /// and no new worker is being started, the client goes to any worker, where the lease fails.
+    fn choose(
+        &self,
+        unleased: &Unleased,
+        candidates: &mut Candidates,
+        dispatcher: &mut Dispatcher,
+        now: u64,
+    ) -> Option<WorkerId> {
+        let look = |id| self.look_for_move(id, now);
+        let fits = |id: WorkerId| self.all[&id].shm.has_regions_for(&unleased.bytes);
+        let has_bytes = !(unleased.bytes.unread.is_empty() && unleased.bytes.unsent.is_empty());
+        let mut ids = candidates.known().iter().map(|known| known.worker);
+        let is_restricted =
+            has_bytes && !ids.clone().all(fits) && (ids.any(fits) || self.pool.is_rolling());
+        let may_take = |id| !is_restricted || fits(id);
+        let is_healthy = |to: &WorkerId| candidates.get(*to).is_some_and(|it| !it.is_unhealthy);
+        let meant = unleased.to.filter(is_healthy).filter(|to| may_take(*to));
+        if let Some(to) = meant.filter(|to| candidates.has_capacity(*to, look)) {
+            return Some(to);
+        }
+        match is_restricted {
+            true => dispatcher.pick_among(candidates, look, may_take),
+            false => dispatcher.pick(candidates, look),
+        }
+    }
+
+    /// Leases a client to a worker.
+    pub(super) fn lease(
         &mut self,
-        candidate: &mut Candidate,
+        worker: WorkerId,
         unleased: Unleased,
         was_leased: bool,
         clients: &mut Clients,
@@ -92,10 +105,10 @@ impl Workers {
     ) {
         let worker = self
             .all
-            .get_mut(&candidate.worker)
+            .get_mut(&worker)
             .expect("only existing workers have capacity");
         if !worker.leases.has_unsent() {
-            self.to_flush.push(worker.id);
+            self.dispatch.to_flush.push(worker.id);
         }
         let leased = worker.leases.give(unleased, &worker.shm);
         if leased.is_ok() && !was_leased {
@@ -104,12 +117,6 @@ impl Workers {
         if worker.leases.must_be_sent() {
             clients.put_back(worker.send_leases(), telemetry);
         }
-        // The busy share is kept: reading it needs the clock, and it does not change that fast.
-        *candidate = Candidate {
-            busy: candidate.busy,
-            is_leaving: candidate.is_leaving,
-            ..worker.candidate(was_leased, 0)
-        };
         if let Err((error, client)) = leased {
             clients.lose(Loss::from_error(&error), &error, client, telemetry);
         }
@@ -122,7 +129,7 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) {
-        for id in std::mem::take(&mut self.to_flush) {
+        for id in std::mem::take(&mut self.dispatch.to_flush) {
             if let Some(worker) = self.all.get_mut(&id) {
                 clients.put_back(worker.send_leases(), telemetry);
                 worker.watch_channel(poller);

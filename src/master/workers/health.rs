@@ -37,6 +37,7 @@ impl Workers {
         };
         let (before, about) = (worker.unhealthy.take(), worker.about());
         worker.unhealthy.clone_from(&unhealthy);
+        self.dispatch.discard_candidates();
         let name = worker.name();
         match unhealthy {
             None if before.is_some() => {

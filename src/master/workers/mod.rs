@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Scratch;
 use crate::master::clients::client::Client;
 use crate::master::telemetry::counters::Totals;
+use crate::master::workers::candidates::DispatchState;
 use crate::master::workers::link_state::ChannelWaits;
 use crate::master::workers::oom_kills::OomKills;
 use crate::master::workers::outgoing::Outgoing;
@@ -29,6 +30,7 @@ use crate::sys::process::{ChildList, Executable};
 pub(crate) mod actions;
 pub(crate) mod app;
 pub(crate) mod births;
+pub(crate) mod candidates;
 pub(crate) mod crash;
 pub(crate) mod death;
 pub(crate) mod descendants;
@@ -82,8 +84,7 @@ pub(crate) struct Workers {
     /// Set after the first ready worker has received all clients that waited, until the other workers have their
     /// shares.
     pub(crate) spreading: Option<Spreading>,
-    /// Workers with leases that have not been sent.
-    to_flush: Vec<WorkerId>,
+    dispatch: DispatchState,
     /// Retiring workers, in the order in which their clients move.
     retiring: VecDeque<Retiring>,
     /// Set while the clients of retiring workers wait until other workers have picked up more leases.
@@ -115,7 +116,7 @@ impl Workers {
             rebalancer: Rebalancer::default(),
             requested_rebalance: None,
             spreading: None,
-            to_flush: Vec::new(),
+            dispatch: DispatchState::new(),
             retiring: VecDeque::new(),
             awaits_pick_up: false,
             strikes: Strikes::default(),

@@ -14,7 +14,7 @@ use crate::master::workers::app::WorkerApp;
 use crate::master::workers::link_state::{Intake, Link};
 use crate::master::workers::trusted_counters::TrustedCounters;
 use crate::master::workers::zygote::ForkedWorker;
-use crate::pool::dispatch::Candidate;
+use crate::pool::candidates::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
 use crate::proto::control::About;
 use crate::proto::handoff::ShmRecord;
@@ -278,22 +278,30 @@ impl Worker {
         )
     }
 
+    /// Returns the worker as dispatch sees it with as little to do as it can have, without looking at shared memory.
+    pub(super) fn at_rest(&self) -> Candidate {
+        Candidate {
+            worker: self.id,
+            has_capacity: true,
+            is_unhealthy: self.unhealthy.is_some(),
+            clients: self.leases.clients() as u64,
+            ..Candidate::default()
+        }
+    }
+
     /// Returns the worker as dispatch sees it, as a candidate for clients; `now` is ns of CLOCK_MONOTONIC.
     pub(crate) fn candidate(&self, was_leased: bool, now: u64) -> Candidate {
         let header = self.shm.header();
         let picked_up = header.picked_up();
         Candidate {
-            worker: self.id,
             has_capacity: match was_leased {
                 true => self.accepts(picked_up, LEASED_WINDOW),
                 false => self.accepts_new(picked_up),
             },
-            is_unhealthy: self.unhealthy.is_some(),
-            is_leaving: false,
             executing: header.in_progress(),
             not_picked_up: self.leases.given().saturating_sub(picked_up),
             busy: (header.busy(now).clamp(0.0, 1.0) * 8.0) as u8,
-            clients: self.leases.clients() as u64,
+            ..self.at_rest()
         }
     }
 

@@ -116,7 +116,7 @@ impl Simulation {
 
     /// Workers pick up the leases of this iteration of the loop.
     fn pick_up(&mut self) {
-        for id in mem::take(&mut self.workers.to_flush) {
+        for id in mem::take(&mut self.workers.dispatch.to_flush) {
             let Some(worker) = self.workers.all.get_mut(&id) else {
                 continue;
             };
@@ -133,24 +133,20 @@ impl Simulation {
     pub(crate) fn connect(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
-            let mut candidates = self.workers.candidates(false);
+            self.workers.begin_leasing(self.clients.dispatcher.policy());
             for _ in 0..left.min(MAX_LEASES) {
                 let dispatcher = &mut self.clients.dispatcher;
-                if !dispatcher.can_pick_for_new(&candidates, self.now) {
+                if !self.workers.can_pick_for_new(dispatcher, self.now) {
                     break;
                 }
-                let chosen = dispatcher.pick(&candidates).expect("one has capacity");
+                let chosen = self.workers.pick_for_new(dispatcher);
+                let chosen = chosen.expect("one has capacity");
                 let client = Client::simulated(self.next_client);
                 self.next_client += 1;
                 self.clients.add(1);
                 let unleased = Unleased::new(client, clock::monotonic());
-                self.workers.lease(
-                    &mut candidates[chosen],
-                    unleased,
-                    false,
-                    &mut self.clients,
-                    &mut self.telemetry,
-                );
+                let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+                self.workers.lease_new(chosen, unleased, clients, telemetry);
                 left -= 1;
             }
             self.pick_up();

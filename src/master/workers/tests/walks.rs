@@ -35,6 +35,23 @@ fn an_iteration_without_events_looks_at_no_worker() {
     assert_eq!(workers.waits.walks(), channels_before);
 }
 
+/// Of idle workers only the chosen one is looked at: before and after the lease, and for `round-robin` to see whether it
+/// is waited for.
+#[test]
+fn a_new_client_is_compared_with_few_workers() {
+    for dispatch in [Dispatch::RoundRobin, Dispatch::LeastLoaded] {
+        let mut simulation = Simulation::new(dispatch, 64, 1_000);
+        simulation.connect(300);
+        let walks = simulation.workers.pool.walks();
+        let before = simulation.workers.dispatch.looks();
+        // One in each iteration of the loop.
+        (0..300).for_each(|_| simulation.connect(1));
+        let looks = simulation.workers.dispatch.looks() - before;
+        assert!(looks <= 3 * 300, "{dispatch:?}: {looks}");
+        assert_eq!(simulation.workers.pool.walks(), walks);
+    }
+}
+
 #[test]
 fn channels_are_looked_at_while_one_waits_for_memory() {
     let simulation = &mut Simulation::new(Dispatch::LeastLoaded, 3, 3);
@@ -52,7 +69,7 @@ fn channels_are_looked_at_while_one_waits_for_memory() {
     workers.retry_channels(poller, now + wait);
     assert_eq!(workers.channels_deadline(now + wait), None);
     assert_eq!(workers.waits.walks(), 4, "none waits any more");
-    // A worker that waits when it is added, and one that ends meanwhile.
+    // One waits when it is added, and ends.
     let mut worker = workers.all.remove(&ids[1]).expect("it is ready");
     worker.link = Link::default();
     worker.link.note_not_received(now);
