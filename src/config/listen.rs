@@ -42,6 +42,14 @@ pub enum Source {
     Activated(String),
 }
 
+impl Listen {
+    /// Returns whether the daemon binds a Unix socket.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        matches!(self.source, Source::Bound(Address::Unix(_)))
+    }
+}
+
 impl FromStr for Source {
     type Err = String;
 

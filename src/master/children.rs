@@ -5,7 +5,7 @@ mod zygotes;
 
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, StartMode};
+use crate::config::{Config, Listen, StartMode};
 use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::WorkerParameters;
 use crate::master::workers::messages::MessageOutcome;
@@ -133,6 +133,8 @@ impl Master {
             layout,
             app_cgroups: self.clients.cgroups_of_apps.path(),
             queues: store.flat_map(|store| store.queues.descriptors()).collect(),
+            has_unix_listener: self.listeners.have_unix()
+                || config.listen.iter().any(Listen::is_unix),
         };
         let (telemetry, poller) = (&mut self.telemetry, &self.poller);
         self.workers

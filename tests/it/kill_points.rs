@@ -9,12 +9,12 @@ use std::process::Command;
 use std::thread;
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, Setup};
+use fdpassd::testing::{Client, Running, ServiceManager, Setup};
 use serde_json::{Value, json};
 
 use crate::common::metrics::assert_counted;
 use crate::common::program::{FDPASSCTL, OtherUser, Program, Said};
-use crate::common::{faulty, ping_of, pong_of};
+use crate::common::{FDPASSD, faulty, ping_of, pong_of};
 
 const ROUNDS: usize = 12;
 
@@ -235,6 +235,45 @@ fn a_death_amid_a_write_is_not_noticed() {
 #[test]
 fn a_death_after_a_write_is_not_noticed() {
     no_client_notices("after-write", 2);
+}
+
+/// Returns how many accounts of writes a process has open.
+fn open_accounts(pid: u32) -> usize {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let files = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    files.filter(|file| file.ends_with("io")).count()
+}
+
+#[test]
+fn a_master_opens_the_accounts_of_workers_for_unix_sockets() {
+    for (listen, of_master) in [("127.0.0.1:0", 0), ("unix:{dir}/rpc.sock", 2)] {
+        let manager = ServiceManager::new();
+        let config = format!("listen = [\"{listen}\"]\nworkers.count = 2");
+        let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
+        daemon.wait_for_workers();
+        assert_eq!(open_accounts(daemon.pid()), of_master, "{listen}");
+    }
+}
+
+/// A worker has its account opened when it gets its first Unix client, if it has started without a Unix socket.
+#[test]
+fn a_unix_client_without_a_listener_outlives_deaths_amid_writes() {
+    for point in ["before-write", "amid-write", "after-write"] {
+        let daemon = start(point, 2);
+        let mut client = Client::connect(&daemon.addresses()[1]);
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
+        let without = "listen = [\"127.0.0.1:0\"]\nworkers.count = 2";
+        daemon.reload_with(without).expect("it is applied");
+        daemon.wait_until("the first workers are gone", |s| s.leaving.is_empty());
+        let deaths = daemon.status().deaths_total;
+        for length in (0..ROUNDS).map(|round| 280_000 + round) {
+            client.send_frame(ping_of(length));
+            assert!(client.receive() == pong_of(length), "{point}: {length}");
+        }
+        let status = daemon.status();
+        assert!(status.deaths_total > deaths, "nobody died at {point}");
+        assert_eq!((status.clients, status.lost_total), (1, 0), "{point}");
+    }
 }
 
 /// The kernel's count of what a process writes is of all its threads, and of its children.

@@ -69,6 +69,7 @@ impl WorkerSnapshot {
         worker.app = self.app;
         worker.runtime = self.runtime;
         worker.unhealthy = self.unhealthy;
+        worker.writes.open();
         if let Some(counters) = self.counters {
             worker.trusted = TrustedCounters::with_counters(counters, now);
         }

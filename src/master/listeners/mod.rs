@@ -7,6 +7,7 @@ use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::drain::state::DrainState;
 use crate::master::listeners::gate::Gate;
 use crate::master::listeners::listener::Listener;
+use crate::proto::names::Address;
 
 pub(crate) mod accept;
 pub(crate) mod activation;
@@ -51,6 +52,12 @@ impl Listeners {
         self.all
             .iter()
             .position(|listener| listener.number == number)
+    }
+
+    /// Returns whether clients can connect to a Unix socket.
+    pub(crate) fn have_unix(&self) -> bool {
+        let is_unix = |listener: &Listener| matches!(listener.address, Address::Unix(_));
+        self.all.iter().any(is_unix)
     }
 
     /// Returns when the loop must run for the listeners although no event occurs.

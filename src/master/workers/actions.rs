@@ -35,6 +35,8 @@ pub(crate) struct WorkerParameters<'m> {
     pub(crate) app_cgroups: Option<&'m Path>,
     /// The ends of handoff queues into which the worker may pack clients.
     pub(crate) queues: Vec<BorrowedFd<'m>>,
+    /// Whether clients can connect to a Unix socket.
+    pub(crate) has_unix_listener: bool,
 }
 
 impl Workers {
@@ -83,6 +85,9 @@ impl Workers {
                     .events
                     .note(Kind::WorkerStarted, worker.about(), sentence);
                 self.seat(seat).spawned += 1;
+                if parameters.has_unix_listener {
+                    worker.writes.open();
+                }
                 self.insert(worker);
             }
             Err(e) => self.report_failed_start(seat, id, &e, telemetry, now),

@@ -19,7 +19,7 @@ use crate::pool::MemberState;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
-use crate::sys::byte_counts::{self, Writes};
+use crate::sys::byte_counts::Writes;
 use crate::sys::poll::Poller;
 use crate::sys::process::Exit;
 
@@ -87,11 +87,7 @@ impl Workers {
             }
         }
         let mut worker = self.all.remove(&id)?;
-        let written = match (worker.shm.header().writer(), &worker.writes) {
-            (Some(thread), Some(writes)) => writes.sum_of(thread).ok(),
-            (Some(thread), None) => byte_counts::written_by_thread(pid, thread).ok(),
-            (None, _) => byte_counts::written_by_process(pid).ok(),
-        };
+        let written = worker.writes.total(worker.shm.header());
         let _ = poller.remove(&worker.channel);
         self.add_last_counters(&mut worker, telemetry);
         Some(DeadWorker {

@@ -10,7 +10,7 @@ use crate::master::workers::worker::Worker;
 use crate::pool::Member;
 use crate::pool::candidates::{Candidate, Candidates};
 use crate::pool::dispatch::Dispatcher;
-use crate::proto::names::WorkerId;
+use crate::proto::names::{Peer, WorkerId};
 use crate::sys::clock;
 use crate::sys::poll::Poller;
 
@@ -107,6 +107,9 @@ impl Workers {
             .all
             .get_mut(&worker)
             .expect("only existing workers have capacity");
+        if matches!(unleased.client.peer, Peer::Unix { .. }) {
+            worker.writes.open();
+        }
         if !worker.leases.has_unsent() {
             self.dispatch.to_flush.push(worker.id);
         }

@@ -51,6 +51,7 @@ pub(crate) mod trust;
 pub(crate) mod trusted_counters;
 pub(crate) mod watchdog;
 pub(crate) mod worker;
+pub(crate) mod write_account;
 pub(crate) mod zygote;
 
 /// The kind of the error if a worker cannot be started now because kernel memory is short or too many descriptors are
@@ -228,6 +229,7 @@ impl Workers {
 
 #[cfg(test)]
 mod tests {
+    mod accounts;
     pub(super) mod simulation;
     mod walks;
 }

@@ -13,6 +13,7 @@ use crate::master::workers::NOT_NOW;
 use crate::master::workers::app::WorkerApp;
 use crate::master::workers::link_state::{Intake, Link};
 use crate::master::workers::trusted_counters::TrustedCounters;
+use crate::master::workers::write_account::WriteAccount;
 use crate::master::workers::zygote::ForkedWorker;
 use crate::pool::candidates::Candidate;
 use crate::proto::channel::{MAX_LEASES, MethodName, RuntimeInfo, Start, ToMaster, ToWorker};
@@ -20,7 +21,6 @@ use crate::proto::control::About;
 use crate::proto::handoff::ShmRecord;
 use crate::proto::names::{Generation, WorkerId};
 use crate::shm::{Layout, MasterShm};
-use crate::sys::byte_counts::ProcessWrites;
 use crate::sys::process::{self, Executable};
 
 /// The most leases of new clients that a worker has not picked up: this many new clients can wait behind a request that
@@ -41,8 +41,7 @@ pub(crate) struct Worker {
     pub(crate) started: Instant,
     pub(crate) channel: Channel<ToWorker, ToMaster>,
     pub(crate) shm: MasterShm,
-    /// Bytes and calls written by the process, if the kernel counts them.
-    pub(crate) writes: Option<ProcessWrites>,
+    pub(crate) writes: WriteAccount,
     pub(crate) leases: Leases,
     /// The numbers of the last leases of new clients, as [`Leases::given`] counts them.
     new_leases: VecDeque<u64>,
@@ -237,7 +236,7 @@ impl Worker {
             started,
             channel,
             shm,
-            writes: ProcessWrites::open(pid).ok(),
+            writes: WriteAccount::new(pid),
             leases,
             new_leases: VecDeque::new(),
             methods,

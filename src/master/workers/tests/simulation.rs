@@ -234,7 +234,7 @@ impl Simulation {
     }
 
     /// A worker dies. Returns the number of its clients, which others get.
-    fn kill(&mut self) -> usize {
+    pub(crate) fn kill(&mut self) -> usize {
         let first = self.workers.ready().next().expect("one is ready").id;
         let worker = self.workers.all.remove(&first).expect("it runs");
         let record = worker.shm_record();
