@@ -79,7 +79,7 @@ pub struct EmergencyHandoff {
     registered: Words,
     words: Words,
     offsets: ShmOffsets,
-    writes: Option<OwnWrites>,
+    writes: Option<Arc<OwnWrites>>,
     /// The process, and its thread that serves.
     pid: u32,
     thread: u32,
@@ -135,7 +135,7 @@ impl EmergencyHandoff {
             registered,
             words,
             offsets,
-            writes: OwnWrites::open().ok(),
+            writes: OwnWrites::open().ok().map(Arc::new),
             pid: fork::process_id(),
             thread: fork::thread_id(),
             grace,
@@ -157,6 +157,11 @@ impl EmergencyHandoff {
         }
         signal::note_alarms()?;
         Ok(handoff)
+    }
+
+    /// Returns the account of the thread that serves, if the kernel keeps one.
+    pub fn writes(&self) -> Option<Arc<OwnWrites>> {
+        self.writes.clone()
     }
 
     /// Registers the worker's app, which is ended before clients are packed: a request that it executes may be executed
@@ -322,7 +327,7 @@ impl EmergencyHandoff {
     }
 
     fn note_final_writes(&self) {
-        if let Some(Ok(Writes { bytes, calls })) = self.writes.as_ref().map(OwnWrites::sum) {
+        if let Some(Ok(Writes { bytes, calls })) = self.writes.as_deref().map(OwnWrites::sum) {
             self.note(self.offsets.final_write_calls, calls);
             self.note(self.offsets.final_writes, bytes.wrapping_add(1));
         }

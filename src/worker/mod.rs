@@ -35,6 +35,7 @@ mod zygote;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use away::Executor;
@@ -97,7 +98,7 @@ struct WorkerLoop<'c> {
     timers: Timers,
     time: Time,
     parking: Parking,
-    writes: Option<OwnWrites>,
+    writes: Option<Arc<OwnWrites>>,
     /// Whether a method is quarantined, by its index; empty if none is.
     quarantined: Vec<bool>,
     /// Requests answered since the start.
@@ -153,10 +154,13 @@ impl<'c> WorkerLoop<'c> {
             executor.watch(&poller)?;
         }
         let parking = Parking::new(settings.buffers);
-        let writes = OwnWrites::open().ok();
+        let writes = match handoff {
+            Some(handoff) => handoff.writes(),
+            None => OwnWrites::open().ok().map(Arc::new),
+        };
         shm.header().set_writer(fork::thread_id());
         let mut numbers = Table::new();
-        let account = writes.as_ref().map(number);
+        let account = writes.as_deref().map(number);
         let own = [Some(master.descriptor()), Some(number(&poller)), account];
         for number in own.into_iter().flatten() {
             numbers.insert(number, ());

@@ -100,7 +100,7 @@ impl WorkerLoop<'_> {
             epoch: self.time.epoch,
             quarantined: &self.quarantined,
             served: self.served,
-            writes: self.writes.as_ref(),
+            writes: self.writes.as_deref(),
             broken: &mut self.ending.broken,
             now: self.time.now,
             deadline: None,

@@ -252,6 +252,9 @@ fn a_master_opens_the_accounts_of_workers_for_unix_sockets() {
         let daemon = manager.setup(FDPASSD, &config).start().expect("it serves");
         daemon.wait_for_workers();
         assert_eq!(open_accounts(daemon.pid()), of_master, "{listen}");
+        for pid in daemon.worker_pids() {
+            assert_eq!(open_accounts(pid), 1, "{listen}");
+        }
     }
 }
 
