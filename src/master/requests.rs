@@ -155,18 +155,23 @@ impl Master {
 
     fn recycle_workers(&mut self, request: &ControlRequest) -> VerbResult {
         let Recycle { worker } = request.params_or_default()?;
-        self.recycle(request.asker(), worker)?;
+        self.workers
+            .recycle(request.asker(), worker, &mut self.telemetry)?;
         Ok(Answer::Pending(PendingKind::Settled(request.verb)))
     }
 
     fn hold_worker(&mut self, request: &ControlRequest) -> VerbResult {
         let Hold { worker } = request.params()?;
-        self.hold(request.asker(), worker)?;
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        self.workers
+            .hold(request.asker(), worker, clients, telemetry, &self.poller)?;
         Ok(Answer::Pending(PendingKind::Emptied(worker)))
     }
 
     fn release_held(&mut self, request: &ControlRequest) -> VerbResult {
-        self.release(request.asker(), &request.params()?)?;
+        let (what, telemetry) = (request.params()?, &mut self.telemetry);
+        self.workers
+            .release(request.asker(), &what, telemetry, &self.poller)?;
         Ok(Answer::Pending(PendingKind::Done(request.verb)))
     }
 
@@ -183,7 +188,7 @@ impl Master {
 
     fn rebalance_clients(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         let Rebalance { dry_run } = request.params_or_default()?;
-        self.begin_balance(request.asker(), dry_run, now)?;
+        self.workers.begin_balance(request.asker(), dry_run, now)?;
         Ok(Answer::Pending(PendingKind::Rebalanced))
     }
 
@@ -234,7 +239,11 @@ impl Master {
 
     /// Sends the replies whose results are there, at the end of an iteration of the loop.
     pub(super) fn complete_requests(&mut self, now: Instant) {
-        if let Some(moves) = self.end_balance(now) {
+        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
+        let moves = self
+            .workers
+            .end_balance(clients, telemetry, &self.poller, now);
+        if let Some(moves) = moves {
             let reply = ControlReply::new(Verb::Rebalance, &Rebalanced { moves });
             self.control
                 .clients

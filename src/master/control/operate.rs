@@ -1,20 +1,14 @@
-//! Changes by the operator at run time: the number of workers, single workers, and whether clients are accepted.
-
-use std::time::{Duration, Instant};
+//! Changes by the operator at run time that need more than the workers: their number, clients, and the level of the log.
 
 use crate::logging;
 use crate::master::Master;
 use crate::master::capacity::client_limits;
-use crate::master::telemetry::counters::Reason;
 use crate::master::telemetry::events::Asker;
-use crate::master::workers::rebalance::{RequestedRebalance, sum_up};
-use crate::pool::rebalance;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    About, Kicked, Kind, LogLevelInForce, MovedLoad, Origin, Refusal, RefusalCode, Release,
-    SetLogLevel,
+    About, Kicked, Kind, LogLevelInForce, Origin, Refusal, RefusalCode, SetLogLevel,
 };
-use crate::proto::names::{ClientId, MAX_WORKERS, WorkerId};
+use crate::proto::names::{ClientId, MAX_WORKERS};
 use crate::proto::text::Counted;
 use crate::sys::socket;
 
@@ -59,172 +53,6 @@ impl Master {
         if let Err(refusal) = self.scale(asker, count) {
             log::warn!("{asker}: {}", refusal.message);
         }
-    }
-
-    /// Replaces one worker or all of them.
-    pub(crate) fn recycle(
-        &mut self,
-        asker: Asker,
-        worker: Option<WorkerId>,
-    ) -> Result<(), Refusal> {
-        let what = match worker {
-            None => {
-                self.workers.pool.recycle_all();
-                "all workers".to_owned()
-            }
-            Some(id) if self.workers.pool.recycle(id) => format!("worker {id}"),
-            Some(id) => return Err(self.no_ready_worker(id)),
-        };
-        let about = About {
-            worker,
-            ..asker.about()
-        };
-        self.telemetry.events.note(
-            Kind::Recycling,
-            about,
-            format_args!("{asker}: replacing {what}"),
-        );
-        Ok(())
-    }
-
-    /// Moves all clients away from a worker, which keeps running.
-    pub(crate) fn hold(&mut self, asker: Asker, id: WorkerId) -> Result<(), Refusal> {
-        if !self.workers.pool.hold(id) {
-            return Err(self.no_ready_worker(id));
-        }
-        let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-        let why = (Reason::Hold, Duration::ZERO);
-        let moved = self
-            .workers
-            .revoke_and_notify(id, why, clients, telemetry, &self.poller);
-        let about = About {
-            worker: Some(id),
-            clients: Some(moved as u64),
-            ..asker.about()
-        };
-        self.telemetry.events.note(
-            Kind::WorkerHeld,
-            about,
-            format_args!(
-                "{asker}: worker {id} is held; {} moved",
-                Counted(moved, "client")
-            ),
-        );
-        Ok(())
-    }
-
-    pub(crate) fn release(&mut self, asker: Asker, what: &Release) -> Result<(), Refusal> {
-        match what {
-            Release::Worker(id) if self.workers.pool.release(*id) => {
-                let about = About {
-                    worker: Some(*id),
-                    ..asker.about()
-                };
-                self.telemetry.events.note(
-                    Kind::WorkerReleased,
-                    about,
-                    format_args!("{asker}: worker {id} is released"),
-                );
-            }
-            Release::Worker(id) => {
-                return Err(match self.workers.pool.member(*id) {
-                    Some(_) => refused(format!("worker {id} is not held")),
-                    None => self.no_ready_worker(*id),
-                });
-            }
-            Release::Method(name) if self.workers.strikes.release(name) => {
-                let sentence = format_args!("{asker}: method {name:?} is run again");
-                self.telemetry
-                    .events
-                    .note(Kind::MethodReleased, asker.about(), sentence);
-                self.workers.send_quarantined(&self.poller);
-            }
-            Release::Method(name) => {
-                return Err(refused(format!("method {name:?} is not quarantined")));
-            }
-        }
-        Ok(())
-    }
-
-    fn no_ready_worker(&self, id: WorkerId) -> Refusal {
-        match self.workers.pool.member(id) {
-            Some(_) => refused(format!("worker {id} does not serve at the moment")),
-            None => refused(format!("there is no worker {id}")),
-        }
-    }
-
-    /// Begins to count the requests of the busiest worker's clients, to find which of them could be moved.
-    pub(crate) fn begin_balance(
-        &mut self,
-        asker: Asker,
-        is_dry: bool,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        if self.workers.requested_rebalance.is_some() {
-            return Err(Refusal::new(
-                RefusalCode::Busy,
-                "another rebalance is in progress",
-            ));
-        }
-        let loads = self.workers.loads(now);
-        let from = rebalance::requested(&loads);
-        match from {
-            Some(id) => {
-                log::info!("{asker}: checking which clients can move from worker {id}");
-                self.workers.count_requests(id);
-            }
-            None => log::info!("{asker}: the workers are evenly loaded"),
-        }
-        self.workers.requested_rebalance = Some(RequestedRebalance {
-            asker,
-            is_dry,
-            from,
-            until: now + rebalance::INTERVAL,
-        });
-        Ok(())
-    }
-
-    /// Returns the result of a requested rebalancing once its period of counting is over.
-    pub(crate) fn end_balance(&mut self, now: Instant) -> Option<Vec<MovedLoad>> {
-        self.workers
-            .requested_rebalance
-            .as_ref()
-            .filter(|asked| asked.until <= now)?;
-        let RequestedRebalance {
-            asker,
-            is_dry,
-            from,
-            ..
-        } = self.workers.requested_rebalance.take()?;
-        let Some(from) = from else {
-            return Some(Vec::new());
-        };
-        let moves = self.workers.plan(from, &self.workers.loads(now));
-        let (sums, planned) = (sum_up(from, &moves), moves.len());
-        if is_dry {
-            log::info!(
-                "{asker}: {} would be moved from worker {from}",
-                Counted(planned, "client")
-            );
-        } else {
-            let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-            let count = self
-                .workers
-                .move_clients(from, moves, clients, telemetry, &self.poller);
-            let about = About {
-                worker: Some(from),
-                clients: Some(count as u64),
-                ..asker.about()
-            };
-            let sentence = format_args!(
-                "{asker}: {} moved from worker {from}, the busiest",
-                Counted(count, "client")
-            );
-            self.telemetry
-                .events
-                .note(Kind::Rebalanced, about, sentence);
-        }
-        Some(sums)
     }
 
     /// Closes a client, with or without a worker.

@@ -42,6 +42,7 @@ pub(crate) mod link;
 pub(crate) mod link_state;
 pub(crate) mod messages;
 pub(crate) mod oom_kills;
+pub(crate) mod operate;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;
 pub(crate) mod retire;

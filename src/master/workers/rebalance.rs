@@ -65,7 +65,7 @@ impl Workers {
     }
 
     /// Returns the load of the workers that can be given clients.
-    pub(crate) fn loads(&self, now: Instant) -> Vec<WorkerLoad> {
+    pub(super) fn loads(&self, now: Instant) -> Vec<WorkerLoad> {
         let clock = clock::monotonic();
         let load = |worker: &Worker| {
             let since = match self.pool.member(worker.id)?.state {
@@ -83,14 +83,14 @@ impl Workers {
     }
 
     /// Begins to count the requests of a worker's clients.
-    pub(crate) fn count_requests(&mut self, id: WorkerId) {
+    pub(super) fn count_requests(&mut self, id: WorkerId) {
         if let Some(worker) = self.all.get_mut(&id) {
             worker.leases.watch(&worker.shm);
         }
     }
 
     /// Returns the moves that would relieve a worker, by the requests of its clients since the count began.
-    pub(crate) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
+    pub(super) fn plan(&self, from: WorkerId, loads: &[WorkerLoad]) -> Vec<Move> {
         let (Some(worker), Some(load)) = (
             self.all.get(&from),
             loads.iter().find(|load| load.id == from),
@@ -110,7 +110,7 @@ impl Workers {
 
     /// Revokes the leases of these clients, except those in a turn or with a request away, and has the clients leased
     /// to their new workers. Returns the number of moved clients.
-    pub(crate) fn move_clients(
+    pub(super) fn move_clients(
         &mut self,
         from: WorkerId,
         moves: Vec<Move>,
@@ -142,7 +142,7 @@ impl Workers {
 }
 
 /// Returns the summary of moves for the reply: one line for each worker that gets clients.
-pub(crate) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
+pub(super) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
     let mut sums: BTreeMap<WorkerId, (u64, f64)> = BTreeMap::new();
     for Move { to, load, .. } in moves {
         let (clients, sum) = sums.entry(*to).or_default();
