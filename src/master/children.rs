@@ -5,7 +5,7 @@ mod zygotes;
 
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, Listen, StartMode};
+use crate::config::{Listen, StartMode};
 use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::WorkerParameters;
 use crate::master::workers::messages::MessageOutcome;
@@ -14,7 +14,6 @@ use crate::master::{Error, Master, memory};
 use crate::pool::{Action, Why};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{About, Kind};
-use crate::proto::log::LogLevel;
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::process::{self, Exit};
 
@@ -94,7 +93,8 @@ impl Master {
 
     /// Starts a worker by the configuration of its generation.
     fn start_worker(&mut self, seat: usize, id: WorkerId, generation: Generation, now: Instant) {
-        let is_forked = self.config_of(generation).workers.start == StartMode::Fork
+        let config = self.reloads.config_of(generation, &self.settings);
+        let is_forked = config.workers.start == StartMode::Fork
             && !self.workers.zygotes.is_abandoned(generation);
         if is_forked {
             let birth = Birth::new(id, seat, generation);
@@ -102,7 +102,9 @@ impl Master {
             let is_first = self.workers.zygotes.pid(generation).is_none();
             let start = is_first.then(|| self.zygote_settings(generation));
             let failed = self.workers.request_birth(birth, start, &self.poller, now);
-            return self.report_failed_births(failed, now);
+            return self
+                .workers
+                .report_failed_births(failed, &mut self.telemetry, now);
         }
         self.begin_worker((seat, id, generation), None, now);
     }
@@ -114,11 +116,8 @@ impl Master {
         forked: Option<ForkedWorker>,
         now: Instant,
     ) {
-        let next = self.reloads.current.as_ref();
-        let layout = next.map_or(self.clients.layout, |reload| reload.layout);
-        let next = next.filter(|reload| reload.generation == generation);
-        let config = next.map_or(&self.settings.config, |reload| reload.config());
-        let memory = next.map_or(self.settings.memory, |reload| reload.memory);
+        let config = self.reloads.config_of(generation, &self.settings);
+        let memory = self.reloads.memory_of(generation, &self.settings);
         let count = self.workers.pool.target().count;
         if !config.app.command.is_empty() {
             self.clients.cgroups_of_apps.log();
@@ -128,9 +127,9 @@ impl Master {
             name: &self.name,
             generation,
             config,
-            level: self.log_level_of(generation),
+            level: self.reloads.log_level_of(generation, &self.settings),
             buffers: memory::buffers(&config.limits, memory, count),
-            layout,
+            layout: self.reloads.layout(&self.clients),
             app_cgroups: self.clients.cgroups_of_apps.path(),
             queues: store.flat_map(|store| store.queues.descriptors()).collect(),
             has_unix_listener: self.listeners.have_unix()
@@ -141,25 +140,12 @@ impl Master {
             .start((seat, id), forked, parameters, telemetry, poller, now);
     }
 
-    /// Returns the level of the log of new workers of a generation.
-    fn log_level_of(&self, generation: Generation) -> LogLevel {
-        let is_in_force = self.settings.generation == generation;
-        let changed = self.settings.log_level.filter(|_| is_in_force);
-        changed.unwrap_or(self.config_of(generation).log.level)
-    }
-
-    /// Returns the configuration of a generation that starts workers.
-    fn config_of(&self, generation: Generation) -> &Config {
-        let next = self.reloads.current.as_ref();
-        let next = next.filter(|reload| reload.generation == generation);
-        next.map_or(&self.settings.config, |reload| reload.config())
-    }
-
     /// Returns the time in which a worker must be ready, by the configuration of its generation.
     fn start_timeout(&self, id: WorkerId) -> Duration {
         let member = self.workers.pool.member(id);
         let generation = member.map_or(self.settings.generation, |member| member.generation);
-        self.config_of(generation).workers.start_timeout
+        let config = self.reloads.config_of(generation, &self.settings);
+        config.workers.start_timeout
     }
 
     /// Announces that the daemon serves, if the worker that has become ready is the first one.

@@ -10,6 +10,7 @@ use crate::proto::app::AppZygoteSpec;
 use crate::proto::log::Log;
 use crate::proto::names::Generation;
 use crate::proto::zygote::StartZygote;
+use crate::shm::Layout;
 use crate::sys::process::Exit;
 
 /// The most messages of a zygote that are handled at a time; the poller reports that there are more.
@@ -30,7 +31,9 @@ impl Master {
                     self.begin_worker(worker, Some(forked), now);
                 }
                 Some(BirthNews::Failed(birth, error)) => {
-                    self.report_failed_births([(birth, error)], now);
+                    let telemetry = &mut self.telemetry;
+                    self.workers
+                        .report_failed_births([(birth, error)], telemetry, now);
                 }
             }
             // The poller reports a message that comes unasked.
@@ -39,7 +42,8 @@ impl Master {
             }
         }
         let failed = self.workers.request_births(generation);
-        self.report_failed_births(failed, now);
+        self.workers
+            .report_failed_births(failed, &mut self.telemetry, now);
     }
 
     /// Handles the end of a zygote, which is not collected yet.
@@ -56,7 +60,8 @@ impl Master {
             Some(Orphaned::Fail(births, cause)) => {
                 let error = || io::Error::other(format!("its zygote {cause}"));
                 let failed = births.into_iter().map(|birth| (birth, error()));
-                self.report_failed_births(failed.collect::<Vec<_>>(), now);
+                let telemetry = &mut self.telemetry;
+                self.workers.report_failed_births(failed, telemetry, now);
             }
             Some(Orphaned::Again(generation, births)) => {
                 self.replace_zygote(generation, births, now);
@@ -88,18 +93,6 @@ impl Master {
         }
     }
 
-    pub(super) fn report_failed_births(
-        &mut self,
-        failed: impl IntoIterator<Item = (Birth, io::Error)>,
-        now: Instant,
-    ) {
-        for (birth, error) in failed {
-            let telemetry = &mut self.telemetry;
-            self.workers
-                .report_failed_start(birth.seat, birth.id, &error, telemetry, now);
-        }
-    }
-
     /// Ends the zygotes that are not needed any more.
     pub(crate) fn keep_zygotes(&mut self) {
         let wanted = self.wanted_zygotes();
@@ -118,26 +111,24 @@ impl Master {
 
     /// Returns the first message to the zygote of a generation.
     pub(super) fn zygote_settings(&self, generation: Generation) -> StartZygote {
-        let config = self.config_of(generation);
+        let config = self.reloads.config_of(generation, &self.settings);
         StartZygote {
             name: self.name.clone(),
             generation,
             master: std::process::id(),
             log: Log {
-                level: self.log_level_of(generation),
+                level: self.reloads.log_level_of(generation, &self.settings),
                 ..config.log.clone()
             },
             own_table: config.own_table(),
-            app: self.app_zygote(config),
+            app: app_zygote(config, self.reloads.layout(&self.clients)),
         }
     }
+}
 
-    /// Returns the app of a configuration, if its zygote forks apps as well.
-    fn app_zygote(&self, config: &Config) -> Option<AppZygoteSpec> {
-        let next = self.reloads.current.as_ref();
-        let layout = next.map_or(self.clients.layout, |reload| reload.layout);
-        let app = config.app.spec().filter(|_| config.app.preload)?;
-        let max_reply = layout.max_reply();
-        Some(AppZygoteSpec { app, max_reply })
-    }
+/// Returns the app of a configuration, if its zygote forks apps as well.
+fn app_zygote(config: &Config, layout: Layout) -> Option<AppZygoteSpec> {
+    let app = config.app.spec().filter(|_| config.app.preload)?;
+    let max_reply = layout.max_reply();
+    Some(AppZygoteSpec { app, max_reply })
 }

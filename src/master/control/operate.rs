@@ -131,10 +131,7 @@ impl Master {
 
     /// Sends the log level to all workers.
     pub(crate) fn send_log_level(&mut self) {
-        let level = self
-            .settings
-            .log_level
-            .unwrap_or(self.settings.config.log.level);
+        let level = self.settings.log_level();
         self.workers
             .send_all(&ToWorker::LogLevel(level), &self.poller);
     }

@@ -22,10 +22,16 @@ use self::prepared::{PlannedListener, PreparedReload};
 use self::reading::{Checks, ReloadReading};
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{client_limits, target, worker_count};
+use crate::master::clients::Clients;
 use crate::master::listeners::outage::Served;
+use crate::master::memory::Memory;
+use crate::master::settings::SettingsInForce;
 use crate::master::telemetry::events::Asker;
 use crate::master::{Master, exporter};
 use crate::proto::control::{About, Checked, Kind, Refusal, Reloaded};
+use crate::proto::log::LogLevel;
+use crate::proto::names::Generation;
+use crate::shm::Layout;
 
 /// Reloads: the one under way, and the child that reads configurations.
 #[derive(Debug, Default)]
@@ -37,6 +43,51 @@ pub(crate) struct Reloads {
     /// Set while the configuration of a reload is being read.
     pub(crate) reading: Option<ReloadReading>,
     checks: Checks,
+}
+
+impl Reloads {
+    /// Returns the configuration of a generation that starts workers.
+    pub(crate) fn config_of<'a>(
+        &'a self,
+        generation: Generation,
+        settings: &'a SettingsInForce,
+    ) -> &'a Config {
+        let next = self.prepared(generation);
+        next.map_or(&settings.config, PreparedReload::config)
+    }
+
+    /// Returns the memory by which the buffers of a generation's workers are limited.
+    pub(crate) fn memory_of(
+        &self,
+        generation: Generation,
+        settings: &SettingsInForce,
+    ) -> Option<Memory> {
+        let next = self.prepared(generation);
+        next.map_or(settings.memory, |reload| reload.memory)
+    }
+
+    /// Returns the level of the log of new workers of a generation.
+    pub(crate) fn log_level_of(
+        &self,
+        generation: Generation,
+        settings: &SettingsInForce,
+    ) -> LogLevel {
+        if settings.generation == generation {
+            return settings.log_level();
+        }
+        self.config_of(generation, settings).log.level
+    }
+
+    /// Returns the layout of the shared memory of new workers, of any generation.
+    pub(crate) fn layout(&self, clients: &Clients) -> Layout {
+        let next = self.current.as_ref();
+        next.map_or(clients.layout, |reload| reload.layout)
+    }
+
+    fn prepared(&self, generation: Generation) -> Option<&PreparedReload> {
+        let next = self.current.as_ref();
+        next.filter(|reload| reload.generation == generation)
+    }
 }
 
 impl Master {

@@ -95,7 +95,7 @@ impl Workers {
     }
 
     /// Lets the pool decide what follows a worker that could not be started, and reports it.
-    pub(crate) fn report_failed_start(
+    pub(super) fn report_failed_start(
         &mut self,
         seat: usize,
         id: WorkerId,

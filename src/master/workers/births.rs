@@ -158,6 +158,18 @@ impl Workers {
         found.map(|zygote| zygote.generation)
     }
 
+    /// Reports workers that a zygote could not fork.
+    pub(crate) fn report_failed_births(
+        &mut self,
+        failed: impl IntoIterator<Item = (Birth, io::Error)>,
+        telemetry: &mut Telemetry,
+        now: Instant,
+    ) {
+        for (birth, error) in failed {
+            self.report_failed_start(birth.seat, birth.id, &error, telemetry, now);
+        }
+    }
+
     /// Gives up a worker that has no process yet. If the zygote is late, it is killed as well.
     pub(super) fn withdraw_birth(
         &mut self,
