@@ -15,6 +15,7 @@ pub(crate) mod conflict;
 pub(crate) mod control_link;
 pub(crate) mod control_listener;
 pub(crate) mod drain;
+pub(crate) mod exchange;
 pub(crate) mod exporter_listener;
 pub(crate) mod gate;
 pub(crate) mod listener;

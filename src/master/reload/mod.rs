@@ -13,17 +13,15 @@ pub(crate) mod outcome;
 pub(crate) mod prepared;
 pub(crate) mod reading;
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use self::outcome::ReloadOutcome;
-use self::prepared::{PlannedListener, PreparedReload};
+use self::prepared::PreparedReload;
 use self::reading::{Checks, ReloadReading};
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{client_limits, target, worker_count};
 use crate::master::clients::Clients;
-use crate::master::listeners::outage::Served;
 use crate::master::memory::Memory;
 use crate::master::settings::SettingsInForce;
 use crate::master::telemetry::events::Asker;
@@ -169,7 +167,9 @@ impl Master {
             &self.poller,
             now,
         );
-        self.exchange_listeners(prepared.listeners, &config, now);
+        let (telemetry, poller) = (&mut self.telemetry, &self.poller);
+        self.listeners
+            .exchange(prepared.listeners, &config, telemetry, poller, now);
         self.change_limits(&config);
         (self.clients.max, self.clients.layout) = (prepared.max_clients, prepared.layout);
         if self.settings.is_scaled_in(generation) {
@@ -255,59 +255,5 @@ impl Master {
                 .recount_addresses(&config.limits, self.workers.leased());
         }
         self.clients.dispatcher.set_policy(config.workers.dispatch);
-    }
-
-    /// Changes the listeners that stay, watches the new ones, and has the others close when their queues are empty. The
-    /// first listeners are in the order of the configuration.
-    fn exchange_listeners(&mut self, planned: Vec<PlannedListener>, config: &Config, now: Instant) {
-        let mut before = std::mem::take(&mut self.listeners.all);
-        // No error is possible: when the reload was prepared, there were sockets of all names, and they are kept.
-        let wanted = self
-            .listeners
-            .activated
-            .wanted(&config.listen)
-            .unwrap_or_default();
-        for (planned, wanted) in planned.into_iter().zip(&wanted) {
-            let listener = match planned {
-                PlannedListener::Keep(number) => {
-                    let kept = before.iter().position(|listener| listener.number == number);
-                    let Some(index) = kept else { continue };
-                    let mut listener = before.remove(index);
-                    log_error(
-                        "change a listener",
-                        listener.adopt(wanted.entry, config.limits.tcp_keepalive),
-                    );
-                    listener.set_source(&wanted.source);
-                    listener
-                }
-                PlannedListener::New(mut listener) => {
-                    let interest = self.listeners.gate.interest();
-                    if listener.is_watched() {
-                        listener.watch(interest, &self.poller, now);
-                    }
-                    let does = match listener.is_refusing() {
-                        true => "refusing clients",
-                        false => "listening",
-                    };
-                    let sentence = format_args!("{does} on {}", listener.address);
-                    self.telemetry
-                        .events
-                        .note(Kind::ListenerOpened, About::default(), sentence);
-                    self.listeners.last_number = listener.number;
-                    *listener
-                }
-            };
-            self.listeners.all.push(listener);
-        }
-        self.listeners.closing = before.iter().map(|listener| listener.number).collect();
-        self.listeners.all.extend(before);
-    }
-}
-
-/// Logs that a step has failed although it was possible when the reload was prepared. The rest comes into force
-/// nevertheless.
-fn log_error(what: &str, result: Result<(), impl fmt::Display>) {
-    if let Err(e) = result {
-        log::error!("cannot {what}: {e}");
     }
 }

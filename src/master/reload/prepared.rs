@@ -5,13 +5,12 @@ use std::time::Instant;
 
 use crate::config::{Config, Loaded};
 use crate::logging;
+use crate::master::Master;
 use crate::master::capacity::{ClientLimits, client_limits, worker_count};
 use crate::master::exporter::{Exporter, PlannedExporter};
 use crate::master::listeners::conflict::OwnListeners;
-use crate::master::listeners::listener::Listener;
-use crate::master::listeners::{Listeners, matching};
+use crate::master::listeners::exchange::PlannedListener;
 use crate::master::memory::{self, Memory};
-use crate::master::{Error, Master};
 use crate::proto::control::{Refusal, RefusalCode};
 use crate::proto::names::Generation;
 use crate::shm::Layout;
@@ -31,15 +30,6 @@ pub(crate) struct PreparedReload {
     pub(super) exporter: PlannedExporter,
     pub(super) log: logging::Prepared,
     pub(super) began: Instant,
-}
-
-/// The change of a listener by a reload.
-#[derive(Debug)]
-pub(super) enum PlannedListener {
-    /// The listener of this number stays.
-    Keep(u32),
-    /// A new listener; clients can connect already, unless the daemon is drained.
-    New(Box<Listener>),
 }
 
 impl PreparedReload {
@@ -82,7 +72,7 @@ impl Master {
         let own = || self.own_addresses();
         let exporter = PlannedExporter::new(config, &self.settings.config, self.exporter.as_ref())
             .map_err(|(e, address)| rejected(&own().explain(e, Some(address))))?;
-        let listeners = self.plan_listeners(config).map_err(|e| rejected(&e))?;
+        let listeners = self.listeners.plan(config, own).map_err(|e| rejected(&e))?;
         // Clients that stay keep their parked bytes. Some may have been parked under a configuration before the one in
         // force, so the present layout counts while there are clients.
         let max_frame_before = if self.clients.count() > 0 {
@@ -110,37 +100,6 @@ impl Master {
     pub(super) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
         let workers = worker_count(config.workers.count);
         client_limits(config, workers, self.descriptors).map_err(|e| rejected(&e))
-    }
-
-    /// Binds the listeners that are new, and checks that the others can change.
-    fn plan_listeners(&self, config: &Config) -> Result<Vec<PlannedListener>, Error> {
-        let Listeners {
-            all,
-            activated,
-            last_number,
-            ..
-        } = &self.listeners;
-        let keepalive = config.limits.tcp_keepalive;
-        let refuses = self.listeners.refuse_clients();
-        let wanted = activated.wanted(&config.listen)?;
-        let kept = matching::match_existing(all, &wanted, matching::keeps_reachable);
-        let mut number = *last_number;
-        let mut planned = Vec::new();
-        for (wanted, kept) in wanted.iter().zip(kept) {
-            planned.push(match kept {
-                Some(index) => {
-                    all[index].check_access(wanted.entry)?;
-                    PlannedListener::Keep(all[index].number)
-                }
-                None => {
-                    number += 1;
-                    let opened = Listener::open(number, wanted, activated, keepalive, refuses)
-                        .map_err(|e| self.own_addresses().explain(e, wanted.address()))?;
-                    PlannedListener::New(Box::new(opened))
-                }
-            });
-        }
-        Ok(planned)
     }
 }
 
