@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use self::outcome::ReloadOutcome;
-use self::prepared::PreparedReload;
+use self::prepared::{PreparedReload, limits_under};
 use self::reading::{Checks, ReloadReading};
 use crate::config::{Config, Loaded};
 use crate::master::capacity::{client_limits, target, worker_count};
@@ -225,7 +225,7 @@ impl Master {
 
     /// Returns what a reload would change, if it were accepted.
     fn check(&self, file: Option<PathBuf>, next: Loaded) -> Result<Checked, Refusal> {
-        self.limits_under(&next.config)?;
+        limits_under(&next.config, self.descriptors)?;
         let count = self.workers.pool.target().count;
         Ok(Checked {
             file,

@@ -64,7 +64,7 @@ impl Master {
     ) -> Result<PreparedReload, Refusal> {
         let config = &loaded.config;
         let workers = worker_count(config.workers.count);
-        let limits = self.limits_under(config)?;
+        let limits = limits_under(config, self.descriptors)?;
         limits.warn_if_lowered();
         let memory = Memory::read(self.workers.parked());
         memory::warn_if_short(&config.limits, memory, workers);
@@ -95,12 +95,12 @@ impl Master {
             began,
         })
     }
+}
 
-    /// Returns how many clients there may be under a configuration.
-    pub(super) fn limits_under(&self, config: &Config) -> Result<ClientLimits, Refusal> {
-        let workers = worker_count(config.workers.count);
-        client_limits(config, workers, self.descriptors).map_err(|e| rejected(&e))
-    }
+/// Returns how many clients there may be under a configuration.
+pub(super) fn limits_under(config: &Config, descriptors: u64) -> Result<ClientLimits, Refusal> {
+    let workers = worker_count(config.workers.count);
+    client_limits(config, workers, descriptors).map_err(|e| rejected(&e))
 }
 
 fn rejected(reason: &impl ToString) -> Refusal {
