@@ -142,7 +142,7 @@ fn write_requests(text: &mut MetricsText, master: &Snapshot<'_>) {
         "Methods that panicked.",
         master.workers.totals().panics,
     );
-    let quarantined = master.workers.strikes.quarantined().len();
+    let quarantined = master.workers.crash_limits.quarantined().len();
     text.gauge(
         "methods_quarantined",
         "Methods that are not run any more.",

@@ -123,7 +123,7 @@ impl Snapshot<'_> {
             stalls_total: self.telemetry.counts.stalls,
             reruns_total: self.telemetry.counts.reruns,
             closed_for_crashes_total: self.telemetry.counts.closed_for_crashes,
-            quarantined: self.workers.strikes.quarantined().to_vec(),
+            quarantined: self.workers.crash_limits.quarantined().to_vec(),
             skew: self.skew(),
             leaving: leaving
                 .filter_map(|member| self.leaving_status(member, now))

@@ -107,7 +107,7 @@ impl Master {
             .for_each(logging::set_level);
         self.workers.seats = saved_state.seats;
         self.workers.seats.truncate(MAX_SEATS);
-        self.workers.strikes.restore(saved_state.quarantined);
+        self.workers.crash_limits.restore(saved_state.quarantined);
         let count = saved_state.count;
         if let Some(count) = count.filter(|count| (1..=MAX_WORKERS).contains(count)) {
             self.workers.pool.scale(count as usize);

@@ -276,7 +276,7 @@ impl Master {
                 .listeners
                 .drain
                 .map(|drain| drain.saved(self.clock.now())),
-            quarantined: self.workers.strikes.quarantined().to_vec(),
+            quarantined: self.workers.crash_limits.quarantined().to_vec(),
             last_reload: settings.last_reload.clone(),
             counts: Counts {
                 log_errors: counts.log_errors + logging::errors(),

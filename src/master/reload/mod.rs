@@ -175,7 +175,7 @@ impl Master {
         if self.settings.is_scaled_in(generation) {
             self.limit_to_scaled(&config);
         }
-        self.workers.strikes.release_all();
+        self.workers.crash_limits.release_all();
         self.workers.send_quarantined(&self.poller);
         let loaded = Loaded {
             config,

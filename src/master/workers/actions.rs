@@ -58,7 +58,7 @@ impl Workers {
             generation: parameters.generation,
             slots: parameters.layout.slots(),
             longest: parameters.layout.max_frame(),
-            quarantined: self.strikes.quarantined().to_vec(),
+            quarantined: self.crash_limits.quarantined().to_vec(),
             handoff_queues: parameters.queues.len() as u32,
             settings: settings(parameters.config, parameters.level, id, parameters.buffers),
             app: parameters.config.app.spec(),

@@ -14,7 +14,7 @@ use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::master::workers::app::WorkerEnd;
-use crate::master::workers::strikes::{CLIENT, METHOD, SharedDeath};
+use crate::master::workers::crash_limits::{CLIENT, METHOD, SharedDeath};
 use crate::proto::channel::{AppEnd, MethodName};
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{ClientId, Peer};
@@ -181,20 +181,20 @@ impl Workers {
             self.note_shared(&suspects, &mut attribution, telemetry, now);
         }
         for suspect in suspects {
-            let was_deferred = self.strikes.take_deferred(suspect.client);
+            let was_deferred = self.crash_limits.take_deferred(suspect.client);
             if !suspect.request.is_timed_out && !is_of_one {
                 continue;
             }
             if suspect.is_rerun() {
-                self.strikes.defer(suspect.client, now);
+                self.crash_limits.defer(suspect.client, now);
             } else {
                 if is_of_one && suspect.request.crash_count > 1 {
-                    self.strikes.resolve_shared(suspect.client);
+                    self.crash_limits.resolve_shared(suspect.client);
                 }
                 // The earlier death may have been in another request of this client, which then succeeded.
                 let is_second = was_deferred && suspect.request.crash_count > 1;
                 let deaths = if is_second { 2 } else { 1 };
-                self.strike(&suspect, deaths, &mut attribution, telemetry, now);
+                self.count_deaths(&suspect, deaths, &mut attribution, telemetry, now);
             }
         }
         attribution
@@ -218,7 +218,7 @@ impl Workers {
             methods: methods.map(|method| method.name.clone()).collect(),
             reruns: reruns.iter().map(|suspect| suspect.client).collect(),
         };
-        if let Some(method) = self.strikes.note_shared(death) {
+        if let Some(method) = self.crash_limits.note_shared(death) {
             report_quarantined(
                 &method,
                 "was executing at each of the last",
@@ -230,7 +230,7 @@ impl Workers {
     }
 
     /// Records that a request has caused this many deaths.
-    fn strike(
+    fn count_deaths(
         &mut self,
         suspect: &Suspect<'_>,
         deaths: usize,
@@ -241,13 +241,13 @@ impl Workers {
         let is_timed_out = suspect.request.is_timed_out;
         for _ in 0..deaths {
             let crasher = (suspect.client, suspect.peer);
-            if self.strikes.strike_client(suspect.client, now)
+            if self.crash_limits.count_for_client(suspect.client, now)
                 && !attribution.crashers.contains(&crasher)
             {
                 attribution.crashers.push(crasher);
             }
             if let Some(method) = suspect.method.filter(|_| !is_timed_out)
-                && self.strikes.strike_method(&method.name, now)
+                && self.crash_limits.count_for_method(&method.name, now)
             {
                 report_quarantined(&method.name, "has ended", "workers", telemetry);
                 attribution.has_quarantined = true;
@@ -397,7 +397,7 @@ mod tests {
             assert_eq!(named, Some(r#"5 requests ("?", "order", "price")"#));
             assert_eq!((reruns, attribution.crashers.len()), (2, 0));
         }
-        assert!(workers.strikes.quarantined().is_empty());
+        assert!(workers.crash_limits.quarantined().is_empty());
     }
 
     #[test]
@@ -412,18 +412,18 @@ mod tests {
             let (killed, _) = self::attribution(&mut workers, AppEnd::Killed(KILL), &requests);
             assert!(!killed.is_of_a_request && !killed.has_quarantined);
         }
-        assert_eq!(workers.strikes.quarantined(), ["order"]);
+        assert_eq!(workers.crash_limits.quarantined(), ["order"]);
         // A request that runs again, and ends its worker again, was the cause both times.
         let mut workers = self::workers(Instant::now());
         for _ in 0..METHOD.0 {
             attribution(&mut workers, AppEnd::Exited(1), &requests);
             attribution(&mut workers, AppEnd::Exited(1), &[(PRICE, 2, false)]);
         }
-        assert_eq!(workers.strikes.quarantined(), ["price"]);
+        assert_eq!(workers.crash_limits.quarantined(), ["price"]);
     }
 
     #[test]
-    fn kills_of_an_app_from_outside_strike_no_one() {
+    fn kills_of_an_app_from_outside_count_for_no_client() {
         let mut workers = workers(Instant::now());
         for _ in 0..METHOD.0 {
             for end in [AppEnd::Killed(KILL), AppEnd::BrokeProtocol] {
@@ -437,7 +437,7 @@ mod tests {
                 attribution(&mut workers, AppEnd::Exited(0), &[(ORDER, 1, false)]);
             assert_eq!(attribution.crashers.len(), usize::from(death >= CLIENT.0));
         }
-        assert_eq!(workers.strikes.quarantined(), ["order"]);
+        assert_eq!(workers.crash_limits.quarantined(), ["order"]);
     }
 
     #[test]
@@ -457,7 +457,10 @@ mod tests {
                 .collect();
             assert_eq!(crashers, [1].repeat(usize::from(death >= CLIENT.0)));
         }
-        assert!(workers.strikes.quarantined().is_empty(), "it may be slow");
+        assert!(
+            workers.crash_limits.quarantined().is_empty(),
+            "it may be slow"
+        );
     }
 
     #[test]

@@ -10,13 +10,13 @@ use crate::channel::Scratch;
 use crate::master::clients::client::Client;
 use crate::master::telemetry::counters::Totals;
 use crate::master::workers::candidates::DispatchState;
+use crate::master::workers::crash_limits::CrashLimits;
 use crate::master::workers::link_state::ChannelWaits;
 use crate::master::workers::oom_kills::OomKills;
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::rebalance::RequestedRebalance;
 use crate::master::workers::retire::Retiring;
 use crate::master::workers::spread::Spreading;
-use crate::master::workers::strikes::Strikes;
 use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
 use crate::master::workers::zygote::Zygotes;
@@ -32,6 +32,7 @@ pub(crate) mod app;
 pub(crate) mod births;
 pub(crate) mod candidates;
 pub(crate) mod crash;
+pub(crate) mod crash_limits;
 pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
@@ -47,7 +48,6 @@ pub(crate) mod outgoing;
 pub(crate) mod rebalance;
 pub(crate) mod retire;
 pub(crate) mod spread;
-pub(crate) mod strikes;
 pub(crate) mod trust;
 pub(crate) mod trusted_counters;
 pub(crate) mod watchdog;
@@ -91,7 +91,7 @@ pub(crate) struct Workers {
     retiring: VecDeque<Retiring>,
     /// Set while the clients of retiring workers wait until other workers have picked up more leases.
     awaits_pick_up: bool,
-    pub(crate) strikes: Strikes,
+    pub(crate) crash_limits: CrashLimits,
     /// How the last worker ended that was not asked to end, or why it could not be started.
     last_failure: Option<String>,
     oom_kills: OomKills,
@@ -121,7 +121,7 @@ impl Workers {
             dispatch: DispatchState::new(),
             retiring: VecDeque::new(),
             awaits_pick_up: false,
-            strikes: Strikes::default(),
+            crash_limits: CrashLimits::default(),
             last_failure: None,
             oom_kills: OomKills::new(now),
             ended_sessions: Vec::new(),
@@ -218,7 +218,7 @@ impl Workers {
 
     /// Sends all workers the list of quarantined methods.
     pub(crate) fn send_quarantined(&mut self, poller: &Poller) {
-        let quarantined = self.strikes.quarantined().to_vec();
+        let quarantined = self.crash_limits.quarantined().to_vec();
         self.send_all(&ToWorker::Quarantine(quarantined), poller);
     }
 

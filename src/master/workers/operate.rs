@@ -98,7 +98,7 @@ impl Workers {
                     None => self.no_ready_worker(*id),
                 });
             }
-            Release::Method(name) if self.strikes.release(name) => {
+            Release::Method(name) if self.crash_limits.release(name) => {
                 let sentence = format_args!("{asker}: method {name:?} is run again");
                 telemetry
                     .events

@@ -1,4 +1,4 @@
-//! How often clients and methods have ended workers, and the quarantine of methods.
+//! The limits of how often a client and a method may end workers, and the quarantine of methods.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ pub(super) const METHOD: (usize, Duration) = (10, Duration::from_secs(600));
 
 /// Recent deaths of workers, by client and by method.
 #[derive(Debug, Default)]
-pub(crate) struct Strikes {
+pub(crate) struct CrashLimits {
     clients: HashMap<ClientId, VecDeque<Instant>>,
     methods: HashMap<String, VecDeque<Instant>>,
     quarantined: Vec<String>,
@@ -33,7 +33,7 @@ pub(super) struct SharedDeath {
     pub(super) reruns: BTreeSet<ClientId>,
 }
 
-impl Strikes {
+impl CrashLimits {
     /// Returns the quarantined methods.
     pub(crate) fn quarantined(&self) -> &[String] {
         &self.quarantined
@@ -69,25 +69,25 @@ impl Strikes {
         self.deferred.insert(client, now);
     }
 
-    /// Forgets the death noted by [`Strikes::defer`]. Returns whether there was one.
+    /// Forgets the death noted by [`CrashLimits::defer`]. Returns whether there was one.
     pub(super) fn take_deferred(&mut self, client: ClientId) -> bool {
         self.deferred.remove(&client).is_some()
     }
 
     /// Counts a death caused by a client's request. Returns whether the limit is reached.
-    pub(super) fn strike_client(&mut self, client: ClientId, now: Instant) -> bool {
+    pub(super) fn count_for_client(&mut self, client: ClientId, now: Instant) -> bool {
         let (_, within) = CLIENT;
-        self.clients.retain(|_, strikes| {
-            strikes
+        self.clients.retain(|_, deaths| {
+            deaths
                 .back()
                 .is_some_and(|last| now.duration_since(*last) <= within)
         });
-        strike(self.clients.entry(client).or_default(), CLIENT, now)
+        count(self.clients.entry(client).or_default(), CLIENT, now)
     }
 
     /// Counts a death caused by a method. Returns whether the limit is reached for the first time.
-    pub(super) fn strike_method(&mut self, method: &str, now: Instant) -> bool {
-        let is_enough = strike(
+    pub(super) fn count_for_method(&mut self, method: &str, now: Instant) -> bool {
+        let is_enough = count(
             self.methods.entry(method.to_owned()).or_default(),
             METHOD,
             now,
@@ -137,19 +137,16 @@ impl Strikes {
     }
 }
 
-fn strike(
-    strikes: &mut VecDeque<Instant>,
-    (most, within): (usize, Duration),
-    now: Instant,
-) -> bool {
-    strikes.push_back(now);
-    while strikes
+/// Adds a death to the recent ones. Returns whether the limit is reached.
+fn count(deaths: &mut VecDeque<Instant>, (most, within): (usize, Duration), now: Instant) -> bool {
+    deaths.push_back(now);
+    while deaths
         .front()
         .is_some_and(|first| now.duration_since(*first) > within)
     {
-        strikes.pop_front();
+        deaths.pop_front();
     }
-    strikes.len() >= most
+    deaths.len() >= most
 }
 
 #[cfg(test)]
@@ -157,34 +154,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strikes_expire_after_their_period() {
-        let mut strikes = Strikes::default();
+    fn deaths_expire_after_their_period() {
+        let mut limits = CrashLimits::default();
         let begin = Instant::now();
         let at = |seconds: u64| begin + Duration::from_secs(seconds);
         let client = ClientId(7);
-        assert!(!strikes.strike_client(client, at(0)) && !strikes.strike_client(client, at(1)));
-        assert!(!strikes.strike_client(ClientId(8), at(1)));
+        assert!(!limits.count_for_client(client, at(0)) && !limits.count_for_client(client, at(1)));
+        assert!(!limits.count_for_client(ClientId(8), at(1)));
         assert!(
-            !strikes.strike_client(client, at(61)),
+            !limits.count_for_client(client, at(61)),
             "the first is over a minute ago"
         );
-        assert!(strikes.strike_client(client, at(61)));
-        strikes.strike_client(ClientId(8), at(122));
-        assert_eq!(strikes.clients.len(), 1, "the others are forgotten");
+        assert!(limits.count_for_client(client, at(61)));
+        limits.count_for_client(ClientId(8), at(122));
+        assert_eq!(limits.clients.len(), 1, "the others are forgotten");
     }
 
     #[test]
     fn a_method_is_quarantined_once_until_it_is_released() {
-        let mut strikes = Strikes::default();
+        let mut limits = CrashLimits::default();
         let now = Instant::now();
         for _ in 1..METHOD.0 {
-            assert!(!strikes.strike_method("resize", now));
+            assert!(!limits.count_for_method("resize", now));
         }
-        assert!(strikes.strike_method("resize", now));
-        assert!(!strikes.strike_method("resize", now), "it is already");
-        assert_eq!(strikes.quarantined(), ["resize"]);
-        assert!(strikes.release("resize") && !strikes.release("resize"));
-        assert!(!strikes.strike_method("resize", now), "it begins anew");
+        assert!(limits.count_for_method("resize", now));
+        assert!(!limits.count_for_method("resize", now), "it is already");
+        assert_eq!(limits.quarantined(), ["resize"]);
+        assert!(limits.release("resize") && !limits.release("resize"));
+        assert!(!limits.count_for_method("resize", now), "it begins anew");
     }
 
     #[test]
@@ -196,20 +193,20 @@ mod tests {
             reruns: BTreeSet::from([ClientId(rerun)]),
         };
         let noted = |deaths: Vec<SharedDeath>| {
-            let mut strikes = Strikes::default();
+            let mut limits = CrashLimits::default();
             let found = deaths
                 .into_iter()
-                .filter_map(|death| strikes.note_shared(death))
+                .filter_map(|death| limits.note_shared(death))
                 .collect::<Vec<String>>();
-            (found, strikes)
+            (found, limits)
         };
         let others = ["pay", "pay", "ship"];
         let of_two = |second: u64| death(second, &["order", others[second as usize % 3]], 1);
         assert!(noted((0..9).map(of_two).collect()).0.is_empty(), "nine");
-        let (found, mut strikes) = noted((0..12).map(of_two).collect());
+        let (found, mut limits) = noted((0..12).map(of_two).collect());
         assert_eq!(found, ["order"]);
-        assert!(strikes.release("order"));
-        assert_eq!(strikes.note_shared(of_two(13)), None, "it begins anew");
+        assert!(limits.release("order"));
+        assert_eq!(limits.note_shared(of_two(13)), None, "it begins anew");
         // Two methods at all of them, one death without it, or too long a time.
         let both = (0..12).map(|second| death(second, &["order", "pay"], 1));
         assert!(noted(both.collect()).0.is_empty());
@@ -221,9 +218,9 @@ mod tests {
         let rare = (0..12).map(|number| death(number * 100, &["order"], 1));
         assert!(noted(rare.collect()).0.is_empty());
         // A request that ran again was the cause of five.
-        let (_, mut strikes) = noted((0..9).map(|n| death(n, &["order"], n % 2)).collect());
-        strikes.resolve_shared(ClientId(0));
-        assert_eq!(strikes.shared.len(), 4);
-        assert_eq!(strikes.note_shared(of_two(9)), None);
+        let (_, mut limits) = noted((0..9).map(|n| death(n, &["order"], n % 2)).collect());
+        limits.resolve_shared(ClientId(0));
+        assert_eq!(limits.shared.len(), 4);
+        assert_eq!(limits.note_shared(of_two(9)), None);
     }
 }
