@@ -68,7 +68,7 @@ points! {
 /// Kills this process if the test wants it here.
 #[inline(always)]
 pub(super) fn pass(point: Point) {
-    if strikes(point) {
+    if is_hit(point) {
         die();
     }
 }
@@ -82,7 +82,7 @@ pub(super) fn die() {
 }
 
 #[cfg(debug_assertions)]
-pub(super) use armed::{arm, strikes};
+pub(super) use armed::{arm, is_hit};
 
 /// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
@@ -93,7 +93,7 @@ pub(super) fn arm() -> Result<(), String> {
 /// Returns false in release builds.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub(super) fn strikes(_: Point) -> bool {
+pub(super) fn is_hit(_: Point) -> bool {
     false
 }
 
@@ -137,7 +137,7 @@ mod armed {
     }
 
     /// Returns whether this process must die here and now.
-    pub(in super::super) fn strikes(point: Point) -> bool {
+    pub(in super::super) fn is_hit(point: Point) -> bool {
         ARMED.get().is_some_and(|death| {
             death.point == point && death.left.fetch_sub(1, Ordering::Relaxed) == 1
         })

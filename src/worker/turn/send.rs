@@ -201,7 +201,7 @@ fn write(
     complete: impl FnOnce(u64),
 ) -> io::Result<Transfer> {
     kill_points::pass(Point::BeforeWrite);
-    let is_cut_short = kill_points::strikes(Point::AmidWrite);
+    let is_cut_short = kill_points::is_hit(Point::AmidWrite);
     let transfer = transmit(if is_cut_short {
         &bytes[..bytes.len() / 2]
     } else {
