@@ -76,7 +76,7 @@ fn write_reloads(text: &mut MetricsText, master: &Snapshot<'_>) {
     let is_stale = u8::from(master.settings.stale.is_some());
     text.gauge(
         "config_stale",
-        "Whether the configuration in force is older than the file.",
+        "Whether a restart kept the previous configuration: that of the files was unusable.",
         is_stale,
     );
     let help = "Whether the service manager has confirmed that a restart keeps the clients.";
