@@ -22,7 +22,7 @@ fn the_app_in_python_works_when_it_is_pasted() {
         return skip("python3", "there is no python3");
     }
     let page = Page::of("fdpassd-app.7").section("EXAMPLES");
-    let program = page.display_after("An app in Python without a library:");
+    let program = page.display_after("An app in Python without a package:");
     assert_eq!(program.lines().count(), 14, "{program}");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("app.py");
@@ -86,7 +86,7 @@ fn the_app_in_python_survives_restarts_of_the_daemon() {
         return skip("python3", "there is no python3");
     }
     let page = Page::of("fdpassd-app.7").section("EXAMPLES");
-    let program = page.display_after("An app in Python without a library:");
+    let program = page.display_after("An app in Python without a package:");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("app.py");
     fs::write(&file, program).expect("it is our directory");
