@@ -14,9 +14,9 @@ pub enum Error {
     /// fdpassd-rpc(7) lists the codes of the daemon. After `bad_request`, `unknown_method` and `too_large` the method
     /// was not executed; after `crashed` and `timeout` it may have had some of its effects.
     Reply {
-        /// For programs.
+        /// The code, for programs.
         code: String,
-        /// For people.
+        /// The message, for people.
         message: String,
         /// Whether the method may have run: by its code, or in an earlier attempt without a reply.
         may_have_run: bool,
@@ -140,15 +140,15 @@ pub enum ConnectionError {
     BrokenProtocol(String),
     /// The daemon has closed the connection by this error: the request was not executed.
     Rejected {
-        /// For programs.
+        /// The code, for programs.
         code: String,
-        /// For people.
+        /// The message, for people.
         message: String,
     },
 }
 
 impl ConnectionError {
-    /// Returns whether time is over, rather than that something has happened.
+    /// Returns whether a time was over, and nothing else is known.
     pub(super) fn is_timeout(&self) -> bool {
         match self {
             ConnectionError::Timeout(_) => true,

@@ -44,9 +44,10 @@
 //! ```
 //!
 //! **Time.** The [timeout](ClientOptions::timeout) is for a call with all its attempts and waits, whatever the server
-//! or the resolver do. After it, the reply to a request that was sent is not waited for any longer. Until that reply
-//! has arrived, or no thread waits for another one, nothing more is sent on its connection. A host that has disappeared
-//! from the network is noticed after [`silence`](ClientOptions::silence), also while a method takes long.
+//! or the resolver do. When it is over, the call ends without its reply. The client then sends nothing more on that
+//! connection until the reply has arrived, and closes the connection once no thread waits for another reply on it. The
+//! client notices a host that has disappeared from the network after [`silence`](ClientOptions::silence), also while a
+//! method takes long.
 //!
 //! The protocol is fdpassd-rpc(7).
 
@@ -88,7 +89,7 @@ use crate::proto::names::Address;
 ///
 /// use fdpassd::client::Client;
 ///
-/// // In the place of a daemon: it answers one request.
+/// // This server stands in for a daemon, and answers one request.
 /// let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
 /// let address = listener.local_addr().expect("it is bound").to_string();
 /// let server = thread::spawn(move || {

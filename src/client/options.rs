@@ -114,7 +114,7 @@ impl ClientOptions {
         ClientOptions { silence, ..self }
     }
 
-    /// Sets whether the order of the addresses is random, so that many clients spread over them. It is by default.
+    /// Sets whether the order of the addresses is random, so that many clients spread over them: yes.
     pub fn shuffle(self, shuffles: bool) -> ClientOptions {
         ClientOptions { shuffles, ..self }
     }

@@ -33,8 +33,8 @@ impl AddressPlan {
         }
     }
 
-    /// Notes why an address does not serve requests, and continues with the next one. The end of time counts only if
-    /// nothing else has happened there since `begin`.
+    /// Notes why an address does not serve requests, and continues with the next one. A timeout is noted only if no
+    /// other cause was noted there since `begin`.
     pub(super) fn leave(&mut self, address: usize, cause: ConnectionError, begin: Instant) {
         let noted = &mut self.causes[address];
         let is_known = noted.as_ref().is_some_and(|(at, _)| *at >= begin);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_replaces_no_other_reason() {
+    fn a_timeout_replaces_no_other_cause() {
         let begin = Instant::now();
         let mut plan = AddressPlan::new(2);
         let timeout = || ConnectionError::Timeout(Duration::from_secs(1));

@@ -299,8 +299,8 @@ impl RequestQueue {
         }
     }
 
-    /// Ends these requests. `sent_to` is the address of the connection, and why the reply that is outstanding first and
-    /// those after it are not waited for any longer; `causes` returns why a request was not executed.
+    /// Ends these requests. `sent_to` has the address of the connection, the cause for the first outstanding reply, and
+    /// the cause for those after it; `causes` returns why a request was not executed.
     ///
     /// Returns whether a frame was left incomplete.
     pub(super) fn give_up(
@@ -342,7 +342,7 @@ impl RequestQueue {
         is_cut
     }
 
-    /// The numbers of all requests so far.
+    /// Returns the numbers of all requests so far.
     pub(super) fn all(&self) -> Range<u64> {
         0..self.next
     }

@@ -336,7 +336,7 @@ impl Hub {
             plan,
             ..
         } = state;
-        // Why the first outstanding reply is not waited for any longer, and why those after it are not.
+        // The causes for the first outstanding reply, and for those after it.
         let late = connection
             .as_ref()
             .zip(timeout)
