@@ -135,15 +135,18 @@ impl Client {
             .into_iter()
             .map(|address| Destination::parse(address.as_ref()))
             .collect();
-        Client::of(destinations.map_err(Error::Usage)?, options)
+        Client::from_destinations(destinations.map_err(Error::Usage)?, options)
     }
 
     /// Returns a client of one listener.
     pub(crate) fn of_listener(address: Address, options: ClientOptions) -> Result<Client, Error> {
-        Client::of(vec![Destination::Socket(address)], options)
+        Client::from_destinations(vec![Destination::Socket(address)], options)
     }
 
-    fn of(destinations: Vec<Destination>, options: ClientOptions) -> Result<Client, Error> {
+    fn from_destinations(
+        destinations: Vec<Destination>,
+        options: ClientOptions,
+    ) -> Result<Client, Error> {
         let timeout = options.timeout;
         let hub = Arc::new(Hub::new(destinations, options)?);
         Ok(Client { hub, timeout })

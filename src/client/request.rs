@@ -60,7 +60,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn of(requests: usize) -> Arc<Caller> {
+    pub(super) fn new(requests: usize) -> Arc<Caller> {
         Arc::new(Caller {
             news: Condvar::new(),
             missing: AtomicUsize::new(requests),

@@ -93,7 +93,7 @@ impl Hub {
         let begin = Instant::now();
         let deadline = begin + timeout.min(MAX_TIMEOUT);
         let frames: Vec<_> = requests.iter().map(|request| self.frame(request)).collect();
-        let caller = Caller::of(frames.iter().flatten().count());
+        let caller = Caller::new(frames.iter().flatten().count());
         let mut state = self.lock();
         let mut numbers = state.requests.all().end..state.requests.all().end;
         for (request, frame) in requests.into_iter().zip(frames) {

@@ -53,7 +53,7 @@ impl Walk {
             doubt: None,
             doubts: 0,
             begin: Instant::now(),
-            caller: (frame != QUESTION).then(|| Caller::of(1)),
+            caller: (frame != QUESTION).then(|| Caller::new(1)),
         }
     }
 

@@ -181,7 +181,7 @@ mod tests {
         assert!(!limits.count_for_method("resize", now), "it is already");
         assert_eq!(limits.quarantined(), ["resize"]);
         assert!(limits.release("resize") && !limits.release("resize"));
-        assert!(!limits.count_for_method("resize", now), "it begins anew");
+        assert!(!limits.count_for_method("resize", now), "it starts again");
     }
 
     #[test]
@@ -206,7 +206,7 @@ mod tests {
         let (found, mut limits) = noted((0..12).map(of_two).collect());
         assert_eq!(found, ["order"]);
         assert!(limits.release("order"));
-        assert_eq!(limits.note_shared(of_two(13)), None, "it begins anew");
+        assert_eq!(limits.note_shared(of_two(13)), None, "it starts again");
         // Two methods at all of them, one death without it, or too long a time.
         let both = (0..12).map(|second| death(second, &["order", "pay"], 1));
         assert!(noted(both.collect()).0.is_empty());

@@ -102,7 +102,7 @@ class Pending:
 
 
 class Connection:
-    """A connection, at rest between two exchanges.
+    """A connection, idle between two exchanges.
 
     :param silence: After how many seconds without an acknowledgement the host of a TCP connection is taken for gone.
     """
@@ -133,7 +133,7 @@ class Connection:
         self._socket.close()
 
     def is_usable(self) -> bool:
-        """Returns whether the connection can carry another request: nothing was received at rest, not even its end."""
+        """Returns whether the connection can carry another request: nothing has arrived, not even its end."""
         return self._frames.is_empty and not self._poll.poll(0)
 
     def exchange(self, requests: Iterable[Pending], deadline: Deadline) -> None:
