@@ -4,8 +4,8 @@
 # 1. ExitOnForwardFailure=yes does not notice that the remote path has no listener: connect(2) to the local socket
 #    succeeds, and then the stream ends, as with a server that accepts and closes.
 # 2. The only trace is a line of ssh at LogLevel=INFO, "open failed: connect failed: open failed". It is the same for
-#    ENOENT and ECONNREFUSED, and at LogLevel=ERROR there is none. So a program that uses the tunnel can find out that there
-#    is not a server only from that text, and never why.
+#    ENOENT and ECONNREFUSED, and at LogLevel=ERROR there is none. So a program that uses the tunnel detects a missing
+#    server only by that text, and cannot find out why it is missing.
 #
 # Needs root (for sshd in a mount namespace of its own), openssh-client, openssh-server and python3. Exits with 1 if the
 # behaviour has changed.

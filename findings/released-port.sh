@@ -2,11 +2,11 @@
 # A listening TCP socket that is shut down, and its port.
 #
 # 1. If the kernel has chosen the port (bind(2) to port 0), shutdown(2) gives it back: another socket can bind it at once, and
-#    a later listen(2) chooses another port. getsockname(2) shows the old port all the same, so a program that looks
-#    there does not notice. bind(2) to that port succeeds, although the socket had been bound before, and then listen(2)
+#    a later listen(2) chooses another port. getsockname(2) still returns the old port, so a program that calls it
+#    does not notice. bind(2) to that port succeeds, although the socket had been bound before, and then listen(2)
 #    keeps it.
-# 2. If the port was given, it stays: others get EADDRINUSE, and bind(2) on the socket itself fails with EINVAL. That is the
-#    way to find out which of both it is.
+# 2. If the port was given, it stays: others get EADDRINUSE, and bind(2) on the socket itself fails with EINVAL. This
+#    shows which of the two cases it is.
 #
 # Needs python3; installs nothing. Exits with 1 if the behaviour has changed.
 set -euo pipefail

@@ -25,8 +25,8 @@
 # and remove nothing. The rounds `churn` have no fanotify: a process creates and removes subgroups all the time. How many
 # helpers were killed in them, about 0 to 3 of 20, is only printed.
 #
-# Seen with systemd 252 (252.38 to 252.39, Debian 12) on Linux 6.18. In 257.13 (Debian 13) it has changed: with it, the helper
-# always finishes, and this script exits with 1.
+# Seen with systemd 252 (252.38 to 252.39, Debian 12) on Linux 6.18. In 257.13 (Debian 13) the behaviour has changed: the
+# helper always finishes there, and this script exits with 1.
 #
 # Needs root, python3 and what tests/systemd/lab needs: the script boots a systemd in namespaces. The variable LAB_BASE
 # selects its root file system: host, which is this machine's own, or bookworm (systemd 252) or trixie, which mmdebstrap

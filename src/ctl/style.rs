@@ -74,7 +74,7 @@ impl Seen {
 pub(super) struct Paint(bool);
 
 impl Paint {
-    /// Returns the text in a style, if there are colours. Padding belongs into the text or outside: a width would count
+    /// Returns the text in a style, if there are colours. Padding belongs in the text or outside: a width would count
     /// the sequences.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {
         Painted {

@@ -6,7 +6,9 @@
 //! any     ── SIGTERM ──▶ Restarting or Stopping    a reload or upgrade is abandoned
 //! ```
 //!
-//! The data of an operation belongs to its owner: `reload` or `handover`.
+//! The data of an operation belongs to its owner: `reload` or `handover`. The start is not a state: before the first
+//! worker is ready, a reload, an upgrade and a stop may begin as they may afterwards. `pool` knows whether a worker was
+//! ever ready, and `service_manager` whether the start was announced.
 
 use std::time::Instant;
 

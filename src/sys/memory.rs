@@ -230,7 +230,7 @@ impl Mapping {
             before,
             length,
         };
-        // Bytes of clients do not belong into a core file. To dump a hole, the kernel would also allocate its pages,
+        // Bytes of clients do not belong in a core file. To dump a hole, the kernel would also allocate its pages,
         // which takes time and memory. SAFETY: the range is that of the mapping, and the advice changes only the
         // contents of a dump.
         unsafe { madvise(start, size.get(), MmapAdvise::MADV_DONTDUMP) }?;

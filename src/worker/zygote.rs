@@ -138,7 +138,7 @@ fn check_threads() -> Result<(), ZygoteFailure> {
             1 => return Ok(()),
             threads if began.elapsed() >= THREADS_TIMEOUT => {
                 return Err(failure(format!(
-                    "has {threads} threads, and a forked worker would have only one of them: threads belong into the \
+                    "has {threads} threads, and a forked worker would have only one of them: threads belong in the \
                      state, or workers.start must be \"exec\""
                 )));
             }
