@@ -95,6 +95,25 @@ impl Clients {
         self.removed
     }
 
+    /// Applies the limits for addresses and the dispatch of a new configuration. `leased` are the clients of workers.
+    pub(crate) fn reconfigure<'c>(
+        &mut self,
+        before: &Config,
+        config: &Config,
+        leased: impl Iterator<Item = &'c Client>,
+    ) {
+        let counting = |config: &Config| {
+            (
+                config.limits.max_clients_per_address,
+                config.limits.ipv6_prefix,
+            )
+        };
+        if counting(config) != counting(before) {
+            self.recount_addresses(&config.limits, leased);
+        }
+        self.dispatcher.set_policy(config.workers.dispatch);
+    }
+
     /// Counts how many clients each address has, if that is limited, with those that are leased.
     pub(crate) fn recount_addresses<'c>(
         &mut self,

@@ -170,7 +170,8 @@ impl Master {
         let (telemetry, poller) = (&mut self.telemetry, &self.poller);
         self.listeners
             .exchange(prepared.listeners, &config, telemetry, poller, now);
-        self.change_limits(&config);
+        let (before, leased) = (&self.settings.config, self.workers.leased());
+        self.clients.reconfigure(before, &config, leased);
         (self.clients.max, self.clients.layout) = (prepared.max_clients, prepared.layout);
         if self.settings.is_scaled_in(generation) {
             self.limit_to_scaled(&config);
@@ -240,20 +241,5 @@ impl Master {
         if let Ok(limits) = client_limits(config, count, self.descriptors) {
             self.clients.max = limits.clients_in(self.clients.layout);
         }
-    }
-
-    /// Applies the limits of clients and the dispatch of a new configuration.
-    fn change_limits(&mut self, config: &Config) {
-        let counting = |config: &Config| {
-            (
-                config.limits.max_clients_per_address,
-                config.limits.ipv6_prefix,
-            )
-        };
-        if counting(config) != counting(&self.settings.config) {
-            self.clients
-                .recount_addresses(&config.limits, self.workers.leased());
-        }
-        self.clients.dispatcher.set_policy(config.workers.dispatch);
     }
 }
