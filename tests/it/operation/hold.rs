@@ -134,6 +134,23 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
     end(&daemon, load, 11);
 }
 
+/// The checks of stuck workers, which move clients of held ones as well, are half an hour apart.
+#[test]
+fn a_hold_moves_idle_clients_at_once() {
+    let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"1h\"");
+    daemon.wait_for_workers();
+    let mut client = daemon.connect();
+    let held = whoami(&mut client);
+    eventually("its turn is over", || {
+        let page = daemon.ctl("clients").expect("it lists them");
+        (page["clients"][0]["state"] == "idle").then_some(())
+    });
+    let said = ctl(&daemon, &["hold", &held.worker.to_string()]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    daemon.wait_for_log("is held; 1 client moved");
+    assert_ne!(whoami(&mut client).pid, held.pid);
+}
+
 #[test]
 fn a_release_answers_a_pending_hold() {
     let daemon = faulty::start("workers.count = 2");
