@@ -118,6 +118,7 @@ fn run() -> ExitCode {
         "no-name" => daemon.method(nothing("")).run(),
         "taken-name" => daemon.method(nothing("ping")).run(),
         "bad-reply-name" => daemon.method(nothing("x").reply_name("error")).run(),
+        "goaway-reply-name" => daemon.method(nothing("x").reply_name("goaway")).run(),
         "long-names" => {
             let names = (0..1000).map(|number| format!("{number:x>64}"));
             names

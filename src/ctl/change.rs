@@ -10,6 +10,7 @@ use super::figures::{are, counted, in_letters, spaced_time};
 use super::job::Job;
 use super::progress::Progress;
 use super::session::{Session, parse};
+use super::status::within;
 use crate::proto::control::{
     DrainMode, DrainResult, Hold, Kick, Kicked, MovedLoad, Rebalance, Rebalanced, Recycle, Release,
     ReloadParams, Reloaded, Reopened, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
@@ -104,8 +105,16 @@ fn describe(
         ChangeVerb::Rebalance { dry_run } => describe_moves(&parse(result)?, *dry_run),
         ChangeVerb::Upgrade { .. } => describe_upgrade(name, &parse(result)?),
         ChangeVerb::Kick { .. } => {
-            let Kicked { client, peer } = parse(result)?;
-            format!("client {client} ({}) is closed", Escaped(peer))
+            let Kicked {
+                client,
+                peer,
+                goaway,
+            } = parse(result)?;
+            let done = match goaway {
+                true => "gets a goaway and is closed",
+                false => "is closed",
+            };
+            format!("client {client} ({}) {done}", Escaped(peer))
         }
         ChangeVerb::Stop { .. } => {
             let Stopped { pid, killed } = parse(result)?;
@@ -142,11 +151,17 @@ fn describe_drain(has_waited: bool, result: &DrainResult) -> String {
         true => "the last client has left".to_owned(),
         false => format!("{} still connected", are(result.clients, "client")),
     };
+    let moved = result
+        .over
+        .filter(|_| !has_waited)
+        .map_or_else(String::new, |left| {
+            format!("; those that want a goaway get it{}", within(left))
+        });
     let waiting = result.waiting_at.iter().map(|address| {
         let address = Escaped(address);
         format!("\nnew clients wait at {address}, because systemd has bound the socket")
     });
-    format!("{new}; {connected}{}", waiting.collect::<String>())
+    format!("{new}; {connected}{moved}{}", waiting.collect::<String>())
 }
 
 fn describe_settled(change: &ChangeVerb, Settled { workers, .. }: Settled) -> String {

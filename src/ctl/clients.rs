@@ -216,6 +216,8 @@ mod tests {
             requests,
             moves: 0,
             bytes: 0,
+            wants_goaway: false,
+            goaway: None,
         }
     }
 

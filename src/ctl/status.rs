@@ -79,6 +79,10 @@ fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result
         let text = format_args!("in {left}; new clients are served until then");
         notice(NOTED, "LEAVING", &text)?;
     }
+    if let Some(over) = status.drain.and_then(|drain| drain.over) {
+        let text = format!("clients that want a goaway get it{}", within(over));
+        notice(NOTED, "MOVING", &text)?;
+    }
     if let Some(reason) = &status.paused {
         notice(NOTED, "PAUSED", &format_args!("no new clients: {reason}"))?;
     }
@@ -91,6 +95,14 @@ fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result
         notice(BAD, "METHODS", &text)?;
     }
     Ok(())
+}
+
+/// Returns the words for the rest of the period over which clients get a goaway.
+pub(super) fn within(left: f64) -> String {
+    match left > 0.0 {
+        true => format!(" within {}", in_letters(left.ceil())),
+        false => String::new(),
+    }
 }
 
 /// Writes the configuration file, and what differs from it.
@@ -369,6 +381,7 @@ predecessor of worker 17";
         status.drain = Some(DrainStatus {
             mode: DrainMode::Refuse,
             notice: Some(7.2),
+            over: Some(61.0),
         });
         status.workers[1].last_death = Some("killed in \"\u{202e}gnip\"".to_owned());
         status.log_errors_total = 7;
@@ -376,6 +389,7 @@ predecessor of worker 17";
         for line in [
             "STOPPING  no new clients; workers finish what they have",
             "LEAVING   in 8s; new clients are served until then",
+            "MOVING    clients that want a goaway get it within 1m1s",
             r"PAUSED    no new clients: no descriptors\x1b[2J\nleft",
             r"listener  unix:/\x1b]0;x\x07          little  refuses clients",
             "config    embedded default",

@@ -330,6 +330,7 @@ impl Master {
             self.workers.can_move().then(|| self.clock.now()),
             self.clients.handshakes_deadline(),
             self.clients.ending_apps_deadline(),
+            self.clients.goaways.next(),
             self.control.clients.deadline(self.clock.now()),
             self.control.outage.as_ref().map(Outage::deadline),
             self.handover.upgrade.as_ref().map(Upgrade::deadline),

@@ -60,7 +60,7 @@ impl Master {
             Verb::Metrics => self.show_metrics(request, now),
             Verb::Check => self.check_file(request),
             Verb::LogLevel => self.show_or_set_log_level(request),
-            Verb::Kick => self.kick_client(request),
+            Verb::Kick => self.kick_client(request, now),
             Verb::Stop => self.stop_daemon(request, now),
             Verb::Reload => self.reload_file(request, now),
             Verb::Scale => self.scale_workers(request),
@@ -117,9 +117,9 @@ impl Master {
         request.reply(&self.log_level(request.asker(), asked))
     }
 
-    fn kick_client(&mut self, request: &ControlRequest) -> VerbResult {
+    fn kick_client(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
         let Kick { client } = request.params()?;
-        request.reply(&self.kick(request.asker(), client)?)
+        request.reply(&self.kick(request.asker(), client, now)?)
     }
 
     fn stop_daemon(&mut self, request: &ControlRequest, now: Instant) -> VerbResult {
@@ -239,6 +239,7 @@ impl Master {
 
     /// Sends the replies whose results are there, at the end of an iteration of the loop.
     pub(super) fn complete_requests(&mut self, now: Instant) {
+        self.end_clients(now);
         let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
         let moves = self
             .workers

@@ -14,6 +14,7 @@
 //!                  8 Quarantine     JSON         methods that are not run any more
 //!                  9 LogLevel       JSON         the minimum log level from now on
 //!                 10 Lease          records of 64 bytes + as many descriptors: if one of them has offsets
+//!                 11 Goaway         reason u8, then slot u32 and lease number u32 each: end these clients politely
 //! to the master    1 Ready          JSON         the methods; from now on leases may come
 //!                  2 Failed         JSON         why there will be no Ready; the worker exits after it
 //!                  3 Closed         u32 each     slots whose clients this worker ended
@@ -44,15 +45,17 @@ use super::log::{Log, LogLevel};
 use super::message::{Malformed, Message, from_json, json};
 use super::names::{Generation, WorkerId};
 
+mod goaway;
 mod reports;
 
+pub use goaway::Goaway;
 pub use reports::{
     AppEnd, AppGone, AppStarted, Failed, Health, MethodName, Ready, RuntimeInfo, Spent,
     SpentReason, check_methods,
 };
 
 /// The version of these messages. A worker of another version refuses to start.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
 pub const MAX_LEASES: usize = 253;
@@ -88,6 +91,8 @@ pub enum ToWorker {
     Quarantine(Vec<String>),
     /// The least important level that the worker writes from now on.
     LogLevel(LogLevel),
+    /// End these clients: each gets a last frame once its requests are answered.
+    Goaway(Goaway),
 }
 
 /// Messages from a worker to the master.
@@ -221,6 +226,7 @@ impl Message for ToWorker {
             ToWorker::Retire => out.push(7),
             ToWorker::Quarantine(methods) => json(8, methods, out),
             ToWorker::LogLevel(level) => json(9, level, out),
+            ToWorker::Goaway(goaway) => goaway.encode(out),
         }
     }
 
@@ -246,6 +252,7 @@ impl Message for ToWorker {
             7 if body.is_empty() => Ok(ToWorker::Retire),
             8 => Ok(ToWorker::Quarantine(from_json(body)?)),
             9 => Ok(ToWorker::LogLevel(from_json(body)?)),
+            GOAWAY_KIND => Goaway::decode(body).map(ToWorker::Goaway),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -301,6 +308,7 @@ impl Message for ToMaster {
 /// Kinds of messages of leases.
 const LEASE: u8 = 2;
 const LEASE_WITH_OFFSETS: u8 = 10;
+const GOAWAY_KIND: u8 = 11;
 
 impl Lease {
     /// Returns one lease of a datagram by its index, without allocating.
@@ -343,6 +351,7 @@ mod tests {
     use crate::proto::lease::ClientRecord;
     use crate::proto::message::tests::assert_round_trip;
     use crate::proto::names::{ClientId, Offsets, Peer};
+    use crate::proto::rpc::GoawayReason;
     use proptest::prelude::*;
 
     #[test]
@@ -380,6 +389,10 @@ mod tests {
             ToWorker::Retire,
             ToWorker::Quarantine(vec!["resize".to_owned()]),
             ToWorker::LogLevel(LogLevel::Warn),
+            ToWorker::Goaway(Goaway {
+                reason: GoawayReason::Kicked,
+                leases: vec![(0, 1), (u32::MAX, 2)],
+            }),
         ] {
             assert_round_trip(&message);
         }

@@ -1,6 +1,6 @@
 //! Client and worker: a request is `{"in": METHOD, "params": ANY}`, a reply `{"out": NAME, "result": ANY}`.
 //!
-//! A missing `params` is `null`; unknown members are ignored. `params` are not parsed here: they stay the client's
+//! A missing `params` is `null`; unknown members are ignored; the member `goaway` is described in `rpc/goaway.rs`. `params` are not parsed here: they stay the client's
 //! bytes ([`RawValue`]), so that `ping` returns `1e400`, a number of forty digits, doubled keys and escapes unchanged.
 //! **A client's bytes must never become a [`serde_json::Value`] in this crate**: with the feature `raw_value` each
 //! object with the key `$serde_json::private::RawValue` starts a new recursion budget there, and a frame of nested ones
@@ -18,6 +18,10 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::json;
+
+mod goaway;
+
+pub use goaway::{GOAWAY, GoawayReason, write_goaway};
 
 named_variants! {
     /// The code of an error reply, for programs.
@@ -59,6 +63,8 @@ pub struct Request<'a> {
     pub method: Cow<'a, str>,
     /// The params as the client wrote them; `None` when there are none.
     pub params: Option<&'a RawValue>,
+    /// The client asks for a last frame when its connection ends, see [`write_goaway`].
+    pub wants_goaway: bool,
 }
 
 impl<'a> Request<'a> {
@@ -93,6 +99,7 @@ impl<'a> Request<'a> {
         Some(Request {
             method: Cow::Borrowed(method),
             params: Some(json::raw_value(params)?),
+            wants_goaway: false,
         })
     }
 }
@@ -109,6 +116,7 @@ fn after_space(text: &str) -> &str {
 enum RequestMember {
     In,
     Params,
+    Goaway,
     #[serde(other)]
     Other,
 }
@@ -129,6 +137,7 @@ impl<'de> Deserialize<'de> for Request<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Request<'de>, A::Error> {
                 let mut method: Option<JsonText<'de>> = None;
                 let mut params: Option<&'de RawValue> = None;
+                let mut wants_goaway = false;
                 while let Some(member) = map.next_key::<RequestMember>()? {
                     match member {
                         RequestMember::In if method.is_some() => {
@@ -139,6 +148,11 @@ impl<'de> Deserialize<'de> for Request<'de> {
                             return Err(de::Error::custom("duplicate \"params\""));
                         }
                         RequestMember::Params => params = Some(map.next_value()?),
+                        // Any JSON is accepted, and ignored unless it is `true`, as of unknown members.
+                        RequestMember::Goaway => {
+                            let value: &RawValue = map.next_value()?;
+                            wants_goaway |= value.get() == "true";
+                        }
                         RequestMember::Other => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -147,7 +161,11 @@ impl<'de> Deserialize<'de> for Request<'de> {
                 let method = method
                     .ok_or_else(|| de::Error::custom("there is no \"in\""))?
                     .0;
-                Ok(Request { method, params })
+                Ok(Request {
+                    method,
+                    params,
+                    wants_goaway,
+                })
             }
         }
         from.deserialize_map(RequestVisitor)

@@ -34,7 +34,7 @@ const AREA_LEN: u64 = (AREA_WORDS * 8) as u64;
 /// 1   version 0.1.0
 /// 2   words 16 and up of the header, bit 5 of the flags, the metrics of a daemon's own after the large regions
 /// 3   the shared reply buffer begins half a page later, and the small and the large regions a page later; words 31 to
-///     33 of the header, bit 6 of the flags, the reason of a close
+///     33 of the header, bit 6 of the flags, the reason of a close, the flags of a last frame
 /// ```
 pub const LAYOUT_VERSION: u32 = 3;
 

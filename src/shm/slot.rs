@@ -3,7 +3,8 @@
 //! ```text
 //! word  0  lease     number << 8 | state                      both sides, by compare-exchange
 //!       1  exec      method << 32 | answered + 1              valid only while it matches `answered` of the cursors
-//!       2  active    which cursors are active (bit 0), flags (from bit 8), why the client is closed (from bit 24)
+//!       2  active    which cursors are active (bit 0), flags (from bit 8), why the client is closed (from bit 24), whether
+//!                    it wants a last frame (bit 40), and why it gets that (bits 41 and 42)
 //!       3  since     when what is timed began: a frame, a stop in sending, or idling  ns of CLOCK_MONOTONIC
 //!       4  last      when the client last sent or took a byte                        ns of CLOCK_MONOTONIC
 //!       5  requests  answered so far
@@ -313,6 +314,7 @@ mod model;
 mod tests {
     use super::*;
     use crate::proto::frame::ByteOrder;
+    use crate::proto::rpc::GoawayReason;
     use proptest::prelude::*;
 
     fn slot(test: impl FnOnce(Slot)) {
@@ -380,6 +382,8 @@ mod tests {
                 crash_count: 200,
                 is_suspect: true,
                 close_reason: CloseReason::TooLarge,
+                wants_goaway: true,
+                goaway: Some(GoawayReason::Stopping),
             };
             slot.preset_idle(1, 0);
             slot.flip(&some_cursors(), flags);

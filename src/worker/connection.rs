@@ -77,6 +77,17 @@ pub(super) enum WaitingFor {
     Answer,
 }
 
+impl WaitingFor {
+    /// Returns the state of the lease of a client for which the worker waits so.
+    pub(super) fn lease_state(self) -> LeaseState {
+        match self {
+            WaitingFor::Request => LeaseState::Idle,
+            WaitingFor::Answer => LeaseState::Away,
+            _ => LeaseState::Parked,
+        }
+    }
+}
+
 impl Connection {
     /// Returns a client that was leased, in the state that its slot shows. `cookie` is that of its socket, if there is
     /// one.

@@ -59,6 +59,12 @@ points! {
     AfterAppWrite = "after-app-write",
     /// Answers of the app have been read, and none is committed yet.
     AfterAppRead = "after-app-read",
+    /// The order to send a client a goaway is in its flags.
+    AfterGoawayBegins = "after-goaway-begins",
+    /// A goaway is written, and not committed yet.
+    BeforeGoaway = "before-goaway",
+    /// A goaway is committed, and not sent yet.
+    AfterGoaway = "after-goaway",
     /// A lease was given up, and not reported to the master yet.
     InRetirement = "in-retirement",
     /// A client was closed, and not reported to the master yet.

@@ -8,14 +8,12 @@ use super::connection::{Connection, WaitingFor};
 use super::handoff::register_all;
 use super::kill_points::{self, Point};
 use super::methods::Service;
-use super::reply::Fault;
 use super::turn::{FOREIGN, Purpose};
 use super::{WorkerLoop, number};
 use crate::logging;
 use crate::proto::channel::Stop;
 use crate::proto::lease::Lease;
-use crate::proto::rpc::Code;
-use crate::shm::{CloseReason, LeaseState};
+use crate::shm::LeaseState;
 use crate::sys::clock;
 use crate::sys::handoff::HeldOff;
 use crate::sys::socket;
@@ -200,13 +198,8 @@ impl WorkerLoop<'_> {
             return;
         }
         match connection.waits {
-            WaitingFor::Request => {
-                let purpose = Purpose::Cut(CloseReason::Stopping);
-                self.run_one_turn(slot, &purpose, service);
-            }
-            WaitingFor::Bytes => {
-                let fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
-                self.run_one_turn(slot, &Purpose::Reject(&fault), service);
+            waits @ (WaitingFor::Request | WaitingFor::Bytes) => {
+                self.end_stopped(slot, waits, service);
             }
             WaitingFor::Writable
             | WaitingFor::Turn

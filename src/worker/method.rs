@@ -13,7 +13,7 @@ use serde_json::value::to_raw_value;
 #[cfg(feature = "tokio")]
 use super::futures::{AsyncCall, MethodJob};
 use super::reply::{Call, Fault, Reply};
-use crate::proto::rpc::{Code, is_fault_code, is_method_name};
+use crate::proto::rpc::{Code, GOAWAY, is_fault_code, is_method_name};
 
 /// Makes the future of a request, from the state and the params.
 #[cfg(feature = "tokio")]
@@ -131,7 +131,7 @@ impl<S: 'static> Method<S> {
         self
     }
 
-    /// Sets the name of its replies, which follows the rule for names of methods; the default is NAME + `_r`.
+    /// Sets the name of its replies, which follows the rule for names of methods and is not `goaway`; the default is NAME + `_r`.
     #[must_use]
     pub fn reply_name(mut self, name: impl Into<String>) -> Method<S> {
         self.reply_name = name.into();
@@ -146,12 +146,15 @@ impl<S: 'static> Method<S> {
             (!is_method_name(name)).then(|| format!("{name:?} is not a valid method name: {RULE}"));
         let reply = &self.reply_name;
         let is_set = *reply != default_reply_name(name);
+        let is_taken = (reply == GOAWAY).then(|| {
+            format!("{reply:?} is the last frame of a connection; replies of method {name:?} need another name")
+        });
         let reply = (is_set && !is_method_name(reply)).then(|| {
             format!("{reply:?} is not a valid name for replies of method {name:?}: {RULE}")
         });
         let inline = (self.is_inline && self.is_async())
             .then(|| format!("method {name:?} is asynchronous, so it cannot be inline"));
-        [own, reply, inline].into_iter().flatten()
+        [own, reply, is_taken, inline].into_iter().flatten()
     }
 }
 

@@ -11,6 +11,7 @@ mod connection;
 mod deadlines;
 #[cfg(feature = "tokio")]
 mod futures;
+mod goaway;
 mod handoff;
 mod hook_calls;
 mod hooks;
@@ -340,6 +341,7 @@ impl<'c> WorkerLoop<'c> {
             Incoming::Message(ToWorker::Retire, _) => self.ending.is_retiring = true,
             Incoming::Message(ToWorker::Quarantine(names), _) => self.quarantine(&names, service),
             Incoming::Message(ToWorker::LogLevel(level), _) => logging::set_level(level),
+            Incoming::Message(ToWorker::Goaway(goaway), _) => self.begin_goaways(&goaway, service),
             Incoming::Message(ToWorker::Ping, _) => self.shm.header().heartbeat(),
             Incoming::Message(ToWorker::Start(_), _) => {
                 return Err(io::Error::other("the master sent Start twice"));

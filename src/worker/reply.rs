@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::names::{ClientId, Peer};
-use crate::proto::rpc::{self, Code, NULL};
+use crate::proto::rpc::{self, Code, GoawayReason, NULL};
 use crate::shm::CloseReason;
 use crate::sys::{fork, poll};
 
@@ -229,6 +229,19 @@ pub(crate) fn write_fault(buffer: &mut [u8], order: ByteOrder, fault: &Fault) ->
     }
     // The method's code has more than 4 KiB.
     write_fault(buffer, order, &internal("the error's code is too long"))
+}
+
+/// Writes a goaway as a complete frame and returns its length. The buffer has space for any reply.
+pub(crate) fn write_goaway_frame(
+    buffer: &mut [u8],
+    order: ByteOrder,
+    read: u64,
+    reason: GoawayReason,
+) -> usize {
+    let mut frame = Frame::new(buffer);
+    rpc::write_goaway(&mut frame, read, reason)
+        .expect("a reply buffer has space for a short frame");
+    frame.seal(order)
 }
 
 /// A frame that is written into a buffer, with space for the prefix.

@@ -18,6 +18,7 @@
 
 mod answer;
 mod away;
+mod goaway;
 mod park;
 mod purpose;
 mod read;
@@ -36,7 +37,7 @@ use super::methods::Service;
 use super::reply::Fault;
 use crate::proto::channel::Settings;
 use crate::proto::rpc::Code;
-use crate::shm::{Claim, CloseReason, Cursors, Flags, LeaseState, REPLY_SOFT, Slot, WorkerShm};
+use crate::shm::{Claim, CloseReason, Cursors, Flags, REPLY_SOFT, Slot, WorkerShm};
 use crate::sys::byte_counts::OwnWrites;
 use crate::sys::socket;
 
@@ -183,7 +184,7 @@ pub(super) fn turn(
         slot.touch(context.now);
     }
     kill_points::pass(Point::BeforeEnd);
-    slot.release(connection.lease_number, state_while(waits));
+    slot.release(connection.lease_number, waits.lease_state());
     Ended::Waits(waits)
 }
 
@@ -199,15 +200,6 @@ fn first_flags(slot: Slot<'_>, is_parked: bool) -> Flags {
         flags.close_reason = CloseReason::Left;
     }
     flags
-}
-
-/// Returns the state of the lease of a client that waits for this.
-fn state_while(waits: WaitingFor) -> LeaseState {
-    match waits {
-        WaitingFor::Request => LeaseState::Idle,
-        WaitingFor::Answer => LeaseState::Away,
-        _ => LeaseState::Parked,
-    }
 }
 
 /// A turn in progress.
@@ -249,7 +241,7 @@ impl Turn<'_, '_> {
         let fault;
         let overloaded;
         let purpose = match purpose {
-            Purpose::Serve if self.flags.overloaded && !self.flags.closing => {
+            Purpose::Serve | Purpose::Goaway(_) if self.must_be_rejected() => {
                 let message = "there is too little memory for your unfinished frame";
                 fault = Fault::from_code(Code::Overloaded, message);
                 overloaded = Purpose::Reject(&fault);
@@ -262,6 +254,9 @@ impl Turn<'_, '_> {
         match purpose {
             Purpose::Complete(answer) => return self.complete(answer),
             Purpose::TakeBack => return Some(self.take_back()),
+            Purpose::Goaway(reason) if self.note_goaway(*reason) => {
+                return Some(WaitingFor::Permit);
+            }
             _ => {}
         }
         // These write or close before they read.
@@ -275,7 +270,7 @@ impl Turn<'_, '_> {
                 }
                 None
             }
-            Purpose::Serve if is_closing && !has_unsent => self.linger(),
+            Purpose::Serve | Purpose::Goaway(_) if is_closing && !has_unsent => self.linger(),
             Purpose::Reject(_) | Purpose::Expire if self.flags.closing => None,
             _ if has_unsent => self.send_parked(purpose),
             _ => self.work(purpose),
@@ -302,8 +297,9 @@ impl Turn<'_, '_> {
     }
 
     fn serve(&mut self, began: u64) -> Result<(), Gone> {
-        if !self.flags.half_closed {
-            self.read()?;
+        let most = self.most_to_read();
+        if !self.flags.half_closed && most > 0 {
+            self.read(most)?;
         }
         self.serve_frames(began)
     }

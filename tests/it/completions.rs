@@ -59,7 +59,7 @@ fn bash_completes_verbs_and_their_values() {
     );
     assert_eq!(lines[4..6], ["--hosts", "--one-at-a-time"]);
     let options: Vec<&str> = lines[6].split(' ').collect();
-    for option in ["--notice", "--refuse", "--queue", "--wait"] {
+    for option in ["--notice", "--refuse", "--queue", "--move", "--wait"] {
         assert!(options.contains(&option), "{option} is not in {options:?}");
     }
 }

@@ -178,6 +178,10 @@ fn errors_of_the_program_are_reported_at_the_start() {
             "bad-reply-name",
             format!("\"error\" is not a valid name for replies of method \"x\": {rule}"),
         ),
+        (
+            "goaway-reply-name",
+            "\"goaway\" is the last frame of a connection; replies of method \"x\" need another name".to_owned(),
+        ),
     ] {
         let refused = faulty::start_with(error, "").expect_err("it is an error");
         assert_eq!(

@@ -44,6 +44,7 @@ mod fast_open;
 mod frozen;
 mod garbage;
 mod given_up;
+mod goaway;
 mod handover;
 mod hooks;
 mod hosts;

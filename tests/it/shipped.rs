@@ -158,7 +158,13 @@ fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
         ("release", &["<WORKER|METHOD>"]),
         (
             "drain",
-            &["--notice <TIME>", "--refuse", "--queue", "--wait"],
+            &[
+                "--notice <TIME>",
+                "--refuse",
+                "--queue",
+                "--move <TIME>",
+                "--wait",
+            ],
         ),
         ("undrain", &[]),
         ("rebalance", &["--dry-run"]),

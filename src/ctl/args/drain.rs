@@ -21,6 +21,12 @@ pub(crate) struct DrainArguments {
     #[arg(long, conflicts_with = "refuse")]
     pub(crate) queue: bool,
 
+    /// Then send clients a goaway, spread over this time
+    ///
+    /// Only clients that have asked for it get one; see fdpassd-rpc(7).
+    #[arg(long = "move", value_name = "TIME", value_parser = notice)]
+    pub(crate) over: Option<Duration>,
+
     /// Wait until the last client has left
     #[arg(long)]
     pub(crate) wait: bool,
@@ -38,6 +44,7 @@ impl DrainArguments {
             wait: self.wait,
             notice: self.notice.map(|notice| notice.as_secs_f64()),
             mode,
+            over: self.over.map(|over| over.as_secs_f64()),
         }
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses the time of a notice, which may be zero.
+/// Parses the time of a notice or of moves, which may be zero.
 pub(super) fn notice(text: &str) -> Result<Duration, String> {
     let time = duration(text)?;
     if time > MAX_TIMEOUT {

@@ -155,6 +155,7 @@ mod tests {
         leaving.drain = Some(DrainStatus {
             mode: DrainMode::Refuse,
             notice: Some(7.2),
+            over: None,
         });
         let mut notices = Vec::new();
         write_notices(&mut notices, "b", &paused).expect("a Vec takes everything");

@@ -66,9 +66,15 @@ fn every_change_has_its_request_and_its_result_in_words() {
             clients,
             mode: DrainMode::Refuse,
             notice,
+            over: None,
             waiting_at: waiting_at.collect(),
         };
         serde_json::to_value(result).expect("plain data")
+    };
+    let moving = |over: f64| {
+        let mut result = drained(7, None, &[]);
+        result["move"] = over.into();
+        result
     };
     let moves = |moves| serde_json::to_value(Rebalanced { moves }).expect("plain data");
     let moved = |from, to, clients, load| MovedLoad {
@@ -87,6 +93,11 @@ fn every_change_has_its_request_and_its_result_in_words() {
     let kicked = Kicked {
         client: ClientId(17),
         peer: "127.0.0.1:4711\n".to_owned(),
+        goaway: false,
+    };
+    let told = Kicked {
+        goaway: true,
+        ..kicked.clone()
     };
     let same = Upgraded {
         unchanged: true,
@@ -152,6 +163,25 @@ fn every_change_has_its_request_and_its_result_in_words() {
             r#""kick","params":{"client":17}"#,
             serde_json::to_value(&kicked).expect("plain data"),
             "client 17 (127.0.0.1:4711\\n) is closed",
+        ),
+        (
+            "kick 18",
+            r#""kick","params":{"client":18}"#,
+            serde_json::to_value(&told).expect("plain data"),
+            "client 17 (127.0.0.1:4711\\n) gets a goaway and is closed",
+        ),
+        (
+            "drain --move 5m",
+            r#""drain","params":{"wait":false,"move":300.0}"#,
+            moving(300.0),
+            "new clients are refused; 7 clients are still connected; \
+             those that want a goaway get it within 5m",
+        ),
+        (
+            "drain --move 0",
+            r#""drain","params":{"wait":false,"move":0.0}"#,
+            moving(0.0),
+            "new clients are refused; 7 clients are still connected; those that want a goaway get it",
         ),
         (
             "drain",

@@ -25,6 +25,8 @@ fn client(id: u64, requests: u64) -> ClientStatus {
         requests,
         moves: 0,
         bytes: 0,
+        wants_goaway: false,
+        goaway: None,
     }
 }
 
@@ -123,7 +125,7 @@ fn all_pages_are_one_in_json_with_unchanged_clients() {
         "1",
     ]);
     assert_eq!(ran.out, format!("{{\"clients\":[{odd}],\"next\":null}}\n"));
-    let snapshot = r#"{"id":3,"peer":"127.0.0.1:50003","listener":"127.0.0.1:8080","worker":1,"state":null,"method":null,"age_seconds":60.0,"idle_seconds":1.5,"requests":30,"moves":0,"bytes":0}"#;
+    let snapshot = r#"{"id":3,"peer":"127.0.0.1:50003","listener":"127.0.0.1:8080","worker":1,"state":null,"method":null,"age_seconds":60.0,"idle_seconds":1.5,"requests":30,"moves":0,"bytes":0,"wants_goaway":false,"goaway":null}"#;
     assert_eq!(first, snapshot);
 }
 

@@ -12,6 +12,7 @@ use crate::master::clients::place::ClientPlace;
 use crate::proto::frame::OrderRule;
 use crate::proto::lease::ClientRecord;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
+use crate::proto::rpc::GoawayReason;
 use crate::shm::{ClientBytes, Flags, LeftSlot};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
@@ -32,6 +33,8 @@ pub(crate) struct Client {
     pub(crate) moves: u32,
     /// Offsets of the client's byte counts.
     pub(crate) offsets: Offsets,
+    /// Why it gets a goaway, if it does. The next worker finds the reason in the flags.
+    pub(crate) goaway: Option<GoawayReason>,
 }
 
 impl ClientPlace {
@@ -83,6 +86,7 @@ impl Client {
             since: 0,
             moves: 0,
             offsets: Offsets::default(),
+            goaway: None,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::table::Table;
 
 pub(crate) mod changes;
 mod close_reason;
+pub(crate) mod goaway;
 mod left_places;
 pub(crate) mod page;
 pub(crate) mod preset;

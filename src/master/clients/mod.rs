@@ -11,6 +11,7 @@ use crate::master::clients::app_cgroups::CgroupsOfApps;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::ending_apps::EndingApp;
 use crate::master::clients::figures::ClientFigures;
+use crate::master::clients::goaway::GoawayDeadlines;
 use crate::master::clients::handshakes::Handshakes;
 use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::clients::leases::{Leases, Recovered};
@@ -21,6 +22,7 @@ use crate::master::telemetry::counters::{Loss, Reason};
 use crate::pool::dispatch::Dispatcher;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
+use crate::proto::rpc::GoawayReason;
 use crate::shm::{CloseReason, Layout};
 use crate::sys::byte_counts::Writes;
 use crate::sys::listening::Accepted;
@@ -33,6 +35,7 @@ pub(crate) mod app_cgroups;
 pub(crate) mod client;
 pub(crate) mod ending_apps;
 pub(crate) mod figures;
+pub(crate) mod goaway;
 pub(crate) mod handshakes;
 pub(crate) mod leases;
 pub(crate) mod place;
@@ -61,6 +64,7 @@ pub(crate) struct Clients {
     /// The layout of the shared memory of new workers.
     pub(crate) layout: Layout,
     pub(crate) dispatcher: Dispatcher,
+    pub(crate) goaways: GoawayDeadlines,
     /// The figures for the next master, if clients are kept for it.
     pub(crate) figures: Option<ClientFigures>,
 }
@@ -81,6 +85,7 @@ impl Clients {
             is_closing: false,
             layout,
             dispatcher: Dispatcher::new(config.workers.dispatch),
+            goaways: GoawayDeadlines::default(),
             figures: None,
         }
     }
@@ -187,6 +192,7 @@ impl Clients {
             since: clock::monotonic_seconds(),
             moves: 0,
             offsets: Offsets::default(),
+            goaway: None,
         })
     }
 
@@ -203,7 +209,7 @@ impl Clients {
         for recovered in recovered {
             match recovered {
                 Ok(unleased) if self.is_closing => {
-                    self.end(unleased.client, Some(CloseReason::Stopping), telemetry);
+                    self.end_unleased(unleased, GoawayReason::Stopping, telemetry);
                 }
                 Ok(mut unleased) => {
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
@@ -319,8 +325,10 @@ impl Clients {
         reason: Option<CloseReason>,
         telemetry: &mut Telemetry,
     ) {
-        if let Some(reason) = reason {
-            telemetry.counts.closed.add(reason, 1);
+        match reason {
+            Some(CloseReason::Kicked) => telemetry.counts.kicked += 1,
+            Some(reason) => telemetry.counts.closed.add(reason, 1),
+            None => {}
         }
         self.remove(client, telemetry);
     }
@@ -339,11 +347,12 @@ impl Clients {
         self.is_closing = true;
         let unleased = std::mem::take(&mut self.unleased).into_iter();
         let handshakes = std::mem::take(&mut self.handshakes).into_iter();
-        unleased
-            .chain(self.take_ending())
-            .map(|unleased| unleased.client)
-            .chain(handshakes.flat_map(Handshakes::into_clients))
-            .for_each(|client| self.end(client, Some(CloseReason::Stopping), telemetry));
+        for unleased in unleased.chain(self.take_ending()) {
+            self.end_unleased(unleased, GoawayReason::Stopping, telemetry);
+        }
+        for client in handshakes.flat_map(Handshakes::into_clients) {
+            self.end(client, Some(CloseReason::Stopping), telemetry);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::master::clients::client::Unleased;
 use crate::proto::frame::{ByteOrder, OrderRule};
-use crate::proto::rpc;
+use crate::proto::rpc::{self, GoawayReason};
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::socket;
 
@@ -10,18 +10,38 @@ use crate::sys::socket;
 /// half of a reply would take an error reply for the rest of it, so it gets none. Neither does one whose first request
 /// was executing: the reply would report that it was not.
 pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
-    let (client, flags) = (&unleased.client, unleased.flags);
-    let was_executing = flags.crash_count > 0 || flags.timed_out;
-    if unleased.bytes.unsent.is_empty() && !flags.closing && !was_executing {
-        let order = flags.order.unwrap_or_else(|| first_order(client.order));
-        end_with(&client.socket, order, code, sentence);
+    if may_get_last_frame(unleased) {
+        end_with_error(&unleased.client.socket, order_of(unleased), code, sentence);
     }
-    socket::end(&client.socket);
+    socket::end(&unleased.client.socket);
+}
+
+/// Sends the last frame to a client that has asked for it, and shuts down writing. A client gets none in the cases in
+/// which it gets no error reply; nor does one whose unread bytes were dropped.
+pub(crate) fn send_goaway(unleased: &Unleased, reason: GoawayReason) {
+    let flags = unleased.flags;
+    if flags.wants_goaway && !flags.overloaded && may_get_last_frame(unleased) {
+        let mut body = Vec::new();
+        // Writing into a Vec cannot fail.
+        let _ = rpc::write_goaway(&mut body, unleased.requests, reason);
+        end_with(&unleased.client.socket, order_of(unleased), &body);
+    }
+}
+
+fn may_get_last_frame(unleased: &Unleased) -> bool {
+    let flags = unleased.flags;
+    let was_executing = flags.crash_count > 0 || flags.timed_out;
+    unleased.bytes.unsent.is_empty() && !flags.closing && !was_executing
+}
+
+fn order_of(unleased: &Unleased) -> ByteOrder {
+    let order = unleased.flags.order;
+    order.unwrap_or_else(|| first_order(unleased.client.order))
 }
 
 /// Rejects a client that was just accepted: sends an error reply and ends the connection.
 pub(crate) fn turn_away(socket: &ClientSocket, order: OrderRule, sentence: &str) {
-    end_with(socket, first_order(order), rpc::Code::Overloaded, sentence);
+    end_with_error(socket, first_order(order), rpc::Code::Overloaded, sentence);
 }
 
 /// Returns the byte order of a first reply. With `auto`, a client that has sent nothing is answered in the protocol's
@@ -34,12 +54,17 @@ fn first_order(order: OrderRule) -> ByteOrder {
     }
 }
 
-fn end_with(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: &str) {
+fn end_with_error(socket: &ClientSocket, order: ByteOrder, code: rpc::Code, sentence: &str) {
     let mut body = Vec::new();
     // Writing into a Vec cannot fail.
     let _ = rpc::write_error(&mut body, code.as_str(), sentence);
+    end_with(socket, order, &body);
+}
+
+/// Sends a last frame with this body.
+fn end_with(socket: &ClientSocket, order: ByteOrder, body: &[u8]) {
     let mut reply = order.prefix(body.len() as u32).to_vec();
-    reply.extend_from_slice(&body);
+    reply.extend_from_slice(body);
     // The socket buffer has space for the reply, unless earlier replies have not been read.
     let _ = socket::transmit(socket, &reply);
     socket::finish_writing(socket);

@@ -11,24 +11,32 @@ use crate::proto::control::{
 };
 use crate::proto::text::Counted;
 
-/// The longest notice.
+/// The longest notice, and the longest period over which clients get a goaway.
 const MAX_NOTICE: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Master {
     /// Begins a drain, or changes the terms of the one that is under way. Returns what the reply waits for.
     ///
     /// # Errors
-    /// `bad_params` for a notice that is negative or longer than a day; `refused` when the daemon is drained already.
+    /// `bad_params` for a time that is negative or longer than a day; `refused` when the daemon is drained already.
     pub(crate) fn drain(
         &mut self,
         asker: Asker,
         asked: Drain,
         now: Instant,
     ) -> Result<PendingKind, Refusal> {
-        let Drain { wait, notice, mode } = asked;
-        let notice = notice.map(notice_from).transpose()?;
+        let Drain {
+            wait,
+            notice,
+            mode,
+            over,
+        } = asked;
+        let notice = notice.map(|time| time_from("notice", time)).transpose()?;
+        let over = over.map(|time| time_from("move", time)).transpose()?;
         let default = self.settings.config.limits.drain_notice;
-        let drain = self.listeners.begin_drain(mode, notice, default, now)?;
+        let drain = self
+            .listeners
+            .begin_drain(mode, (notice, default), over, now)?;
         let left = drain.notice_left(now);
         let drained = self.listeners.describe_drained(drain.mode, &self.clients);
         let (kind, sentence) = match left {
@@ -88,18 +96,17 @@ impl Master {
             clients: self.clients.count(),
             mode: drain.mode,
             notice: drain.notice,
+            over: drain.over,
             waiting_at: self.listeners.waiting_at(drain.mode),
         };
         is_done.then(|| ControlReply::new(Verb::Drain, &result))
     }
 }
 
-fn notice_from(seconds: f64) -> Result<Duration, Refusal> {
-    let notice = Duration::try_from_secs_f64(seconds).ok();
-    notice
-        .filter(|notice| *notice <= MAX_NOTICE)
-        .ok_or_else(|| {
-            let sentence = format!("notice is from 0 to {} seconds", MAX_NOTICE.as_secs());
-            Refusal::new(RefusalCode::BadParams, sentence)
-        })
+fn time_from(name: &str, seconds: f64) -> Result<Duration, Refusal> {
+    let time = Duration::try_from_secs_f64(seconds).ok();
+    time.filter(|time| *time <= MAX_NOTICE).ok_or_else(|| {
+        let sentence = format!("{name} is from 0 to {} seconds", MAX_NOTICE.as_secs());
+        Refusal::new(RefusalCode::BadParams, sentence)
+    })
 }

@@ -102,6 +102,8 @@ impl Snapshot<'_> {
             active: unleased.times.1,
             requests: unleased.requests,
             bytes,
+            wants_goaway: unleased.flags.wants_goaway,
+            goaway: unleased.flags.goaway,
             ..SlotFigures::default()
         };
         self.client_status(&unleased.client, None, shared_slot)
@@ -126,6 +128,8 @@ impl Snapshot<'_> {
             bytes,
             state,
             executing,
+            wants_goaway,
+            goaway,
         }: SlotFigures,
     ) -> ClientStatus {
         let serving = worker.and_then(|id| self.workers.all.get(&id));
@@ -150,6 +154,8 @@ impl Snapshot<'_> {
             requests,
             moves: client.moves,
             bytes,
+            wants_goaway,
+            goaway: goaway.max(client.goaway),
         }
     }
 

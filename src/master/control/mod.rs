@@ -21,6 +21,8 @@ pub(crate) mod access;
 pub(crate) mod connection;
 pub(crate) mod drain;
 pub(crate) mod inspect;
+pub(crate) mod kick;
+pub(crate) mod moves;
 pub(crate) mod operate;
 pub(crate) mod pending;
 pub(crate) mod rebind;

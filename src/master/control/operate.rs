@@ -1,4 +1,4 @@
-//! Changes by the operator at run time that need more than the workers: their number, clients, and the level of the log.
+//! Changes by the operator at run time that need more than the workers: their number, and the level of the log.
 
 use crate::logging;
 use crate::master::Master;
@@ -6,11 +6,10 @@ use crate::master::capacity::client_limits;
 use crate::master::telemetry::events::Asker;
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    About, Kicked, Kind, LogLevelInForce, Origin, Refusal, RefusalCode, SetLogLevel,
+    About, Kind, LogLevelInForce, Origin, Refusal, RefusalCode, SetLogLevel,
 };
-use crate::proto::names::{ClientId, MAX_WORKERS};
+use crate::proto::names::MAX_WORKERS;
 use crate::proto::text::Counted;
-use crate::sys::socket;
 
 fn refused(message: impl Into<String>) -> Refusal {
     Refusal::new(RefusalCode::Refused, message)
@@ -53,62 +52,6 @@ impl Master {
         if let Err(refusal) = self.scale(asker, count) {
             log::warn!("{asker}: {}", refusal.message);
         }
-    }
-
-    /// Closes a client, with or without a worker.
-    ///
-    /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds the connection ended;
-    /// the client notices the end at once.
-    pub(crate) fn kick(&mut self, asker: Asker, id: ClientId) -> Result<Kicked, Refusal> {
-        let leased = || {
-            self.workers
-                .all
-                .iter()
-                .find_map(|(worker, w)| Some((*worker, w.leases.slot_of(id)?)))
-        };
-        let peer = if let Some(client) = self.clients.take_without_worker(id) {
-            socket::end(&client.socket);
-            let peer = client.peer;
-            self.clients.remove(client, &self.telemetry);
-            peer
-        } else if let Some((worker_id, slot)) = leased() {
-            let worker = self
-                .workers
-                .all
-                .get_mut(&worker_id)
-                .expect("it was found there");
-            let client = worker.leases.client(slot).expect("it was found there");
-            let peer = client.peer;
-            socket::end(&client.socket);
-            if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
-                let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
-                self.clients.remove(client, &self.telemetry);
-                self.workers
-                    .send(worker_id, ToWorker::LeasesRevoked, &self.poller);
-            } else {
-                worker.leases.set_counted(slot);
-            }
-            peer
-        } else {
-            return Err(Refusal::new(
-                RefusalCode::Refused,
-                format!("there is no client {id}"),
-            ));
-        };
-        self.telemetry.counts.kicked += 1;
-        let about = About {
-            client: Some(id),
-            ..asker.about()
-        };
-        self.telemetry.events.note(
-            Kind::ClientKicked,
-            about,
-            format_args!("{asker}: client {id} ({peer}) is closed"),
-        );
-        Ok(Kicked {
-            client: id,
-            peer: peer.to_string(),
-        })
     }
 
     /// Changes the log level of the master and all workers if the request asks for that.

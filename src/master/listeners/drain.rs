@@ -23,7 +23,7 @@ use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
-use crate::master::listeners::drain::state::DrainState;
+use crate::master::listeners::drain::state::{ClientMoves, DrainState};
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::listener::refusal::Admission;
 use crate::master::listeners::outage::Served;
@@ -60,8 +60,8 @@ impl Listeners {
     pub(crate) fn begin_drain(
         &mut self,
         mode: Option<DrainMode>,
-        notice: Option<Duration>,
-        default: Duration,
+        (notice, default): (Option<Duration>, Duration),
+        over: Option<Duration>,
         now: Instant,
     ) -> Result<DrainState, Refusal> {
         let until = |notice: Duration| Some(now + notice).filter(|until| *until > now);
@@ -74,9 +74,13 @@ impl Listeners {
             (_, notice) => until(notice.unwrap_or(default)),
         };
         let before = self.drain.map(|drain| drain.mode);
+        let since = Some(now).filter(|_| notice_until.is_none());
+        let moves = over.map(|over| ClientMoves { over, since });
+        let moves_before = self.drain.and_then(|drain| drain.moves);
         let drain = DrainState {
             mode: mode.or(before).unwrap_or_default(),
             notice_until,
+            moves: moves.or(moves_before.map(|moves| moves.from(since))),
         };
         self.drain = Some(drain);
         Ok(drain)
@@ -88,7 +92,20 @@ impl Listeners {
         Some(DrainStatus {
             mode: drain.mode,
             notice: drain.notice_left(now).map(|left| left.as_secs_f64()),
+            over: drain.moves_left(now).map(|left| left.as_secs_f64()),
         })
+    }
+
+    /// Returns the period over which clients get a goaway, and the share of it that has passed; `None` if it has
+    /// not begun.
+    pub(crate) fn moves_in_force(&self, now: Instant) -> Option<(Duration, f64)> {
+        let drain = self.drain.filter(|drain| drain.is_in_force())?;
+        let over = drain.moves?.over;
+        let left = drain.moves_left(now)?;
+        if left.is_zero() {
+            return Some((over, 1.0));
+        }
+        Some((over, 1.0 - left.as_secs_f64() / over.as_secs_f64()))
     }
 
     /// Returns the addresses of the listeners that cannot refuse clients although the others do: other processes hold
@@ -111,6 +128,12 @@ impl Listeners {
         let connected = Counted(clients.count(), "client");
         // Writing into a String cannot fail.
         let _ = write!(sentence, "; {connected} connected");
+        if let Some(ClientMoves { over, .. }) = self.drain.and_then(|drain| drain.moves) {
+            sentence.push_str("; those that want a goaway get it");
+            if !over.is_zero() {
+                let _ = write!(sentence, " within {over:?}");
+            }
+        }
         let waiting = self.waiting_at(mode);
         if !waiting.is_empty() {
             let _ = write!(
@@ -206,6 +229,7 @@ impl Listeners {
             return;
         };
         drain.notice_until = None;
+        drain.moves = drain.moves.map(|moves| moves.from(Some(now)));
         let mode = drain.mode;
         let about = About {
             clients: Some(clients.count()),

@@ -180,6 +180,7 @@ impl Label for CloseReason {
         (CloseReason::Overloaded, "overloaded"),
         (CloseReason::Stopping, "stopping"),
         (CloseReason::Lost, "lost"),
+        (CloseReason::Goaway, "goaway"),
     ];
 }
 

@@ -37,6 +37,7 @@ pub(crate) mod death;
 pub(crate) mod descendants;
 pub(crate) mod dispatch;
 pub(crate) mod executor;
+pub(crate) mod goaway;
 pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod link;

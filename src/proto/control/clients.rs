@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::names::{ClientId, WorkerId};
+use super::super::rpc::GoawayReason;
 
 /// The most clients in one reply, and the number of slots that are examined for it.
 pub const PAGE_LEN: usize = 1000;
@@ -67,6 +68,12 @@ pub struct ClientStatus {
     pub moves: u32,
     /// The number of its bytes in the shared memory: an unfinished request, requests not begun, replies not sent.
     pub bytes: u64,
+    /// Whether it has asked for a goaway.
+    #[serde(default)]
+    pub wants_goaway: bool,
+    /// Why it gets that, if it does.
+    #[serde(default)]
+    pub goaway: Option<GoawayReason>,
 }
 
 named_variants! {
@@ -102,4 +109,7 @@ pub struct Kicked {
     pub client: ClientId,
     /// The client's identity.
     pub peer: String,
+    /// The client gets a goaway and is closed after that; otherwise it is closed.
+    #[serde(default)]
+    pub goaway: bool,
 }

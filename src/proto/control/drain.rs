@@ -26,6 +26,10 @@ pub struct Drain {
     /// The treatment of new clients after the notice; by default connections are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<DrainMode>,
+    /// The period, in seconds, over which clients that have asked for a goaway get it after the notice; by default they
+    /// do not.
+    #[serde(rename = "move", default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<f64>,
 }
 
 /// The result of `drain`.
@@ -41,6 +45,9 @@ pub struct DrainResult {
     /// The rest of the notice, in seconds; none if it is over.
     #[serde(default)]
     pub notice: Option<f64>,
+    /// The rest of the period over which clients get a goaway, in seconds; none if they get none.
+    #[serde(rename = "move", default)]
+    pub over: Option<f64>,
     /// Listeners at which new clients wait although all others refuse them: systemd has bound them.
     #[serde(default)]
     pub waiting_at: Vec<String>,
@@ -58,4 +65,7 @@ pub struct DrainStatus {
     pub mode: DrainMode,
     /// The rest of the notice, in seconds; none if it is over.
     pub notice: Option<f64>,
+    /// The rest of the period over which clients get a goaway, in seconds; none if they get none.
+    #[serde(rename = "move", default)]
+    pub over: Option<f64>,
 }

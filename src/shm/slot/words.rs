@@ -1,6 +1,7 @@
 //! The contents of a slot's words, encoded and decoded: the lease, the cursors and the flags.
 
 use crate::proto::frame::ByteOrder;
+use crate::proto::rpc::GoawayReason;
 
 /// The state of the lease in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,11 +215,25 @@ pub enum CloseReason {
     Stopping,
     /// The worker could not watch the client, read from it or write to it.
     Lost,
+    /// The daemon is drained, and the client got a goaway.
+    Goaway,
+    /// An operator has closed the client, which got a goaway.
+    Kicked,
+}
+
+impl From<GoawayReason> for CloseReason {
+    fn from(reason: GoawayReason) -> CloseReason {
+        match reason {
+            GoawayReason::Draining => CloseReason::Goaway,
+            GoawayReason::Stopping => CloseReason::Stopping,
+            GoawayReason::Kicked => CloseReason::Kicked,
+        }
+    }
 }
 
 impl CloseReason {
     /// All reasons. The shared memory contains the index of one, so none may change its place.
-    const ALL: [CloseReason; 8] = [
+    const ALL: [CloseReason; 10] = [
         CloseReason::Left,
         CloseReason::Idle,
         CloseReason::FrameTimeout,
@@ -227,6 +242,8 @@ impl CloseReason {
         CloseReason::Overloaded,
         CloseReason::Stopping,
         CloseReason::Lost,
+        CloseReason::Goaway,
+        CloseReason::Kicked,
     ];
 
     pub(super) const MASK: u64 = 0xff << CloseReason::SHIFT;
@@ -264,7 +281,15 @@ pub struct Flags {
     pub is_suspect: bool,
     /// Why the client is closed, once it is, or once its last reply has been made.
     pub close_reason: CloseReason,
+    /// The client has asked for a last frame when its connection ends.
+    pub wants_goaway: bool,
+    /// Why the client gets that frame once its requests are answered, if it does.
+    pub goaway: Option<GoawayReason>,
 }
+
+/// The places of the last two flags in their word.
+const WANTS_GOAWAY_SHIFT: u32 = 40;
+const GOAWAY_SHIFT: u32 = 41;
 
 impl Flags {
     pub(super) fn encode(self) -> u64 {
@@ -278,7 +303,11 @@ impl Flags {
             | u64::from(self.timed_out) << 4
             | u64::from(self.overloaded) << 5
             | u64::from(self.is_suspect) << 6;
-        (order | flags | u64::from(self.crash_count) << 8) << 8 | self.close_reason.encode()
+        let goaway = self.goaway.map_or(0, GoawayReason::number);
+        (order | flags | u64::from(self.crash_count) << 8) << 8
+            | self.close_reason.encode()
+            | u64::from(self.wants_goaway) << WANTS_GOAWAY_SHIFT
+            | u64::from(goaway) << GOAWAY_SHIFT
     }
 
     pub(super) fn decode(word: u64) -> Flags {
@@ -296,6 +325,8 @@ impl Flags {
             crash_count: (bits >> 8) as u8,
             is_suspect: bits & 64 != 0,
             close_reason: CloseReason::decode(word),
+            wants_goaway: word >> WANTS_GOAWAY_SHIFT & 1 != 0,
+            goaway: GoawayReason::from_number((word >> GOAWAY_SHIFT & 3) as u8),
         }
     }
 }

@@ -48,7 +48,9 @@ impl Turn<'_, '_> {
             is_inline: true,
         };
         let body = &rx[begin + PREFIX..begin + total];
-        let result = match execution.prepare(body) {
+        let prepared = execution.prepare(body);
+        self.flags.wants_goaway = execution.flags.wants_goaway;
+        let result = match prepared {
             Ok((request, method)) if method.is_away => {
                 return FrameOutcome::Departs(departure(body, &request, method.index));
             }
@@ -58,11 +60,7 @@ impl Turn<'_, '_> {
         let (number, is_inline) = (execution.number, execution.is_inline);
         let is_error = result.is_err();
         let length = result.unwrap_or_else(|failure| {
-            match &failure {
-                Failure::Panicked => header.add_panic(),
-                Failure::Broken(why) => *self.context.broken = Some(why.clone()),
-                Failure::Fault(_) => {}
-            }
+            note_failure(&failure, header, self.context.broken);
             write_fault(out, order, &Fault::from(failure))
         });
         kill_points::pass(Point::AfterHandler);
@@ -76,6 +74,11 @@ impl Turn<'_, '_> {
         self.count(answered, length);
         kill_points::pass(Point::AfterAnswered);
         FrameOutcome::Answered { is_inline }
+    }
+
+    /// Returns whether the client must be rejected, because its unread bytes were dropped for lack of memory.
+    pub(super) fn must_be_rejected(&self) -> bool {
+        self.flags.overloaded && !self.flags.closing
     }
 
     /// Writes the client's last reply, and discards the bytes that it has sent beyond.
@@ -143,6 +146,15 @@ impl Turn<'_, '_> {
     }
 }
 
+/// Counts a panic, and notes that the process cannot continue, if so.
+fn note_failure(failure: &Failure, header: Header<'_>, broken: &mut Option<String>) {
+    match failure {
+        Failure::Panicked => header.add_panic(),
+        Failure::Broken(why) => *broken = Some(why.clone()),
+        Failure::Fault(_) => {}
+    }
+}
+
 /// The outcome of a frame.
 pub(super) enum FrameOutcome {
     /// The frame is answered.
@@ -198,6 +210,10 @@ impl Execution<'_> {
     fn prepare<'b>(&mut self, body: &'b [u8]) -> Result<(Request<'b>, FoundMethod), Failure> {
         let fault = |code, message| Failure::Fault(Fault::from_code(code, message));
         let request = Request::parse(body).map_err(|reason| fault(Code::BadRequest, reason))?;
+        if request.wants_goaway && !self.flags.wants_goaway {
+            self.flags.wants_goaway = true;
+            self.slot.set_flags(self.flags);
+        }
         let method = self.service.find(&request.method).ok_or_else(|| {
             let message = format!("unknown method {:?}", request.method);
             fault(Code::UnknownMethod, message)

@@ -22,6 +22,9 @@ impl Turn<'_, '_> {
             let reason = "the connection ended in the middle of a frame";
             self.give_up_frame(Code::BadRequest, reason);
         }
+        if may_answer {
+            self.end_with_goaway();
+        }
         let sent = if self.blocked {
             0
         } else {
@@ -72,7 +75,7 @@ impl Turn<'_, '_> {
         !self.unread().is_empty() && !self.next_is_whole()
     }
 
-    fn next_is_whole(&self) -> bool {
+    pub(super) fn next_is_whole(&self) -> bool {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         // A length over the limit is answered as well.
         !matches!(

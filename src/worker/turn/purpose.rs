@@ -1,6 +1,7 @@
 //! The purpose of a turn.
 
 use super::AwayAnswer;
+use crate::proto::rpc::GoawayReason;
 use crate::shm::CloseReason;
 use crate::worker::reply::Fault;
 
@@ -15,6 +16,8 @@ pub(in crate::worker) enum Purpose<'a> {
     Expire,
     /// Closes the client without a reply, for this reason.
     Cut(CloseReason),
+    /// Ends the connection of a client politely, for this reason: its last frame is a goaway.
+    Goaway(GoawayReason),
     /// Commits the answer to the request that is away.
     Complete(&'a AwayAnswer<'a>),
     /// Takes back a request that its executor never received.
@@ -28,7 +31,9 @@ impl Purpose<'_> {
             Purpose::Reject(fault) => Some(fault.close_reason()),
             Purpose::Expire => Some(CloseReason::FrameTimeout),
             Purpose::Cut(reason) => Some(*reason),
-            Purpose::Serve | Purpose::Complete(_) | Purpose::TakeBack => None,
+            // The others get theirs when they have received their replies.
+            Purpose::Goaway(GoawayReason::Kicked) => Some(CloseReason::Kicked),
+            Purpose::Goaway(_) | Purpose::Serve | Purpose::Complete(_) | Purpose::TakeBack => None,
         }
     }
 

@@ -55,8 +55,8 @@ impl Turn<'_, '_> {
     }
 
     /// Reads once, after the bytes that are there: up to the end of the buffer, or the rest of the frame that is being
-    /// received in place.
-    pub(super) fn read(&mut self) -> Result<(), Gone> {
+    /// received in place; at most `most` bytes.
+    pub(super) fn read(&mut self, most: usize) -> Result<(), Gone> {
         self.connection.rearm();
         let (have, flags, in_place) = (self.have, self.flags, self.cursors.rx.0 == Region::Large);
         let open = self
@@ -72,6 +72,7 @@ impl Turn<'_, '_> {
             Some(Next::Complete { .. }) => have,
             _ => open.rx.len(),
         };
+        let end = end.min(have.saturating_add(most));
         let header = open.header;
         let Some(room) = open.rx.get_mut(have..end).filter(|room| !room.is_empty()) else {
             return Ok(());
@@ -99,7 +100,7 @@ impl Turn<'_, '_> {
 
     /// Returns the next complete frame to be answered: its length with the prefix, and the client's byte order.
     pub(super) fn next_frame(&mut self) -> Option<(usize, ByteOrder)> {
-        if self.flags.closing {
+        if self.flags.closing || self.is_kicked() {
             return None;
         }
         let limit = self.context.settings.max_frame;
@@ -135,7 +136,7 @@ impl Turn<'_, '_> {
 
     /// Returns the client's byte order, and stores it in the shared memory once it is known. An empty frame leaves it
     /// undecided.
-    fn order(&mut self) -> Option<ByteOrder> {
+    pub(super) fn order(&mut self) -> Option<ByteOrder> {
         if self.flags.order.is_some() {
             return self.flags.order;
         }

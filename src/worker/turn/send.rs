@@ -101,7 +101,8 @@ impl Turn<'_, '_> {
             }
             return Some(WaitingFor::Writable);
         }
-        match (self.flags.closing, self.flags.half_closed && self.have == 0) {
+        let is_over = self.flags.half_closed && self.have == 0 && self.flags.goaway.is_none();
+        match (self.flags.closing, is_over) {
             (true, _) => self.begin_lingering_close(0),
             (false, true) => None,
             (false, false) => self.work(purpose),

@@ -174,6 +174,11 @@ impl Execution {
         move || fifo.let_go()
     }
 
+    /// The client that waits, while it is executed.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
     /// The client that waits.
     pub fn into_client(self) -> Client {
         self.client

@@ -333,8 +333,7 @@ fn every_change_is_reported_as_text_and_as_json() {
         both(&daemon, &["scale", "2"]),
         ("2 workers are ready\n".to_owned(), settled.clone())
     );
-    let drained =
-        json!({"workers": 2, "clients": 0, "mode": "refuse", "notice": null, "waiting_at": []});
+    let drained = json!({"workers": 2, "clients": 0, "mode": "refuse", "notice": null, "move": null, "waiting_at": []});
     let there = "new clients are refused; 0 clients are still connected\n".to_owned();
     assert_eq!(both(&daemon, &["drain"]), (there, drained.clone()));
     let left = "new clients are refused; the last client has left\n".to_owned();

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
+use crate::proto::rpc::GoawayReason;
 use crate::shm::{LeaseState, MasterShm};
 
 /// State of a client as its shared memory has it, for display.
@@ -18,6 +19,8 @@ pub(crate) struct SlotFigures {
     pub(crate) state: Option<LeaseState>,
     /// Number of the method that executes its request.
     pub(crate) executing: Option<u32>,
+    pub(crate) wants_goaway: bool,
+    pub(crate) goaway: Option<GoawayReason>,
 }
 
 impl Leases {
@@ -29,7 +32,7 @@ impl Leases {
     ) -> impl Iterator<Item = (&'a Client, SlotFigures)> {
         slots.filter_map(|slot| {
             let (client, shared_slot) = (self.client(slot)?, shm.slot(slot)?);
-            let cursors = shared_slot.cursors();
+            let (cursors, flags) = (shared_slot.cursors(), shared_slot.flags());
             // The last cursors in the slot of an idle client do not count: it has nothing there.
             let state = self.state(slot, shm);
             let is_idle = state == Some(LeaseState::Idle);
@@ -47,6 +50,8 @@ impl Leases {
                     bytes,
                     state,
                     executing: shared_slot.executing(),
+                    wants_goaway: flags.wants_goaway,
+                    goaway: flags.goaway,
                 },
             ))
         })

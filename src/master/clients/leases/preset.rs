@@ -16,6 +16,7 @@ pub(crate) fn preset(
     shm: &MasterShm,
 ) -> io::Result<()> {
     let Unleased {
+        client,
         bytes,
         flags,
         times,
@@ -23,6 +24,10 @@ pub(crate) fn preset(
         ..
     } = unleased;
     let cursors = shm.store(slot, bytes)?;
+    let mut flags = *flags;
+    if flags.wants_goaway {
+        flags.goaway = flags.goaway.max(client.goaway);
+    }
     // A client that got its last reply is not served: it only gets time to read the reply.
     let is_idle =
         bytes.unread.is_empty() && bytes.unsent.is_empty() && !flags.closing && !flags.overloaded;
@@ -32,6 +37,6 @@ pub(crate) fn preset(
         LeaseState::Parked
     };
     let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
-    shared_slot.preset(state, lease_number, cursors, *flags, *times, *requests);
+    shared_slot.preset(state, lease_number, cursors, flags, *times, *requests);
     Ok(())
 }

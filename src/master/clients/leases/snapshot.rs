@@ -68,6 +68,7 @@ impl ClientSnapshot {
             since: self.since,
             moves: self.moves,
             offsets: self.offsets,
+            goaway: None,
         };
         Leased {
             client,

@@ -40,6 +40,7 @@ impl UnpackedClient {
             since: record.since,
             moves: record.moves,
             offsets: record.offsets,
+            goaway: None,
         })
     }
 }

@@ -13,6 +13,16 @@ pub(crate) struct DrainState {
     pub(crate) mode: DrainMode,
     /// The end of the notice; `None` if it is over.
     pub(super) notice_until: Option<Instant>,
+    /// The period over which clients get a goaway, if they do.
+    pub(super) moves: Option<ClientMoves>,
+}
+
+/// The period over which the clients of a drained daemon get a goaway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClientMoves {
+    pub(super) over: Duration,
+    /// The beginning of the period; `None` during the notice.
+    pub(super) since: Option<Instant>,
 }
 
 /// A drain in the state file.
@@ -22,6 +32,22 @@ pub(crate) struct SavedDrain {
     /// The end of the notice, in nanoseconds of CLOCK_MONOTONIC; `None` if it is over.
     #[serde(default)]
     notice_until: Option<u64>,
+    /// The period over which clients get a goaway, in nanoseconds; `None` if they get none.
+    #[serde(default)]
+    move_over: Option<u64>,
+    /// The end of that period, in nanoseconds of CLOCK_MONOTONIC; `None` if it has not begun.
+    #[serde(default)]
+    move_until: Option<u64>,
+}
+
+impl ClientMoves {
+    /// Returns the period with this beginning, unless it has begun before.
+    pub(super) fn from(self, since: Option<Instant>) -> ClientMoves {
+        ClientMoves {
+            since: self.since.or(since),
+            ..self
+        }
+    }
 }
 
 impl DrainState {
@@ -30,6 +56,7 @@ impl DrainState {
         DrainState {
             mode,
             notice_until: None,
+            moves: None,
         }
     }
 
@@ -49,12 +76,24 @@ impl DrainState {
         Some(until.saturating_duration_since(now))
     }
 
+    /// Returns the rest of the period over which clients get a goaway; `None` if they get none.
+    pub(crate) fn moves_left(self, now: Instant) -> Option<Duration> {
+        let ClientMoves { over, since } = self.moves?;
+        let passed = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Some(over.saturating_sub(passed))
+    }
+
     /// Returns the drain for the next master. The clock of a master is not that of the next one.
     pub(crate) fn saved(self, now: Instant) -> SavedDrain {
         let left = self.notice_left(now);
         SavedDrain {
             mode: self.mode,
             notice_until: left.map(|left| clock::after(clock::monotonic(), left)),
+            move_over: self.moves.map(|moves| clock::nanoseconds(moves.over)),
+            move_until: self
+                .moves_left(now)
+                .filter(|_| self.moves.is_some_and(|moves| moves.since.is_some()))
+                .map(|left| clock::after(clock::monotonic(), left)),
         }
     }
 }
@@ -66,7 +105,18 @@ impl SavedDrain {
         DrainState {
             mode: self.mode,
             notice_until: self.notice_until.map(|until| now + left(until)),
+            moves: self.restored_moves(now),
         }
+    }
+
+    fn restored_moves(self, now: Instant) -> Option<ClientMoves> {
+        let over = Duration::from_nanos(self.move_over?);
+        let since = self.move_until.map(|until| {
+            let left = Duration::from_nanos(until.saturating_sub(clock::monotonic()));
+            let passed = over.saturating_sub(left);
+            now.checked_sub(passed).unwrap_or(now)
+        });
+        Some(ClientMoves { over, since })
     }
 }
 
@@ -81,6 +131,7 @@ mod tests {
         let drain = DrainState {
             mode: DrainMode::Queue,
             notice_until: Some(now + notice),
+            moves: None,
         };
         let text = serde_json::to_string(&drain.saved(now)).expect("JSON");
         let saved: SavedDrain = serde_json::from_str(&text).expect("it was written");
@@ -98,6 +149,17 @@ mod tests {
         assert_eq!(over.notice_left(later), Some(Duration::ZERO));
         let in_force = DrainState::without_notice(DrainMode::Refuse);
         assert_eq!(in_force.saved(now).restored(later), in_force);
+        let over = Duration::from_secs(60);
+        for since in [None, Some(now)] {
+            let moves = Some(ClientMoves { over, since });
+            let moving = DrainState { moves, ..in_force };
+            let restored = moving.saved(now).restored(now);
+            assert!(restored.moves_left(now) > Some(over / 2), "{restored:?}");
+            assert_eq!(
+                restored.moves.and_then(|moves| moves.since).is_some(),
+                since.is_some()
+            );
+        }
         let read: SavedDrain = serde_json::from_str(r#"{"mode":"refuse"}"#).expect("a drain");
         assert!(read.restored(now).refuses());
     }

@@ -1,0 +1,56 @@
+//! Leased clients that get a goaway.
+
+use crate::master::clients::leases::{LeaseEntry, Leases};
+use crate::proto::names::ClientId;
+use crate::proto::rpc::GoawayReason;
+use crate::shm::MasterShm;
+
+impl Leases {
+    /// Notes that the clients for which `is_due` holds get a goaway, at most `most` of those that have asked for it and
+    /// of which that is not noted yet. Returns the slot and the lease number of each, for the message to the worker.
+    pub(crate) fn begin_goaways(
+        &mut self,
+        reason: GoawayReason,
+        is_due: impl Fn(ClientId) -> bool,
+        most: usize,
+        shm: &MasterShm,
+    ) -> Vec<(u32, u32)> {
+        let mut told = Vec::new();
+        for slot in 0..self.used {
+            if told.len() == most {
+                break;
+            }
+            let is_it = |id: ClientId, goaway: Option<GoawayReason>| goaway.is_none() && is_due(id);
+            told.extend(self.begin_goaway(slot, reason, is_it, shm));
+        }
+        told
+    }
+
+    /// Notes that the client in a slot gets a goaway, if `is_it` holds for its id and for the reason of an earlier one, and if
+    /// it has asked for that. Returns the slot and the lease number.
+    pub(crate) fn begin_goaway(
+        &mut self,
+        slot: u32,
+        reason: GoawayReason,
+        is_it: impl Fn(ClientId, Option<GoawayReason>) -> bool,
+        shm: &MasterShm,
+    ) -> Option<(u32, u32)> {
+        // The worker would receive the message before the lease.
+        if self.has_unsent() {
+            return None;
+        }
+        let Some(LeaseEntry::Leased(leased)) = self.entries.get_mut(slot) else {
+            return None;
+        };
+        if !is_it(leased.client.id, leased.client.goaway) {
+            return None;
+        }
+        let flags = shm.slot(slot)?.flags();
+        if !flags.wants_goaway || flags.closing {
+            return None;
+        }
+        // If the lease ends first, the next worker learns of it by the flags.
+        leased.client.goaway = Some(reason);
+        Some((slot, leased.lease_number))
+    }
+}
