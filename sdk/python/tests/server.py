@@ -24,10 +24,16 @@ class Peer:
         self.socket = accepted
         self.socket.settimeout(TIMEOUT)
         self._order = order
+        self._was_asked = False
 
     def read(self) -> Any:
-        """Returns the next request."""
-        return json.loads(self.read_body())
+        """Returns the next request, without the wish for a goaway: only the first one of a connection has that."""
+        request = json.loads(self.read_body())
+        if isinstance(request, dict):
+            asks = request.pop("goaway", None)
+            assert asks is None or (asks is True and not self._was_asked), request
+        self._was_asked = True
+        return request
 
     def read_body(self) -> bytes:
         (length,) = struct.unpack(self._order + "I", self.read_bytes(4))
@@ -59,6 +65,11 @@ class Peer:
 
     def error(self, code: str, message: str = "a reason") -> None:
         self.send({"out": "error", "result": {"code": code, "message": message}})
+
+    def goaway(self, read: Any, reason: Any = "draining") -> None:
+        """Ends the connection politely."""
+        self.send({"out": "goaway", "result": {"read": read, "reason": reason}})
+        self.finish()
 
     def reset(self) -> None:
         """Ends the connection without its usual end."""

@@ -17,8 +17,9 @@ from .worker import TIMEOUT
 class Calls(ClientCase):
     def test_a_request_and_its_reply_are_frames(self) -> None:
         def script(peer: Peer) -> None:
-            self.assertEqual(peer.read_bytes(4), b"\x26\0\0\0")
-            self.assertEqual(peer.read_bytes(0x26), b'{"in":"price","params":{"item":"t\xc3\xa9"}}')
+            self.assertEqual(peer.read_bytes(4), b"\x34\0\0\0")
+            expected = b'{"in":"price","params":{"item":"t\xc3\xa9"},"goaway":true}'
+            self.assertEqual(peer.read_bytes(0x34), expected)
             peer.send(b' {"result":[1.5,null],\n"out":"priced"} ')
             self.assertEqual(peer.read_body(), b'{"in":"price"}')
             peer.reply(None)

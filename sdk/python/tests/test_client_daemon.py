@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 import unittest
 from collections import Counter
 from pathlib import Path
@@ -212,6 +213,45 @@ class Hosts(Case):
         first.ctl("drain", "--notice", "0")
         self.assertEqual((old.call("price", "tea"), old.address), (3, first.address))
         self.assertEqual((new.call("price", "tea"), new.address), (3, second.address))
+
+    def test_clients_of_a_drained_daemon_move_to_another(self) -> None:
+        first, second = self.daemon(APP), self.daemon(APP)
+        client = self.client(first, second)
+        path = str(first.directory / "added")
+        self.assertEqual((client.call("add", {"path": path, "text": "0"}), client.address), ("0", first.address))
+        first.ctl("drain", "--notice", "0", "--move", "0", "--wait")
+        self.assertEqual((client.call("add", {"path": path, "text": "1"}), client.address), ("1", second.address))
+        self.assertEqual(Path(path).read_text(), "0\n1\n")
+
+    def test_a_polite_end_amid_many_requests_costs_none(self) -> None:
+        for verb in (["drain", "--notice", "0", "--move", "0"], ["stop"]):
+            first, second = self.daemon(APP), self.daemon(APP)
+            client = self.client(first, second)
+            path = str(first.directory / "added")
+            results: list[Any] = []
+
+            def call() -> None:
+                """Sends requests until they are executed by the other daemon."""
+                while client.address != second.address:
+                    texts = [str(len(results) + number) for number in range(100)]
+                    requests = [Request("add", {"path": path, "text": text}, idempotent=False) for text in texts]
+                    results.extend(outcome.result() for outcome in client.call_all(requests))
+
+            caller = threading.Thread(target=call)
+            caller.start()
+            self.wait_for_lines(Path(path), 20)
+            first.ctl(*verb)
+            caller.join(TIMEOUT)
+            self.assertEqual(client.address, second.address)
+            texts = [str(number) for number in range(len(results))]
+            self.assertEqual(results, texts)
+            self.assertEqual(Path(path).read_text().splitlines(), texts)
+
+    def wait_for_lines(self, path: Path, count: int) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not path.exists() or path.read_bytes().count(b"\n") < count:
+            self.assertLess(time.monotonic(), deadline, f"{path} has fewer than {count} lines")
+            threading.Event().wait(0.001)
 
     def test_a_client_that_was_idle_for_too_long_connects_again(self) -> None:
         daemon = self.daemon(APP, 'limits.idle-timeout = "100ms"')

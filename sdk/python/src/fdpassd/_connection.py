@@ -25,7 +25,7 @@ from ._failure import (
     UnknownOutcome,
     why,
 )
-from ._replies import ByteOrder, Frames, Reply, reply_of
+from ._replies import ByteOrder, Frames, Goaway, Reply, reply_of
 
 #: The most requests that are sent before the reply to the first of them: the most of unknown outcome if a host dies.
 WINDOW = 64
@@ -57,11 +57,14 @@ class Lost(Exception):
 class Pending:
     """A request that has no outcome yet."""
 
-    __slots__ = ("doubt", "doubts", "frame", "idempotent", "method", "outcome", "sent")
+    __slots__ = ("doubt", "doubts", "frame", "frames", "idempotent", "method", "outcome", "sent")
 
-    def __init__(self, method: str, frame: bytes, idempotent: bool | None) -> None:
+    def __init__(self, method: str, frames: tuple[bytes, bytes], idempotent: bool | None) -> None:
+        """:param frames: The frame, and the one that also asks for a goaway; the same if that would be too long."""
         self.method = method
-        self.frame = frame
+        self.frames = frames
+        #: That of the two which is sent.
+        self.frame = frames[0]
         #: None if only the daemon knows.
         self.idempotent = idempotent
         #: How many bytes of the frame this connection has taken.
@@ -70,6 +73,12 @@ class Pending:
         self.doubt: tuple[str, Exception] | None = None
         self.doubts = 0
         self.outcome: Outcome | None = None
+
+    def begin(self, asks: bool) -> bool:
+        """Chooses the frame, of which nothing is sent yet. Returns whether it asks for a goaway."""
+        self.frame = self.frames[asks]
+        self.sent = 0
+        return self.frame is not self.frames[0]
 
     @property
     def is_sent(self) -> bool:
@@ -114,6 +123,9 @@ class Connection:
         self.address = address
         #: Whether a request was answered, so that the next wait is a short one again.
         self.has_replied = False
+        #: How many requests were answered, and whether one that asks for a goaway has begun.
+        self._answered = 0
+        self._has_asked = False
         self._frames = Frames(order, max_reply)
         self._silence = silence
         self._is_tcp = connected.family != socket.AF_UNIX
@@ -143,7 +155,7 @@ class Connection:
         """
         unsent = deque(requests)
         for request in unsent:
-            request.sent = 0
+            self._has_asked |= request.begin(asks=not self._has_asked)
         sent: deque[Pending] = deque()
         broken: OSError | None = None
         while sent or unsent:
@@ -230,17 +242,22 @@ class Connection:
                 sent.popleft().fail(BadReply, self.address, error)
             raise Lost(ConnectionAbortedError(f"the server broke the protocol: {error}")) from None
 
-    def _settle(self, reply: Reply, sent: deque[Pending], unsent: deque[Pending]) -> None:
+    def _settle(self, reply: Reply | Goaway, sent: deque[Pending], unsent: deque[Pending]) -> None:
         """Gives a reply to its request.
 
         :raises Lost: It is the last one of the connection.
         """
+        if isinstance(reply, Goaway):
+            if reply.read != self._answered:
+                raise Malformed(f"the goaway counts {reply.read} requests, and {self._answered} were answered")
+            raise Lost(ConnectionAbortedError(f"the daemon has sent a goaway: {reply.reason}"), may_have_run=False)
         if not sent:
             _settle_part(reply, unsent)
         request = sent[0]
         if reply.code in TRANSIENT:
             raise Lost(ErrorReply(reply.code, reply.message, False), may_have_run=False)
         self.has_replied = True
+        self._answered += 1
         sent.popleft()
         request.answer(reply)
         if reply.code in CLOSING:

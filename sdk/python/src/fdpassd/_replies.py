@@ -91,6 +91,14 @@ def _is_tls_alert(prefix: bytes | bytearray) -> bool:
     return prefix[:2] == b"\x15\x03" and prefix[2] <= 4
 
 
+class Goaway(NamedTuple):
+    """The last frame of a connection, for a client that has asked for it: no request after the first `read` was
+    executed, and none will be."""
+
+    read: int
+    reason: str
+
+
 class Reply(NamedTuple):
     """One reply. An error has no result."""
 
@@ -107,8 +115,8 @@ def _refuse(constant: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
-def reply_of(body: bytes) -> Reply:
-    """Returns the reply in the body of a frame.
+def reply_of(body: bytes) -> Reply | Goaway:
+    """Returns the reply in the body of a frame, or the goaway.
 
     :raises Malformed: It is none.
     """
@@ -120,6 +128,8 @@ def reply_of(body: bytes) -> Reply:
     name, result = message["out"], message["result"]
     if not isinstance(name, str):
         raise Malformed('"out" of the reply is not a string')
+    if name == "goaway":
+        return _goaway_of(result)
     if name != "error":
         return Reply(result, None, "")
     _check_members("the error reply", result, _ERROR)
@@ -129,6 +139,14 @@ def reply_of(body: bytes) -> Reply:
     if not isinstance(text, str):
         raise Malformed('"message" of the error reply is not a string')
     return Reply(None, code, text)
+
+
+def _goaway_of(result: Any) -> Goaway:
+    # Later versions may add members and reasons.
+    read = result.get("read") if isinstance(result, dict) else None
+    if type(read) is not int or read < 0:
+        raise Malformed("the goaway has no number of requests")
+    return Goaway(read, _cut(str(result.get("reason"))))
 
 
 def _check_members(what: str, value: Any, expected: frozenset[str]) -> None:

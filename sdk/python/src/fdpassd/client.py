@@ -41,6 +41,9 @@ __all__ = [
 #: How many bytes the body of a reply may be longer than that of a request.
 _ROOM = 4096
 
+#: The end of a request that asks for a goaway. Daemons of before ignore the member.
+_ASKS = b',"goaway":true}'
+
 #: Methods that every daemon has, and that are idempotent.
 _OWN = frozenset({"ping", "methods"})
 
@@ -64,6 +67,9 @@ class Client:
     It has one connection, to one address at a time, which it opens when it needs it. When a connection is refused or
     ends, it tries the next address at once; after each round, and after a connection that has ended without a reply, it
     waits for a random time up to a bound that doubles (full jitter).
+
+    The first request of a connection asks the daemon for a goaway, so that after a polite end the client knows which of
+    its requests were not executed.
 
     A request is sent once more only if it surely was not executed, until the deadline; or if it is idempotent, at most
     `retries` times. Its first run may then still be under way. Every other request whose connection ends before the
@@ -197,7 +203,10 @@ class Client:
             raise ValueError(f"the request {method} has {len(body)} bytes, at most {self._max_frame} are possible")
         if idempotent is None:
             idempotent = method in _OWN or (None if self._idempotent is None else method in self._idempotent)
-        return Pending(method, length_of(self._byte_order).pack(len(body)) + body, idempotent)
+        pack = length_of(self._byte_order).pack
+        plain, asking = pack(len(body)) + body, body[:-1] + _ASKS
+        has_space = len(asking) <= self._max_frame
+        return Pending(method, (plain, pack(len(asking)) + asking if has_space else plain), idempotent)
 
     def _perform(self, requests: list[Pending], deadline: Deadline) -> None:
         """Gives each request its outcome."""
