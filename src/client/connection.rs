@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::ConnectionError;
 use super::options::ClientOptions;
 use super::queue::{Lost, RequestQueue};
-use super::wire::ReplyFrames;
+use super::wire::{GoawayFrame, ReplyBody, ReplyFrames};
+use crate::proto::frame::ByteOrder;
 use crate::sys::poll::{self, Interest, wait_for};
 use crate::sys::socket::{Transfer, is_silent, probe_every, receive, transmit_pieces};
 
@@ -29,6 +30,10 @@ pub(super) struct RpcConnection {
     pub(super) address: usize,
     /// Whether a request was answered.
     pub(super) has_replied: bool,
+    /// How many requests were answered.
+    answered: u64,
+    /// The byte order and the longest request, until a request asks for a goaway; `None` if none will.
+    asking: Option<(ByteOrder, u32)>,
     /// A frame was left incomplete: nothing can be sent any more.
     pub(super) is_cut: bool,
     /// Why a thread has stopped waiting for a reply.
@@ -60,6 +65,9 @@ impl RpcConnection {
             socket: Arc::new(socket),
             address,
             has_replied: false,
+            answered: 0,
+            // A client that fails fast sends nothing once more.
+            asking: (!options.fails_fast).then_some((options.byte_order, options.max_request)),
             is_cut: false,
             late: None,
             frames: ReplyFrames::new(options.byte_order, options.max_reply),
@@ -105,6 +113,11 @@ impl RpcConnection {
             return;
         }
         self.is_full = false;
+        if let Some((order, limit)) = self.asking
+            && requests.ask_for_goaway(order, limit)
+        {
+            self.asking = None;
+        }
         loop {
             let count = WINDOW.saturating_sub(requests.sent());
             let pieces = requests.to_send(count);
@@ -173,10 +186,12 @@ impl RpcConnection {
         loop {
             match self.frames.next_reply() {
                 Ok(Some(reply)) => {
+                    self.check_goaway(&reply, requests, address)?;
                     // Otherwise it is the error for a frame that was not sent completely.
                     let is_reply = requests.sent() > 0;
                     requests.answer(reply, address)?;
                     self.has_replied |= is_reply;
+                    self.answered += 1;
                 }
                 Ok(None) => return Ok(()),
                 Err(why) => return Err(requests.broken(&why, address)),
@@ -201,6 +216,34 @@ impl RpcConnection {
         match self.frames.misread() {
             Some(why) => ConnectionError::BadReply(why),
             None => ConnectionError::Timeout(timeout),
+        }
+    }
+
+    /// Checks whether a reply is the goaway, after which nothing comes.
+    ///
+    /// # Errors
+    /// It is. The requests that are not answered were not executed, if its number is right.
+    fn check_goaway(
+        &self,
+        reply: &ReplyBody,
+        requests: &mut RequestQueue,
+        address: &str,
+    ) -> Result<(), Lost> {
+        let answered = self.answered;
+        match GoawayFrame::of(reply) {
+            Ok(None) => Ok(()),
+            Ok(Some(goaway)) if goaway.read == answered => Err(Lost {
+                cause: ConnectionError::Goaway {
+                    reason: goaway.reason(),
+                },
+                may_have_run: false,
+            }),
+            Ok(Some(GoawayFrame { read, .. })) => {
+                let why =
+                    format!("the goaway counts {read} requests, and {answered} were answered");
+                Err(requests.broken(&why, address))
+            }
+            Err(why) => Err(requests.broken(&why, address)),
         }
     }
 

@@ -145,6 +145,11 @@ pub enum ConnectionError {
         /// The message, for people.
         message: String,
     },
+    /// The daemon has ended the connection politely, and has reported that the request was not executed.
+    Goaway {
+        /// For people.
+        reason: String,
+    },
 }
 
 impl ConnectionError {
@@ -181,6 +186,9 @@ impl fmt::Display for ConnectionError {
                 write!(f, "the server broke the protocol: {why}")
             }
             ConnectionError::Rejected { code, message } => write!(f, "{code}: {message}"),
+            ConnectionError::Goaway { reason } => {
+                write!(f, "the daemon has sent a goaway: {reason}")
+            }
         }
     }
 }

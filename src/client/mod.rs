@@ -22,7 +22,8 @@
 //! only
 //!
 //! * if it surely was not executed: no connection accepted it, or not all of it was sent, or the reply was `overloaded`
-//!   or `shutting_down`. This is repeated until the timeout;
+//!   or `shutting_down`, or the daemon has ended the connection politely and its last frame, the goaway, excludes the
+//!   request. The client asks for that frame in a first request of each connection. This is repeated until the timeout;
 //! * if its method is idempotent, at most [`retries`](ClientOptions::retries) times. The first run may still be under
 //!   way then. The client asks the daemon by `methods` which methods are idempotent, unless
 //!   [`ClientOptions::idempotent`] or [`ClientRequest::idempotent`] states it.

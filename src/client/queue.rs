@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::request::{RawOutcome, Unanswered};
-use super::wire::ReplyBody;
+use super::wire::{ReplyBody, ask_for_goaway};
 use super::{ConnectionError, Error};
+use crate::proto::frame::ByteOrder;
 
 /// The codes of requests that the daemon surely has not executed. No method can send them.
 const NOT_RUN: [&str; 5] = [
@@ -118,6 +119,15 @@ impl RequestQueue {
             self.unsent.pop_front();
         }
         self.unanswered.get_mut(self.unsent.front()?)
+    }
+
+    /// Has the first request of which nothing is sent ask for a goaway. Returns whether one asks.
+    pub(super) fn ask_for_goaway(&mut self, order: ByteOrder, limit: u32) -> bool {
+        let Some(first) = self.first_unsent().filter(|first| first.sent == 0) else {
+            return false;
+        };
+        first.asks = first.asks || ask_for_goaway(&mut first.frame, order, limit);
+        first.asks
     }
 
     /// Returns the rests of the frames that may be sent now, at most this number.

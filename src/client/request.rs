@@ -83,6 +83,8 @@ impl Caller {
 pub(super) struct Unanswered {
     pub(super) method: String,
     pub(super) frame: Vec<u8>,
+    /// Whether it asks for a goaway.
+    pub(super) asks: bool,
     /// `None` if only the daemon knows.
     pub(super) idempotent: Option<bool>,
     /// How many bytes of the frame the connection has taken.

@@ -141,6 +141,7 @@ impl Hub {
             idempotent: request.idempotent.or(declared),
             method: request.method,
             frame,
+            asks: false,
             sent: 0,
             doubt: None,
             doubts: 0,

@@ -1,5 +1,6 @@
 //! A client against scripts of daemons: each way in which a connection can fail.
 
+mod goaway;
 mod hostile;
 mod losses;
 mod server;

@@ -9,6 +9,8 @@ use serde_json::value::RawValue;
 
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::misread::{self, Misread, Sender};
+use crate::proto::rpc::GOAWAY;
+use crate::proto::text::shortened;
 
 /// Returns the frame of a request.
 ///
@@ -42,6 +44,62 @@ pub(crate) fn request_frame(
         }
     }
     Ok(frame)
+}
+
+/// The end of a request that asks for a goaway. Daemons of earlier versions ignore the member.
+const ASKS_FOR_GOAWAY: &[u8] = b",\"goaway\":true}";
+
+/// Has the request of a frame ask for a goaway, unless its body would be longer than `limit`. Returns whether it does.
+pub(super) fn ask_for_goaway(frame: &mut Vec<u8>, order: ByteOrder, limit: u32) -> bool {
+    let body = frame.len() - PREFIX;
+    match u32::try_from(body - 1 + ASKS_FOR_GOAWAY.len()) {
+        Ok(length) if length <= limit => {
+            // The body is an object with a member.
+            frame.truncate(PREFIX + body - 1);
+            frame.extend_from_slice(ASKS_FOR_GOAWAY);
+            frame[..PREFIX].copy_from_slice(&order.prefix(length));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// The last frame of a connection that ends politely: no request after the first `read` is executed.
+#[derive(Debug, Deserialize)]
+pub(super) struct GoawayFrame {
+    pub(super) read: u64,
+    /// For people; any JSON.
+    #[serde(default)]
+    reason: Value,
+}
+
+impl GoawayFrame {
+    /// Returns the goaway, if a reply is one.
+    ///
+    /// # Errors
+    /// A sentence: it has no number.
+    pub(super) fn of(reply: &ReplyBody) -> Result<Option<GoawayFrame>, String> {
+        let ReplyBody::Result { name, result } = reply else {
+            return Ok(None);
+        };
+        if name != GOAWAY {
+            return Ok(None);
+        }
+        let result = result.get();
+        let read = serde_json::from_str(result).ok();
+        // serde would accept an array as a struct.
+        let read = read.filter(|_| result.starts_with('{'));
+        let why = || "the goaway has no number of requests".to_owned();
+        read.map(Some).ok_or_else(why)
+    }
+
+    /// Returns the reason, for people.
+    pub(super) fn reason(&self) -> String {
+        match self.reason.as_str() {
+            Some(reason) => shortened(reason.to_owned()),
+            None => "no reason".to_owned(),
+        }
+    }
 }
 
 /// The body of a reply.

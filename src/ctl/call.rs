@@ -77,7 +77,9 @@ fn without_reply(
             rpc_client::Error::NoReply(why)
         }
         ConnectionError::Rejected { code, message } => refused(code, message),
-        other @ ConnectionError::Silent(_) => rpc_client::Error::NoReply(other.to_string()),
+        other @ (ConnectionError::Silent(_) | ConnectionError::Goaway { .. }) => {
+            rpc_client::Error::NoReply(other.to_string())
+        }
     }
 }
 

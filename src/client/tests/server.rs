@@ -35,7 +35,12 @@ impl Peer {
         let mut prefix = [0; 4];
         self.stream.read_exact(&mut prefix).ok()?;
         let body = self.read_bytes(self.order.length(prefix) as usize);
-        Some(String::from_utf8(body).expect("a request is text"))
+        let body = String::from_utf8(body).expect("a request is text");
+        // The first request of a connection asks for a goaway.
+        Some(match body.strip_suffix(",\"goaway\":true}") {
+            Some(rest) => format!("{rest}}}"),
+            None => body,
+        })
     }
 
     /// Expects this request.
@@ -68,6 +73,14 @@ impl Peer {
         self.send(&format!(
             r#"{{"out":"error","result":{{"code":"{code}","message":"a reason"}}}}"#
         ));
+    }
+
+    /// Ends the connection politely, after this number of requests.
+    pub(super) fn goaway(&mut self, read: &str) {
+        self.send(&format!(
+            r#"{{"out":"goaway","result":{{"read":{read},"reason":"draining","more":1}}}}"#
+        ));
+        self.finish();
     }
 
     /// Answers each request by its params, until the client leaves.

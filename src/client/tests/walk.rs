@@ -49,6 +49,7 @@ impl Walk {
             method: method.to_owned(),
             frame: frame.to_le_bytes().to_vec(),
             idempotent,
+            asks: false,
             sent: 0,
             doubt: None,
             doubts: 0,

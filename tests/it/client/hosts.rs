@@ -3,8 +3,8 @@
 use std::fs;
 use std::thread;
 
-use fdpassd::client::Error;
-use fdpassd::testing::Running;
+use fdpassd::client::{ClientRequest, Error};
+use fdpassd::testing::{Running, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -62,6 +62,64 @@ fn a_drained_daemon_keeps_its_clients_and_no_other() {
     assert_eq!(new.call::<u32>("ping", 3).expect("a pong"), 3);
     assert_eq!(old.address(), Some(first.address().to_string()));
     assert_eq!(new.address(), Some(second.address().to_string()));
+}
+
+#[test]
+fn clients_of_a_drained_daemon_move_to_the_other() {
+    let (first, second) = (start(""), start(""));
+    let client = client(&[&first, &second], options());
+    assert_eq!(client.call::<u32>("ping", 1).expect("a pong"), 1);
+    let said = ctl(&first, &["drain", "--move", "0", "--wait"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(client.call::<u32>("ping", 2).expect("a pong"), 2);
+    assert_eq!(client.address(), Some(second.address().to_string()));
+}
+
+#[test]
+fn a_polite_end_amid_many_requests_costs_none() {
+    for verb in ["drain", "stop"] {
+        let daemons = [
+            faulty::start("workers.count = 1"),
+            faulty::start("workers.count = 1"),
+        ];
+        let [first, second] = &daemons;
+        let client = client(&[first, second], options());
+        let path = second.directory().join("lines");
+        let other = Some(second.address().to_string());
+        // Sends requests until they are executed by the other daemon. Returns their number.
+        let call = || {
+            let mut sent = 0;
+            while client.address() != other {
+                let requests = (sent..sent + 100).map(|number| {
+                    ClientRequest::new("count", (&path, number.to_string())).idempotent(false)
+                });
+                for outcome in client.call_all(requests) {
+                    outcome.expect("it is executed");
+                }
+                sent += 100;
+            }
+            sent
+        };
+        let sent = thread::scope(|threads| {
+            let caller = threads.spawn(call);
+            eventually("some are executed", || {
+                let lines = fs::read_to_string(&path).unwrap_or_default();
+                (lines.lines().count() >= 20).then_some(())
+            });
+            match verb {
+                "drain" => first.ctl_with("drain", json!({ "move": 0 })),
+                _ => first.ctl("stop"),
+            }
+            .expect("it is done");
+            caller.join().expect("no panic")
+        });
+        let executed = fs::read_to_string(&path).expect("lines");
+        let lines: Vec<String> = (0..sent).map(|number: u32| number.to_string()).collect();
+        assert!(
+            executed.lines().eq(&lines),
+            "{verb}: each once, in their order"
+        );
+    }
 }
 
 #[test]
