@@ -57,7 +57,7 @@ impl MemoryCgroup {
             }
         }
         skip(
-            "cgroups",
+            "memory-cgroups",
             "no memory cgroup can be made: only root can, where the memory controller is there",
         );
         None

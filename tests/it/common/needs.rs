@@ -7,10 +7,11 @@ use std::thread;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// The words that [`skip`] takes and `REQUIRE` may name.
-const NEEDS: [&str; 23] = [
+const NEEDS: [&str; 24] = [
     "root",             // to become another user, to give files away
     "namespaces",       // of networks, mounts, processes and users, by unshare(1) and ip(8)
-    "cgroups",          // a memory cgroup that can be written
+    "cgroups",          // of version 2, on Linux 5.14 or newer, where one can be made
+    "memory-cgroups",   // of either version, where one with a limit can be made
     "lower-oom-score",  // CAP_SYS_RESOURCE
     "core-files",       // core_pattern names a file in the working directory
     "open-files",       // a hard limit of 11,500 descriptors or more
