@@ -30,14 +30,27 @@ impl Pool {
 
     /// Marks a worker that should be replaced when its successor is ready.
     pub fn spent(&mut self, id: WorkerId, why: Why) {
-        let serves = |member: &&mut Member| {
-            matches!(
-                member.state,
-                MemberState::Ready { .. } | MemberState::Held { .. }
-            )
-        };
-        if let Some(member) = self.member_mut(id).filter(serves) {
-            member.spent.get_or_insert(why);
+        self.mark_spent(id, why);
+    }
+
+    /// Marks a worker that was ready. Returns it.
+    fn mark_spent(&mut self, id: WorkerId, why: Why) -> Option<&mut Member> {
+        let member = self.member_mut(id)?;
+        if !matches!(
+            member.state,
+            MemberState::Ready { .. } | MemberState::Held { .. }
+        ) {
+            return None;
+        }
+        member.spent.get_or_insert(why);
+        Some(member)
+    }
+
+    /// Marks a worker that serves no more clients, by its own decision: it is drained before its successor is ready. A
+    /// reason to replace it that is known already stays, such as its limit of requests.
+    pub fn retires(&mut self, id: WorkerId) {
+        if let Some(member) = self.mark_spent(id, Why::Unresponsive) {
+            member.has_retired = true;
         }
     }
 

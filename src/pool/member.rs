@@ -22,6 +22,8 @@ pub struct Member {
     pub kill_by: Option<Instant>,
     /// Why the worker will be replaced although its generation is wanted.
     pub(super) spent: Option<Why>,
+    /// Whether the worker has stopped to serve by its own decision: it is drained at once.
+    pub has_retired: bool,
     /// When the worker will be replaced for its age.
     pub(super) old_at: Option<Instant>,
     /// Whether the worker was started beyond the count, because all others were stuck.
@@ -45,6 +47,7 @@ impl Member {
             is_stalled: false,
             kill_by: None,
             spent: None,
+            has_retired: false,
             old_at: None,
             is_extra: false,
             is_released: false,
@@ -112,6 +115,8 @@ pub enum Why {
     Memory,
     /// A method has panicked, and the state that others use could not be rebuilt.
     Panic,
+    /// The worker's app or runtime has not answered a request that it was asked to cancel.
+    Unresponsive,
     /// The worker has reached its lifetime.
     Lifetime,
     /// The operator asked for a replacement.
@@ -131,6 +136,7 @@ impl fmt::Display for Why {
             Why::NearRequestLimit => "it has answered nearly as many requests as it may",
             Why::Memory => "its app uses more memory than max-memory",
             Why::Panic => "a method has panicked",
+            Why::Unresponsive => "a request has not ended in time",
             Why::Lifetime => "it is as old as it may get",
             Why::Recycle => "it was asked to be replaced",
             Why::Surplus => "its seat has been filled",

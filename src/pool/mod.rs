@@ -25,8 +25,9 @@
 //! 1. Only ready workers get clients. An action names an existing worker; `Spawn` has a new id. An action comes once.
 //! 2. A worker is drained when another one of its seat is fresh and ready, or when its seat is not wanted and a wanted
 //!    seat serves: a reload, a recycling, age and the request limit remove no worker before its successor is ready. A
-//!    seat that still serves waits its turn, so that few start at a time; other seats come first. No more than four
-//!    workers are started in 100 ms that are not ready yet, so that the first ones serve while others start.
+//!    worker that has retired by itself serves no client, so it is drained at once, as if it had ended. A seat that
+//!    still serves waits its turn, so that few start at a time; other seats come first. No more than four workers are
+//!    started in 100 ms that are not ready yet, so that the first ones serve while others start.
 //! 3. A *roll* replaces one generation by the next. It ends when each wanted seat has a fresh ready worker, or when the
 //!    new workers fail: then the previous generation is wanted again, and the backoff of the failed one is dropped.
 //!    Until then seats beyond the count keep their workers, which may be wanted again.

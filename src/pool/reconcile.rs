@@ -250,7 +250,7 @@ impl Pool {
             let has_another = keeper.is_some_and(|id| id != member.id);
             let is_too_much = !is_wanted && !is_rolling && (is_served || member.is_stalled);
             match member.state {
-                MemberState::Ready { .. } if has_another || is_too_much => {
+                MemberState::Ready { .. } if has_another || is_too_much || member.has_retired => {
                     let why = match member.spent {
                         _ if member.seat >= count && member.is_extra => Why::Surplus,
                         _ if member.seat >= count => Why::Scale,
@@ -375,7 +375,7 @@ impl Pool {
             match member.state {
                 MemberState::Starting { .. } => state.is_coming |= is_fresh,
                 MemberState::Ready { .. } => {
-                    state.has_well |= !member.is_stalled;
+                    state.has_well |= !member.is_stalled && !member.has_retired;
                     state.keeper = state
                         .keeper
                         .max(is_fresh.then(|| Keeper::from_member(member)));

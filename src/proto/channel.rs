@@ -25,6 +25,7 @@
 //!                  8 AppStarted     JSON         the pid of the worker's app, before Ready
 //!                  9 AppGone        JSON         why the worker and its app end; `Stop` answers it, and the worker exits
 //!                 10 Spent          JSON         why the worker should be replaced
+//!                 11 Retiring       -            no more clients can be leased to it; it ends when no request is away
 //!
 //! lease record     see `proto/lease.rs`
 //! ```
@@ -119,6 +120,8 @@ pub enum ToMaster {
     AppGone(AppGone),
     /// The worker serves, and its successor should be prepared.
     Spent(Spent),
+    /// The worker serves no more clients, by its own decision, and ends when no request is away any more.
+    Retiring,
 }
 
 /// The first message to a worker.
@@ -280,6 +283,7 @@ impl Message for ToMaster {
             ToMaster::AppStarted(started) => json(8, started, out),
             ToMaster::AppGone(gone) => json(9, gone, out),
             ToMaster::Spent(spent) => json(10, spent, out),
+            ToMaster::Retiring => out.push(11),
         }
     }
 
@@ -296,6 +300,7 @@ impl Message for ToMaster {
             8 => Ok(ToMaster::AppStarted(from_json(body)?)),
             9 => Ok(ToMaster::AppGone(from_json(body)?)),
             10 => Ok(ToMaster::Spent(from_json(body)?)),
+            11 if body.is_empty() => Ok(ToMaster::Retiring),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -405,6 +410,7 @@ mod tests {
             ToMaster::Released(vec![0]),
             ToMaster::HasCapacity,
             ToMaster::NearRequestLimit,
+            ToMaster::Retiring,
             ToMaster::Health(Health {
                 unhealthy: Some(reason.clone()),
             }),

@@ -260,8 +260,6 @@ impl WorkerLoop<'_> {
             return;
         }
         let gave_up_at = *executor.pulse.gave_up_at.get_or_insert(by);
-        // The worker's other clients move to other workers, and its other requests get `stall-timeout`.
-        self.ending.is_retiring = true;
         let has_others = executor
             .requests
             .all()
@@ -269,8 +267,10 @@ impl WorkerLoop<'_> {
         let gaps = self.time.clock.gaps_since(gave_up_at);
         if !has_others || gave_up_at.saturating_add(stall).saturating_add(gaps) <= by {
             let reason = "did not answer within request-timeout and stall-timeout".to_owned();
-            self.end_with_executor(AppEnd::Unresponsive, reason, service);
+            return self.end_with_executor(AppEnd::Unresponsive, reason, service);
         }
+        // The worker's other clients move to other workers, and its other requests get `stall-timeout`.
+        self.retire();
     }
 
     /// Ends this worker because of its executor. The master recovers the requests that are away, as from a death,

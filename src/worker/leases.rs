@@ -164,6 +164,14 @@ impl WorkerLoop<'_> {
         }
     }
 
+    /// Serves no more clients, by this worker's own decision. While requests are away it lives on, so the master must
+    /// lease it no more clients, and must not wait for its end to start a successor.
+    pub(super) fn retire(&mut self) {
+        let is_new = !std::mem::replace(&mut self.ending.is_retiring, true);
+        let executor = self.executor.as_ref();
+        self.master.is_retiring |= is_new && executor.is_some_and(|it| it.requests.count() > 0);
+    }
+
     /// Gives up every lease. No client is in a turn now; leases that were revoked before are released as well.
     pub(super) fn give_up_leases(&mut self) {
         for index in 0..self.connections.bound() {

@@ -34,6 +34,8 @@ pub(super) struct MasterLink<'c> {
     pub(super) is_near_limit: bool,
     /// Why this worker should be replaced.
     pub(super) spent: Option<SpentReason>,
+    /// Whether this worker has decided to retire, and still has requests that are away.
+    pub(super) is_retiring: bool,
     /// How the app has ended, because of which this worker ends.
     pub(super) app_gone: Option<AppGone>,
     pub(super) health: Option<Health>,
@@ -55,6 +57,7 @@ impl<'c> MasterLink<'c> {
             has_capacity: false,
             is_near_limit: false,
             spent: None,
+            is_retiring: false,
             app_gone: None,
             health: None,
         })
@@ -204,6 +207,11 @@ impl<'c> MasterLink<'c> {
             if !sent.is_refused() {
                 self.spent = None;
             }
+        }
+        // Before the slots that it gives up, so that their clients do not come back.
+        if sent == Sent::Queued && self.is_retiring {
+            sent = self.channel.send(&ToMaster::Retiring, &[])?;
+            self.is_retiring = sent.is_refused();
         }
         while sent == Sent::Queued && !self.closed.is_empty() {
             sent = send_slots(self.channel, &mut self.closed, ToMaster::Closed)?;

@@ -108,11 +108,8 @@ impl WorkerLoop<'_> {
         let ended = turn(connection, slot, purpose, &mut context);
         let is_tcp = connection.is_tcp();
         (self.time.now, self.served) = (context.now, context.served);
-        let begun = context.begun();
-        self.ending.is_retiring |= context.has_reached_limit();
-        // It is reported once.
-        let near_limit_at = &mut self.settings.near_limit_at;
-        self.master.is_near_limit |= near_limit_at.take_if(|at| begun >= *at).is_some();
+        let (begun, has_reached_limit) = (context.begun(), context.has_reached_limit());
+        self.note_requests(begun, has_reached_limit);
         match ended {
             Ended::Waits(waits) => self.schedule(slot, waits),
             Ended::Over => self.close(slot),
@@ -122,6 +119,15 @@ impl WorkerLoop<'_> {
         if !is_tcp {
             // Later writes belong to another client. The note must stay until the lease word shows the end of the turn.
             self.shm.header().end_write();
+        }
+    }
+
+    /// Reports that this worker is near its limit of requests, once, and retires when it has reached the limit.
+    fn note_requests(&mut self, begun: u64, has_reached_limit: bool) {
+        let near_limit_at = &mut self.settings.near_limit_at;
+        self.master.is_near_limit |= near_limit_at.take_if(|at| begun >= *at).is_some();
+        if has_reached_limit {
+            self.retire();
         }
     }
 

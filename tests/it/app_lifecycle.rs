@@ -234,6 +234,59 @@ fn a_request_over_its_time_takes_no_other_with_it() {
     end(daemon, 6);
 }
 
+/// While the only worker waits for its other request, its successor serves.
+#[test]
+fn a_worker_that_gives_up_a_request_has_a_successor_at_once() {
+    let more = "limits.request-timeout = \"6s\"\nlimits.stall-timeout = \"4s\"\n";
+    let Some(config) = config(1, 8, more) else {
+        return;
+    };
+    let daemon = start(&config);
+    let mut idle = daemon.connect();
+    assert_eq!(idle.call("price", json!({"n": 0})).expect("a price"), 0);
+    let (mut late, mut other) = (daemon.connect(), daemon.connect());
+    late.request("order", json!({"n": 1, "until": "/none"}));
+    daemon.wait_for_log("exceeded request-timeout");
+    // It is in time when the worker gives up the first one.
+    other.request("order", json!({"n": 2, "until": "/none"}));
+    daemon.wait_for_log("worker 2 (pid ");
+    assert_eq!(idle.call("price", json!({"n": 3})).expect("a price"), 3);
+    let fault = late.reply().value().expect_err("it takes too long");
+    assert_eq!(fault.code(), "timeout");
+    let log = daemon.stderr();
+    let at = |line: &str| log.find(line).unwrap_or_else(|| panic!("{line:?}: {log}"));
+    let (started, ended) = (at("worker 2 (pid "), at("its app did not answer within"));
+    assert!(started < ended, "{log}");
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.lost_total), (1, 0));
+    assert!(status.moved_total <= 3, "{} moves", status.moved_total);
+    end(daemon, 3);
+}
+
+/// The worker has reached its limit while a request is away, and its successor takes a while to start.
+#[test]
+fn clients_wait_for_the_successor_of_a_worker_at_its_limit() {
+    let Some(config) = config(1, 8, "workers.max-requests = 3\n") else {
+        return;
+    };
+    let daemon = start(&config);
+    let file = daemon.directory().join("end");
+    let (mut order, _) = away(&daemon, "order", json!({"n": 1, "until": &file}));
+    let mut others: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
+    for (number, other) in (2..).zip(&mut others) {
+        assert_eq!(
+            other.call("price", json!({ "n": number })).expect("one"),
+            number
+        );
+    }
+    fs::write(&file, "").expect("it is ours");
+    assert_eq!(order.reply().value().expect("it is answered"), 1);
+    let status = daemon.status();
+    assert_eq!((status.deaths_total, status.errors_total), (0, 0));
+    assert!(status.moved_total <= 20, "{} moves", status.moved_total);
+    end(daemon, 5);
+}
+
 #[test]
 fn a_worker_whose_app_answers_nothing_returns_with_an_answer() {
     let more = "workers.dispatch = \"round-robin\"\nlimits.stall-timeout = \"2s\"\n";

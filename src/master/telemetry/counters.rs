@@ -203,6 +203,7 @@ impl Label for Why {
         (Why::NearRequestLimit, "max_requests"),
         (Why::Memory, "max_memory"),
         (Why::Panic, "panic"),
+        (Why::Unresponsive, "unresponsive"),
         (Why::Lifetime, "max_lifetime"),
         (Why::Recycle, "recycle"),
         (Why::Surplus, "surplus"),

@@ -125,6 +125,7 @@ impl Workers {
                     SpentReason::Panic => Why::Panic,
                 },
             ),
+            ToMaster::Retiring => self.pool.retires(id),
             ToMaster::Health(health) => {
                 self.set_health(id, health.unhealthy, clients, telemetry, poller, now);
             }

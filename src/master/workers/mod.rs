@@ -21,7 +21,7 @@ use crate::master::workers::watchdog::Watch;
 use crate::master::workers::worker::Worker;
 use crate::master::workers::zygote::Zygotes;
 use crate::pool::rebalance::Rebalancer;
-use crate::pool::{Member, MemberState, Pool};
+use crate::pool::{Member, Pool};
 use crate::proto::channel::ToWorker;
 use crate::proto::names::WorkerId;
 use crate::sys::poll::Poller;
@@ -155,8 +155,8 @@ impl Workers {
 
     /// Returns the workers that may be given clients, each with its state in the pool.
     pub(super) fn ready_members(&self) -> impl Iterator<Item = (&Member, &Worker)> {
-        let is_ready = |m: &&Member| matches!(m.state, MemberState::Ready { .. }) && !m.is_stalled;
-        let members = self.pool.members().filter(is_ready);
+        let serves = |m: &&Member| m.is_ready() && !m.is_stalled && !m.has_retired;
+        let members = self.pool.members().filter(serves);
         // Both are in the order of ids.
         let mut all = self.all.iter().peekable();
         members.filter_map(move |member| {

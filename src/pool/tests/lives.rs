@@ -107,7 +107,8 @@ impl Life {
                     let is_missed = !member.is_stalled && !pool.members().any(serves);
                     let is_needless =
                         member.seat >= pool.wanted() && !pool.is_rolling() && !is_missed;
-                    assert!(has_another || is_needless, "{action:?} of {member:?}");
+                    let is_allowed = has_another || is_needless || member.has_retired;
+                    assert!(is_allowed, "{action:?} of {member:?}");
                     assert_eq!(*by, now + DRAIN);
                 }
                 Action::Kill { id, why } => {
@@ -198,7 +199,7 @@ impl Life {
         let state = self.pool.member(id).map(|member| member.state);
         let is_ready = matches!(state, Some(MemberState::Ready { .. }));
         let soon = now + Duration::from_millis(self.random.below(20_000));
-        match self.random.below(24) {
+        match self.random.below(25) {
             0..6 => {
                 let expected = matches!(state, Some(MemberState::Starting { .. }));
                 assert_eq!(self.pool.ready(id, now), expected);
@@ -235,6 +236,7 @@ impl Life {
                 self.pool.revived(id);
             }
             22 => self.now = soon,
+            23 => self.pool.retires(id),
             _ => self.end_leaving(),
         }
     }
@@ -313,7 +315,7 @@ impl Life {
 }
 
 fn is_well(member: &Member) -> bool {
-    !member.is_stalled && member.is_ready()
+    !member.is_stalled && !member.has_retired && member.is_ready()
 }
 
 fn fresh_ready(pool: &Pool, seat: usize) -> impl Iterator<Item = WorkerId> + '_ {

@@ -162,3 +162,23 @@ fn a_roll_continues_although_all_workers_are_stuck() {
     let actions = turn(&mut pool, now);
     assert_eq!((actions[0], drained(&actions)), (Action::Applied, drains));
 }
+
+#[test]
+fn a_worker_that_retires_by_itself_has_a_successor_at_once() {
+    let now = Instant::now();
+    let mut pool = ready_pool(1, now);
+    pool.retires(w(1));
+    let actions = turn(&mut pool, now);
+    assert_eq!(drained(&actions), [(w(1), Why::Unresponsive)]);
+    assert_eq!(spawned(&actions), [(0, w(2))]);
+    assert!(pool.ready(w(2), now));
+    assert_eq!(pool.exited(w(1), false, now), None);
+    assert_eq!(turn(&mut pool, now), []);
+    // A worker that was near its limit of requests has reached it.
+    pool.spent(w(2), Why::NearRequestLimit);
+    assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3))]);
+    pool.retires(w(2));
+    let actions = turn(&mut pool, now);
+    assert_eq!(actions.len(), 1, "its successor is starting already");
+    assert_eq!(drained(&actions), [(w(2), Why::NearRequestLimit)]);
+}

@@ -201,7 +201,9 @@ fn no_request_besides_one_that_is_away_exceeds_max_requests() {
     second.send(&ping("2"));
     step(&mut worker, &mut service);
     assert_eq!((away(&worker), worker.ending.is_retiring), (1, true));
-    assert!(master.received().contains(&ToMaster::NearRequestLimit));
+    // Its successor is needed at once, and the client that it gives up must not come back.
+    let expected = [ToMaster::NearRequestLimit, ToMaster::Retiring];
+    assert_eq!(master.received(), expected);
     step(&mut worker, &mut service);
     // The next worker answers it.
     assert_eq!(second.read_replies(), "");
