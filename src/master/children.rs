@@ -41,7 +41,7 @@ impl Master {
                         let start_timeout = self.start_timeout(id);
                         let telemetry = &mut self.telemetry;
                         self.workers
-                            .kill_late(id, why, start_timeout, telemetry, now);
+                            .execute_kill(id, why, start_timeout, telemetry, now);
                     }
                     Action::Drain { id, why, .. } => {
                         self.workers.retire(id, why, &mut self.telemetry);

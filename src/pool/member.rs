@@ -147,7 +147,7 @@ impl fmt::Display for Why {
 
 /// Why a worker is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Late {
+pub enum KillDecision {
     /// The worker did not become ready in time.
     NotReady,
     /// The worker did not finish in time.
@@ -175,7 +175,7 @@ pub enum Action {
         /// The worker's id.
         id: WorkerId,
         /// The reason.
-        why: Late,
+        why: KillDecision,
     },
     /// Revoke a worker's clients and let it finish the request that it executes.
     Drain {

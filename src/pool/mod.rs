@@ -54,7 +54,7 @@ use std::time::{Duration, Instant};
 use self::members::PoolMembers;
 use crate::proto::names::{Generation, WorkerId};
 
-pub use member::{Action, Late, Member, MemberState, Why};
+pub use member::{Action, KillDecision, Member, MemberState, Why};
 
 /// The workers that are wanted.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Action, Late, Member, MemberState, Pool, Roll, Why};
+use super::{Action, KillDecision, Member, MemberState, Pool, Roll, Why};
 use crate::proto::names::WorkerId;
 
 /// How many workers may have been started a moment ago. More of them would only keep clients from the CPUs, and from the
@@ -117,7 +117,7 @@ impl Pool {
         for member in self.members.iter_mut() {
             let until = match member.state {
                 MemberState::Starting { .. } => {
-                    actions.push(kill(member, Late::Unneeded));
+                    actions.push(kill(member, KillDecision::Unneeded));
                     continue;
                 }
                 MemberState::Ready { .. } | MemberState::Held { .. } => by,
@@ -180,9 +180,11 @@ impl Pool {
         for member in self.members.iter_mut() {
             let is_due = member.kill_by.is_some_and(|by| by <= now);
             let why = match member.state {
-                MemberState::Starting { until } if until <= now => Late::NotReady,
-                MemberState::Draining { until, .. } if until <= now => Late::NotGone,
-                MemberState::Ready { .. } | MemberState::Draining { .. } if is_due => Late::Stalled,
+                MemberState::Starting { until } if until <= now => KillDecision::NotReady,
+                MemberState::Draining { until, .. } if until <= now => KillDecision::NotGone,
+                MemberState::Ready { .. } | MemberState::Draining { .. } if is_due => {
+                    KillDecision::Stalled
+                }
                 MemberState::Starting { .. }
                 | MemberState::Ready { .. }
                 | MemberState::Held { .. }
@@ -190,7 +192,7 @@ impl Pool {
                 | MemberState::Killed => continue,
             };
             actions.push(kill(member, why));
-            if why == Late::NotReady {
+            if why == KillDecision::NotReady {
                 not_ready.push(*member);
             }
         }
@@ -272,7 +274,7 @@ impl Pool {
                         is_rolling
                     };
                     if keeper.is_some() || !may_be_needed {
-                        actions.push(kill(member, Late::Unneeded));
+                        actions.push(kill(member, KillDecision::Unneeded));
                     }
                 }
                 MemberState::Ready { .. }
@@ -388,7 +390,7 @@ impl Pool {
 }
 
 /// Marks a worker as killed: only its exit can follow.
-fn kill(member: &mut Member, why: Late) -> Action {
+fn kill(member: &mut Member, why: KillDecision) -> Action {
     member.state = MemberState::Killed;
     // Nothing more can be done if it is not gone then.
     member.kill_by = None;

@@ -80,7 +80,7 @@ fn drained(actions: &[Action]) -> Vec<(WorkerId, Why)> {
     actions.iter().filter_map(drain).collect()
 }
 
-fn killed(actions: &[Action]) -> Vec<(WorkerId, Late)> {
+fn killed(actions: &[Action]) -> Vec<(WorkerId, KillDecision)> {
     let kill = |action: &Action| match action {
         Action::Kill { id, why } => Some((*id, *why)),
         _ => None,
@@ -102,7 +102,7 @@ const fn w(id: u64) -> WorkerId {
     WorkerId(id)
 }
 
-const fn kill(id: u64, why: Late) -> Action {
+const fn kill(id: u64, why: KillDecision) -> Action {
     Action::Kill { id: w(id), why }
 }
 
@@ -192,7 +192,7 @@ fn a_worker_not_ready_in_time_is_killed_once_and_seat_waits() {
     turn(&mut pool, now);
     assert_eq!(pool.deadline(), Some(now + START));
     let late = now + START;
-    assert_eq!(turn(&mut pool, late), [kill(1, Late::NotReady)]);
+    assert_eq!(turn(&mut pool, late), [kill(1, KillDecision::NotReady)]);
     assert!(!pool.ready(w(1), late), "too late");
     let due = pool.due(0).expect("its seat waits");
     assert_eq!(
@@ -239,14 +239,14 @@ fn stop_kills_starting_and_late_workers_and_drains_others() {
 
     assert_eq!(
         turn(&mut pool, now),
-        [&stops[..], &[kill(7, Late::Unneeded)]].concat()
+        [&stops[..], &[kill(7, KillDecision::Unneeded)]].concat()
     );
     assert!(!pool.reload(target(2, 4)));
     assert_eq!(pool.exited(w(7), false, now), None);
     pool.stop(now);
     assert_eq!(
         killed(&turn(&mut pool, now)),
-        [1, 2, 4, 5, 6].map(|id| (w(id), Late::NotGone))
+        [1, 2, 4, 5, 6].map(|id| (w(id), KillDecision::NotGone))
     );
     assert!(!pool.is_finished());
     for id in [1, 2, 4, 5, 6] {
@@ -267,7 +267,7 @@ fn scaling_adds_and_drains_workers_and_kills_starting_ones() {
     pool.scale(1);
     let actions = turn(&mut pool, now);
     assert_eq!(drained(&actions), [(w(2), Why::Scale), (w(3), Why::Scale)]);
-    assert_eq!(killed(&actions), [(w(4), Late::Unneeded)]);
+    assert_eq!(killed(&actions), [(w(4), KillDecision::Unneeded)]);
     assert_eq!(pool.seats(), 4, "draining workers still show");
     for id in [2, 3, 4] {
         assert!(!pool.is_settled());
@@ -317,7 +317,7 @@ fn a_recycled_worker_goes_when_its_successor_is_ready() {
     );
     assert!(!pool.is_settled());
     assert_eq!(pool.deadline(), Some(late));
-    assert_eq!(turn(&mut pool, late), [kill(2, Late::NotGone)]);
+    assert_eq!(turn(&mut pool, late), [kill(2, KillDecision::NotGone)]);
     assert_eq!(
         pool.exited(w(2), false, late),
         None,
@@ -418,7 +418,7 @@ fn a_released_worker_gets_its_seat_back() {
     turn(&mut pool, now);
     // Its successor is starting.
     assert!(pool.release(w(1)));
-    assert_eq!(turn(&mut pool, now), [kill(2, Late::Unneeded)]);
+    assert_eq!(turn(&mut pool, now), [kill(2, KillDecision::Unneeded)]);
     assert_eq!(pool.exited(w(2), false, now), None);
     assert!(
         matches!(pool.member(w(1)), Some(Member { state: MemberState::Ready { since }, .. }) if *since == now)

@@ -13,7 +13,7 @@ use crate::master::telemetry::counters::Reason;
 use crate::master::workers::worker::{KillReason, Worker};
 use crate::master::workers::zygote::ForkedWorker;
 use crate::master::workers::{NOT_NOW, Workers};
-use crate::pool::Late;
+use crate::pool::KillDecision;
 use crate::proto::channel::{Settings, Start, Stop, ToWorker, VERSION};
 use crate::proto::control::{About, Kind};
 use crate::proto::log::{Log, LogLevel};
@@ -130,11 +130,11 @@ impl Workers {
         telemetry.events.note(Kind::WorkerFailed, about, sentence);
     }
 
-    /// Kills a worker that is late. `start_timeout` is that of its generation.
-    pub(crate) fn kill_late(
+    /// Kills a worker as the pool has decided. `start_timeout` is that of its generation.
+    pub(crate) fn execute_kill(
         &mut self,
         id: WorkerId,
-        why: Late,
+        why: KillDecision,
         start_timeout: Duration,
         telemetry: &mut Telemetry,
         now: Instant,
@@ -143,7 +143,7 @@ impl Workers {
             return self.withdraw_birth(id, why, start_timeout, telemetry, now);
         };
         let (kill_reason, kind, what) = match why {
-            Late::NotReady => {
+            KillDecision::NotReady => {
                 // The generation may be rolled back because of this worker. Then the pool starts another worker before
                 // this death is known, so the reason is recorded now.
                 let cause = worker.app.awaited_hello();
@@ -153,23 +153,23 @@ impl Workers {
                 let what = format!("is not ready after {start_timeout:?}{cause}");
                 (KillReason::Late, Kind::WorkerKilled, what)
             }
-            Late::NotGone => {
+            KillDecision::NotGone => {
                 telemetry.counts.killed += 1;
                 let what = "did not finish in time".to_owned();
                 (KillReason::Late, Kind::WorkerKilled, what)
             }
-            Late::Stalled if worker.is_executing() => {
+            KillDecision::Stalled if worker.is_executing() => {
                 let method = worker
                     .method_in_turn()
                     .map(|method| format!(" in method {method:?}"));
                 let what = format!("exceeded request-timeout{}", method.unwrap_or_default());
                 (KillReason::TimedOut, Kind::WorkerKilled, what)
             }
-            Late::Stalled => {
+            KillDecision::Stalled => {
                 let what = "has been stuck for request-timeout".to_owned();
                 (KillReason::Stuck, Kind::WorkerKilled, what)
             }
-            Late::Unneeded => {
+            KillDecision::Unneeded => {
                 let what = "is not needed any more".to_owned();
                 (KillReason::Unneeded, Kind::WorkerDraining, what)
             }

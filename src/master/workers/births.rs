@@ -8,7 +8,7 @@ use crate::master::Token;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::master::workers::zygote::{Birth, BirthNews, Orphaned, Zygote};
-use crate::pool::Late;
+use crate::pool::KillDecision;
 use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::proto::zygote::{FromZygote, StartZygote, ZygoteFailure};
@@ -174,7 +174,7 @@ impl Workers {
     pub(super) fn withdraw_birth(
         &mut self,
         id: WorkerId,
-        why: Late,
+        why: KillDecision,
         start_timeout: Duration,
         telemetry: &mut Telemetry,
         now: Instant,
@@ -185,7 +185,7 @@ impl Workers {
             self.pool.exited(id, false, now);
             return;
         };
-        if why == Late::NotReady {
+        if why == KillDecision::NotReady {
             let (what, cause) = match zygote.is_ready {
                 true => ("has not forked it", "did not answer in time"),
                 false => ("is not ready", "was not ready in time"),

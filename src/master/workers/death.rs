@@ -74,7 +74,7 @@ impl Workers {
         now: Instant,
     ) -> Option<DeadWorker> {
         let worker = self.all.values_mut().find(|worker| worker.pid == pid)?;
-        worker.link.has_ended = true;
+        worker.channel_state.has_ended = true;
         let id = worker.id;
         self.end_descendants(pid);
         // The last messages of a worker survive its death.

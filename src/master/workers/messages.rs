@@ -60,7 +60,7 @@ impl Workers {
             Ok(Incoming::Nothing | Incoming::Shortage) => {}
             // A closed channel does not prove a death; collecting the process does. A worker that is already ending
             // keeps the status that it chose. Any other one is killed, because no message can arrive from it any more.
-            Ok(Incoming::Closed) if worker.link.has_ended => {}
+            Ok(Incoming::Closed) if worker.channel_state.has_ended => {}
             Ok(Incoming::Closed) => {
                 let _ = poller.remove(&worker.channel);
                 match process::is_ending(worker.pid) {

@@ -10,8 +10,8 @@ use crate::channel::Scratch;
 use crate::master::clients::client::Client;
 use crate::master::telemetry::counters::Totals;
 use crate::master::workers::candidates::DispatchState;
+use crate::master::workers::channel_state::ChannelWaits;
 use crate::master::workers::crash_limits::CrashLimits;
-use crate::master::workers::link_state::ChannelWaits;
 use crate::master::workers::oom_kills::OomKills;
 use crate::master::workers::outgoing::Outgoing;
 use crate::master::workers::rebalance::RequestedRebalance;
@@ -31,6 +31,7 @@ pub(crate) mod actions;
 pub(crate) mod app;
 pub(crate) mod births;
 pub(crate) mod candidates;
+pub(crate) mod channel_state;
 pub(crate) mod crash;
 pub(crate) mod crash_limits;
 pub(crate) mod death;
@@ -40,14 +41,13 @@ pub(crate) mod executor;
 pub(crate) mod goaway;
 pub(crate) mod health;
 pub(crate) mod heartbeat;
-pub(crate) mod link;
-pub(crate) mod link_state;
 pub(crate) mod messages;
 pub(crate) mod oom_kills;
 pub(crate) mod operate;
 pub(crate) mod outgoing;
 pub(crate) mod rebalance;
 pub(crate) mod retire;
+pub(crate) mod sending;
 pub(crate) mod spread;
 pub(crate) mod trust;
 pub(crate) mod trusted_counters;
@@ -144,7 +144,7 @@ impl Workers {
 
     /// Adds a worker. No other function adds one.
     pub(crate) fn insert(&mut self, mut worker: Worker) {
-        worker.link.share(&self.waits);
+        worker.channel_state.share(&self.waits);
         self.all.insert(worker.id, worker);
     }
 

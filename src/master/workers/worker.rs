@@ -11,7 +11,7 @@ use crate::master::clients::leases::Leases;
 use crate::master::telemetry::counters::Cause;
 use crate::master::workers::NOT_NOW;
 use crate::master::workers::app::WorkerApp;
-use crate::master::workers::link_state::{Intake, Link};
+use crate::master::workers::channel_state::{ChannelState, SendState};
 use crate::master::workers::trusted_counters::TrustedCounters;
 use crate::master::workers::write_account::WriteAccount;
 use crate::master::workers::zygote::ForkedWorker;
@@ -58,7 +58,7 @@ pub(crate) struct Worker {
     pub(crate) trusted: TrustedCounters,
     pub(crate) heartbeat: Heartbeat,
     pub(crate) app_watch: AppWatch,
-    pub(super) link: Link,
+    pub(super) channel_state: ChannelState,
 }
 
 /// Where a worker is in its life.
@@ -248,7 +248,7 @@ impl Worker {
             trusted: TrustedCounters::new(started),
             heartbeat: Heartbeat::default(),
             app_watch: AppWatch::default(),
-            link: Link::default(),
+            channel_state: ChannelState::default(),
         }
     }
 
@@ -307,10 +307,10 @@ impl Worker {
     /// Returns whether the worker may be given one more client, when `window` is the limit of those that are not picked
     /// up.
     fn accepts(&self, picked_up: u64, window: u64) -> bool {
-        let accepts = match self.link.intake {
-            Intake::Open => true,
-            Intake::Full { .. } | Intake::Refused => false,
-            Intake::Throttled { picked_up: then } => picked_up > then,
+        let accepts = match self.channel_state.send_state {
+            SendState::Open => true,
+            SendState::Full { .. } | SendState::Refused => false,
+            SendState::Throttled { picked_up: then } => picked_up > then,
         };
         let not_picked_up = self.leases.given().saturating_sub(picked_up);
         accepts && not_picked_up < window && self.leases.has_free_slot()

@@ -114,12 +114,14 @@ impl Life {
                 Action::Kill { id, why } => {
                     let member = before_of(id);
                     let is_due = match (member.state, why) {
-                        (MemberState::Starting { until }, Late::NotReady) => until <= now,
-                        (MemberState::Starting { .. }, Late::Unneeded) => true,
-                        (MemberState::Draining { until, .. }, Late::NotGone) => until <= now,
+                        (MemberState::Starting { until }, KillDecision::NotReady) => until <= now,
+                        (MemberState::Starting { .. }, KillDecision::Unneeded) => true,
+                        (MemberState::Draining { until, .. }, KillDecision::NotGone) => {
+                            until <= now
+                        }
                         (
                             MemberState::Ready { .. } | MemberState::Draining { .. },
-                            Late::Stalled,
+                            KillDecision::Stalled,
                         ) => member.is_stalled && member.kill_by.is_some_and(|by| by <= now),
                         _ => false,
                     };

@@ -74,7 +74,10 @@ fn a_new_worker_that_is_not_ready_in_time_rolls_back() {
     let actions = turn(&mut pool, late);
     assert_eq!(
         killed(&actions),
-        [(starts[0], Late::NotReady), (starts[1], Late::NotReady)]
+        [
+            (starts[0], KillDecision::NotReady),
+            (starts[1], KillDecision::NotReady)
+        ]
     );
     assert!(actions.contains(&Action::RolledBack) && !pool.is_rolling());
     assert_eq!(*pool.target(), target(1, 8));
@@ -131,7 +134,7 @@ fn three_failed_new_workers_roll_back_and_cause_no_wait() {
     let actions = turn(&mut pool, now);
     assert_eq!(actions[0], Action::RolledBack);
     assert!(
-        killed(&actions).contains(&(other, Late::Unneeded)),
+        killed(&actions).contains(&(other, KillDecision::Unneeded)),
         "{actions:?}"
     );
     assert!(
@@ -162,7 +165,10 @@ fn a_failed_generation_leaves_seats_without_other_workers() {
     let actions = turn(&mut pool, now + START);
     assert_eq!(
         killed(&actions),
-        [(w(3), Late::NotReady), (w(4), Late::Unneeded)]
+        [
+            (w(3), KillDecision::NotReady),
+            (w(4), KillDecision::Unneeded)
+        ]
     );
     assert_eq!(spawned(&actions), [(1, w(5))]);
     assert_eq!(
@@ -214,7 +220,10 @@ fn a_reload_clears_waits_and_ignores_old_failures() {
     let later = now + START / 2;
     assert!(pool.reload(target(2, 1)));
     assert_eq!(spawned(&turn(&mut pool, later)), [(0, w(2))]);
-    assert_eq!(turn(&mut pool, now + START), [kill(1, Late::NotReady)]);
+    assert_eq!(
+        turn(&mut pool, now + START),
+        [kill(1, KillDecision::NotReady)]
+    );
     assert!(pool.is_rolling() && pool.exited(w(1), false, now + START).is_none());
     assert!(
         pool.ready(w(2), now + START) && !pool.is_settled(),
@@ -232,11 +241,11 @@ fn an_old_starting_worker_stays_until_its_successor_is_ready() {
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(3)), (1, w(4))]);
     assert!(pool.ready(w(3), now));
-    assert_eq!(turn(&mut pool, now), [kill(1, Late::Unneeded)]);
+    assert_eq!(turn(&mut pool, now), [kill(1, KillDecision::Unneeded)]);
     assert!(pool.ready(w(4), now));
     assert_eq!(
         turn(&mut pool, now),
-        [Action::Applied, kill(2, Late::Unneeded)]
+        [Action::Applied, kill(2, KillDecision::Unneeded)]
     );
 }
 
@@ -294,7 +303,7 @@ fn scaling_during_a_roll_outlives_it() {
     assert!(pool.reload(target(2, 2)));
     assert_eq!(spawned(&turn(&mut pool, now)), [(0, w(2)), (1, w(3))]);
     pool.scale(1);
-    assert_eq!(turn(&mut pool, now), [kill(3, Late::Unneeded)]);
+    assert_eq!(turn(&mut pool, now), [kill(3, KillDecision::Unneeded)]);
     // Scaled, then rolled back.
     let mut pool = rolling(4, 1, now);
     pool.scale(3);
@@ -373,7 +382,10 @@ fn a_draining_worker_is_not_killed_while_its_clients_move() {
     let half = now + DRAIN / 2;
     pool.clients_moved(w(1), half);
     assert_eq!(turn(&mut pool, now + DRAIN), []);
-    assert_eq!(turn(&mut pool, half + DRAIN), [kill(1, Late::NotGone)]);
+    assert_eq!(
+        turn(&mut pool, half + DRAIN),
+        [kill(1, KillDecision::NotGone)]
+    );
 }
 
 #[test]

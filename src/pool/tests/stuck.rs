@@ -20,7 +20,7 @@ fn a_stuck_worker_keeps_its_seat_until_it_is_killed() {
     assert!(pool.revived(w(1)) && !pool.revived(w(1)));
     assert_eq!((turn(&mut pool, at(8)), pool.deadline()), (vec![], None));
     assert!(pool.stalled(w(1), Some(at(9))), "marked again");
-    assert_eq!(turn(&mut pool, at(9))[0], kill(1, Late::Stalled));
+    assert_eq!(turn(&mut pool, at(9))[0], kill(1, KillDecision::Stalled));
     // A process in the kernel may outlive SIGKILL for long; it is not looked at again.
     assert_eq!(pool.member(w(1)).and_then(|member| member.kill_by), None);
     assert_eq!(
@@ -47,8 +47,11 @@ fn a_stuck_draining_worker_is_killed_at_its_first_deadline() {
     // Stuck workers do not serve, so no seat waits its turn.
     assert_eq!(spawned(&ready(&mut pool, now)).len(), 2);
     assert_eq!(drained(&turn(&mut pool, now)).len(), 2);
-    assert_eq!(turn(&mut pool, soon), [kill(1, Late::Stalled)]);
-    assert_eq!(turn(&mut pool, now + DRAIN), [kill(2, Late::NotGone)]);
+    assert_eq!(turn(&mut pool, soon), [kill(1, KillDecision::Stalled)]);
+    assert_eq!(
+        turn(&mut pool, now + DRAIN),
+        [kill(2, KillDecision::NotGone)]
+    );
 }
 
 #[test]
@@ -71,7 +74,10 @@ fn a_held_worker_is_never_killed_for_being_stuck() {
         "a stand-in"
     );
     assert!(!pool.stalled(w(1), Some(late)), "it is still marked");
-    assert_eq!(killed(&turn(&mut pool, late)), [(w(1), Late::Stalled)]);
+    assert_eq!(
+        killed(&turn(&mut pool, late)),
+        [(w(1), KillDecision::Stalled)]
+    );
 }
 
 #[test]
@@ -130,7 +136,10 @@ fn a_failed_stand_in_waits_and_a_starting_one_is_killed() {
     assert_eq!(turn(&mut pool, now), [], "no other seat is used");
     assert_eq!(spawned(&turn(&mut pool, now + delay)), [(3, w(5))]);
     assert!(pool.revived(w(2)));
-    assert_eq!(turn(&mut pool, now + delay), [kill(5, Late::Unneeded)]);
+    assert_eq!(
+        turn(&mut pool, now + delay),
+        [kill(5, KillDecision::Unneeded)]
+    );
     assert_eq!(pool.exited(w(5), false, now + delay), None);
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Dispatch};
 use crate::loop_clock::LoopClock;
-use crate::master::workers::link_state::Link;
+use crate::master::workers::channel_state::ChannelState;
 use crate::master::workers::tests::simulation::Simulation;
 
 #[test]
@@ -60,7 +60,7 @@ fn channels_are_looked_at_while_one_waits_for_memory() {
     let ids = workers.ids();
     for id in [ids[0], ids[2]] {
         let worker = workers.all.get_mut(&id).expect("it is ready");
-        worker.link.note_refused();
+        worker.channel_state.note_refused();
     }
     assert_eq!(workers.channels_deadline(now), Some(now), "at once");
     workers.retry_channels(poller, now);
@@ -71,8 +71,8 @@ fn channels_are_looked_at_while_one_waits_for_memory() {
     assert_eq!(workers.waits.walks(), 4, "none waits any more");
     // One waits when it is added, and ends.
     let mut worker = workers.all.remove(&ids[1]).expect("it is ready");
-    worker.link = Link::default();
-    worker.link.note_not_received(now);
+    worker.channel_state = ChannelState::default();
+    worker.channel_state.note_not_received(now);
     assert_eq!(workers.channels_deadline(now), None);
     workers.insert(worker);
     assert_eq!(workers.channels_deadline(now), Some(now + wait));

@@ -9,7 +9,7 @@ use crate::channel::Sent;
 use crate::master::Token;
 use crate::master::clients::leases::Recovered;
 use crate::master::workers::Workers;
-use crate::master::workers::link_state::Intake;
+use crate::master::workers::channel_state::SendState;
 use crate::master::workers::worker::Worker;
 use crate::proto::channel::ToWorker;
 use crate::sys::poll::{Interest, Poller};
@@ -17,30 +17,30 @@ use crate::sys::poll::{Interest, Poller};
 impl Worker {
     /// Returns whether all messages for the worker are sent.
     pub(crate) fn has_sent_all(&self) -> bool {
-        self.link.unsent.is_empty()
+        self.channel_state.unsent.is_empty()
     }
 
     /// Sends a message that must not be lost: if the channel is full, the message is sent later.
     pub(crate) fn send(&mut self, message: ToWorker) -> io::Result<()> {
-        self.link.unsent.push_back(message);
+        self.channel_state.unsent.push_back(message);
         self.send_unsent()
     }
 
     /// Sends the messages that wait for the channel.
     fn send_unsent(&mut self) -> io::Result<()> {
-        while let Some(message) = self.link.unsent.front() {
+        while let Some(message) = self.channel_state.unsent.front() {
             match self.channel.send(message, &[])? {
                 Sent::Full => {
                     self.set_full();
                     return Ok(());
                 }
                 Sent::Shortage => {
-                    self.link.note_refused();
+                    self.channel_state.note_refused();
                     return Ok(());
                 }
                 Sent::Queued | Sent::Closed => {
-                    self.link.unsent.pop_front();
-                    self.link.note_accepted();
+                    self.channel_state.unsent.pop_front();
+                    self.channel_state.note_accepted();
                 }
             }
         }
@@ -50,8 +50,8 @@ impl Worker {
     /// Sends a message that is useless later. It is dropped if the channel is full, as the worker then has enough to
     /// read. Returns whether the worker has something to read now: if the kernel has no memory, it may have nothing.
     pub(super) fn try_send(&mut self, message: &ToWorker) -> bool {
-        if !self.link.unsent.is_empty() {
-            return matches!(self.link.intake, Intake::Full { .. });
+        if !self.channel_state.unsent.is_empty() {
+            return matches!(self.channel_state.send_state, SendState::Full { .. });
         }
         let sent = self.channel.send(message, &[]);
         !matches!(sent, Ok(Sent::Shortage) | Err(_))
@@ -59,9 +59,9 @@ impl Worker {
 
     /// Has the poller report what is awaited of the channel.
     pub(crate) fn watch_channel(&mut self, poller: &Poller) {
-        if self.link.intake == (Intake::Full { is_watched: false }) {
+        if self.channel_state.send_state == (SendState::Full { is_watched: false }) {
             let watched = poller.modify(&self.channel, self.token(), self.interest(true));
-            self.link.intake = Intake::Full {
+            self.channel_state.send_state = SendState::Full {
                 is_watched: watched.is_ok(),
             };
         }
@@ -72,7 +72,7 @@ impl Worker {
     }
 
     fn interest(&self, is_full: bool) -> Interest {
-        if self.link.receiving.until().is_some() {
+        if self.channel_state.receiving.until().is_some() {
             return Interest::Paused;
         }
         match is_full {
@@ -85,24 +85,28 @@ impl Worker {
     /// channel for a while.
     pub(super) fn note_received(&mut self, is_refused: bool, poller: &Poller, now: Instant) {
         if !is_refused {
-            return self.link.receiving.end();
+            return self.channel_state.receiving.end();
         }
-        self.link.note_not_received(now);
+        self.channel_state.note_not_received(now);
         // If it fails, the poller reports the channel at once.
         let _ = poller.modify(&self.channel, self.token(), Interest::Paused);
     }
 
     /// Receives and sends again after the kernel has lacked memory, if the wait is over.
     fn retry(&mut self, poller: &Poller, now: Instant) -> io::Result<()> {
-        if self.link.receiving.end_if_over(now) {
-            let is_full = matches!(self.link.intake, Intake::Full { .. });
+        if self.channel_state.receiving.end_if_over(now) {
+            let is_full = matches!(self.channel_state.send_state, SendState::Full { .. });
             poller.modify(&self.channel, self.token(), self.interest(is_full))?;
         }
-        if self.link.intake == Intake::Refused && self.link.sending.until().is_none() {
-            self.link.sending.begin(|wait| now + wait);
+        if self.channel_state.send_state == SendState::Refused
+            && self.channel_state.sending.until().is_none()
+        {
+            self.channel_state.sending.begin(|wait| now + wait);
         }
-        if self.link.sending.end_if_over(now) && self.link.intake == Intake::Refused {
-            self.link.intake = Intake::Open;
+        if self.channel_state.sending.end_if_over(now)
+            && self.channel_state.send_state == SendState::Refused
+        {
+            self.channel_state.send_state = SendState::Open;
             self.send_unsent()?;
             self.watch_channel(poller);
         }
@@ -111,26 +115,26 @@ impl Worker {
 
     /// Returns when [`Worker::retry`] is due: at once if the wait has not begun.
     fn retry_at(&self, now: Instant) -> Option<Instant> {
-        let has_not_begun =
-            self.link.intake == Intake::Refused && self.link.sending.until().is_none();
+        let has_not_begun = self.channel_state.send_state == SendState::Refused
+            && self.channel_state.sending.until().is_none();
         let waits = [
             has_not_begun.then_some(now),
-            self.link.sending.until(),
-            self.link.receiving.until(),
+            self.channel_state.sending.until(),
+            self.channel_state.receiving.until(),
         ];
         waits.into_iter().flatten().min()
     }
 
     fn set_full(&mut self) {
-        if !matches!(self.link.intake, Intake::Full { .. }) {
-            self.link.intake = Intake::Full { is_watched: false };
+        if !matches!(self.channel_state.send_state, SendState::Full { .. }) {
+            self.channel_state.send_state = SendState::Full { is_watched: false };
         }
     }
 
     /// Handles the poller's report that the channel accepts messages again.
     pub(crate) fn resume_channel(&mut self, poller: &Poller) -> io::Result<()> {
-        if self.link.intake == (Intake::Full { is_watched: true }) {
-            self.link.intake = Intake::Open;
+        if self.channel_state.send_state == (SendState::Full { is_watched: true }) {
+            self.channel_state.send_state = SendState::Open;
             poller.modify(&self.channel, self.token(), self.interest(false))?;
         }
         self.send_unsent()
@@ -153,7 +157,7 @@ impl Worker {
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {
                     self.leases.close_left_places(&batch);
-                    self.link.note_accepted();
+                    self.channel_state.note_accepted();
                 }
                 refused @ (Sent::Full | Sent::Shortage) => {
                     let back = self.leases.withdraw(batch, &self.shm);
@@ -163,13 +167,16 @@ impl Worker {
                     // messages, or the descriptors are in flight in other channels.
                     let picked_up = self.shm.header().want_capacity();
                     if picked_up < self.leases.given() {
-                        if matches!(self.link.intake, Intake::Open | Intake::Throttled { .. }) {
-                            self.link.intake = Intake::Throttled { picked_up };
+                        if matches!(
+                            self.channel_state.send_state,
+                            SendState::Open | SendState::Throttled { .. }
+                        ) {
+                            self.channel_state.send_state = SendState::Throttled { picked_up };
                         }
                     } else if refused == Sent::Full {
                         self.set_full();
                     } else {
-                        self.link.note_refused();
+                        self.channel_state.note_refused();
                     }
                     return Ok(back);
                 }
@@ -216,6 +223,8 @@ impl Workers {
 
     /// Returns whether the channel of a worker waits for memory of the kernel.
     fn does_channel_wait(&self) -> bool {
-        self.all.values().any(|worker| worker.link.awaits_memory())
+        self.all
+            .values()
+            .any(|worker| worker.channel_state.awaits_memory())
     }
 }

@@ -10,7 +10,7 @@ use crate::proto::channel::ToWorker;
 
 /// Whether the channel of a worker accepts messages, and leases may be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Intake {
+pub(super) enum SendState {
     #[default]
     Open,
     /// The channel accepts no message; `is_watched` if the poller reports when it does again.
@@ -55,10 +55,10 @@ impl ChannelWaits {
 
 /// The master's record of a worker's channel.
 #[derive(Debug, Default)]
-pub(super) struct Link {
+pub(super) struct ChannelState {
     /// The worker has ended. Its last messages may still be in the channel.
     pub(super) has_ended: bool,
-    pub(super) intake: Intake,
+    pub(super) send_state: SendState,
     /// Messages that wait for the channel.
     pub(super) unsent: VecDeque<ToWorker>,
     /// The waits for memory of the kernel, to send and to receive.
@@ -68,7 +68,7 @@ pub(super) struct Link {
     waits: ChannelWaits,
 }
 
-impl Link {
+impl ChannelState {
     /// Shares the mark that a channel waits with the channels of other workers.
     pub(super) fn share(&mut self, waits: &ChannelWaits) {
         self.waits = waits.clone();
@@ -77,14 +77,14 @@ impl Link {
 
     /// Returns whether the channel waits for memory of the kernel.
     pub(super) fn awaits_memory(&self) -> bool {
-        self.intake == Intake::Refused
+        self.send_state == SendState::Refused
             || self.sending.until().is_some()
             || self.receiving.until().is_some()
     }
 
     /// Records that the kernel has refused a message for lack of memory.
     pub(super) fn note_refused(&mut self) {
-        self.intake = Intake::Refused;
+        self.send_state = SendState::Refused;
         self.waits.set(true);
     }
 
@@ -97,8 +97,8 @@ impl Link {
     /// Records that the kernel has accepted a message.
     pub(super) fn note_accepted(&mut self) {
         self.sending.end();
-        if self.intake == Intake::Refused {
-            self.intake = Intake::Open;
+        if self.send_state == SendState::Refused {
+            self.send_state = SendState::Open;
         }
     }
 }
