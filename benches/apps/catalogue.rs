@@ -30,8 +30,12 @@ pub(crate) enum Server {
     Go,
     /// asyncio alone, with the standard library's JSON.
     Asyncio,
+    /// The same with a task for each request, which runs a coroutine.
+    AsyncioTasks,
     /// asyncio alone, with orjson.
     AsyncioOrjson,
+    /// The same with a task for each request, which runs a coroutine.
+    AsyncioOrjsonTasks,
     /// A cluster of Node.js, round robin.
     Cluster,
     /// A server in Go with a goroutine for each connection.
@@ -54,14 +58,16 @@ pub(crate) struct Places {
 
 impl Server {
     /// All servers, in the order of the table.
-    pub(crate) const ALL: [Server; 15] = [
+    pub(crate) const ALL: [Server; 17] = [
         Server::Native,
         Server::PyJson,
         Server::AsyncJson,
         Server::Asyncio,
+        Server::AsyncioTasks,
         Server::PyOrjson,
         Server::AsyncOrjson,
         Server::AsyncioOrjson,
+        Server::AsyncioOrjsonTasks,
         Server::Node,
         Server::Cluster,
         Server::Go,
@@ -82,7 +88,9 @@ impl Server {
             Server::Node => "fdpassd, Node.js",
             Server::Go => "fdpassd, Go",
             Server::Asyncio => "asyncio, json",
+            Server::AsyncioTasks => "asyncio, json, coroutine",
             Server::AsyncioOrjson => "asyncio, orjson",
+            Server::AsyncioOrjsonTasks => "asyncio, orjson, coroutine",
             Server::Cluster => "Node.js cluster",
             Server::Goroutines => "goroutines",
             Server::Uvicorn => "uvicorn, HTTP",
@@ -163,9 +171,14 @@ impl Server {
                 places.python(codec)?;
                 places.app(&[python, &file("app.py"), kind, codec])
             }
-            Server::Asyncio | Server::AsyncioOrjson => {
+            Server::Asyncio
+            | Server::AsyncioTasks
+            | Server::AsyncioOrjson
+            | Server::AsyncioOrjsonTasks => {
+                let is_async = matches!(self, Server::AsyncioTasks | Server::AsyncioOrjsonTasks);
+                let kind = if is_async { "async" } else { "def" };
                 places.python(self.codec())?;
-                Recipe::new(python, [&file("server.py"), "PORT", self.codec()])
+                Recipe::new(python, [&file("server.py"), "PORT", kind, self.codec()])
             }
             Server::Node => {
                 installed("node", "--version")?;
@@ -219,7 +232,10 @@ impl Server {
 
     fn codec(self) -> &'static str {
         match self {
-            Server::PyOrjson | Server::AsyncOrjson | Server::AsyncioOrjson => "orjson",
+            Server::PyOrjson
+            | Server::AsyncOrjson
+            | Server::AsyncioOrjson
+            | Server::AsyncioOrjsonTasks => "orjson",
             _ => "json",
         }
     }
@@ -241,8 +257,12 @@ impl Places {
     fn python(&self, package: &str) -> Result<()> {
         let python = self.venv.join("bin/python3");
         if !python.exists() {
-            let mut create = Command::new("python3");
-            succeed(create.args(["-m", "venv"]).arg(&self.venv), "python3")?;
+            let create = |options: &[&str]| {
+                let mut create = Command::new("python3");
+                succeed(create.args(options).arg(&self.venv), "python3")
+            };
+            // Debian has what installs packages in a package of its own. The standard library needs none.
+            create(&["-m", "venv"]).or_else(|_| create(&["-m", "venv", "--without-pip"]))?;
         }
         let mut import = Command::new(&python);
         import.arg("-c").arg(format!("import {package}"));

@@ -87,9 +87,18 @@ const fn goal(scenario: Scenario, server: Server, against: Server, most: f64) ->
 }
 
 /// The goals, in the order of the table.
-pub(crate) const GOALS: [Goal; 13] = [
+pub(crate) const GOALS: [Goal; 17] = [
     goal(Scenario::Small, Server::PyJson, Server::Asyncio, 1.15),
     goal(Scenario::Kilo, Server::PyJson, Server::Asyncio, 1.2),
+    goal(
+        Scenario::Small,
+        Server::AsyncJson,
+        Server::AsyncioTasks,
+        1.15,
+    ),
+    goal(Scenario::Kilo, Server::AsyncJson, Server::AsyncioTasks, 1.2),
+    goal(Scenario::Small, Server::AsyncJson, Server::Asyncio, 1.15),
+    goal(Scenario::Kilo, Server::AsyncJson, Server::Asyncio, 1.2),
     goal(
         Scenario::Small,
         Server::PyOrjson,

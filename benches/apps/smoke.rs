@@ -20,7 +20,13 @@ pub(crate) fn test() -> Result<()> {
         fdpassd: PathBuf::from(env!("CARGO_BIN_EXE_fdpassd")),
         venv: built().join("venv"),
     };
-    for server in [Server::Native, Server::PyJson, Server::Asyncio] {
+    for server in [
+        Server::Native,
+        Server::PyJson,
+        Server::AsyncJson,
+        Server::Asyncio,
+        Server::AsyncioTasks,
+    ] {
         if server != Server::Native
             && let Err(why) = installed("python3", "--version")
         {
