@@ -8,7 +8,7 @@
 use serde_json::value::RawValue;
 
 use crate::config::{Config, Identities};
-use crate::proto::app::{self, AppRequest};
+use crate::proto::app::{self, AppRequest, FromAppZygote};
 use crate::proto::channel::{MAX_LEASES, MAX_MESSAGE, ToMaster, ToWorker};
 use crate::proto::frame::{self, ByteOrder, Next, OrderRule, PREFIX};
 use crate::proto::handoff::{self, HandoffMessage};
@@ -17,12 +17,13 @@ use crate::proto::message::Message;
 use crate::proto::misread::{self, Sender};
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::Request;
+use crate::worker;
 
 /// The name of a target and its function.
 pub type FuzzTarget = (&'static str, fn(&[u8]));
 
 /// All targets: each has a program and a corpus of this name in `fuzz/`.
-pub const TARGETS: [FuzzTarget; 9] = [
+pub const TARGETS: [FuzzTarget; 11] = [
     ("frame", frame),
     ("envelope", envelope),
     ("json", json),
@@ -32,6 +33,8 @@ pub const TARGETS: [FuzzTarget; 9] = [
     ("http_head", http_head),
     ("config", config),
     ("app_frame", app_frame),
+    ("app_hello", app_hello),
+    ("app_zygote", app_zygote),
 ];
 
 /// Finds the end of a frame. The first byte of the input selects the limit of its length, 2 to the power of that.
@@ -167,6 +170,22 @@ pub fn app_frame(body: &[u8]) {
     assert_eq!(object["id"].get(), body.len().to_string());
     let written = object.get("params").map(|json| json.get().as_bytes());
     assert_eq!(written, params, "byte for byte");
+}
+
+/// Reads the first frame of an app, and checks its methods and metrics.
+pub fn app_hello(body: &[u8]) {
+    worker::fuzz_hello(body);
+}
+
+/// Reads a message of a zygote of apps. A datagram is one frame, so that no longer or shorter one is a message.
+pub fn app_zygote(datagram: &[u8]) {
+    if FromAppZygote::parse(datagram).is_ok() {
+        let longer = [datagram, b" "].concat();
+        let shorter = &datagram[..datagram.len() - 1];
+        for other in [&longer[..], shorter] {
+            FromAppZygote::parse(other).expect_err("its length is wrong");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ use crate::sys::poll::{PollEvent, Poller, Woken};
 use crate::sys::{clock, fork, signal};
 use crate::table::Table;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use apps::service::fuzz_hello;
 pub(crate) use builtin::pi_method;
 #[cfg(feature = "tokio")]
 pub use futures::AsyncCall;

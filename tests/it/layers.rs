@@ -66,7 +66,7 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
             "config", "dev", "exporter", "logging", "master", "worker", "proto",
         ],
     ),
-    ("fuzzing", &["config", "shm", "exporter", "proto"]),
+    ("fuzzing", &["config", "shm", "exporter", "worker", "proto"]),
     ("testing", &["daemon", "proto", "sys", "worker"]),
     ("bin", &[]),
 ];

@@ -11,7 +11,7 @@ mod fault;
 mod forked;
 mod metrics;
 mod output;
-mod service;
+pub(super) mod service;
 mod start;
 mod wire;
 mod zygote;

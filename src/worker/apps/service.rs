@@ -1,7 +1,12 @@
 //! The methods of a worker with an app: its own, and those of the app.
 
+#[cfg(any(test, fuzzing))]
+mod fuzz;
+
 use std::time::Duration;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::fuzz_hello;
 use serde_json::value::RawValue;
 
 use crate::proto::app::{AppMethod, MAX_METHODS};
