@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::birth::{AppForker, BornApp, streams};
 use super::forked::ZygoteLine;
 use super::metrics::AppMetrics;
 use super::output::LastLines;
-use super::{App, END, OUTPUT, ReadEnd, WIRE, Wire};
+use super::{App, END, END_TIMEOUT, OUTPUT, ReadEnd, WIRE, Wire};
 use crate::proto::app::{
     AppInfo, AppSpec, DESCRIPTOR, DESCRIPTOR_VARIABLE, ENVELOPE_LEN, FromApp, Hello,
     MAX_CONCURRENCY, MAX_FRAME_VARIABLE,
@@ -20,7 +21,7 @@ use crate::proto::hardening::{self, StartFailure};
 use crate::proto::text::{Escaped, shortened};
 use crate::sys::cgroup::{AppCgroupGuard, AppCgroups};
 use crate::sys::clock;
-use crate::sys::poll::{Interest, Poller};
+use crate::sys::poll::{self, Interest, Poller};
 use crate::sys::process::{self, AppProgram, ParentDeathSignal};
 use crate::worker::metrics::WorkerMetrics;
 
@@ -256,14 +257,14 @@ impl App {
             Ok(Some(Ok(hello))) => Ok(Some(hello)),
             Ok(Some(Err(reason))) => Err(format!("cannot serve: {}", Escaped(reason))),
             Ok(None) if end == ReadEnd::Closed => {
-                // It is about to exit; if so, its exit is the better reason.
-                let _ = crate::sys::poll::wait_for(&self.process.pidfd, Interest::Read, LAST_WAIT);
+                // If it exits, its exit status is a better reason.
+                self.ends_with_wire();
                 let reason = self.end(BEFORE_HELLO).map(|gone| with_hint(&gone));
                 Err(reason.unwrap_or_else(|| "has closed descriptor 3".to_owned()))
             }
             Ok(None) if end == ReadEnd::Shortage => {
                 // It serves no client yet.
-                crate::sys::poll::pause(self.wire.reading.next_wait());
+                poll::pause(self.wire.reading.next_wait());
                 Ok(None)
             }
             Ok(None) => Ok(None),
@@ -271,6 +272,18 @@ impl App {
                 Err(self.with_last_line(format!("has broken the protocol: {}", Escaped(wrong))))
             }
         }
+    }
+
+    /// Waits for the end of the app, which has closed descriptor 3, if it is ending. Returns whether it has ended.
+    ///
+    /// Whether the kernel has closed the descriptor because the process ends is a fact: the process is marked before.
+    /// Its end follows at once, or when it has a CPU. If it is not marked, the app itself has closed the descriptor. An
+    /// interpreter that ends does that as well, and is marked soon.
+    pub(in crate::worker) fn ends_with_wire(&self) -> bool {
+        let ends = |within| poll::wait_for(&self.process.pidfd, Interest::Read, within);
+        let is_ending = || process::is_ending(self.process.pid);
+        let has_ended = !is_ending() && ends(CLOSE_WAIT).unwrap_or(false);
+        has_ended || is_ending() && ends(END_TIMEOUT).unwrap_or(false)
     }
 }
 
@@ -297,8 +310,9 @@ const NO_HELLO: &str = "an app calls run() of its package, or sends a hello, see
 
 const BEFORE_HELLO: &str = " before its hello";
 
-/// How long an app that has closed its end may take to exit before that is what is wrong with it.
-const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
+/// How long an app that has closed descriptor 3 itself may take until it begins to exit. The worker serves no client
+/// during that time, and ends afterwards in any case.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Returns a program that is started as this process was.
 #[cfg(test)]
@@ -345,7 +359,6 @@ mod tests {
 
     use super::super::output::OutputStream;
     use super::*;
-    use crate::sys::poll;
     use crate::sys::socket::{self, Sent};
 
     /// The other ends of the sockets and pipes of a forked app.
@@ -408,6 +421,15 @@ mod tests {
         process::collect(app.process.pid).expect("it has ended");
         let gone = app.end("").expect("it has ended");
         assert!(matches!(gone.end, AppEnd::Exited(3 | -1)), "{gone:?}");
+    }
+
+    /// The test holds the app's end of the wire, so that only the process itself shows whether it ends.
+    #[test]
+    fn an_app_that_closes_its_wire_may_run_on() {
+        let (app, _wire) = App::of_test(4096).expect("a process");
+        assert!(!app.ends_with_wire());
+        process::kill_app(&app.process);
+        assert!(app.ends_with_wire());
     }
 
     const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);

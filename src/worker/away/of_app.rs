@@ -1,13 +1,11 @@
 //! The frames and the end of an app in the worker's loop.
 
 use std::io;
-use std::time::Duration;
 
 use super::Executor;
 use crate::proto::app::FromApp;
 use crate::proto::channel::{AppEnd, AppGone};
 use crate::proto::text::Escaped;
-use crate::sys::poll::{self, Interest};
 use crate::worker::WorkerLoop;
 use crate::worker::apps::{self, App, IncomingFrames, ReadEnd, fault_of};
 use crate::worker::kill_points::{self, Point};
@@ -60,7 +58,7 @@ impl WorkerLoop<'_> {
             self.end_with_executor(AppEnd::BrokeProtocol, reason, service);
         } else if read == ReadEnd::Closed && self.ending.broken.is_none() {
             // If the app exits, its exit status is a better reason.
-            if self.has_app_ended_within(CLOSE_WAIT)? {
+            if self.app().is_some_and(|app| app.ends_with_wire()) {
                 return self.check_end_of_app(service);
             }
             let reason = "has closed descriptor 3".to_owned();
@@ -87,11 +85,6 @@ impl WorkerLoop<'_> {
             Some(app) => app.note_read(end, poller, now),
             None => Ok(()),
         }
-    }
-
-    fn has_app_ended_within(&mut self, time: Duration) -> io::Result<bool> {
-        let app = self.app().ok_or(io::ErrorKind::NotFound)?;
-        poll::wait_for(app.process().1, Interest::Read, time)
     }
 
     /// Processes all complete frames that were received.
@@ -183,9 +176,6 @@ impl WorkerLoop<'_> {
         }
     }
 }
-
-/// How long an app that has closed descriptor 3 may take to exit.
-const CLOSE_WAIT: Duration = Duration::from_millis(200);
 
 /// The maximum number of reads after the end of an app.
 const MAX_LAST_READS: usize = 64;
