@@ -314,6 +314,7 @@ impl Master {
     /// Returns when the loop must run although no event occurs.
     fn deadline(&self) -> Option<Instant> {
         let requested_rebalance = self.workers.requested_rebalance.as_ref();
+        let spreading = self.workers.spreading.as_ref();
         let store = self.handover.store.as_ref();
         [
             self.workers.pool.deadline(),
@@ -321,10 +322,7 @@ impl Master {
             self.workers.watch.deadline(),
             self.workers.outgoing.as_ref().map(Outgoing::deadline),
             requested_rebalance.map(|requested| requested.until),
-            self.workers
-                .spreading
-                .as_ref()
-                .and_then(Spreading::deadline),
+            spreading.and_then(Spreading::deadline),
             self.listeners.deadline(self.lifecycle, self.clock.now()),
             self.clients.dispatcher.deadline(),
             self.workers.can_move().then(|| self.clock.now()),
