@@ -23,7 +23,7 @@ pub struct Member {
     /// Why the worker will be replaced although its generation is wanted.
     pub(super) spent: Option<Why>,
     /// Whether the worker has stopped to serve by its own decision: it is drained at once.
-    pub has_retired: bool,
+    pub(super) has_retired: bool,
     /// When the worker will be replaced for its age.
     pub(super) old_at: Option<Instant>,
     /// Whether the worker was started beyond the count, because all others were stuck.
@@ -64,10 +64,16 @@ impl Member {
         self.spent
     }
 
-    /// Returns whether the worker serves.
+    /// Returns whether the worker is ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         matches!(self.state, MemberState::Ready { .. })
+    }
+
+    /// Returns whether the worker may be given clients: it is ready, not stuck, and has not retired by itself.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.is_ready() && !self.is_stalled && !self.has_retired
     }
 }
 

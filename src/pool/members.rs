@@ -24,7 +24,7 @@ pub(super) struct PoolMembers {
 /// Counts of all workers that the master needs in each iteration of its loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct MemberCounts {
-    /// Workers that are ready and not stuck.
+    /// Workers that may be given clients.
     pub(super) serving: usize,
     /// Workers that are stuck.
     pub(super) stalled: usize,
@@ -53,7 +53,7 @@ impl PoolMembers {
         }
         let mut counts = MemberCounts::default();
         for member in self.walk() {
-            counts.serving += usize::from(member.is_ready() && !member.is_stalled);
+            counts.serving += usize::from(member.serves());
             counts.stalled += usize::from(member.is_stalled);
             counts.next_kill = counts.next_kill.into_iter().chain(member.kill_by).min();
         }
@@ -84,7 +84,7 @@ impl DerefMut for PoolMembers {
 }
 
 impl Pool {
-    /// Returns how many workers are ready and not stuck. Looks at them only after a change, as the next two do.
+    /// Returns how many workers may be given clients. Looks at them only after a change, as the next two do.
     #[must_use]
     pub fn serving(&self) -> usize {
         self.members.counts().serving

@@ -362,8 +362,7 @@ impl Pool {
     pub fn successor(&self, id: WorkerId) -> Option<WorkerId> {
         let seat = self.member(id)?.seat;
         let stays = |member: &&Member| {
-            let serves = member.is_ready() && !member.is_stalled;
-            member.seat == seat && member.id != id && serves && self.is_fresh(member)
+            member.seat == seat && member.id != id && member.serves() && self.is_fresh(member)
         };
         self.members().filter(stays).map(|member| member.id).max()
     }

@@ -377,7 +377,7 @@ impl Pool {
             match member.state {
                 MemberState::Starting { .. } => state.is_coming |= is_fresh,
                 MemberState::Ready { .. } => {
-                    state.has_well |= !member.is_stalled && !member.has_retired;
+                    state.has_well |= member.serves();
                     state.keeper = state
                         .keeper
                         .max(is_fresh.then(|| Keeper::from_member(member)));

@@ -12,6 +12,7 @@ use crate::master::clients::leases::changes::ClientChanges;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::master::workers::worker::Worker;
+use crate::pool::Member;
 use crate::pool::candidates::{Candidate, Candidates};
 use crate::pool::dispatch::Dispatcher;
 use crate::proto::names::WorkerId;
@@ -115,12 +116,12 @@ impl Workers {
 
     /// Compares what is known of the candidates with the workers.
     fn are_candidates_known(&self) -> bool {
-        let is_ready = |worker: &&Worker| {
+        let serves = |worker: &&Worker| {
             let member = self.pool.member(worker.id);
-            member.is_some_and(|member| member.is_ready() && !member.is_stalled)
+            member.is_some_and(Member::serves)
         };
-        let ready = self.all.values().filter(is_ready);
-        ready
+        let serving = self.all.values().filter(serves);
+        serving
             .map(Worker::at_rest)
             .eq(self.dispatch.candidates.known().iter().copied())
     }

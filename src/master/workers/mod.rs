@@ -155,8 +155,7 @@ impl Workers {
 
     /// Returns the workers that may be given clients, each with its state in the pool.
     pub(super) fn ready_members(&self) -> impl Iterator<Item = (&Member, &Worker)> {
-        let serves = |m: &&Member| m.is_ready() && !m.is_stalled && !m.has_retired;
-        let members = self.pool.members().filter(serves);
+        let members = self.pool.members().filter(|member| member.serves());
         // Both are in the order of ids.
         let mut all = self.all.iter().peekable();
         members.filter_map(move |member| {
