@@ -45,6 +45,12 @@ impl AddressPlan {
         self.left = self.left.saturating_sub(1);
     }
 
+    /// Continues with the address after this one, whose daemon has ended an idle connection. All are tried before a wait.
+    pub(super) fn turn_away_from(&mut self, address: usize) {
+        self.index = (address + 1) % self.causes.len();
+        self.left = self.causes.len();
+    }
+
     /// Returns whether each address was tried in this round.
     pub(super) fn is_round_over(&self) -> bool {
         self.left == 0

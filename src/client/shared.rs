@@ -272,6 +272,7 @@ impl Hub {
         let HubState {
             connection,
             requests,
+            plan,
             ..
         } = state;
         let Some(connected) = connection else {
@@ -280,6 +281,8 @@ impl Hub {
         let is_idle = connected.has_replied && requests.sent() == 0;
         let is_new = requests.first_unsent().is_some_and(|first| first.sent == 0);
         if is_idle && is_new && !connected.is_usable() {
+            // Perhaps it was a goaway: the daemon at this address may not accept connections any more.
+            plan.turn_away_from(connected.address);
             *connection = None;
             return;
         }

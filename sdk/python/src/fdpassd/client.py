@@ -233,7 +233,9 @@ class Client:
         if self._connection is not None:
             if self._connection.is_usable():
                 return self._connection
+            # Perhaps it was a goaway: the daemon at this address may not accept connections any more.
             self._drop()
+            self._next = (self._next + 1) % len(self._addresses)
         time.sleep(min(max(0.0, self._not_before - time.monotonic()), deadline.left()))
         for _ in self._addresses:
             if deadline.left() == 0:
