@@ -1,7 +1,7 @@
 //! Apps and everything at once, at random: and every request of every client is answered once, in order.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::Status;
@@ -245,7 +245,9 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
     wait_for_confirmed_store(&daemon);
     // At the end the last master has taken over as well.
     daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
-    let descriptors = while_idle(&daemon, || kernel::descriptors(daemon.pid()).len());
+    // Before, the master has the pipe of the question to the service manager.
+    wait_for_confirmed_store(&daemon);
+    let descriptors = while_idle(&daemon, || kernel::descriptors(daemon.pid()));
     let habits = Habits {
         longest: 60,
         largest: 300_000,
@@ -290,13 +292,14 @@ fn requests_of_apps_are_answered_once_under_random_faults() {
     assert!(most_away > 1, "{most_away}");
     assert!(status.reruns_total > 0 && outcome.crashed > 0);
     daemon = restart::restart(&manager, daemon, How::Term, Path::new(FDPASSD));
-    check_rest(&daemon, descriptors);
+    check_rest(&daemon, &descriptors);
     end(daemon, CLIENTS);
 }
 
 /// There is one app for each worker, and the master has no descriptor more than at first.
-fn check_rest(daemon: &Running, descriptors: usize) {
+fn check_rest(daemon: &Running, descriptors: &[(PathBuf, String)]) {
     daemon.wait_for_workers();
+    wait_for_confirmed_store(daemon);
     eventually("each process has its place", || {
         let mut running = apps(daemon.directory());
         let status = daemon.status();
@@ -310,5 +313,5 @@ fn check_rest(daemon: &Running, descriptors: usize) {
         (running == known && running.len() == 2).then_some(())
     });
     let left = while_idle(daemon, || kernel::descriptors(daemon.pid()));
-    assert_eq!(left.len(), descriptors, "{left:?}");
+    assert_eq!(left.len(), descriptors.len(), "{descriptors:?}\n{left:?}");
 }
