@@ -52,6 +52,7 @@ pub(crate) mod misread;
 pub mod names;
 pub mod own_metrics;
 pub mod paths;
+pub mod proxy;
 pub mod rpc;
 pub mod text;
 pub(crate) mod zygote;
