@@ -437,7 +437,7 @@ fn whoami(state: &mut State, call: &Call) -> Value {
     let WorkerInfo { worker, seat, .. } = &state.worker;
     json!({
         "worker": worker, "seat": seat, "pid": process::id(), "calls": state.calls, "client": call.client,
-        "attempt": call.attempt, "peer": call.peer.to_string(),
+        "attempt": call.attempt, "peer": call.peer.to_string(), "via": call.via.map(|via| via.to_string()),
     })
 }
 

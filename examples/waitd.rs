@@ -170,7 +170,8 @@ async fn circumstances(_: State, (): (), call: AsyncCall) -> Result<Value, Fault
         .deadline
         .map(|at| at.saturating_duration_since(Instant::now()));
     Ok(json!({
-        "client": call.client, "peer": call.peer.to_string(), "attempt": call.attempt,
+        "client": call.client, "peer": call.peer.to_string(),
+        "via": call.via.map(|via| via.to_string()), "attempt": call.attempt,
         "left": left.map(|left| left.as_secs()), "connected": call.is_connected(),
     }))
 }

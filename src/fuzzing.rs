@@ -159,6 +159,7 @@ pub fn app_frame(body: &[u8]) {
             uid: 0,
             gid: 0,
         },
+        via: None,
         attempt: 1,
         timeout: None,
     };

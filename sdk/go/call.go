@@ -11,8 +11,10 @@ import (
 type Call struct {
 	id     uint64
 	client uint64
-	// A part of the bytes that are kept.
+	// Parts of the bytes that are kept.
 	peerText []byte
+	viaText  []byte
+	hasVia   bool
 	attempt  int
 	method   *method
 	params   []byte
@@ -27,6 +29,10 @@ func (c *Call) Client() uint64 { return c.client }
 
 // Peer returns the address of a TCP client; it may be empty for a client of a Unix socket.
 func (c *Call) Peer() string { return string(c.peerText) }
+
+// Via returns the address of the load balancer that has reported Peer by the PROXY protocol, which is empty if the
+// balancer uses a Unix socket; ok is false for a client without one.
+func (c *Call) Via() (address string, ok bool) { return string(c.viaText), c.hasVia }
 
 // Unix returns the process of a client of a Unix socket; ok is false for other clients.
 func (c *Call) Unix() (process Unix, ok bool) {

@@ -20,10 +20,11 @@ type message struct {
 	gid     uint64
 	method  []byte
 	peer    []byte
+	via     []byte
 	why     []byte
 	params  []byte // nil: the client sent none
 
-	hasMethod, hasTimeout, isUnix bool
+	hasMethod, hasTimeout, hasVia, isUnix bool
 }
 
 type messageKind int
@@ -105,6 +106,9 @@ func (m *message) member(name string, s *scanner) (err error) {
 		m.client, err = s.number()
 	case "peer":
 		m.peer, err = s.text()
+	case "via":
+		m.hasVia = true
+		m.via, err = s.text()
 	case "attempt":
 		m.attempt, err = s.number()
 	case "timeout":

@@ -91,14 +91,18 @@ func milliseconds(count uint64) time.Duration {
 
 func (a *App) request(m *message, arrived time.Time) {
 	// The buffer of the frame is used again.
-	kept := make([]byte, len(m.params)+len(m.peer))
+	peerAt := len(m.params)
+	viaAt := peerAt + len(m.peer)
+	kept := make([]byte, viaAt+len(m.via))
 	copy(kept, m.params)
-	copy(kept[len(m.params):], m.peer)
+	copy(kept[peerAt:], m.peer)
+	copy(kept[viaAt:], m.via)
 	c := &callContext{Call: Call{id: m.number, client: m.client, attempt: int(m.attempt), method: a.methods[string(m.method)]}}
 	if m.params != nil {
-		c.params = kept[:len(m.params):len(m.params)]
+		c.params = kept[:peerAt:peerAt]
 	}
-	c.peerText = kept[len(m.params):]
+	c.peerText = kept[peerAt:viaAt]
+	c.viaText, c.hasVia = kept[viaAt:], m.hasVia
 	if m.isUnix {
 		c.unix = &Unix{int(m.pid), int(m.uid), int(m.gid)}
 	}

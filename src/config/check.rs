@@ -2,8 +2,8 @@
 
 use super::values::size;
 use super::{
-    AppConfig, Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MAX_SAVED_LEN, MetricsConfig,
-    Source, StartMode,
+    AppConfig, Config, Limits, Listen, MAX_HOSTS, MAX_LISTENERS, MAX_NETWORKS, MAX_SAVED_LEN,
+    MetricsConfig, Source, StartMode,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::log::{Log, LogFormat, LogTarget};
@@ -91,35 +91,9 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
         );
         return conflict(message, [format!("listen.{MAX_LISTENERS}")]);
     }
-    for (
-        index,
-        Listen {
-            source,
-            access,
-            freebind,
-            ..
-        },
-    ) in listeners.iter().enumerate()
-    {
-        if *freebind && !matches!(source, Source::Bound(Address::Tcp(_))) {
-            let message =
-                format!("freebind is for TCP addresses that the daemon binds, {source} is none");
-            return conflict(message, [format!("listen.{index}.freebind")]);
-        }
-        let has_no_access = match source {
-            Source::Bound(Address::Unix(_)) => None,
-            Source::Bound(Address::Tcp(_)) => Some("is a TCP address"),
-            Source::Activated(_) => {
-                Some("is made by systemd (SocketMode=, SocketUser=, SocketGroup=)")
-            }
-        };
-        if let Some(why) = has_no_access.filter(|_| access.is_some()) {
-            let message = format!("mode, owner and group are for Unix sockets, {source} {why}");
-            return conflict(
-                message,
-                ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")),
-            );
-        }
+    for (index, listen) in listeners.iter().enumerate() {
+        let source = &listen.source;
+        check_listener(listen, index)?;
         if is_among(source, &listeners[..index]) {
             let places = [format!("listen.{index}.address"), format!("listen.{index}")];
             return conflict(
@@ -129,6 +103,57 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
         }
     }
     Ok(())
+}
+
+/// Checks that the keys of a listener are for an address of its kind.
+fn check_listener(listen: &Listen, index: usize) -> Result<(), Conflict> {
+    let source = &listen.source;
+    if listen.freebind && !matches!(source, Source::Bound(Address::Tcp(_))) {
+        let message =
+            format!("freebind is for TCP addresses that the daemon binds, {source} is none");
+        return conflict(message, [format!("listen.{index}.freebind")]);
+    }
+    let has_no_access = match source {
+        Source::Bound(Address::Unix(_)) => None,
+        Source::Bound(Address::Tcp(_)) => Some("is a TCP address"),
+        Source::Activated(_) => Some("is made by systemd (SocketMode=, SocketUser=, SocketGroup=)"),
+    };
+    if let Some(why) = has_no_access.filter(|_| listen.access.is_some()) {
+        let message = format!("mode, owner and group are for Unix sockets, {source} {why}");
+        return conflict(
+            message,
+            ["mode", "owner", "group"].map(|key| format!("listen.{index}.{key}")),
+        );
+    }
+    check_proxy(listen, index)
+}
+
+/// Checks that load balancers are named where they connect over TCP, and only there.
+fn check_proxy(listen: &Listen, index: usize) -> Result<(), Conflict> {
+    let source = &listen.source;
+    let [proxy, from] = ["proxy", "proxy-from"].map(|key| format!("listen.{index}.{key}"));
+    match (listen.proxy, source, listen.proxy_from.as_slice()) {
+        (None, _, [_, ..]) => conflict("proxy-from needs the key `proxy`", [from]),
+        (Some(_), Source::Bound(Address::Unix(_)), [_, ..]) => {
+            let message = format!(
+                "proxy-from is for TCP addresses, {source} is a Unix socket: its mode decides who connects"
+            );
+            conflict(message, [from])
+        }
+        (Some(_), Source::Bound(Address::Tcp(_)), []) => {
+            let message = "proxy needs the key `proxy-from` with the addresses of the load balancers: any other client \
+                           could claim any address";
+            conflict(message, [proxy])
+        }
+        (_, _, from_all) if from_all.len() > MAX_NETWORKS => {
+            let message = format!(
+                "there can be at most {MAX_NETWORKS} networks, these are {}",
+                from_all.len()
+            );
+            conflict(message, [format!("{from}.{MAX_NETWORKS}"), from])
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns whether a listener has this address. Port 0 is a different free port each time.

@@ -10,10 +10,12 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Mode;
+use super::network::{Network, ProxyRule};
 use super::notation::{Given, Notation, Rejection, WrittenValue, word};
 use super::values::{UpTo, text};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
+use crate::proto::proxy::ProxyVersion;
 use crate::sys::user::{Group, User};
 use crate::sys::zone;
 
@@ -30,6 +32,10 @@ pub struct Listen {
     pub access: Option<Access>,
     /// Whether a TCP address is bound even if no interface has it; false by default.
     pub freebind: bool,
+    /// The versions of the PROXY protocol header with which clients begin; `None`, the default, means none does.
+    pub proxy: Option<ProxyVersion>,
+    /// The addresses of the load balancers that may connect then; none for a Unix socket, whose mode stands for them.
+    pub proxy_from: Vec<Network>,
 }
 
 /// The source of a listener's socket: `127.0.0.1:8080`, `unix:/run/fdpassd/rpc.sock` or `systemd:rpc`.
@@ -125,7 +131,18 @@ impl Listen {
             owner: None,
             group: None,
             freebind: false,
+            proxy: None,
+            proxy_from: Vec::new(),
         })
+    }
+}
+
+impl Listen {
+    /// Returns what the listener accepts, if clients begin with a PROXY protocol header.
+    #[must_use]
+    pub fn proxy_rule(&self) -> Option<ProxyRule> {
+        let from = self.proxy_from.clone();
+        self.proxy.map(|version| ProxyRule { version, from })
     }
 }
 
@@ -181,6 +198,15 @@ struct ListenTable {
     group: Option<Group>,
     #[serde(default)]
     freebind: bool,
+    #[serde(default, deserialize_with = "some_word")]
+    proxy: Option<ProxyVersion>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    proxy_from: Vec<Network>,
+}
+
+/// Reads one of the words of `proxy`.
+fn some_word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ProxyVersion>, D::Error> {
+    word(deserializer).map(Some)
 }
 
 impl From<ListenTable> for Listen {
@@ -194,6 +220,8 @@ impl From<ListenTable> for Listen {
             owner,
             group,
             freebind,
+            proxy,
+            proxy_from,
         } = table;
         let given = mode.is_some() || owner.is_some() || group.is_some();
         let access = Access {
@@ -208,6 +236,8 @@ impl From<ListenTable> for Listen {
             backlog: backlog.get(),
             access,
             freebind,
+            proxy,
+            proxy_from,
         }
     }
 }
@@ -220,6 +250,8 @@ impl From<Listen> for ListenTable {
             backlog,
             access,
             freebind,
+            proxy,
+            proxy_from,
         } = listen;
         let (mode, owner, group) =
             access.map_or((None, None, None), |a| (Some(a.mode), a.owner, a.group));
@@ -232,6 +264,8 @@ impl From<Listen> for ListenTable {
             owner,
             group,
             freebind,
+            proxy,
+            proxy_from,
         }
     }
 }

@@ -24,6 +24,7 @@ mod log;
 mod merge;
 mod metrics;
 mod names;
+mod network;
 mod notation;
 pub(crate) mod own;
 mod own_fields;
@@ -53,6 +54,7 @@ use self::merge::ConfigTexts;
 pub use self::metrics::{HostName, MetricsConfig};
 pub use self::names::Identities;
 use self::names::Names;
+pub use self::network::ProxyRule;
 use self::notation::table;
 use self::own::{OwnTable, Rule};
 use self::read::Pipes;
@@ -73,6 +75,9 @@ pub const MAX_LISTENERS: usize = 64;
 
 /// The most entries of `metrics.hosts`.
 pub const MAX_HOSTS: usize = 64;
+
+/// The most networks in `proxy-from` of a listener.
+pub const MAX_NETWORKS: usize = 64;
 
 /// The whole configuration.
 ///

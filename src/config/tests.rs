@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::*;
 use crate::proto::frame::OrderRule;
 use crate::proto::log::{LogFormat, LogLevel, LogTarget};
+use crate::proto::proxy::ProxyVersion;
 use crate::sys::user::{Group, User};
 
 const SHIPPED: &str = include_str!("../../config/fdpassd.toml");
@@ -85,6 +86,8 @@ pub(super) fn everything() -> Config {
             group: Group::find("0").expect("groups"),
         }),
         freebind: false,
+        proxy: Some(ProxyVersion::V1),
+        proxy_from: Vec::new(),
     });
     config.workers.max_requests = NonZeroU32::new(1000);
     config.workers.max_lifetime = Some(Duration::from_secs(3600));

@@ -8,7 +8,7 @@ use super::args::CallArguments;
 use super::error::Error;
 use super::session::{Session, parse};
 use crate::client::{self, Client, ClientOptions, ClientRequest, ConnectionError};
-use crate::proto::control::{Status, Verb};
+use crate::proto::control::{ListenerStatus, Status, Verb};
 use crate::proto::frame::{ByteOrder, OrderRule};
 use crate::proto::names::Address;
 use crate::rpc_client::{self, broken, no_reply, not_connected};
@@ -104,7 +104,10 @@ fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
         }
         Err(error) => return Err(error.into()),
     };
-    let Some(listener) = status.listeners.first() else {
+    // One that expects a header serves load balancers.
+    let is_plain = |listener: &&ListenerStatus| listener.proxy.is_none();
+    let listener = status.listeners.iter().find(is_plain);
+    let Some(listener) = listener.or(status.listeners.first()) else {
         return Ok((USUAL, ByteOrder::Little));
     };
     let address: Address = listener.address.parse().map_err(|e: String| no_reply(&e))?;

@@ -1,6 +1,7 @@
 //! The connected clients. They are requested page by page, so that no request keeps the daemon busy for long, and
 //! sorted here.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -158,10 +159,18 @@ pub(super) fn write_total(to: &mut impl Write, shown: usize, total: usize) -> io
     }
 }
 
+/// Returns the address of a client, and that of the load balancer that it came through.
+fn peer(client: &ClientStatus) -> Cow<'_, str> {
+    match &client.via {
+        None => Cow::Borrowed(&client.peer),
+        Some(via) => Cow::Owned(format!("{} via {via}", client.peer)),
+    }
+}
+
 pub(super) fn row(client: &ClientStatus) -> [Cell; 10] {
     [
         client.id.to_string().into(),
-        Cell::foreign(&client.peer, MAX_PEER_LEN),
+        Cell::foreign(&peer(client), MAX_PEER_LEN),
         Cell::foreign(
             client.listener.as_deref().unwrap_or_default(),
             MAX_LISTENER_LEN,
@@ -191,8 +200,8 @@ const COLUMNS: Columns<10> = Columns {
 
 /// The longest name of a method that is shown in full.
 const MAX_METHOD_LEN: usize = 24;
-/// The longest address with its port.
-const MAX_PEER_LEN: usize = 48;
+/// The longest address with its port, and another one.
+const MAX_PEER_LEN: usize = 100;
 /// The longest path of a socket, unless something in it is escaped.
 const MAX_LISTENER_LEN: usize = 112;
 
@@ -207,6 +216,7 @@ mod tests {
         ClientStatus {
             id: ClientId(id),
             peer: peer.to_owned(),
+            via: None,
             listener: Some("127.0.0.1:8080".to_owned()),
             worker: Some(WorkerId(3)),
             state: Some(ClientState::Idle),
@@ -290,6 +300,13 @@ mod tests {
         assert!(
             table(&[unix], 1).contains("\n98765 pid 4711 (uid 1000) unix:/run/fdpassd/rpc.sock "),
             "in full elsewhere"
+        );
+        let behind = ClientStatus {
+            via: Some("192.0.2.20:5000".to_owned()),
+            ..client(7, 1, 3.0, "192.0.2.10:38292")
+        };
+        assert!(
+            table(&[behind], 1).contains(" 7 192.0.2.10:38292 via 192.0.2.20:5000 127.0.0.1:8080 ")
         );
         assert!(table(&[], 0).ends_with("\nno clients\n"));
         let away = ClientStatus {

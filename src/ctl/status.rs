@@ -17,6 +17,7 @@ use crate::proto::control::{
     DrainStatus, LastReload, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerStatus,
 };
 use crate::proto::frame::OrderRule;
+use crate::proto::proxy::ProxyVersion;
 use crate::proto::text::Escaped;
 
 mod tables;
@@ -249,7 +250,8 @@ fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Res
             (None, Some(queue), Some(max)) => format!("queue {queue}/{max}"),
             (None, ..) => String::new(),
         };
-        let line = format!("listener  {address:width$}  {order:6}  {queue}");
+        let proxy = listener.proxy.map_or("", ProxyVersion::column);
+        let line = format!("listener  {address:width$}  {order:6}  {proxy}{queue}");
         writeln!(to, "{}", line.trim_end())?;
     }
     Ok(())

@@ -30,6 +30,7 @@
 mod datagrams;
 mod format;
 mod journal;
+mod limited;
 mod line;
 mod output;
 mod repeats;
@@ -52,6 +53,8 @@ use self::output::Output;
 use self::target::{LogDestination, LogFile, Stderr};
 use crate::proto::log::{Log, LogLevel, LogTarget};
 use crate::proto::text::Escaped;
+pub use limited::LimitedLine;
+
 pub use crate::sys::signal::survive_file_size_limit;
 use crate::sys::writable::write_at_once;
 

@@ -27,6 +27,7 @@ impl Master {
     /// Serves control clients whose sockets have events, for [`CONTROL_BUDGET`] an iteration; the others are served in
     /// the next iteration, before those that have been served.
     pub(super) fn serve_control_clients(&mut self, events: &[PollEvent], now: Instant) {
+        self.listeners.count_arrived(&mut self.clients);
         let begin = Instant::now();
         for (number, event) in self.control.clients.order(events) {
             let request = self

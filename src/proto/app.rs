@@ -221,6 +221,8 @@ pub struct AppRequest<'a> {
     pub client: ClientId,
     /// The client's address.
     pub peer: Peer,
+    /// The load balancer that the client came through, if it has reported that address.
+    pub via: Option<Peer>,
     /// 1, or more when the request runs again.
     pub attempt: u32,
     /// ms until the caller gets `timeout`, if there is a limit.
@@ -244,6 +246,12 @@ impl AppRequest<'_> {
                 write!(to, "\",\"pid\":{pid},\"uid\":{uid},\"gid\":{gid}")?;
             }
             peer => write!(to, "{peer}\"")?,
+        }
+        match self.via {
+            None => {}
+            // Its process is the balancer's, which no app needs.
+            Some(Peer::Unix { .. }) => write!(to, ",\"via\":\"\"")?,
+            Some(via) => write!(to, ",\"via\":\"{via}\"")?,
         }
         write!(to, ",\"attempt\":{}", self.attempt)?;
         if let Some(timeout) = self.timeout {
@@ -279,6 +287,7 @@ mod tests {
             method: "add",
             client: ClientId(4711),
             peer: Peer::UNIX,
+            via: None,
             attempt: 2,
             timeout: Some(29_993),
         };

@@ -26,6 +26,8 @@
 //!                  9 AppGone        JSON         why the worker and its app end; `Stop` answers it, and the worker exits
 //!                 10 Spent          JSON         why the worker should be replaced
 //!                 11 Retiring       -            no more clients can be leased to it; it ends when no request is away
+//!                 12 Proxied        u32 each     slots whose PROXY protocol header was read, or whose client has sent
+//!                                                its first byte after it
 //!
 //! lease record     see `proto/lease.rs`
 //! ```
@@ -56,7 +58,7 @@ pub use reports::{
 };
 
 /// The version of these messages. A worker of another version refuses to start.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The most descriptors in one message: `SCM_MAX_FD` of the kernel (unix(7)).
 pub const MAX_LEASES: usize = 253;
@@ -68,7 +70,7 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// `Start` carries their descriptors, so that [`MAX_LEASES`] is above it.
 pub const MAX_HANDOFF_QUEUES: usize = 192;
 
-/// The most slots in one `Closed` or `Released`.
+/// The most slots in one `Closed`, `Released` or `Proxied`.
 pub const MAX_SLOTS: usize = 4096;
 
 /// Messages from the master to a worker.
@@ -122,6 +124,9 @@ pub enum ToMaster {
     Spent(Spent),
     /// The worker serves no more clients, by its own decision, and ends when no request is away any more.
     Retiring,
+    /// Slots whose PROXY protocol header was read, or whose client has sent its first byte after it. Their flags show
+    /// which, and the address of the client is in the shared memory.
+    Proxied(Vec<u32>),
 }
 
 /// The first message to a worker.
@@ -186,6 +191,10 @@ pub struct Settings {
     pub near_limit_at: Option<u64>,
     /// The worker stops answering after this number of requests, gives up every lease and exits.
     pub max_requests: Option<u64>,
+    /// A client whose PROXY protocol header has an address is given up before its first request: the master counts the
+    /// clients of each address, and leases only those within the limit again.
+    #[serde(default)]
+    pub counts_addresses: bool,
     /// The worker's log.
     pub log: Log,
 }
@@ -284,6 +293,7 @@ impl Message for ToMaster {
             ToMaster::AppGone(gone) => json(9, gone, out),
             ToMaster::Spent(spent) => json(10, spent, out),
             ToMaster::Retiring => out.push(11),
+            ToMaster::Proxied(slots) => numbers(12, slots, out),
         }
     }
 
@@ -301,6 +311,7 @@ impl Message for ToMaster {
             9 => Ok(ToMaster::AppGone(from_json(body)?)),
             10 => Ok(ToMaster::Spent(from_json(body)?)),
             11 if body.is_empty() => Ok(ToMaster::Retiring),
+            12 => from_numbers(body).map(ToMaster::Proxied),
             _ => Err(Malformed("unknown kind")),
         }
     }
@@ -408,6 +419,7 @@ mod tests {
         for message in [
             ToMaster::Closed(vec![1, 2, u32::MAX]),
             ToMaster::Released(vec![0]),
+            ToMaster::Proxied(vec![0, u32::MAX]),
             ToMaster::HasCapacity,
             ToMaster::NearRequestLimit,
             ToMaster::Retiring,

@@ -21,6 +21,7 @@ use std::fmt;
 use serde::de::IgnoredAny;
 
 use super::frame::{ByteOrder, PREFIX};
+use super::proxy::ProxyVersion;
 
 /// The end of a connection that has sent the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +146,21 @@ pub(crate) fn too_large(
             format!("{plain}; or it is {protocol}, and {receiver} expects frames")
         }
         Some(protocol) => format!("{receiver} expects frames, not {protocol}"),
+    }
+}
+
+/// Returns the sentence for a client that begins with these bytes, to whose listener load balancers send a header first.
+pub(crate) fn no_header(bytes: &[u8], expected: ProxyVersion) -> String {
+    let sentence =
+        format!("the listener expects a PROXY protocol header ({expected}) before the first frame");
+    let prefix = bytes.split_first_chunk::<PREFIX>();
+    let protocol = prefix.and_then(|(prefix, rest)| {
+        let protocol = Misread::protocol(Sender::Client, *prefix)?;
+        protocol.is_certain_with(rest).then_some(protocol)
+    });
+    match protocol {
+        Some(protocol) => format!("{sentence}, not {protocol}"),
+        None => sentence,
     }
 }
 
@@ -274,6 +290,21 @@ mod tests {
             too_large("it is too long".to_owned(), "the listener", swapped),
             "it is too long; big-endian, the length is 26 bytes, and this connection is little-endian"
         );
+    }
+
+    #[test]
+    fn a_client_without_a_header_gets_what_it_is_instead() {
+        let sentence =
+            "the listener expects a PROXY protocol header (version 2) before the first frame";
+        for (bytes, what) in [
+            (&b"GET / HTTP/1.1"[..], ", not an HTTP request"),
+            (b"\x16\x03\x01\x02\0\x01\0", ", not a TLS handshake"),
+            (b"\x0d\0\0\0{\"in\":\"ping\"}", ""),
+            (b"GE", ""),
+        ] {
+            let expected = format!("{sentence}{what}");
+            assert_eq!(no_header(bytes, ProxyVersion::V2), expected);
+        }
     }
 
     #[test]

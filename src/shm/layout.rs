@@ -35,8 +35,12 @@ const AREA_LEN: u64 = (AREA_WORDS * 8) as u64;
 /// 2   words 16 and up of the header, bit 5 of the flags, the metrics of a daemon's own after the large regions
 /// 3   the shared reply buffer begins half a page later, and the small and the large regions a page later; words 31 to
 ///     33 of the header, bit 6 of the flags, the reason of a close, the flags of a last frame
+/// 4   bits 32 to 35 of the word of the flags, more reasons of a close, the addresses of clients after the metrics
 /// ```
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
+
+/// The distance between the addresses of two clients, in bytes.
+const SOURCE_STRIDE: u64 = 32;
 
 /// The distance of the shared reply buffer from the beginning of a page.
 ///
@@ -116,8 +120,8 @@ impl Layout {
     #[must_use]
     pub fn slots_within(addresses: u64, max_frame: u32) -> u32 {
         let none = Layout::new(0, max_frame);
-        let one = none.large_receive() + none.reply() + SMALL_LEN as u64 + SLOT_LEN;
-        let slots = addresses.saturating_sub(none.file_len()) / one;
+        let one = none.large_receive() + none.reply() + SMALL_LEN as u64 + SLOT_LEN + SOURCE_STRIDE;
+        let slots = addresses.saturating_sub(none.file_len() + PAGE) / one;
         u32::try_from(slots).unwrap_or(u32::MAX)
     }
 
@@ -200,13 +204,28 @@ impl Layout {
         self.bytes_at() + self.large_at(self.slots)
     }
 
-    /// Returns the length of the file.
-    pub(super) fn file_len(self) -> u64 {
+    /// Returns the offset of the address of a slot's client; `None` if there is none.
+    pub(super) fn source_at(self, slot: u32) -> Option<u64> {
+        let is_there = self.version >= 4 && slot < self.slots;
+        is_there.then(|| self.sources_at() + u64::from(slot) * SOURCE_STRIDE)
+    }
+
+    /// Returns the offset of the addresses of clients, after the metrics of a daemon's own.
+    fn sources_at(self) -> u64 {
         let metrics = match self.has_own_metrics() {
             true => page_up(AREA_LEN),
             false => 0,
         };
         self.own_metrics_at() + metrics
+    }
+
+    /// Returns the length of the file.
+    pub(super) fn file_len(self) -> u64 {
+        let sources = match self.version >= 4 {
+            true => page_up(u64::from(self.slots) * SOURCE_STRIDE),
+            false => 0,
+        };
+        self.sources_at() + sources
     }
 
     /// Returns the range of received bytes in a region of `slot`, counted from the first byte after the slots.
@@ -262,6 +281,15 @@ mod tests {
             }
             let end = ranges.last().expect("some").end as u64;
             assert!(end <= layout.own_metrics_at() - layout.bytes_at());
+            let sources: Vec<u64> = (0..=slots)
+                .filter_map(|slot| layout.source_at(slot))
+                .collect();
+            let expected = if version >= 4 { slots as usize } else { 0 };
+            assert_eq!(sources.len(), expected);
+            if let (Some(first), Some(last)) = (sources.first(), sources.last()) {
+                assert!(*first >= layout.own_metrics_at() + AREA_LEN);
+                assert!(last + SOURCE_STRIDE <= layout.file_len());
+            }
             assert!(layout.large_receive() as usize >= PREFIX + max_frame as usize);
             assert!(layout.reply() as usize >= REPLY_SOFT + layout.max_reply());
         }
@@ -275,6 +303,7 @@ mod tests {
             (1, [256 * KIB, 336 * KIB, 340 * KIB, 932 * KIB]),
             (2, [256 * KIB, 336 * KIB, 340 * KIB, 932 * KIB]),
             (3, [258 * KIB, 340 * KIB, 344 * KIB, 936 * KIB]),
+            (4, [258 * KIB, 340 * KIB, 344 * KIB, 936 * KIB]),
         ] {
             let layout = Layout::with_version(version, 3, 10_000).expect("it is known");
             let found = [

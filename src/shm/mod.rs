@@ -8,6 +8,7 @@
 //! small    512 B a slot, dense: the usual half frame
 //! large    a receive and a reply region a slot, sparse: the rest
 //! own      the metrics of a daemon's own, if it has some                              [`own_metrics`]
+//! sources  32 B a slot: the address of a client that its PROXY protocol header has reported
 //! ```
 //!
 //! The memory is a sealed memfd of fixed size, so that neither side can shrink it under the other. Regions have fixed
@@ -39,8 +40,10 @@ mod stretch;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use crate::proto::names::Peer;
 use crate::sys::memory::{self, Bytes, Words};
 
 pub use counters::{Counters, Note};
@@ -50,7 +53,8 @@ pub use layout::{LAYOUT_VERSION, Layout, MAX_ADDRESSES};
 #[cfg(any(test, fuzzing))]
 pub use recovery::fuzz;
 pub use recovery::{ClientBytes, Owner};
-pub use slot::{Claim, CloseReason, Cursors, Flags, LeaseState, Region, Slot};
+pub use slot::{Claim, CloseReason, Cursors, Flags, LeaseState, ProxyState, Region, Slot};
+use slot::{SOURCE_LEN, decode_source, encode_source};
 #[cfg(test)]
 pub use stretch::Stretch;
 
@@ -151,6 +155,21 @@ impl MasterShm {
     #[must_use]
     pub fn slot(&self, index: u32) -> Option<Slot<'_>> {
         self.words.slot(index)
+    }
+
+    /// Returns the address of a client that its header has reported. Only a slot whose
+    /// [`ProxyState::has_source`] has one.
+    #[must_use]
+    pub fn source(&self, index: u32) -> Option<Peer> {
+        read_source(&self.file, self.layout, index)
+    }
+
+    /// Stores that address, for the worker that gets the client.
+    ///
+    /// # Errors
+    /// Those of pwrite(2).
+    pub fn set_source(&self, index: u32, source: Option<Peer>) -> io::Result<()> {
+        write_source(&self.file, self.layout, index, source)
     }
 
     /// Returns a slot whose lease of this number was revoked.
@@ -277,6 +296,20 @@ impl WorkerShm {
         self.bytes.copy_within(bytes, target);
     }
 
+    /// Returns the address of a client that its header has reported, as [`MasterShm::source`].
+    #[must_use]
+    pub fn source(&self, index: u32) -> Option<Peer> {
+        read_source(&self.file, self.layout, index)
+    }
+
+    /// Stores that address.
+    ///
+    /// # Errors
+    /// Those of pwrite(2).
+    pub fn set_source(&self, index: u32, source: Option<Peer>) -> io::Result<()> {
+        write_source(&self.file, self.layout, index, source)
+    }
+
     /// Frees the memory of a slot's large region.
     pub fn free_large(&self, index: u32) {
         let begin = self.layout.bytes_at() + self.layout.large_at(index);
@@ -287,6 +320,19 @@ impl WorkerShm {
             self.layout.large_at(1) - self.layout.large_at(0),
         );
     }
+}
+
+/// Reads the address of a slot's client.
+fn read_source(file: &File, layout: Layout, index: u32) -> Option<Peer> {
+    let mut bytes = [0; SOURCE_LEN];
+    let read = file.read_exact_at(&mut bytes, layout.source_at(index)?);
+    read.ok().and_then(|()| decode_source(&bytes))
+}
+
+/// Writes the address of a slot's client. It costs a system call a connection, and only behind a balancer.
+fn write_source(file: &File, layout: Layout, index: u32, source: Option<Peer>) -> io::Result<()> {
+    let at = layout.source_at(index).ok_or(io::ErrorKind::Unsupported)?;
+    file.write_all_at(&encode_source(source), at)
 }
 
 /// The slot and the buffers of a turn.

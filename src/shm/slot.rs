@@ -3,8 +3,9 @@
 //! ```text
 //! word  0  lease     number << 8 | state                      both sides, by compare-exchange
 //!       1  exec      method << 32 | answered + 1              valid only while it matches `answered` of the cursors
-//!       2  active    which cursors are active (bit 0), flags (from bit 8), why the client is closed (from bit 24), whether
-//!                    it wants a last frame (bit 40), and why it gets that (bits 41 and 42)
+//!       2  active    which cursors are active (bit 0), flags (from bit 8), why the client is closed (from bit 24),
+//!                    the state of its PROXY protocol header (from bit 32), whether it wants a last frame (bit 40),
+//!                    and why it gets that (bits 41 and 42)
 //!       3  since     when what is timed began: a frame, a stop in sending, or idling  ns of CLOCK_MONOTONIC
 //!       4  last      when the client last sent or took a byte                        ns of CLOCK_MONOTONIC
 //!       5  requests  answered so far
@@ -17,10 +18,13 @@
 //! Stores are Release and loads Acquire, so that a process that finds an idle lease word also finds the cursors that
 //! belong to it; after a death program order is enough.
 
+mod proxy;
 mod words;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use proxy::ProxyState;
+pub(super) use proxy::{SOURCE_LEN, decode_source, encode_source};
 pub(super) use words::is_with_its_worker;
 use words::progress_bits;
 pub use words::{Claim, CloseReason, Cursors, Flags, LeaseState, LeaseWord, Region};
@@ -384,6 +388,7 @@ mod tests {
                 close_reason: CloseReason::TooLarge,
                 wants_goaway: true,
                 goaway: Some(GoawayReason::Stopping),
+                proxy: ProxyState::Used,
             };
             slot.preset_idle(1, 0);
             slot.flip(&some_cursors(), flags);

@@ -106,6 +106,7 @@ impl InProcess {
         let call = Call {
             client: ClientId(1),
             peer,
+            via: None,
             attempt: 1,
             deadline: None,
             socket: None,

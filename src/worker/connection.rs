@@ -1,9 +1,12 @@
 //! A client in its worker, between its turns.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use super::reply::Call;
+
+use crate::logging::LimitedLine;
 use crate::loop_clock::{LoopClock, Shortage};
 use crate::proto::channel::Settings;
 use crate::proto::frame::OrderRule;
@@ -37,7 +40,11 @@ pub(super) struct Connection {
     cookie: Option<u64>,
     passed: Passed,
     pub(super) client: ClientId,
+    /// The client's address: that of the other end, or the one in its PROXY protocol header.
     pub(super) peer: Peer,
+    /// The other end, if the header has the address.
+    pub(super) via: Option<Peer>,
+    is_unix: bool,
     pub(super) lease_number: u32,
     /// How the byte order is learnt.
     pub(super) order: OrderRule,
@@ -52,6 +59,10 @@ pub(super) struct Connection {
     pub(super) armed: u64,
     /// The app has executed a request of this client.
     pub(super) has_used_app: bool,
+    /// The client's PROXY protocol header is not complete.
+    pub(super) awaits_header: bool,
+    /// The master must count it for its address before its first request.
+    pub(super) awaits_count: bool,
     /// In this turn the kernel had no memory to read or write.
     pub(super) is_refused: bool,
     /// The wait for memory of the kernel.
@@ -90,23 +101,26 @@ impl WaitingFor {
 
 impl Connection {
     /// Returns a client that was leased, in the state that its slot shows. `cookie` is that of its socket, if there is
-    /// one.
+    /// one; `source` is the address that its PROXY protocol header has reported.
     pub(super) fn new(
         lease: &Lease,
         socket: OwnedFd,
         cookie: Option<u64>,
+        source: Option<Peer>,
         slot: Slot<'_>,
     ) -> Connection {
         let is_parked = slot
             .lease()
             .is_some_and(|lease| lease.state == LeaseState::Parked);
         let is_lingering = slot.flags().closing && slot.cursors().replied == 0;
-        Connection {
+        let mut connection = Connection {
             socket,
             cookie,
             passed: Passed::default(),
             client: lease.record.client,
             peer: lease.peer,
+            via: None,
+            is_unix: matches!(lease.peer, Peer::Unix { .. }),
             lease_number: lease.record.lease_number,
             order: lease.record.order,
             // A partial frame and a lingering close continue with the time that is left.
@@ -120,8 +134,48 @@ impl Connection {
             linger_bytes: MAX_LINGER_BYTES,
             armed: NEVER,
             has_used_app: false,
+            awaits_header: slot.flags().proxy.is_awaited(),
+            awaits_count: false,
             is_refused: false,
             shortage: Shortage::default(),
+        };
+        connection.set_source(source);
+        connection
+    }
+
+    /// Sets the address that the client's PROXY protocol header has reported, if it has one.
+    pub(super) fn set_source(&mut self, source: Option<Peer>) {
+        if let Some(source) = source {
+            self.via = Some(std::mem::replace(&mut self.peer, source));
+        }
+    }
+
+    /// Logs why the client is closed before its first frame, unless there are many such lines.
+    pub(super) fn log_refused_header(&self, why: &str) {
+        static LINE: LimitedLine = LimitedLine::new();
+        LINE.warn(
+            clock::monotonic(),
+            &format_args!(
+                "connection {} from {}: {why}; closing it",
+                self.client, self.peer
+            ),
+        );
+    }
+
+    /// Returns the client, its address, and the load balancer that has reported that address.
+    pub(super) fn caller(&self) -> (ClientId, Peer, Option<Peer>) {
+        (self.client, self.peer, self.via)
+    }
+
+    /// Returns the circumstances of a request of the client.
+    pub(super) fn call(&self, attempt: u32, deadline: Option<Instant>) -> Call<'_> {
+        Call {
+            client: self.client,
+            peer: self.peer,
+            via: self.via,
+            attempt,
+            deadline,
+            socket: Some(self.socket.as_fd()),
         }
     }
 
@@ -189,7 +243,7 @@ impl Connection {
 
     /// Returns whether the client is connected by TCP.
     pub(super) fn is_tcp(&self) -> bool {
-        !matches!(self.peer, Peer::Unix { .. })
+        !self.is_unix
     }
 
     /// Records whether the kernel had memory in the turn that has ended at `now`: ns of CLOCK_MONOTONIC.
@@ -221,6 +275,9 @@ impl Connection {
             return until;
         }
         let (begin, limit) = match self.waits {
+            WaitingFor::Request if self.awaits_header && settings.frame_timeout.is_some() => {
+                (slot.since(), settings.frame_timeout)
+            }
             WaitingFor::Request => (slot.last_active(), settings.idle_timeout),
             WaitingFor::Bytes => (slot.since(), settings.frame_timeout),
             WaitingFor::Writable => (slot.since(), settings.send_timeout),

@@ -111,9 +111,13 @@ impl WorkerLoop<'_> {
             return self.timers.arm(index, &mut connection.armed, deadline);
         }
         let (client, peer, waits) = (connection.client, connection.peer, connection.waits);
+        let awaits_header = connection.awaits_header;
         log::debug!("client {client} ({peer}) exceeded its timeout ({waits:?}); closing it");
         let purpose = match waits {
             WaitingFor::Bytes => Purpose::Expire,
+            WaitingFor::Request if awaits_header && self.settings.frame_timeout.is_some() => {
+                Purpose::Expire
+            }
             WaitingFor::Writable => Purpose::Cut(CloseReason::SendTimeout),
             _ => Purpose::Cut(CloseReason::Idle),
         };

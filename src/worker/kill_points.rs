@@ -25,6 +25,10 @@ points! {
     AfterBegin = "after-begin",
     /// Bytes have been read.
     AfterReceive = "after-receive",
+    /// A PROXY protocol header was found, and its address is stored; the cursors are before it.
+    BeforeHeader = "before-header",
+    /// The cursors are after the header, and the master does not know it yet.
+    AfterHeader = "after-header",
     /// A request was found, and `exec` is not set yet.
     BeforeHandler = "before-handler",
     /// `exec` is set, and the method is about to be called.

@@ -37,7 +37,9 @@ impl WorkerLoop<'_> {
             let Some(slot) = self.shm.slot(index) else {
                 return Err(io::Error::other("a lease for a slot that does not exist"));
             };
-            let connection = Connection::new(lease, socket, cookie, slot);
+            let has_source = slot.flags().proxy.has_source();
+            let source = has_source.then(|| self.shm.source(index)).flatten();
+            let connection = Connection::new(lease, socket, cookie, source, slot);
             let (_, large) = slot.cursors().parked();
             if connection.waits != WaitingFor::Request && large > 0 {
                 self.parking.use_large(index, large);
@@ -170,6 +172,22 @@ impl WorkerLoop<'_> {
         let is_new = !std::mem::replace(&mut self.ending.is_retiring, true);
         let executor = self.executor.as_ref();
         self.master.is_retiring |= is_new && executor.is_some_and(|it| it.requests.count() > 0);
+    }
+
+    /// Gives up the lease of a client that the master must count for its address: it leases the client again, or
+    /// rejects it.
+    #[cold]
+    pub(super) fn give_up_uncounted(&mut self, index: u32) {
+        let Some(connection) = self.connections.get(index) else {
+            return;
+        };
+        let slot = self.shm.slot(index).expect("the client has a slot");
+        if slot.revoke(connection.lease_number).is_some() {
+            // Another report follows when the slot is not used any more.
+            self.master.released.push(index);
+        }
+        self.release(index);
+        kill_points::pass(Point::InRetirement);
     }
 
     /// Gives up every lease. No client is in a turn now; leases that were revoked before are released as well.

@@ -28,6 +28,8 @@ pub(super) struct MasterLink<'c> {
     sending: Shortage<u64>,
     /// Slots of clients that were closed.
     pub(super) closed: Vec<u32>,
+    /// Slots whose PROXY protocol headers the master must look at.
+    pub(super) proxied: Vec<u32>,
     /// Slots whose leases were revoked or given up.
     pub(super) released: Vec<u32>,
     pub(super) has_capacity: bool,
@@ -53,6 +55,7 @@ impl<'c> MasterLink<'c> {
             receiving: Shortage::default(),
             sending: Shortage::default(),
             closed: Vec::new(),
+            proxied: Vec::new(),
             released: Vec::new(),
             has_capacity: false,
             is_near_limit: false,
@@ -212,6 +215,9 @@ impl<'c> MasterLink<'c> {
         if sent == Sent::Queued && self.is_retiring {
             sent = self.channel.send(&ToMaster::Retiring, &[])?;
             self.is_retiring = sent.is_refused();
+        }
+        while sent == Sent::Queued && !self.proxied.is_empty() {
+            sent = send_slots(self.channel, &mut self.proxied, ToMaster::Proxied)?;
         }
         while sent == Sent::Queued && !self.closed.is_empty() {
             sent = send_slots(self.channel, &mut self.closed, ToMaster::Closed)?;

@@ -20,8 +20,10 @@ use crate::sys::{fork, poll};
 pub struct Call<'a> {
     /// The client: the same for all requests of a connection, in every worker, and never reused.
     pub client: ClientId,
-    /// The client's address, as the kernel reported it when it connected.
+    /// The client's address, as the kernel reported it when it connected, or as the load balancer before it did.
     pub peer: Peer,
+    /// The address of that load balancer, if the listener has the key `proxy` and the client came through one.
+    pub via: Option<Peer>,
     /// 1; 2 if the request is executed once more, because its worker or app died.
     pub attempt: u32,
     /// When the process may be killed during this call; none while no deadline applies.
@@ -310,6 +312,7 @@ mod tests {
         Call {
             client: ClientId(1),
             peer: Peer::from(SocketAddr::from(([127, 0, 0, 1], 1))),
+            via: None,
             attempt: 1,
             deadline: None,
             socket: None,

@@ -35,6 +35,7 @@ fn settings() -> Settings {
         restart_grace: Duration::ZERO,
         near_limit_at: None,
         max_requests: None,
+        counts_addresses: false,
         log: Log {
             target: LogTarget::Stderr,
             file: None,

@@ -18,27 +18,25 @@
 
 mod answer;
 mod away;
+mod context;
 mod goaway;
 mod park;
+mod proxy;
 mod purpose;
 mod read;
 mod send;
 
 use std::io;
-use std::time::{Duration, Instant};
 
 use self::answer::{Departure, FrameOutcome};
 pub(super) use self::away::AwayAnswer;
+pub(super) use self::context::TurnContext;
 pub(super) use self::purpose::Purpose;
-use super::away::executor::Executor;
 use super::connection::{Connection, WaitingFor};
 use super::kill_points::{self, Point};
-use super::methods::Service;
 use super::reply::Fault;
-use crate::proto::channel::Settings;
 use crate::proto::rpc::Code;
-use crate::shm::{Claim, CloseReason, Cursors, Flags, REPLY_SOFT, Slot, WorkerShm};
-use crate::sys::byte_counts::OwnWrites;
+use crate::shm::{Claim, CloseReason, Cursors, Flags, ProxyState, REPLY_SOFT, Slot};
 use crate::sys::socket;
 
 /// Replies wait for later ones at most this long, in ns.
@@ -46,75 +44,6 @@ const REPLY_DELAY: u64 = 1_000_000;
 
 /// A client with more waiting requests lets others go first after this long, in ns.
 const MAX_TURN: u64 = 10_000_000;
-
-/// The parts of a worker that a turn works with.
-pub(super) struct TurnContext<'a> {
-    pub(super) shm: &'a mut WorkerShm,
-    pub(super) service: &'a mut dyn Service,
-    /// The executor of requests that are away, if the worker has one.
-    pub(super) executor: Option<&'a mut Executor>,
-    /// Whether this process runs code that may close what is not its own.
-    pub(super) runs_other_code: bool,
-    /// Whether the frames after an answer are served: the worker does not retire.
-    pub(super) may_continue: bool,
-    pub(super) settings: &'a Settings,
-    /// When the worker is killed, once it has received `Stop`.
-    pub(super) stop_by: Option<Instant>,
-    /// The same instant by both clocks, so that the deadline of a method needs no system call.
-    pub(super) epoch: (Instant, u64),
-    /// Whether a method is quarantined, by its index; beyond the end none is.
-    pub(super) quarantined: &'a [bool],
-    /// Requests that this process has answered.
-    pub(super) served: u64,
-    /// The I/O account of this thread, where the kernel keeps one.
-    pub(super) writes: Option<&'a OwnWrites>,
-    /// Why this process cannot continue, once it cannot.
-    pub(super) broken: &'a mut Option<String>,
-    /// ns of CLOCK_MONOTONIC: at the beginning of the turn, and again at its end.
-    pub(super) now: u64,
-    /// The deadline of a method that begins at this `now`.
-    pub(super) deadline: Option<(u64, Option<Instant>)>,
-}
-
-impl TurnContext<'_> {
-    /// Returns when the worker is killed, if a method begins now. It is computed once for each reading of the clock:
-    /// many requests share one.
-    #[inline]
-    fn deadline(&mut self) -> Option<Instant> {
-        match self.deadline {
-            Some((now, deadline)) if now == self.now => deadline,
-            _ => self.computed_deadline(),
-        }
-    }
-
-    fn computed_deadline(&mut self) -> Option<Instant> {
-        let timeout = self
-            .settings
-            .request_timeout
-            .and_then(|timeout| self.instant(self.now).checked_add(timeout));
-        let deadline = [self.stop_by, timeout].into_iter().flatten().min();
-        self.deadline = Some((self.now, deadline));
-        deadline
-    }
-
-    /// Returns the instant of a time in ns of CLOCK_MONOTONIC.
-    fn instant(&self, ns: u64) -> Instant {
-        let (epoch, epoch_ns) = self.epoch;
-        epoch + Duration::from_nanos(ns.saturating_sub(epoch_ns))
-    }
-
-    /// Returns the requests that this process has answered, and those that are away, whose answers follow.
-    pub(super) fn begun(&self) -> u64 {
-        let away = self.executor.as_deref();
-        let away = away.map_or(0, |executor| executor.requests.count() as u64);
-        self.served + away
-    }
-
-    /// Returns whether this process has reached its limit of requests.
-    pub(super) fn has_reached_limit(&self) -> bool {
-        self.settings.requests_left(self.begun()) == Some(0)
-    }
-}
 
 /// The end of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,6 +215,7 @@ impl Turn<'_, '_> {
         }
         match purpose {
             Purpose::Reject(fault) => self.reply_last(fault),
+            Purpose::Expire if self.flags.proxy.is_awaited() => self.give_up_header(),
             Purpose::Expire => {
                 let reason = "the frame was not complete within frame-timeout";
                 self.give_up_frame(Code::Timeout, reason);
@@ -300,6 +230,9 @@ impl Turn<'_, '_> {
         let most = self.most_to_read();
         if !self.flags.half_closed && most > 0 {
             self.read(most)?;
+        }
+        if self.flags.proxy != ProxyState::None && !self.pass_header()? {
+            return Ok(());
         }
         self.serve_frames(began)
     }

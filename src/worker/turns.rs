@@ -102,6 +102,7 @@ impl WorkerLoop<'_> {
             served: self.served,
             writes: self.writes.as_deref(),
             broken: &mut self.ending.broken,
+            proxied: &mut self.master.proxied,
             now: self.time.now,
             deadline: None,
         };
@@ -137,6 +138,7 @@ impl WorkerLoop<'_> {
             return;
         };
         let before = std::mem::replace(&mut connection.waits, waits);
+        let awaits_count = connection.awaits_count;
         if waits == WaitingFor::Turn {
             self.again.push(index);
         }
@@ -163,6 +165,9 @@ impl WorkerLoop<'_> {
         }
         if watch.is_err() {
             self.check_watch(index, watch);
+        }
+        if awaits_count {
+            self.give_up_uncounted(index);
         }
     }
 

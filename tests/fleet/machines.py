@@ -134,10 +134,14 @@ class Host:
     async def status(self):
         return json.loads(await self.ctl("status", "--json"))
 
+    async def shown_clients(self):
+        """Returns its clients, as fdpassctl shows them."""
+        pages = (await self.ctl("clients", "--json")).splitlines()
+        return [client for page in pages for client in json.loads(page)["clients"]]
+
     async def clients(self):
         """Returns the number of its clients, and of those that have been connected for a second or more."""
-        pages = (await self.ctl("clients", "--json")).splitlines()
-        clients = [client for page in pages for client in json.loads(page)["clients"]]
+        clients = await self.shown_clients()
         return len(clients), sum(client["age_seconds"] >= 1 for client in clients)
 
     def runs(self):

@@ -73,6 +73,7 @@ mod packaging;
 mod passed_descriptors;
 mod progress;
 mod property;
+mod proxy;
 mod real_time_signals;
 mod rebalance;
 mod recovery;

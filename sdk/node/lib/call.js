@@ -31,6 +31,10 @@ export class Call {
     return this.#message.peer ?? '';
   }
 
+  get via() {
+    return this.#message.via;
+  }
+
   get pid() {
     return this.#message.pid;
   }

@@ -80,6 +80,8 @@ export interface Call {
   readonly client: number;
   /** The address of a TCP client; may be empty for a client of a Unix socket. */
   readonly peer: string;
+  /** The load balancer that has reported `peer` by the PROXY protocol; empty if it uses a Unix socket. */
+  readonly via?: string;
   /** The process of a client of a Unix socket. */
   readonly pid?: number;
   /** The user of a client of a Unix socket. */

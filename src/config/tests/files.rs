@@ -177,6 +177,8 @@ fn all_values_are_read() {
                 }),
             }),
             freebind: false,
+            proxy: None,
+            proxy_from: Vec::new(),
         }
     );
     let number = |number| NonZeroU32::new(number).expect("not zero");

@@ -92,6 +92,8 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
     let orders = prop::sample::select(vec![OrderRule::Little, OrderRule::Big, OrderRule::Auto]);
     let listener = (0..3, orders, 1..=65_535u32, 0..=0o777u32);
     prop::collection::vec(listener, 1..=MAX_LISTENERS).prop_map(|listeners| {
+        let networks = ["10.0.0.0/8", "2001:db8::1"].map(|text| text.parse().expect("a network"));
+        let networks = networks.to_vec();
         let numbered = listeners.into_iter().enumerate();
         let listen = |(index, (kind, byte_order, backlog, mode))| {
             let source = match kind {
@@ -110,6 +112,11 @@ fn listeners() -> impl Strategy<Value = Vec<Listen>> {
                 backlog,
                 access,
                 freebind: kind == 2 && backlog % 2 == 0,
+                proxy: (backlog % 3 == 0).then_some(ProxyVersion::Any),
+                proxy_from: match (backlog % 3, kind) {
+                    (0, 1 | 2) => networks.clone(),
+                    _ => Vec::new(),
+                },
             }
         };
         numbered.map(listen).collect()

@@ -47,7 +47,7 @@ fn a_table_of_listen_is_checked_like_any_other() {
     );
     let error = refused(
         "listen = [\"[::]:1\", { «adress = \"[::]:2\" }]",
-        "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`, `freebind`",
+        "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`, `freebind`, `proxy`, `proxy-from`",
     );
     assert_eq!(error.help(), Some("did you mean \"address\"?"));
     refused(
@@ -89,6 +89,72 @@ fn keys_of_unix_sockets_are_refused_for_tcp() {
             message,
         );
     }
+}
+
+#[test]
+fn proxy_needs_the_balancers_over_tcp_and_only_there() {
+    let needs = "proxy needs the key `proxy-from` with the addresses of the load balancers: any other client could \
+                 claim any address";
+    refused(
+        "listen = [{ address = \"[::]:1\", «proxy = \"v2\" }]",
+        needs,
+    );
+    refused(
+        "[[listen]]\naddress = \"[::]:1\"\nproxy-from = []\n«proxy = \"v2\"",
+        needs,
+    );
+    refused(
+        "listen = [{ address = \"[::]:1\", «proxy-from = [\"10.0.0.0/8\"] }]",
+        "proxy-from needs the key `proxy`",
+    );
+    refused(
+        "listen = [{ address = \"unix:/x\", proxy = \"v1\", «proxy-from = [\"::1\"] }]",
+        "proxy-from is for TCP addresses, unix:/x is a Unix socket: its mode decides who connects",
+    );
+    for listen in [
+        "{ address = \"[::]:1\", proxy = \"any\", proxy-from = [\"10.0.0.0/8\", \"2001:db8::/32\", \"192.0.2.1\"] }",
+        "{ address = \"unix:/x\", proxy = \"v1\" }",
+        "{ address = \"systemd:x\", proxy = \"v2\" }",
+        "{ address = \"systemd:x\", proxy = \"v2\", proxy-from = [\"::1\"] }",
+    ] {
+        let config = parse(&format!("listen = [{listen}]"));
+        assert!(config.listen[0].proxy.is_some(), "{listen}");
+        assert_eq!(parse(&config.to_toml()).listen, config.listen);
+    }
+}
+
+#[test]
+fn an_invalid_version_or_network_is_refused_with_its_place() {
+    let error = refused(
+        "listen = [{ address = \"unix:/x\", proxy = «\"v3\" }]",
+        "unknown word `v3`, expected one of `v1`, `v2`, `any`",
+    );
+    assert_eq!(error.help(), None);
+    let tcp = "listen = [{ address = \"[::]:1\", proxy = \"v2\", proxy-from = [\"::1\", «";
+    for (network, why) in [
+        (
+            "\"10.0.0.1/8\"",
+            "\"10.0.0.1/8\": the address has bits after the first 8",
+        ),
+        (
+            "\"10.0.0.0/33\"",
+            "\"10.0.0.0/33\": an address of this kind has 32 bits",
+        ),
+        (
+            "8",
+            "invalid value: integer `8`, expected a network in quotes, such as \"10.0.0.0/8\"",
+        ),
+    ] {
+        refused(&format!("{tcp}{network}] }}]"), why);
+    }
+    // Each network has a line of its own: an error shows a part of a long line only.
+    let networks = "\"::1\",\n".repeat(64);
+    refused(
+        &format!(
+            "[[listen]]\naddress = \"[::]:1\"\nproxy = \"v2\"\nproxy-from = [\n{networks}«\"::2\"]"
+        ),
+        "there can be at most 64 networks, these are 65",
+    );
 }
 
 #[test]

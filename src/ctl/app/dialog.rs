@@ -220,6 +220,7 @@ impl AppDialog {
                 address,
                 port: 4242,
             },
+            via: None,
             attempt: 1,
             timeout: Some(30_000),
         };

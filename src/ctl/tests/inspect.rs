@@ -14,6 +14,7 @@ use crate::proto::names::ClientId;
 
 fn client(id: u64, requests: u64) -> ClientStatus {
     ClientStatus {
+        via: None,
         id: ClientId(id),
         peer: format!("127.0.0.1:{}", 50_000 + id),
         listener: Some("127.0.0.1:8080".to_owned()),

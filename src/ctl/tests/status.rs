@@ -126,6 +126,7 @@ pub(super) fn listener(address: &str, byte_order: OrderRule, queue: Option<u32>)
     ListenerStatus {
         address: address.to_owned(),
         byte_order,
+        proxy: None,
         queue,
         queue_max,
         accepted_total: 1,

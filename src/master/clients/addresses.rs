@@ -19,7 +19,7 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     /// Counts the clients that are already there. Without a limit nothing is counted.
-    pub(crate) fn new<'a>(limits: &Limits, there: impl Iterator<Item = &'a Peer>) -> Addresses {
+    pub(crate) fn new(limits: &Limits, there: impl Iterator<Item = Peer>) -> Addresses {
         let mask = u128::MAX
             .checked_shl(128u32.saturating_sub(limits.ipv6_prefix.get()))
             .unwrap_or_default();
@@ -28,7 +28,7 @@ impl Addresses {
             mask,
             counts: HashMap::new(),
         };
-        there.for_each(|peer| addresses.count(peer));
+        there.for_each(|peer| addresses.count(&peer));
         addresses
     }
 
@@ -53,7 +53,8 @@ impl Addresses {
         })
     }
 
-    fn count(&mut self, peer: &Peer) {
+    /// Counts one more client, whatever the limit is.
+    pub(crate) fn count(&mut self, peer: &Peer) {
         if let (Some(_), Some(ip)) = (self.most, self.counted(peer)) {
             *self.counts.entry(ip).or_default() += 1;
         }
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn each_address_is_counted_until_its_last_client_leaves() {
-        let mut addresses = Addresses::new(&limits(2, 64), [].iter());
+        let mut addresses = Addresses::new(&limits(2, 64), [].into_iter());
         let from = |last: u8, port: u16| {
             Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)))
         };
@@ -99,7 +100,7 @@ mod tests {
         assert!(addresses.enter(&Peer::UNIX));
         addresses.leave(&from(1, 11));
         assert!(addresses.enter(&from(1, 12)));
-        let mut lowered = Addresses::new(&limits(1, 64), [from(1, 10), from(1, 12)].iter());
+        let mut lowered = Addresses::new(&limits(1, 64), [from(1, 10), from(1, 12)].into_iter());
         assert!(!lowered.enter(&from(1, 13)), "there are more already");
         lowered.leave(&from(1, 10));
         assert!(!lowered.enter(&from(1, 13)));
@@ -116,12 +117,12 @@ mod tests {
         let from = |text: &str| Peer::from(text.parse::<SocketAddr>().expect("an address"));
         let first = from("[2001:db8:0:1::1]:7");
         let fits = |prefix, other: &str| {
-            Addresses::new(&limits(1, prefix), [first].iter()).enter(&from(other))
+            Addresses::new(&limits(1, prefix), [first].into_iter()).enter(&from(other))
         };
         assert!(!fits(64, "[2001:db8:0:1:ffff::2]:7") && fits(64, "[2001:db8:0:2::1]:7"));
         assert!(!fits(128, "[2001:db8:0:1::1]:8") && fits(128, "[2001:db8:0:1::2]:7"));
         assert!(!fits(1, "[2001:db9::1]:7") && fits(1, "[8000::1]:7"));
-        let mut addresses = Addresses::new(&limits(1, 64), [first].iter());
+        let mut addresses = Addresses::new(&limits(1, 64), [first].into_iter());
         addresses.leave(&from("[2001:db8:0:1::9]:7"));
         assert!(addresses.counts.is_empty());
     }

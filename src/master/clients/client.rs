@@ -9,11 +9,12 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::master::clients::place::ClientPlace;
+use crate::master::clients::proxied::Proxied;
 use crate::proto::frame::OrderRule;
 use crate::proto::lease::ClientRecord;
 use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
 use crate::proto::rpc::GoawayReason;
-use crate::shm::{ClientBytes, Flags, LeftSlot};
+use crate::shm::{ClientBytes, Flags, LeftSlot, ProxyState};
 use crate::sys::clock;
 use crate::sys::passed::ClientSocket;
 
@@ -22,6 +23,7 @@ use crate::sys::passed::ClientSocket;
 pub(crate) struct Client {
     pub(crate) id: ClientId,
     pub(crate) socket: ClientSocket,
+    /// The other end of its connection; [`Client::address`] is the client's.
     pub(crate) peer: Peer,
     /// How the client's byte order is learnt, from its listener.
     pub(crate) order: OrderRule,
@@ -35,6 +37,8 @@ pub(crate) struct Client {
     pub(crate) offsets: Offsets,
     /// Why it gets a goaway, if it does. The next worker finds the reason in the flags.
     pub(crate) goaway: Option<GoawayReason>,
+    /// Set if its listener has the key `proxy`.
+    pub(crate) proxied: Option<Box<Proxied>>,
 }
 
 impl ClientPlace {
@@ -87,6 +91,7 @@ impl Client {
             moves: 0,
             offsets: Offsets::default(),
             goaway: None,
+            proxied: None,
         }
     }
 }
@@ -113,10 +118,15 @@ impl Unleased {
     /// Creates the record of a client that was just accepted.
     pub(crate) fn new(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
+        let proxied = client.proxied.as_ref();
+        let proxy = proxied.map_or(ProxyState::None, |it| ProxyState::Awaited(it.version));
         Unleased {
             client,
             bytes,
-            flags: Flags::default(),
+            flags: Flags {
+                proxy,
+                ..Flags::default()
+            },
             times: (now, now),
             requests: 0,
             to: None,

@@ -9,6 +9,7 @@ use crate::sys::memory::Words;
 const NEXT_CLIENT: usize = 2;
 const REFUSED: usize = 3;
 const CLIENTS: usize = 4;
+const NO_CLIENTS: usize = 6;
 
 /// The words of a state file that concern clients.
 #[derive(Clone, Debug)]
@@ -23,6 +24,15 @@ impl ClientFigures {
         self.0[NEXT_CLIENT].store(next_client, Ordering::Relaxed);
         self.0[REFUSED].store(refused, Ordering::Relaxed);
         self.0[CLIENTS].store(clients.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Writes how many connections to listeners with the key `proxy` ended without becoming clients.
+    pub(crate) fn set_no_clients(&self, no_clients: u64) {
+        self.0[NO_CLIENTS].store(no_clients, Ordering::Relaxed);
+    }
+
+    pub(crate) fn no_clients(&self) -> u64 {
+        self.0[NO_CLIENTS].load(Ordering::Relaxed)
     }
 
     /// Returns the number of clients; `None` if it is not known.

@@ -141,6 +141,14 @@ impl Leases {
         }
     }
 
+    /// Returns the client in a slot, to be changed.
+    pub(crate) fn client_mut(&mut self, slot: u32) -> Option<&mut Client> {
+        match self.entries.get_mut(slot)? {
+            LeaseEntry::Leased(leased) => Some(&mut leased.client),
+            LeaseEntry::Revoked => None,
+        }
+    }
+
     /// Returns the slot of a client.
     pub(crate) fn slot_of(&self, id: ClientId) -> Option<u32> {
         self.iter()
@@ -282,6 +290,7 @@ impl Leases {
         match self.state(slot, shm) {
             Some(LeaseState::Closed) => {
                 let reason = self.close_reason(slot, shm);
+                let _ = self.learn(slot, shm);
                 match self.leave_behind(slot) {
                     Some(client) => {
                         shm.header().add_known_closed();
@@ -308,6 +317,7 @@ impl Leases {
             _ => return Done::Nonsense,
         };
         let place = (slot, self.lease_number_of(slot));
+        let _ = self.learn(slot, shm);
         let Some(client) = self.leave_behind(slot) else {
             return Done::Nonsense;
         };

@@ -5,9 +5,10 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, ProxyRule};
 use crate::master::clients::addresses::Addresses;
 use crate::master::clients::app_cgroups::CgroupsOfApps;
+use crate::master::clients::arrivals::TOO_MANY;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::ending_apps::EndingApp;
 use crate::master::clients::figures::ClientFigures;
@@ -16,12 +17,14 @@ use crate::master::clients::handshakes::Handshakes;
 use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::clients::place::OrphanedShm;
+use crate::master::clients::proxied::Proxied;
 use crate::master::clients::reject::turn_away;
 use crate::master::telemetry::Telemetry;
-use crate::master::telemetry::counters::{Loss, Reason};
+use crate::master::telemetry::counters::{Loss, Reason, of_client};
 use crate::pool::dispatch::Dispatcher;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
+use crate::proto::rpc;
 use crate::proto::rpc::GoawayReason;
 use crate::shm::{CloseReason, Layout};
 use crate::sys::byte_counts::Writes;
@@ -32,6 +35,7 @@ use crate::sys::{byte_counts, clock, socket};
 
 pub(crate) mod addresses;
 pub(crate) mod app_cgroups;
+pub(crate) mod arrivals;
 pub(crate) mod client;
 pub(crate) mod ending_apps;
 pub(crate) mod figures;
@@ -39,6 +43,7 @@ pub(crate) mod goaway;
 pub(crate) mod handshakes;
 pub(crate) mod leases;
 pub(crate) mod place;
+pub(crate) mod proxied;
 pub(crate) mod reject;
 
 /// All clients, with and without a worker.
@@ -56,6 +61,11 @@ pub(crate) struct Clients {
     pub(crate) next_id: u64,
     /// All clients.
     count: u64,
+    /// Connections to listeners with the key `proxy` that are not counted as clients yet, and those that ended so.
+    pub(crate) pending: u64,
+    pub(crate) no_clients: u64,
+    /// The listeners, by number, of such connections that have become clients since the listeners counted them.
+    pub(crate) arrived: Vec<u32>,
     /// Clients that were removed since this master began.
     removed: u64,
     pub(crate) max: u64,
@@ -77,9 +87,12 @@ impl Clients {
             handshakes: Vec::new(),
             ending_apps: Vec::new(),
             cgroups_of_apps: CgroupsOfApps::of_process(),
-            addresses: Addresses::new(&config.limits, [].iter()),
+            addresses: Addresses::new(&config.limits, [].into_iter()),
             next_id: 1,
             count: 0,
+            pending: 0,
+            no_clients: 0,
+            arrived: Vec::new(),
             removed: 0,
             max,
             is_closing: false,
@@ -125,10 +138,10 @@ impl Clients {
         limits: &Limits,
         leased: impl Iterator<Item = &'c Client>,
     ) {
-        let unleased = self.all_unleased().map(|unleased| &unleased.client.peer);
-        let in_handshakes = self.in_handshakes().map(|client| &client.peer);
-        let peers = leased.map(|client| &client.peer).chain(unleased);
-        let peers = peers.chain(in_handshakes);
+        let unleased = self.all_unleased().map(|unleased| &unleased.client);
+        let unleased = unleased.chain(self.in_handshakes());
+        let unleased = unleased.filter_map(Client::counted_peer);
+        let peers = leased.filter_map(Client::counted_peer).chain(unleased);
         self.addresses = Addresses::new(limits, peers);
     }
 
@@ -151,16 +164,17 @@ impl Clients {
     pub(crate) fn write_figures(&self, telemetry: &Telemetry) {
         if let Some(figures) = &self.figures {
             figures.set(self.next_id, telemetry.counts.refused, self.count);
+            figures.set_no_clients(self.no_clients);
         }
     }
 
     /// Makes a client of a connection that a listener accepted. Returns `None` if the connection has already ended or
-    /// was rejected.
+    /// was rejected. A listener with the key `proxy` has a rule for that.
     pub(crate) fn admit(
         &mut self,
         accepted: Accepted,
         order: OrderRule,
-        listener: u32,
+        (listener, rule): (u32, Option<&ProxyRule>),
         telemetry: &mut Telemetry,
     ) -> Option<Client> {
         let id = ClientId(self.next_id);
@@ -168,17 +182,15 @@ impl Clients {
         self.write_figures(telemetry);
         let peer = peer_of(&accepted)?;
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
-        if !self.addresses.enter(&peer) {
+        if rule.is_some() {
+            self.pending += 1;
+        } else if !self.addresses.enter(&peer) {
             log::debug!(
                 "client {id} ({peer}) rejected: its address has as many clients as it may have"
             );
             telemetry.counts.refused += 1;
             self.write_figures(telemetry);
-            turn_away(
-                &socket,
-                order,
-                "there are too many connections from this address",
-            );
+            turn_away(&socket, order, rpc::Code::Overloaded, TOO_MANY);
             return None;
         }
         self.count += 1;
@@ -193,6 +205,7 @@ impl Clients {
             moves: 0,
             offsets: Offsets::default(),
             goaway: None,
+            proxied: rule.map(|rule| Box::new(Proxied::new(rule.version))),
         })
     }
 
@@ -211,7 +224,10 @@ impl Clients {
                 Ok(unleased) if self.is_closing => {
                     self.end_unleased(unleased, GoawayReason::Stopping, telemetry);
                 }
-                Ok(mut unleased) => {
+                Ok(unleased) => {
+                    let Some(mut unleased) = self.settle(unleased, telemetry) else {
+                        continue;
+                    };
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
                     movers.push(unleased);
                 }
@@ -305,15 +321,16 @@ impl Clients {
         &mut self,
         loss: Loss,
         error: &io::Error,
-        client: Client,
+        mut client: Client,
         telemetry: &mut Telemetry,
     ) {
         log::debug!(
             "client {} ({}) cannot be recovered: {error}; closing it",
             client.id,
-            client.peer
+            client.shown()
         );
         socket::end(&client.socket);
+        self.make_client(&mut client, telemetry);
         telemetry.counts.losses.add(loss, 1);
         self.remove(client, telemetry);
     }
@@ -321,22 +338,28 @@ impl Clients {
     /// Removes a client that is closed, or that is closed hereby, for this reason; without one it is counted already.
     pub(crate) fn end(
         &mut self,
-        client: Client,
+        mut client: Client,
         reason: Option<CloseReason>,
         telemetry: &mut Telemetry,
     ) {
         match reason {
+            Some(reason) if self.end_pending(&mut client, reason, telemetry) => {}
             Some(CloseReason::Kicked) => telemetry.counts.kicked += 1,
-            Some(reason) => telemetry.counts.closed.add(reason, 1),
-            None => {}
+            Some(reason) => telemetry.counts.closed.add(of_client(reason), 1),
+            None => self.make_client(&mut client, telemetry),
         }
         self.remove(client, telemetry);
     }
 
     /// Removes a client that is closed and counted, or that is closed hereby.
-    pub(crate) fn remove(&mut self, client: Client, telemetry: &Telemetry) {
-        log::debug!("client {} ({}) closed", client.id, client.peer);
-        self.addresses.leave(&client.peer);
+    pub(crate) fn remove(&mut self, mut client: Client, telemetry: &Telemetry) {
+        self.make_client(&mut client, telemetry);
+        if client.is_client() {
+            log::debug!("client {} ({}) closed", client.id, client.shown());
+        }
+        if let Some(peer) = client.counted_peer() {
+            self.addresses.leave(&peer);
+        }
         self.count -= 1;
         self.removed += 1;
         self.write_figures(telemetry);

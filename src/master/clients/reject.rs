@@ -40,8 +40,8 @@ fn order_of(unleased: &Unleased) -> ByteOrder {
 }
 
 /// Rejects a client that was just accepted: sends an error reply and ends the connection.
-pub(crate) fn turn_away(socket: &ClientSocket, order: OrderRule, sentence: &str) {
-    end_with_error(socket, first_order(order), rpc::Code::Overloaded, sentence);
+pub(crate) fn turn_away(socket: &ClientSocket, order: OrderRule, code: rpc::Code, sentence: &str) {
+    end_with_error(socket, first_order(order), code, sentence);
 }
 
 /// Returns the byte order of a first reply. With `auto`, a client that has sent nothing is answered in the protocol's

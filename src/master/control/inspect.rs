@@ -142,7 +142,8 @@ impl Snapshot<'_> {
         let idle = clock::monotonic().saturating_sub(active);
         ClientStatus {
             id: client.id,
-            peer: client.peer.to_string(),
+            peer: client.address().to_string(),
+            via: client.via().map(|via| via.to_string()),
             listener: listener.map(|listener| listener.address.to_string()),
             worker,
             state: Some(state.map_or(ClientState::Waiting, client_state)),
@@ -152,7 +153,7 @@ impl Snapshot<'_> {
                 .into(),
             idle_seconds: (idle / 1_000_000) as f64 / 1000.0,
             requests,
-            moves: client.moves,
+            moves: client.true_moves(),
             bytes,
             wants_goaway,
             goaway: goaway.max(client.goaway),

@@ -85,7 +85,7 @@ impl Master {
         let lease = worker
             .leases
             .begin_goaway(slot, reason, is_first, &worker.shm)?;
-        let peer = worker.leases.client(slot)?.peer.to_string();
+        let peer = worker.leases.client(slot)?.address().to_string();
         let goaway = Goaway {
             reason,
             leases: vec![lease],
@@ -102,7 +102,7 @@ impl Master {
     /// the client notices the end at once.
     fn close_client(&mut self, id: ClientId) -> Option<String> {
         if let Some(unleased) = self.clients.take_unleased(id) {
-            let peer = unleased.client.peer;
+            let peer = unleased.client.address();
             self.clients
                 .end_unleased(unleased, GoawayReason::Kicked, &mut self.telemetry);
             return Some(peer.to_string());
@@ -110,14 +110,14 @@ impl Master {
         if let Some(client) = self.clients.take_without_worker(id) {
             socket::end(&client.socket);
             self.telemetry.counts.kicked += 1;
-            let peer = client.peer;
+            let peer = client.address();
             self.clients.remove(client, &self.telemetry);
             return Some(peer.to_string());
         }
         let (worker_id, slot) = self.slot_of(id)?;
         let worker = self.workers.all.get_mut(&worker_id)?;
         let client = worker.leases.client(slot)?;
-        let peer = client.peer;
+        let peer = client.address();
         socket::end(&client.socket);
         self.telemetry.counts.kicked += 1;
         if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {

@@ -100,7 +100,7 @@ impl Snapshot<'_> {
             listeners: self.listeners.all.iter().map(listener_status).collect(),
             clients: self.clients.count(),
             max_clients: self.clients.max,
-            accepted_total: self.clients.next_id - 1,
+            accepted_total: self.clients.accepted(),
             refused_total: self.telemetry.counts.refused,
             moved_total: self.telemetry.counts.moves.total(),
             lost_total: self.telemetry.counts.lost(totals.lost).total(),
@@ -322,6 +322,7 @@ fn listener_status(listener: &Listener) -> ListenerStatus {
     ListenerStatus {
         address: listener.address.to_string(),
         byte_order: listener.byte_order,
+        proxy: listener.proxy.as_ref().map(|rule| rule.version),
         queue: queue.map(|(len, _)| len),
         queue_max: queue.map(|(_, most)| most),
         accepted_total: listener.accepted,

@@ -97,6 +97,7 @@ impl Master {
             applied_at: self.telemetry.counts.applied_at,
             ..saved_state.counts
         };
+        self.clients.no_clients = self.telemetry.counts.no_clients.total();
         self.telemetry.tally = saved_state.tally;
         self.telemetry.events.continue_after(saved_state.events);
         self.settings.last_reload = saved_state.last_reload;
@@ -117,6 +118,7 @@ impl Master {
             let figures = store.state_file.figures();
             self.clients.next_id = figures.next_client();
             self.telemetry.counts.refused = figures.refused();
+            self.clients.no_clients = self.clients.no_clients.max(figures.no_clients());
         }
     }
 
@@ -163,6 +165,9 @@ impl Master {
                     .lose(loss, &reason, client, &mut self.telemetry);
             }
             self.clients.add(recovery.recovered.len() as u64);
+            let pending = recovery.recovered.iter();
+            let pending = pending.filter(|(unleased, _)| unleased.client.is_pending());
+            self.clients.pending += pending.count() as u64;
             moved += self.clients.requeue_left(
                 recovery.recovered,
                 recovery.app,
@@ -222,6 +227,9 @@ impl Master {
                     .adopt(id, worker.seat, worker.generation, is_held, now);
             }
             self.clients.add(worker.leases.clients() as u64);
+            let leased = worker.leases.iter();
+            let pending = leased.filter(|(_, client)| client.is_pending()).count();
+            self.clients.pending += pending as u64;
             self.workers.insert(worker);
         }
         if carried_over.are_foreign {

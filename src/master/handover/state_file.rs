@@ -1,13 +1,14 @@
 //! The state file: the state of a master for the next one, without its clients, which are in the handoff queues.
 //!
 //! The service manager keeps this memory file. It must be valid at any time, as SIGKILL gives no warning: after an
-//! event the inactive half is written, then one word makes that half the active one. Three figures that change with
-//! every client are words of their own.
+//! event the inactive half is written, then one word makes that half the active one. Figures that change with every
+//! client are words of their own.
 //!
 //! ```text
 //! word 0   magic and version                 3  refused clients
 //!      1   active half, its length           4  number of clients plus 1; 0 if it is not known
 //!      2   number of the next client         5  the oldest version that can read it
+//!      6   connections of balancers that have not become clients
 //! from one page on: two halves of JSON, see [`SavedState`]
 //! ```
 
@@ -72,7 +73,7 @@ const ACTIVE_WORD: usize = 1;
 const OLDEST_WORD: usize = 5;
 
 /// Number of words in use.
-const WORDS: usize = 6;
+const WORDS: usize = 7;
 
 /// Bytes of a half. A few KiB are usual; 256 seats and as many methods with long names need a fifth of it.
 const HALF_LEN: u64 = 1 << 20;

@@ -288,7 +288,8 @@ impl Unpacked {
         let mut by_worker: BTreeMap<WorkerId, Vec<(u32, u32, Client)>> = BTreeMap::new();
         for client in clients {
             let (worker, record) = (client.worker, client.record);
-            match client.into_client() {
+            let orphan = self.shms.get(&worker).map(|orphan| &**orphan);
+            match client.into_client(orphan) {
                 Some(client) if self.shms.contains_key(&worker) => by_worker
                     .entry(worker)
                     .or_default()

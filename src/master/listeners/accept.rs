@@ -6,8 +6,10 @@
 
 use std::io;
 use std::iter::{once, repeat};
+use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::logging::LimitedLine;
 use crate::master::clients::Clients;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::listeners::Listeners;
@@ -15,6 +17,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::control::{About, Kind};
+use crate::proto::names::Address;
 use crate::sys::clock;
 use crate::sys::listening::{AcceptResult, AcceptTry, Accepted, accept};
 use crate::sys::poll::Poller;
@@ -43,10 +46,10 @@ impl Listeners {
                 let Some(index) = self.index_of(*number) else {
                     continue;
                 };
-                let accepted = self.all[index].accepted;
+                let accepted = self.all[index].connections;
                 let context = (&mut *clients, &mut *workers, &mut *telemetry);
                 let result = self.accept(index, left, context, now);
-                let accepted = self.all[index].accepted - accepted;
+                let accepted = self.all[index].connections - accepted;
                 if accepted > 0 {
                     self.last_served = *number;
                 }
@@ -116,11 +119,33 @@ impl Listeners {
         telemetry: &mut Telemetry,
     ) -> Option<Client> {
         let listener = &mut self.all[index];
-        listener.accepted += 1;
-        let client = clients.admit(accepted, listener.byte_order, listener.number, telemetry)?;
-        let Client { id, peer, .. } = &client;
-        log::debug!("client {id} ({peer}) accepted on {}", listener.address);
+        listener.connections += 1;
+        let rule = listener.proxy.as_ref();
+        if let (Some(rule), Some(address)) = (rule, accepted.address)
+            && !rule.admits(address.ip())
+        {
+            log_outside(address.ip(), &listener.address);
+            clients.reject_outside(accepted, listener.byte_order, telemetry);
+            return None;
+        }
+        let (order, number) = (listener.byte_order, listener.number);
+        let client = clients.admit(accepted, order, (number, rule), telemetry)?;
+        // A connection behind a load balancer may be a check.
+        if client.is_client() {
+            listener.accepted += 1;
+            let Client { id, peer, .. } = &client;
+            log::debug!("client {id} ({peer}) accepted on {}", listener.address);
+        }
         Some(client)
+    }
+
+    /// Counts the connections that have become clients.
+    pub(crate) fn count_arrived(&mut self, clients: &mut Clients) {
+        for number in std::mem::take(&mut clients.arrived) {
+            if let Some(index) = self.index_of(number) {
+                self.all[index].accepted += 1;
+            }
+        }
     }
 
     /// Closes a listener.
@@ -134,4 +159,15 @@ impl Listeners {
             .events
             .note(Kind::ListenerClosed, About::default(), sentence);
     }
+}
+
+/// Logs that a connection is closed because its address is not in `proxy-from`, unless there are many such lines.
+fn log_outside(ip: IpAddr, listener: &Address) {
+    static LINE: LimitedLine = LimitedLine::new();
+    LINE.warn(
+        clock::monotonic(),
+        &format_args!(
+            "a connection from {ip} to {listener} is closed: the address is not in its proxy-from"
+        ),
+    );
 }

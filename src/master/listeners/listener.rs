@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::config::{Access, Listen, Source};
+use crate::config::{Access, Listen, ProxyRule, Source};
 use crate::master::Token;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
+use crate::master::listeners::listener::adopt::check_balancers;
 use crate::master::listeners::listener::refusal::Admission;
 use crate::master::listeners::outage::{FILE_GONE, Served};
 use crate::master::listeners::plan::{SocketSource, WantedListener};
@@ -35,7 +36,12 @@ pub(crate) struct Listener {
     /// The actual address, with the port that the kernel chose if any port was wanted.
     pub(crate) address: Address,
     pub(crate) byte_order: OrderRule,
+    /// Set if clients begin with a PROXY protocol header.
+    pub(crate) proxy: Option<ProxyRule>,
+    /// Clients that were accepted here.
     pub(crate) accepted: u64,
+    /// Connections that were accepted here, since this master began.
+    pub(crate) connections: u64,
     /// The file of a Unix socket that the daemon has bound.
     file: Option<SocketFile>,
     /// The access to the file of an activated Unix socket, as it was when the file was last seen.
@@ -80,6 +86,7 @@ impl Listener {
             }
             SocketSource::Activated(index) => {
                 let (socket, address) = activated.listener(*index).map_err(fail)?;
+                check_balancers(entry, &address)?;
                 (socket, address, None)
             }
         };
@@ -124,7 +131,9 @@ impl Listener {
             has_unknown_source: false,
             address,
             byte_order: entry.byte_order,
+            proxy: entry.proxy_rule(),
             accepted: 0,
+            connections: 0,
             file: None,
             handed_access: None,
             entry,

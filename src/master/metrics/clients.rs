@@ -33,7 +33,7 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
     text.counter(
         "clients_accepted_total",
         "Clients that were accepted.",
-        master.clients.next_id - 1,
+        master.clients.accepted(),
     );
     text.family(
         "clients_rejected_total",
@@ -45,6 +45,9 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
         &[("reason", &"per_address")],
         master.telemetry.counts.refused,
     );
+    let help = "Connections to listeners with the key proxy that ended without becoming clients, by reason.";
+    let no_clients = &master.telemetry.counts.no_clients;
+    text.by("proxy_no_clients_total", help, "reason", no_clients);
     write_losses(text, master);
     if let Some(skew) = status.skew {
         text.gauge(

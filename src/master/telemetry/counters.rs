@@ -6,6 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::master::telemetry::by_kind::{By, Label};
+use crate::master::telemetry::no_client::NoClient;
 use crate::pool::Why;
 use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
@@ -30,6 +31,8 @@ pub(crate) struct Counts {
     pub(crate) losses: By<Loss>,
     /// Clients that were closed for another reason, or have left.
     pub(crate) closed: By<CloseReason>,
+    /// Connections to listeners with the key `proxy` that ended without becoming clients, by reason.
+    pub(crate) no_clients: By<NoClient>,
     /// Workers that had been ready and ended without being asked to, by cause.
     pub(crate) deaths: By<Cause>,
     /// Workers that ended before they were ready, or could not be started.
@@ -97,6 +100,17 @@ pub(crate) enum Loss {
     Worker,
     /// An earlier master lost the client without counting the reason.
     Unknown,
+}
+
+/// Returns the reason under which the end of a client is counted. Those of headers do not occur there, unless a
+/// broken worker has written them.
+pub(crate) fn of_client(reason: CloseReason) -> CloseReason {
+    let is_counted = CloseReason::ALL.iter().any(|(other, _)| *other == reason);
+    if is_counted {
+        reason
+    } else {
+        CloseReason::Left
+    }
 }
 
 impl Loss {

@@ -238,6 +238,7 @@ fn settings(config: &Config, level: LogLevel, id: WorkerId, buffers: u64) -> Set
         restart_grace: limits.restart_grace,
         near_limit_at: max_requests.map(|most| near_limit_at(most, id)),
         max_requests,
+        counts_addresses: limits.max_clients_per_address.is_some(),
         log: Log {
             level,
             ..config.log.clone()

@@ -81,7 +81,7 @@ impl<'a> Suspect<'a> {
             let index = (request.method as usize).checked_sub(1);
             Some(Suspect {
                 client: unleased.client.id,
-                peer: unleased.client.peer,
+                peer: unleased.client.address(),
                 method: index.and_then(|index| methods.get(index)),
                 request,
             })

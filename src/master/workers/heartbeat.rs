@@ -78,7 +78,8 @@ impl Worker {
         match (client, number.and_then(|number| self.method_of(number))) {
             (Some(client), Some(method)) => format!(
                 "{name} in method {method:?} of client {} ({})",
-                client.id, client.peer
+                client.id,
+                client.shown()
             ),
             _ => name,
         }

@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::channel::Incoming;
 use crate::master::clients::Clients;
+use crate::master::clients::client::Unleased;
 use crate::master::clients::leases::Done;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
 use crate::master::workers::Workers;
+use crate::master::workers::proxied::is_uncounted;
 use crate::master::workers::retire::to_successor;
 use crate::master::workers::worker::{KillReason, Life, Worker};
 use crate::pool::Why;
@@ -96,6 +98,7 @@ impl Workers {
                     worker.leases.released(slot, &worker.shm)
                 });
             }
+            ToMaster::Proxied(slots) => self.learn_proxied(id, &slots, clients, telemetry, poller),
             ToMaster::Ready(ready) => return self.set_ready(id, ready, clients, telemetry, now),
             ToMaster::Failed(failed) => {
                 if let Some(worker) = self.all.get_mut(&id) {
@@ -158,6 +161,11 @@ impl Workers {
                     break;
                 }
             }
+        }
+        let (uncounted, given_up): (Vec<_>, Vec<_>) = given_up.into_iter().partition(is_uncounted);
+        for unleased in uncounted.into_iter().flatten() {
+            let to = self.pool.successor(id).or(Some(id));
+            clients.requeue_uncounted(Unleased { to, ..unleased }, telemetry);
         }
         let given_up = to_successor(given_up, self.pool.successor(id));
         clients.requeue(given_up, Reason::Drain, telemetry);

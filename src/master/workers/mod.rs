@@ -45,6 +45,7 @@ pub(crate) mod messages;
 pub(crate) mod oom_kills;
 pub(crate) mod operate;
 pub(crate) mod outgoing;
+mod proxied;
 pub(crate) mod rebalance;
 pub(crate) mod retire;
 pub(crate) mod sending;

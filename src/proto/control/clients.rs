@@ -48,6 +48,9 @@ pub struct ClientStatus {
     pub id: ClientId,
     /// The client's identity: an address and a port, or the process and user of a Unix client.
     pub peer: String,
+    /// The load balancer that it came through, in the same form, if that has reported the client's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// The listener where it connected; none if that was closed.
     pub listener: Option<String>,
     /// The worker that has its lease; none while it waits for one.

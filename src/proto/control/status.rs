@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::super::frame::OrderRule;
 use super::super::names::{Generation, WorkerId};
 use super::super::paths::shown;
+use super::super::proxy::ProxyVersion;
 use super::drain::DrainStatus;
 
 /// The daemon's state, as it is visible from outside.
@@ -192,6 +193,9 @@ pub struct ListenerStatus {
     pub address: String,
     /// How the listener learns its clients' byte order.
     pub byte_order: OrderRule,
+    /// The versions of the PROXY protocol header with which clients begin; none if they begin with a frame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyVersion>,
     /// Clients waiting in the kernel to be accepted; none for a Unix socket.
     pub queue: Option<u32>,
     /// Clients that can wait there; none for a Unix socket.

@@ -1,5 +1,6 @@
 //! The contents of a slot's words, encoded and decoded: the lease, the cursors and the flags.
 
+use super::proxy::ProxyState;
 use crate::proto::frame::ByteOrder;
 use crate::proto::rpc::GoawayReason;
 
@@ -219,6 +220,18 @@ pub enum CloseReason {
     Goaway,
     /// An operator has closed the client, which got a goaway.
     Kicked,
+    /// The connection did not begin with a PROXY protocol header.
+    HeaderMissing,
+    /// The header is of a version that the listener does not accept.
+    HeaderVersion,
+    /// The header is not a valid one.
+    HeaderMalformed,
+    /// The checksum of the header is wrong.
+    HeaderChecksum,
+    /// The connection ended in the middle of the header.
+    HeaderIncomplete,
+    /// The header was not complete within `frame-timeout`.
+    HeaderTimeout,
 }
 
 impl From<GoawayReason> for CloseReason {
@@ -233,7 +246,7 @@ impl From<GoawayReason> for CloseReason {
 
 impl CloseReason {
     /// All reasons. The shared memory contains the index of one, so none may change its place.
-    const ALL: [CloseReason; 10] = [
+    const ALL: [CloseReason; 16] = [
         CloseReason::Left,
         CloseReason::Idle,
         CloseReason::FrameTimeout,
@@ -244,6 +257,12 @@ impl CloseReason {
         CloseReason::Lost,
         CloseReason::Goaway,
         CloseReason::Kicked,
+        CloseReason::HeaderMissing,
+        CloseReason::HeaderVersion,
+        CloseReason::HeaderMalformed,
+        CloseReason::HeaderChecksum,
+        CloseReason::HeaderIncomplete,
+        CloseReason::HeaderTimeout,
     ];
 
     pub(super) const MASK: u64 = 0xff << CloseReason::SHIFT;
@@ -285,6 +304,8 @@ pub struct Flags {
     pub wants_goaway: bool,
     /// Why the client gets that frame once its requests are answered, if it does.
     pub goaway: Option<GoawayReason>,
+    /// The state of its PROXY protocol header.
+    pub proxy: ProxyState,
 }
 
 /// The places of the last two flags in their word.
@@ -306,6 +327,7 @@ impl Flags {
         let goaway = self.goaway.map_or(0, GoawayReason::number);
         (order | flags | u64::from(self.crash_count) << 8) << 8
             | self.close_reason.encode()
+            | self.proxy.encode()
             | u64::from(self.wants_goaway) << WANTS_GOAWAY_SHIFT
             | u64::from(goaway) << GOAWAY_SHIFT
     }
@@ -327,6 +349,7 @@ impl Flags {
             close_reason: CloseReason::decode(word),
             wants_goaway: word >> WANTS_GOAWAY_SHIFT & 1 != 0,
             goaway: GoawayReason::from_number((word >> GOAWAY_SHIFT & 3) as u8),
+            proxy: ProxyState::decode(word),
         }
     }
 }

@@ -11,8 +11,10 @@ use crate::proto::names::{ClientId, Peer};
 pub struct AsyncCall {
     /// The client: the same for all requests of a connection, in every worker, and never reused.
     pub client: ClientId,
-    /// The client's address, as the kernel reported it when it connected.
+    /// The client's address, as the kernel reported it when it connected, or as the load balancer before it did.
     pub peer: Peer,
+    /// The address of that load balancer, if the listener has the key `proxy` and the client came through one.
+    pub via: Option<Peer>,
     /// 1; 2 if the request is executed once more, because its worker or app died.
     pub attempt: u32,
     /// When the future is dropped and its caller gets `timeout`; none while no deadline applies.
@@ -23,13 +25,14 @@ pub struct AsyncCall {
 impl AsyncCall {
     pub(in crate::worker) fn new(
         client: ClientId,
-        peer: Peer,
+        (peer, via): (Peer, Option<Peer>),
         attempt: u32,
         deadline: Option<Instant>,
     ) -> AsyncCall {
         AsyncCall {
             client,
             peer,
+            via,
             attempt,
             deadline,
             connected: Arc::new(AtomicBool::new(true)),

@@ -1,7 +1,6 @@
 //! One frame and its reply: from its last byte to the commit.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
@@ -9,7 +8,7 @@ use serde_json::value::RawValue;
 use super::Turn;
 use crate::proto::frame::{ByteOrder, PREFIX};
 use crate::proto::rpc::{Code, NULL, Request};
-use crate::shm::{Cursors, Flags, Header, Note, Open, Region, Slot};
+use crate::shm::{CloseReason, Cursors, Flags, Header, Note, Open, Region, Slot};
 use crate::sys::clock;
 use crate::worker::kill_points::{self, Point};
 use crate::worker::methods::{Failure, FoundMethod, Service};
@@ -18,13 +17,9 @@ use crate::worker::reply::{Call, Fault, write_fault};
 impl Turn<'_, '_> {
     /// Answers the next frame, unless it leaves this worker.
     pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> FrameOutcome {
-        let call = Call {
-            client: self.connection.client,
-            peer: self.connection.peer,
-            attempt: u32::from(self.flags.crash_count) + 1,
-            deadline: self.context.deadline(),
-            socket: Some(self.connection.socket.as_fd()),
-        };
+        let attempt = u32::from(self.flags.crash_count) + 1;
+        let deadline = self.context.deadline();
+        let call = self.connection.call(attempt, deadline);
         let (answered, replied) = (self.cursors.answered, self.cursors.replied as usize);
         let begin = self.cursors.rx.1 as usize + answered as usize;
         let shm = &mut *self.context.shm;
@@ -83,6 +78,11 @@ impl Turn<'_, '_> {
 
     /// Writes the client's last reply, and discards the bytes that it has sent beyond.
     pub(super) fn reply_last(&mut self, fault: &Fault) {
+        self.reply_last_because(fault, fault.close_reason());
+    }
+
+    /// Does the same, for a reason that the fault does not name.
+    pub(super) fn reply_last_because(&mut self, fault: &Fault, reason: CloseReason) {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let (replied, skipped) = (self.cursors.replied as usize, self.have as u32);
         let now = self.context.now;
@@ -94,7 +94,7 @@ impl Turn<'_, '_> {
             .open(self.index, self.cursors.rx.0, Region::Shared);
         let length = write_fault(&mut tx[replied..], order, fault);
         self.flags.closing = true;
-        self.flags.close_reason = fault.close_reason();
+        self.flags.close_reason = reason;
         // A worker that takes over from here must give it the whole time to read, not the rest of its frame's.
         slot.set_since(now);
         let replied = (replied + length) as u32;

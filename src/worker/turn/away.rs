@@ -88,7 +88,7 @@ impl Turn<'_, '_> {
         let executor = self.context.executor.as_deref_mut();
         let executor = executor.expect("a request that leaves has an executor");
         let id = executor.requests.next_id();
-        let (client, peer) = (self.connection.client, self.connection.peer);
+        let (client, peer, via) = self.connection.caller();
         let attempt = u32::from(self.flags.crash_count) + 1;
         let position = match &mut executor.kind {
             ExecutorKind::App(app) => {
@@ -103,6 +103,7 @@ impl Turn<'_, '_> {
                     method,
                     client,
                     peer,
+                    via,
                     attempt,
                     timeout,
                 };
@@ -110,7 +111,7 @@ impl Turn<'_, '_> {
             }
             #[cfg(feature = "tokio")]
             ExecutorKind::Runtime(runtime) => {
-                let call = AsyncCall::new(client, peer, attempt, deadline);
+                let call = AsyncCall::new(client, (peer, via), attempt, deadline);
                 let job = self.context.service.begin(departure.method, params, &call);
                 runtime.begin(id, departure.method, call, job);
                 0
@@ -163,11 +164,8 @@ impl Turn<'_, '_> {
 
     fn commit_answer(&mut self, answer: &AwayAnswer<'_>, total: usize, order: ByteOrder) {
         let call = Call {
-            client: self.connection.client,
-            peer: self.connection.peer,
-            attempt: 1,
-            deadline: None,
             socket: None,
+            ..self.connection.call(1, None)
         };
         let method = answer.request.method;
         let reply_max = self.context.shm.layout().max_reply();

@@ -17,6 +17,9 @@ impl Turn<'_, '_> {
         if self.is_doubtful || is_checked {
             self.check_socket().ok()?;
         }
+        if self.flags.half_closed && self.flags.proxy.is_awaited() && !self.flags.closing {
+            return self.end_without_header();
+        }
         let may_answer = !self.flags.closing && !self.blocked && !self.context.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
             let reason = "the connection ended in the middle of a frame";
@@ -55,7 +58,9 @@ impl Turn<'_, '_> {
             }
             WaitingFor::Bytes
         };
-        if !(waits == WaitingFor::Bytes && is_same_frame) {
+        // A header must be complete within `frame-timeout` of the time of the connection, as no balancer waits with it.
+        let keeps_time = is_same_frame || self.flags.proxy.is_awaited();
+        if !(waits == WaitingFor::Bytes && keeps_time) {
             self.slot().set_since(self.context.now);
         }
         Some(waits)
@@ -76,6 +81,9 @@ impl Turn<'_, '_> {
     }
 
     pub(super) fn next_is_whole(&self) -> bool {
+        if self.flags.proxy.is_awaited() {
+            return false;
+        }
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         // A length over the limit is answered as well.
         !matches!(

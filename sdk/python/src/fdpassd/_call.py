@@ -39,6 +39,11 @@ class Call:
         return peer
 
     @property
+    def via(self) -> str | None:
+        """The load balancer that the client came through, if it has reported `peer`; empty if it uses a Unix socket."""
+        return self._message.get("via")
+
+    @property
     def pid(self) -> int | None:
         """The process of a client of a Unix socket."""
         return self._message.get("pid")

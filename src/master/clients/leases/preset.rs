@@ -28,6 +28,10 @@ pub(crate) fn preset(
     if flags.wants_goaway {
         flags.goaway = flags.goaway.max(client.goaway);
     }
+    if flags.proxy.has_source() {
+        let source = unleased.client.via().map(|_| unleased.client.address());
+        shm.set_source(slot, source)?;
+    }
     // A client that got its last reply is not served: it only gets time to read the reply.
     let is_idle =
         bytes.unread.is_empty() && bytes.unsent.is_empty() && !flags.closing && !flags.overloaded;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::{LeaseEntry, Leased, Leases};
+use crate::master::clients::proxied::Proxied;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::sys::passed::ClientSocket;
@@ -37,6 +38,8 @@ pub(crate) struct ClientSnapshot {
     pub(crate) requests: u64,
     #[serde(default)]
     pub(crate) offsets: Offsets,
+    #[serde(default)]
+    pub(crate) proxied: Option<Box<Proxied>>,
 }
 
 impl From<&Leased> for ClientSnapshot {
@@ -53,6 +56,7 @@ impl From<&Leased> for ClientSnapshot {
             lease_number: leased.lease_number,
             requests: leased.requests,
             offsets: client.offsets,
+            proxied: client.proxied.clone(),
         }
     }
 }
@@ -69,6 +73,7 @@ impl ClientSnapshot {
             moves: self.moves,
             offsets: self.offsets,
             goaway: None,
+            proxied: self.proxied,
         };
         Leased {
             client,

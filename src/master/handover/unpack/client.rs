@@ -9,6 +9,7 @@ use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::clients::place::OrphanedShm;
+use crate::master::clients::proxied::Proxied;
 use crate::proto::lease::ClientRecord;
 use crate::proto::names::{Peer, WorkerId};
 use crate::sys::clock;
@@ -24,8 +25,9 @@ pub(super) struct UnpackedClient {
 }
 
 impl UnpackedClient {
-    /// Returns the client, or `None` if it has disconnected.
-    pub(super) fn into_client(self) -> Option<Client> {
+    /// Returns the client, or `None` if it has disconnected. The shared memory has what its PROXY protocol header has
+    /// reported.
+    pub(super) fn into_client(self, orphan: Option<&OrphanedShm>) -> Option<Client> {
         let peer = match socket::peer(&self.socket).ok()? {
             Ok(address) => Peer::from(address),
             Err(socket::Credentials { pid, uid, gid }) => Peer::Unix { pid, uid, gid },
@@ -41,8 +43,19 @@ impl UnpackedClient {
             moves: record.moves,
             offsets: record.offsets,
             goaway: None,
+            proxied: orphan
+                .and_then(|orphan| proxied(orphan, record.slot))
+                .map(Box::new),
         })
     }
+}
+
+/// Returns what is known of the header of the client in this slot, if its listener expected one.
+fn proxied(orphan: &OrphanedShm, slot: u32) -> Option<Proxied> {
+    let shm = &orphan.shm;
+    let state = shm.slot(slot)?.flags().proxy;
+    let source = state.has_source().then(|| shm.source(slot)).flatten();
+    Proxied::restored(state, source)
 }
 
 /// Recovers clients, each with its slot and lease number, as after the death of their worker. The time since they were

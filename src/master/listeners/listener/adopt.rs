@@ -17,6 +17,7 @@ impl Listener {
     /// # Errors
     /// Those of `adopt`.
     pub(crate) fn check_access(&self, wanted: &Listen) -> Result<(), Error> {
+        check_balancers(wanted, &self.address)?;
         if let (true, Some(file), Some(access)) = (self.is_open(), &self.file, &wanted.access) {
             file.check_access(access)
                 .map_err(|e| cannot_change(wanted, &e))?;
@@ -34,6 +35,7 @@ impl Listener {
         keepalive: Option<Duration>,
     ) -> Result<(), Error> {
         let fail = |e: io::Error| cannot_change(wanted, &e);
+        check_balancers(wanted, &self.address)?;
         // A listener whose file is gone, or that has ended, gets its access when it is bound again.
         if let (true, Some(file), Some(access)) = (self.is_open(), &mut self.file, &wanted.access) {
             file.set_access(access).map_err(fail)?;
@@ -46,6 +48,7 @@ impl Listener {
             listen(&self.socket, wanted.backlog).map_err(fail)?;
         }
         self.byte_order = wanted.byte_order;
+        self.proxy = wanted.proxy_rule();
         self.entry = wanted.clone();
         Ok(())
     }
@@ -62,9 +65,26 @@ impl Listener {
             ..wanted.clone()
         };
         if self.adopt(&without_access, keepalive).is_err() {
+            self.proxy = wanted.proxy_rule();
             (self.byte_order, self.entry) = (wanted.byte_order, without_access);
         }
     }
+}
+
+/// Checks that an entry names the load balancers, if the socket of systemd that it is for is a TCP one. For other
+/// sockets the configuration shows that.
+///
+/// # Errors
+/// A sentence for the operator.
+pub(super) fn check_balancers(entry: &Listen, address: &Address) -> Result<(), Error> {
+    let is_tcp = matches!(address, Address::Tcp(_));
+    if entry.proxy.is_some() && is_tcp && entry.proxy_from.is_empty() {
+        return Err(Error::Unavailable(format!(
+            "cannot listen on {}: proxy needs the key `proxy-from`, as {address} is a TCP address",
+            entry.source
+        )));
+    }
+    Ok(())
 }
 
 fn cannot_change(wanted: &Listen, error: &io::Error) -> Error {

@@ -1,0 +1,349 @@
+//! Connections to listeners with the key `proxy`, which are clients only once something has come after the header.
+//!
+//! A worker reads the header and writes the address into the shared memory. The master learns it from a message, or
+//! finds it when the lease ends, and then counts the client for its address. A connection without a byte after the
+//! header, such as a check of a load balancer, is never counted as a client.
+
+use std::fmt;
+
+use crate::master::clients::Clients;
+use crate::master::clients::client::{Client, Unleased};
+use crate::master::clients::leases::Leases;
+use crate::master::clients::proxied::{Stage, Standing};
+use crate::master::clients::reject::{reject, turn_away};
+use crate::master::telemetry::Telemetry;
+use crate::master::telemetry::no_client::NoClient;
+use crate::proto::frame::OrderRule;
+use crate::proto::names::Peer;
+use crate::proto::rpc::{Code, GoawayReason};
+use crate::shm::{CloseReason, MasterShm, ProxyState};
+use crate::sys::listening::Accepted;
+use crate::sys::passed::ClientSocket;
+use crate::sys::socket;
+
+impl Client {
+    /// Returns the client's address: that in its PROXY protocol header, or that of the other end.
+    pub(crate) fn address(&self) -> Peer {
+        let proxied = self.proxied.as_ref();
+        proxied.and_then(|it| it.peer).unwrap_or(self.peer)
+    }
+
+    /// Returns the address of the balancer that the client came through, if that has reported the client's.
+    pub(crate) fn via(&self) -> Option<Peer> {
+        let proxied = self.proxied.as_ref();
+        proxied.and_then(|it| it.peer).map(|_| self.peer)
+    }
+
+    /// Returns how often the client has moved from one worker to another.
+    pub(crate) fn true_moves(&self) -> u32 {
+        let releases = self.proxied.as_ref().map_or(0, |it| it.releases);
+        self.moves.saturating_sub(releases)
+    }
+
+    /// Returns the address that the client is counted under, if it is counted.
+    pub(crate) fn counted_peer(&self) -> Option<Peer> {
+        match &self.proxied {
+            None => Some(self.peer),
+            Some(proxied) => proxied.peer.filter(|_| proxied.is_counted),
+        }
+    }
+
+    /// Returns whether the connection is not counted as a client yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.proxied.as_ref().is_some_and(|it| it.is_pending())
+    }
+
+    /// Returns whether the connection is counted as a client.
+    pub(crate) fn is_client(&self) -> bool {
+        let proxied = self.proxied.as_ref();
+        proxied.is_none_or(|it| it.standing == Standing::Client)
+    }
+
+    /// Returns the address, and the balancer's if there is one, for the log.
+    pub(crate) fn shown(&self) -> Shown {
+        Shown(self.address(), self.via())
+    }
+}
+
+/// The address of a client, and that of the balancer that it came through, for the log.
+pub(crate) struct Shown(Peer, Option<Peer>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shown(peer, None) => peer.fmt(f),
+            Shown(peer, Some(via)) => write!(f, "{peer} via {via}"),
+        }
+    }
+}
+
+impl Unleased {
+    /// Returns whether the client waits only because it is not counted for its address.
+    pub(crate) fn is_uncounted(&self) -> bool {
+        let proxied = self.client.proxied.as_ref();
+        self.flags.proxy == ProxyState::Read && proxied.is_some_and(|it| !it.is_counted)
+    }
+}
+
+impl Leases {
+    /// Reads what the shared memory has of the header of the client in a slot. Returns the client if it is one of a
+    /// listener with the key `proxy`.
+    pub(crate) fn learn(&mut self, slot: u32, shm: &MasterShm) -> Option<&mut Client> {
+        let client = self.client_mut(slot)?;
+        let proxied = client.proxied.as_mut()?;
+        let state = shm.slot(slot)?.flags().proxy;
+        proxied.stage = proxied.stage.max(Stage::of(state));
+        if state.has_source() && proxied.peer.is_none() {
+            proxied.peer = shm.source(slot);
+        }
+        Some(client)
+    }
+}
+
+impl Clients {
+    /// Returns the number of clients that were ever accepted: connections of which nothing came after the header are
+    /// none.
+    pub(crate) fn accepted(&self) -> u64 {
+        (self.next_id - 1)
+            .saturating_sub(self.pending)
+            .saturating_sub(self.no_clients)
+    }
+
+    /// Counts a connection for its address and among the clients, as far as it has come. Returns false, and does not
+    /// count it for the address, if that has as many clients as it may have.
+    pub(crate) fn count_proxied(&mut self, client: &mut Client, telemetry: &Telemetry) -> bool {
+        let Some(proxied) = &mut client.proxied else {
+            return true;
+        };
+        let has_address = matches!(proxied.stage, Stage::Read | Stage::Used);
+        if has_address && !proxied.is_counted {
+            if let Some(peer) = &proxied.peer
+                && !self.addresses.enter(peer)
+            {
+                return false;
+            }
+            proxied.is_counted = true;
+        }
+        if proxied.stage == Stage::Used {
+            self.make_client(client, telemetry);
+        }
+        true
+    }
+
+    /// Counts a connection for its address although that has as many clients as it may have: it is in a turn, and was
+    /// there before the limit.
+    pub(crate) fn count_beyond_limit(&mut self, client: &mut Client, telemetry: &Telemetry) {
+        if let Some(proxied) = &mut client.proxied {
+            if let Some(peer) = proxied.peer.as_ref().filter(|_| !proxied.is_counted) {
+                self.addresses.count(peer);
+            }
+            proxied.is_counted = true;
+        }
+        let _ = self.count_proxied(client, telemetry);
+    }
+
+    /// Counts a connection among the clients that were accepted.
+    pub(super) fn make_client(&mut self, client: &mut Client, telemetry: &Telemetry) {
+        let Some(proxied) = client.proxied.as_mut().filter(|it| it.is_pending()) else {
+            return;
+        };
+        proxied.standing = Standing::Client;
+        self.pending = self.pending.saturating_sub(1);
+        self.arrived.push(client.listener);
+        log::debug!("client {} ({}) accepted", client.id, client.shown());
+        self.write_figures(telemetry);
+    }
+
+    /// Counts the end of a connection that has not become a client, for this reason. Returns false if it is a client, or
+    /// if the daemon closes it for a reason of its own.
+    pub(super) fn end_pending(
+        &mut self,
+        client: &mut Client,
+        reason: CloseReason,
+        telemetry: &mut Telemetry,
+    ) -> bool {
+        if client
+            .proxied
+            .as_ref()
+            .is_some_and(|it| it.stage == Stage::Used)
+        {
+            self.make_client(client, telemetry);
+        }
+        let kind = NoClient::from_reason(reason);
+        let proxied = client.proxied.as_mut().filter(|it| it.is_pending());
+        let (Some(proxied), Some(kind)) = (proxied, kind) else {
+            return false;
+        };
+        proxied.standing = Standing::NoClient;
+        self.pending = self.pending.saturating_sub(1);
+        self.count_no_client(kind, telemetry);
+        true
+    }
+
+    /// Rejects a connection to a listener whose `proxy-from` does not have its address.
+    pub(crate) fn reject_outside(
+        &mut self,
+        accepted: Accepted,
+        order: OrderRule,
+        telemetry: &mut Telemetry,
+    ) {
+        self.next_id += 1;
+        self.count_no_client(NoClient::Outside, telemetry);
+        self.write_figures(telemetry);
+        let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
+        let sentence = "the listener accepts only the load balancers in its proxy-from";
+        turn_away(&socket, order, Code::BadRequest, sentence);
+        socket::end(&socket);
+    }
+
+    /// Counts a connection that has ended without becoming a client.
+    fn count_no_client(&mut self, kind: NoClient, telemetry: &mut Telemetry) {
+        telemetry.counts.no_clients.add(kind, 1);
+        self.no_clients += 1;
+    }
+
+    /// Counts a client that has no worker for its address, if its header was read since. Returns `None` if the address
+    /// has as many clients as it may have: then the client is rejected.
+    pub(crate) fn settle(
+        &mut self,
+        mut unleased: Unleased,
+        telemetry: &mut Telemetry,
+    ) -> Option<Unleased> {
+        if unleased.client.proxied.is_none() {
+            return Some(unleased);
+        }
+        if !self.count_proxied(&mut unleased.client, telemetry) {
+            self.refuse(unleased, telemetry);
+            return None;
+        }
+        if unleased.flags.proxy == ProxyState::Read {
+            unleased.flags.proxy = ProxyState::Known;
+        }
+        Some(unleased)
+    }
+
+    /// Queues a client that its worker has given up so that it is counted for its address.
+    pub(crate) fn requeue_uncounted(&mut self, unleased: Unleased, telemetry: &mut Telemetry) {
+        if self.is_closing {
+            return self.end_unleased(unleased, GoawayReason::Stopping, telemetry);
+        }
+        let Some(mut unleased) = self.settle(unleased, telemetry) else {
+            return;
+        };
+        // The next lease must be known as the later one.
+        unleased.client.moves = unleased.client.moves.saturating_add(1);
+        if let Some(proxied) = &mut unleased.client.proxied {
+            proxied.releases += 1;
+        }
+        self.unleased.push_back(unleased);
+    }
+
+    /// Rejects a client whose address has as many clients as it may have.
+    pub(crate) fn refuse(&mut self, mut unleased: Unleased, telemetry: &mut Telemetry) {
+        let client = &mut unleased.client;
+        self.make_client(client, telemetry);
+        log::debug!(
+            "client {} ({}) rejected: its address has as many clients as it may have",
+            client.id,
+            client.shown()
+        );
+        telemetry.counts.refused += 1;
+        reject(&unleased, Code::Overloaded, TOO_MANY);
+        self.remove(unleased.client, telemetry);
+    }
+}
+
+/// The sentence for a client whose address has as many clients as it may have.
+pub(super) const TOO_MANY: &str = "there are too many connections from this address";
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::master::clients::proxied::Proxied;
+    use crate::proto::proxy::ProxyVersion;
+    use crate::shm::Layout;
+
+    fn clients_with_limit(most: u32) -> Clients {
+        let mut config = Config::default();
+        config.limits.max_clients_per_address = NonZeroU32::new(most);
+        let mut clients = Clients::new(&config, 100, Layout::new(1, 64));
+        clients.recount_addresses(&config.limits, [].iter());
+        clients
+    }
+
+    /// Returns a connection that the listener has accepted, in this stage, with this address.
+    fn connection(clients: &mut Clients, stage: Stage, peer: Option<Peer>) -> Client {
+        clients.next_id += 1;
+        clients.pending += 1;
+        clients.add(1);
+        let mut client = Client::simulated(clients.next_id - 1);
+        client.proxied = Some(Box::new(Proxied {
+            stage,
+            peer,
+            ..Proxied::new(ProxyVersion::V2)
+        }));
+        client
+    }
+
+    fn peer(port: u16) -> Option<Peer> {
+        let address = std::net::Ipv4Addr::new(192, 0, 2, 1);
+        Some(Peer::V4 { address, port })
+    }
+
+    #[test]
+    fn a_connection_is_a_client_after_its_first_byte_only() {
+        let (mut clients, mut telemetry) = (clients_with_limit(9), Telemetry::new());
+        let mut check = connection(&mut clients, Stage::Header, None);
+        let mut opened = connection(&mut clients, Stage::Read, peer(1));
+        let mut used = connection(&mut clients, Stage::Used, peer(2));
+        for client in [&mut check, &mut opened, &mut used] {
+            assert!(clients.count_proxied(client, &telemetry));
+        }
+        assert_eq!((clients.accepted(), clients.arrived.len()), (1, 1));
+        for client in [check, opened, used] {
+            clients.end(client, Some(CloseReason::Left), &mut telemetry);
+        }
+        let counts = &telemetry.counts;
+        assert_eq!((clients.accepted(), clients.count()), (1, 0));
+        assert_eq!(counts.no_clients[NoClient::Check], 2);
+        assert_eq!(counts.closed[CloseReason::Left], 1);
+    }
+
+    #[test]
+    fn the_address_of_the_header_is_counted_once() {
+        let (mut clients, mut telemetry) = (clients_with_limit(1), Telemetry::new());
+        let mut first = connection(&mut clients, Stage::Read, peer(1));
+        for _ in 0..2 {
+            assert!(clients.count_proxied(&mut first, &telemetry));
+        }
+        let mut second = connection(&mut clients, Stage::Read, peer(2));
+        assert!(!clients.count_proxied(&mut second, &telemetry));
+        let second = Unleased::new(second, 1);
+        assert!(clients.settle(second, &mut telemetry).is_none());
+        assert_eq!((telemetry.counts.refused, clients.accepted()), (1, 1));
+        clients.end(first, Some(CloseReason::Left), &mut telemetry);
+        let third = connection(&mut clients, Stage::Read, peer(3));
+        let mut third = Unleased::new(third, 1);
+        third.flags.proxy = ProxyState::Read;
+        let third = clients.settle(third, &mut telemetry).expect("it fits");
+        assert_eq!(third.flags.proxy, ProxyState::Known);
+    }
+
+    #[test]
+    fn a_connection_that_the_daemon_closes_is_counted_as_a_client() {
+        let (mut clients, mut telemetry) = (clients_with_limit(1), Telemetry::new());
+        let stopped = connection(&mut clients, Stage::Header, None);
+        clients.end(stopped, Some(CloseReason::Stopping), &mut telemetry);
+        let refused = connection(&mut clients, Stage::Header, None);
+        clients.end(refused, Some(CloseReason::HeaderChecksum), &mut telemetry);
+        let counts = &telemetry.counts;
+        assert_eq!(
+            (clients.accepted(), counts.closed[CloseReason::Stopping]),
+            (1, 1)
+        );
+        assert_eq!(counts.no_clients[NoClient::Checksum], 1);
+    }
+}
