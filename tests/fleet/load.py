@@ -1,7 +1,8 @@
 """Clients that count: each numbers its requests and compares every reply with its request.
 
 The long clients send a request every 50 ms through one connection each; the short ones connect for every request. A
-request belongs to the phase in which it began.
+request belongs to the phase in which it began. Long clients may ask for a goaway; one that gets it connects again, and
+sends its request once more.
 """
 
 import asyncio
@@ -29,6 +30,8 @@ class Figures:
     wrong: int = 0
     # Replies that are errors.
     errors: int = 0
+    # Requests that got a goaway, by which they were not executed.
+    moved: int = 0
     # Connections that could not be made.
     refused: int = 0
     # Connections that ended before the reply.
@@ -78,6 +81,8 @@ class LongClient:
 
     def __init__(self):
         self.answered = 0
+        # The same through its connection.
+        self.answered_there = 0
         # The local port of its connection, and those of the connections that have ended.
         self.port = None
         self.ended = []
@@ -103,6 +108,8 @@ class Load:
         # When each request that is under way has begun, by its client and number.
         self.open = {}
         self.is_over = False
+        # Whether the long clients ask for a goaway.
+        self.asks_for_goaway = False
         # Set: the idle long clients continue. None while they send.
         self.resumed = None
         self.idle = 0
@@ -187,11 +194,15 @@ class Load:
             raise
         return streams
 
-    async def _call(self, streams, client, number, figures):
-        """Sends a request and reads its reply. Raises OSError or IncompleteReadError if the connection ends."""
+    async def _call(self, streams, client, number, figures, more={}):
+        """Sends a request and reads its reply.
+
+        Returns the number of requests that a goaway reports; `None` if the reply is another. Raises OSError or
+        IncompleteReadError if the connection ends.
+        """
         reader, writer = streams
         params = [client, number]
-        body = json.dumps({"in": "ping", "params": params}).encode()
+        body = json.dumps({"in": "ping", "params": params} | more).encode()
         figures.sent += 1
         writer.write(struct.pack("<I", len(body)) + body)
         await writer.drain()
@@ -199,6 +210,9 @@ class Load:
         reply = json.loads(await reader.readexactly(length))
         if reply == {"out": "pong", "result": params}:
             figures.answered += 1
+        elif reply.get("out") == "goaway":
+            figures.moved += 1
+            return reply["result"]["read"]
         elif reply.get("out") == "error":
             figures.errors += 1
         else:
@@ -229,17 +243,27 @@ class Load:
         self.open[name, number] = time.monotonic()
         is_sent = False
         try:
-            if streams is None:
-                streams = await self._connect(figures)
-                client.port = streams[1].get_extra_info("sockname")[1]
-            is_sent = True
-            await self._call(streams, name, number, figures)
+            read = 0
+            while read is not None:
+                if streams is None:
+                    streams = await self._connect(figures)
+                    client.port = streams[1].get_extra_info("sockname")[1]
+                    client.answered_there = 0
+                is_sent = True
+                read = await self._call(streams, name, number, figures, self._more())
+                if read is not None:
+                    figures.wrong += read != client.answered_there
+                    is_sent, streams = False, close(streams)
             client.answered += 1
+            client.answered_there += 1
         except (OSError, asyncio.IncompleteReadError):
             figures.lost_of_long += is_sent
             streams = client.lose(streams, figures)
         self._end(name, number, figures)
         return streams
+
+    def _more(self):
+        return {"goaway": True} if self.asks_for_goaway else {}
 
     async def _be_idle(self, client, streams):
         """Waits for `resume`, or for the end of the connection."""
