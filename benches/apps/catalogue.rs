@@ -40,6 +40,10 @@ pub(crate) enum Server {
     Cluster,
     /// A server in Go with a goroutine for each connection.
     Goroutines,
+    /// A process that passes bytes to another one, which echoes them.
+    Relay,
+    /// The same with a script in Python that echoes them.
+    PyRelay,
     /// HTTP by uvicorn as pip installs it: asyncio and h11.
     Uvicorn,
     /// HTTP by uvicorn with uvloop and httptools.
@@ -58,7 +62,7 @@ pub(crate) struct Places {
 
 impl Server {
     /// All servers, in the order of the table.
-    pub(crate) const ALL: [Server; 17] = [
+    pub(crate) const ALL: [Server; 19] = [
         Server::Native,
         Server::PyJson,
         Server::AsyncJson,
@@ -72,6 +76,8 @@ impl Server {
         Server::Cluster,
         Server::Go,
         Server::Goroutines,
+        Server::Relay,
+        Server::PyRelay,
         Server::Uvicorn,
         Server::UvicornFast,
         Server::Gunicorn,
@@ -93,6 +99,8 @@ impl Server {
             Server::AsyncioOrjsonTasks => "asyncio, orjson, coroutine",
             Server::Cluster => "Node.js cluster",
             Server::Goroutines => "goroutines",
+            Server::Relay => "relay to an echo, no JSON",
+            Server::PyRelay => "relay to an echo in Python, no JSON",
             Server::Uvicorn => "uvicorn, HTTP",
             Server::UvicornFast => "uvicorn, uvloop and httptools, HTTP",
             Server::Gunicorn => "gunicorn, threads, HTTP",
@@ -131,9 +139,12 @@ impl Server {
         }
     }
 
-    /// Returns how replies are checked: apps and servers serialize the JSON again.
+    /// Returns how replies are checked: apps and servers serialize the JSON again, a relay has the request itself.
     pub(crate) fn check(self) -> Check {
-        Check::Value
+        match self {
+            Server::Relay | Server::PyRelay => Check::Echo,
+            _ => Check::Value,
+        }
     }
 
     /// Returns whether the server has a just-in-time compiler, which needs a second of each scenario.
@@ -193,6 +204,18 @@ impl Server {
                 places.app(&[program.to_str().context("a path that is not text")?])
             }
             Server::Goroutines => Recipe::new(build_go("server")?, ["PORT"]),
+            Server::Relay | Server::PyRelay => {
+                let this = std::env::current_exe().context("the program of the benchmark")?;
+                let script = file("reflect.py");
+                let words: &[&str] = match self {
+                    Server::PyRelay => {
+                        installed("python3", "--version")?;
+                        &["relay", "PORT", "--", "python3", &script]
+                    }
+                    _ => &["relay", "PORT"],
+                };
+                Recipe::new(this, words)
+            }
             Server::Uvicorn | Server::UvicornFast => {
                 places.python("uvicorn")?;
                 let parts = if self == Server::Uvicorn {

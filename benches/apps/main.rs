@@ -7,6 +7,7 @@ mod catalogue;
 #[expect(dead_code, reason = "peers needs more")]
 mod common;
 mod print;
+mod relay;
 mod scenario;
 mod smoke;
 mod table;
@@ -38,11 +39,21 @@ enum Part {
     /// Executes another program, which ends with its parent
     #[command(hide = true)]
     Launch(launch::Options),
+
+    /// Passes bytes to a process that echoes them
+    #[command(hide = true)]
+    Relay(relay::Options),
+
+    /// Echoes the bytes that arrive on standard input
+    #[command(hide = true)]
+    Reflect,
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.part {
         Some(Part::Launch(options)) => launch::become_program(options),
+        Some(Part::Relay(options)) => relay::serve(options),
+        Some(Part::Reflect) => relay::reflect(),
         None if arguments.bench => {
             interrupt::watch().and_then(|()| table::command(&arguments.table))
         }

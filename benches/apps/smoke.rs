@@ -1,5 +1,5 @@
 //! The test of the benchmark, run by `cargo test --benches`: each scenario for a moment against fdpassd without an app,
-//! and with one in Python.
+//! with one in Python, and against the servers that need no more than Python.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,8 +26,10 @@ pub(crate) fn test() -> Result<()> {
         Server::AsyncJson,
         Server::Asyncio,
         Server::AsyncioTasks,
+        Server::Relay,
+        Server::PyRelay,
     ] {
-        if server != Server::Native
+        if !matches!(server, Server::Native | Server::Relay)
             && let Err(why) = installed("python3", "--version")
         {
             progress(&format!("{}: skipped: {why}", server.title()))?;
