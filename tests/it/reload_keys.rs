@@ -46,6 +46,8 @@ fn the_rows_cover_every_key() {
         "byte-order",
         "backlog",
         "freebind",
+        "proxy",
+        "proxy-from",
         "mode",
         "owner",
         "group",

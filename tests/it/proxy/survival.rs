@@ -93,9 +93,11 @@ impl Connections {
             expect(client, peer.clone());
         }
         wait_for_peers(daemon, &peers);
-        let status = daemon.status();
-        assert_eq!(status.lost_total, 0, "{what}");
-        assert_eq!(status.accepted_total, self.count() as u64, "{what}");
+        let count = self.count() as u64;
+        daemon.wait_until("all clients are counted", |status| {
+            status.accepted_total == count
+        });
+        assert_eq!(daemon.status().lost_total, 0, "{what}");
     }
 }
 
@@ -174,8 +176,10 @@ fn die_at(point: &str, n: u32, more: &str) {
         all.push(client);
     }
     wait_for_peers(&daemon, &peers);
-    let status = daemon.status();
-    assert_eq!((status.lost_total, status.accepted_total), (0, 4), "{what}");
+    daemon.wait_until("four clients are counted", |status| {
+        status.accepted_total == 4
+    });
+    assert_eq!(daemon.status().lost_total, 0, "{what}");
 }
 
 #[test]

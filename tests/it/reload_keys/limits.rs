@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::thread;
 
+use fdpassd::proto::control::ClientsPage;
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Reply, Running, ServiceManager, eventually};
 
@@ -61,6 +62,15 @@ pub(super) const LIMITS: &[Row] = &[
             for client in &mut clients {
                 client.send(&frame[..60_000]);
             }
+            eventually("each part is parked or refused", || {
+                let page = daemon.ctl("clients").expect("a page");
+                let page: ClientsPage = serde_json::from_value(page).expect("clients");
+                let parked = page.clients.iter().filter(|client| client.bytes == 60_000);
+                let refused = clients
+                    .iter_mut()
+                    .filter_map(|client| client.has_something().then_some(()));
+                (parked.count() + refused.count() == 6).then_some(())
+            });
             let mut told_off = 0;
             for client in &mut clients {
                 let reply = if client.has_something() {

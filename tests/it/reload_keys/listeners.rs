@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use fdpassd::proto::frame::ByteOrder;
-use fdpassd::testing::eventually;
+use fdpassd::testing::{Running, eventually};
 
 use crate::common::kernel;
 use crate::common::needs::skip_part;
@@ -47,6 +47,24 @@ pub(super) const LISTEN: &[Row] = &[
         shows: ["false", "true"],
     },
     Row {
+        key: "proxy",
+        configs: [
+            "listen = [\"127.0.0.1:0\"]",
+            "listen = [{ address = \"127.0.0.1:0\", proxy = \"v1\", proxy-from = [\"127.0.0.1\"] }]",
+        ],
+        probe: |daemon, _, _| via_balancer(daemon),
+        shows: ["too_large", "192.0.2.7:9"],
+    },
+    Row {
+        key: "proxy-from",
+        configs: [
+            "listen = [{ address = \"127.0.0.1:0\", proxy = \"v1\", proxy-from = [\"192.0.2.1\"] }]",
+            "listen = [{ address = \"127.0.0.1:0\", proxy = \"v1\", proxy-from = [\"127.0.0.1\"] }]",
+        ],
+        probe: |daemon, _, _| via_balancer(daemon),
+        shows: ["bad_request", "192.0.2.7:9"],
+    },
+    Row {
         key: "mode",
         configs: [
             "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]",
@@ -56,6 +74,17 @@ pub(super) const LISTEN: &[Row] = &[
         shows: ["660", "606"],
     },
 ];
+
+/// Returns the address of a client that a balancer reports, or the code of the error.
+fn via_balancer(daemon: &Running) -> String {
+    let mut client = daemon.connect();
+    client.send("PROXY TCP4 192.0.2.7 192.0.2.1 9 80\r\n");
+    client.send_frame(r#"{"in":"whoami"}"#);
+    match client.reply().value() {
+        Ok(caller) => caller["peer"].as_str().expect("an address").to_owned(),
+        Err(fault) => fault.code().to_owned(),
+    }
+}
 
 /// Only root can give a file away.
 pub(super) const OWNERS: &[Row] = &[
