@@ -220,19 +220,19 @@ fn read_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyFault> {
         0x11 => 12,
         0x21 => 36,
         0x31 => 216,
-        0x12 | 0x22 | 0x32 => return Err(malformed("it is of datagrams")),
-        // The family of a local connection means nothing.
+        // The family and the addresses of a local connection mean nothing.
         _ if is_local => rest,
+        0x12 | 0x22 | 0x32 => return Err(malformed("it is of datagrams")),
         _ => return Err(malformed("its family is unknown")),
     };
-    if address_len > rest {
+    if address_len > rest && !is_local {
         return Err(malformed("it is too short for its addresses"));
     }
     let length = FIXED_LEN + rest;
     let Some(rest) = after.get(..rest) else {
         return Ok(None);
     };
-    let (addresses, tlvs) = rest.split_at(address_len);
+    let (addresses, tlvs) = rest.split_at(address_len.min(rest.len()));
     check_tlvs(&bytes[..length], tlvs)?;
     let source = match family {
         _ if is_local => ProxySource::Local,

@@ -182,6 +182,9 @@ fn local_connections_and_those_without_an_ip_address_are_read() {
     for (bytes, expected) in [
         (binary(0x20, 0x00, &[]), "local"),
         (binary(0x20, 0x11, &with_tlvs(&[])), "local"),
+        (binary(0x20, 0x11, &[]), "local"),
+        (binary(0x20, 0x21, b"short"), "local"),
+        (binary(0x20, 0x12, &with_tlvs(&[])), "local"),
         (binary(0x20, 0x77, b"anything"), "local"),
         (binary(0x20, 0x00, &tlv(4, b"noop")), "local"),
         (binary(0x21, 0x00, &[]), "unknown"),
