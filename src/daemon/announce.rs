@@ -7,30 +7,27 @@ use super::SHIPPED;
 use crate::dev::ServingReport;
 use crate::logging;
 use crate::master::Announce;
-use crate::proto::names::Address;
 use crate::proto::text::Escaped;
 
-/// Prints the daemon's addresses and how to call it, in one line on standard output, and reports to the process that
-/// watches files, if there is one, that the daemon serves.
+/// Prints the daemon's addresses and how it can be called, in one line on standard output, and reports to the process
+/// that watches files, if there is one, that the daemon serves. Listeners that expect a PROXY protocol header cannot be
+/// called so.
 pub(super) fn announcer(
     name: String,
     version: &'static str,
     watcher: Option<ServingReport>,
 ) -> Announce {
-    Box::new(move |addresses| {
+    Box::new(move |addresses, plain| {
         watcher.iter().for_each(ServingReport::send);
         let exe = std::env::current_exe().ok().filter(|_| name == SHIPPED);
         let ctl = exe.map_or("fdpassctl".to_owned(), |exe| ctl_command(&exe));
-        let first = addresses.first().map_or("", String::as_str);
-        let to = match first.parse::<Address>() {
-            Ok(address) => address.reachable().to_string(),
-            Err(_) => first.to_owned(),
-        };
         // A file name may contain any character.
-        let (listens, to) = (Escaped(addresses.join(", ")), Escaped(to));
-        logging::announce(&format!(
-            "{name} {version} listens on {listens}; call it: {ctl} call ping '{{\"hello\":1}}' --to {to}\n"
-        ));
+        let listens = Escaped(addresses.join(", "));
+        let call = plain.map_or(String::new(), |address| {
+            let to = Escaped(address.clone().reachable().to_string());
+            format!("; call it: {ctl} call ping '{{\"hello\":1}}' --to {to}")
+        });
+        logging::announce(&format!("{name} {version} listens on {listens}{call}\n"));
     })
 }
 

@@ -166,7 +166,10 @@ impl Master {
         self.telemetry
             .events
             .note(Kind::Started, About::default(), sentence);
-        announce(&addresses);
+        // One that expects a PROXY protocol header serves load balancers.
+        let mut listeners = self.listeners.all.iter();
+        let plain = listeners.find(|listener| listener.proxy.is_none());
+        announce(&addresses, plain.map(|listener| &listener.address));
         self.manager.notify_ready();
     }
 

@@ -66,6 +66,7 @@ use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
 use crate::proto::control::{Stopped, Verb};
 use crate::proto::exporter::ExporterService;
+use crate::proto::names::Address;
 use crate::sys::clock;
 use crate::sys::poll::{PollEvent, Poller, Woken};
 
@@ -78,8 +79,8 @@ pub use self::reload::reading::read_configuration;
 pub use self::service_manager::{report_failure, wait_before_failing};
 pub(crate) use self::workers::zygote::ZYGOTE;
 
-/// Announces the addresses at which the daemon serves.
-pub type Announce = Box<dyn Fn(&[String])>;
+/// Announces the addresses at which the daemon serves, and that of a listener that any client can call, if there is one.
+pub type Announce = Box<dyn Fn(&[String], Option<&Address>)>;
 
 /// The arguments of a master.
 pub struct MasterSetup {

@@ -1,10 +1,12 @@
 //! The keys `proxy` and `proxy-from`.
 
+use std::process::Command;
+
 use fdpassd::testing::Setup;
 
 use super::*;
 use crate::common::FDPASSD;
-use crate::common::program::{ctl, run};
+use crate::common::program::{Program, ctl, run};
 
 fn with_key(daemon: &Running, keys: &str) -> String {
     let Address::Tcp(address) = daemon.address() else {
@@ -111,4 +113,30 @@ fn fdpassctl_calls_a_listener_without_the_key() {
     let daemon = start(config);
     let said = ctl(&daemon, &["call", "ping", "7"]);
     assert_eq!((said.code, said.out.trim()), (Some(0), "7"), "{}", said.err);
+}
+
+/// The call could not be executed at a listener that expects a header.
+#[test]
+fn the_printed_call_has_a_listener_without_the_key() {
+    let proxied = "{ address = \"127.0.0.1:0\", proxy = \"v2\", proxy-from = [\"127.0.0.1\"] }";
+    for plain in [Some("unix:{dir}/rpc.sock"), None] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().to_str().expect("UTF-8");
+        let plain = plain.map(|plain| plain.replace("{dir}", path));
+        let rest = plain.iter().map(|plain| format!(", \"{plain}\""));
+        let rest: String = rest.collect();
+        let text = format!("listen = [{proxied}{rest}]\ncontrol.socket = \"{path}/control.sock\"");
+        let file = directory.path().join("fdpassd.toml");
+        fs::write(&file, text).expect("it is our directory");
+        let line = Program::start(Command::new(FDPASSD).arg("-c").arg(&file)).line();
+        assert!(line.contains(" listens on 127.0.0.1:"), "{line}");
+        let call = line.split_once("; call it: ").map(|(_, call)| call.trim());
+        match &plain {
+            Some(plain) => assert!(
+                call.is_some_and(|call| call.ends_with(&format!("--to {plain}"))),
+                "{line}"
+            ),
+            None => assert_eq!(call, None, "{line}"),
+        }
+    }
 }
