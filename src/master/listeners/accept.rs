@@ -124,7 +124,7 @@ impl Listeners {
         if let (Some(rule), Some(address)) = (rule, accepted.address)
             && !rule.admits(address.ip())
         {
-            log_outside(address.ip(), &listener.address);
+            log_outside(address.ip().to_canonical(), &listener.address);
             clients.reject_outside(accepted, listener.byte_order, telemetry);
             return None;
         }
