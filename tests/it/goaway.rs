@@ -208,6 +208,8 @@ fn a_client_that_is_kicked_twice_is_closed_at_once() {
     assert!(kick(&daemon, id));
     assert!(!kick(&daemon, id));
     execution.client_mut().expect_end();
+    // It is closed, but its request still executes.
+    assert!(!kick(&daemon, id));
     execution.let_go();
     daemon.wait_until("it is closed", |status| status.clients == 0);
     expect_closed(&daemon, "kicked", 1);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::master::clients::Clients;
-use crate::master::clients::client::Unleased;
+use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::reject::send_goaway;
 use crate::master::telemetry::Telemetry;
 use crate::proto::names::ClientId;
@@ -28,9 +28,14 @@ impl GoawayDeadlines {
         kicks.chain(self.next_moves).min()
     }
 
-    /// Notes that an operator has closed this client, which gets a goaway.
+    /// Notes that an operator closes this client, which gets a goaway.
     pub(crate) fn await_kicked(&mut self, id: ClientId, now: Instant) {
         self.kicks.push((now + KICK_GRACE, id));
+    }
+
+    /// Removes the deadline of a client that is closed.
+    pub(crate) fn forget_kicked(&mut self, id: ClientId) {
+        self.kicks.retain(|(_, kicked)| *kicked != id);
     }
 
     /// Removes and returns the kicked clients whose time is over; most have left.
@@ -41,6 +46,27 @@ impl GoawayDeadlines {
 }
 
 impl Clients {
+    /// Gives the clients that an operator has closed under the previous master the whole time to leave. `leased` are the
+    /// clients of workers.
+    pub(crate) fn await_kicked_before<'c>(
+        &mut self,
+        leased: impl Iterator<Item = &'c Client>,
+        now: Instant,
+    ) {
+        let kicked = |client: &Client| {
+            let is_kicked = client.goaway == Some(GoawayReason::Kicked);
+            is_kicked.then_some(client.id)
+        };
+        let unleased = self.all_unleased().map(|unleased| &unleased.client);
+        let ids: Vec<ClientId> = unleased
+            .filter_map(kicked)
+            .chain(leased.filter_map(kicked))
+            .collect();
+        for id in ids {
+            self.goaways.await_kicked(id, now);
+        }
+    }
+
     /// Ends a client without a worker. If it has asked for a goaway and can get one, it gets it.
     pub(crate) fn end_unleased(
         &mut self,

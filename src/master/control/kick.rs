@@ -29,7 +29,7 @@ impl Master {
             ..asker.about()
         };
         let told = self
-            .slot_of(id)
+            .find_leased(id)
             .and_then(|place| self.begin_kick(place, id, now));
         if let Some(peer) = told {
             let sentence =
@@ -67,9 +67,14 @@ impl Master {
         }
     }
 
-    fn slot_of(&self, id: ClientId) -> Option<(WorkerId, u32)> {
-        let mut all = self.workers.all.iter();
-        all.find_map(|(worker_id, worker)| Some((*worker_id, worker.leases.slot_of(id)?)))
+    /// Returns the worker and the slot of a client that is leased, and learns its address.
+    fn find_leased(&mut self, id: ClientId) -> Option<(WorkerId, u32)> {
+        let mut all = self.workers.all.iter_mut();
+        all.find_map(|(worker_id, worker)| {
+            let slot = worker.leases.slot_of(id)?;
+            let _ = worker.leases.learn(slot, &worker.shm);
+            Some((*worker_id, slot))
+        })
     }
 
     /// Has a client get a goaway, if it has asked for that and was not kicked before. Returns its identity if it gets one.
@@ -101,6 +106,7 @@ impl Master {
     /// A worker that is in a turn of the client, or stuck in one, keeps the lease until it finds the connection ended;
     /// the client notices the end at once.
     fn close_client(&mut self, id: ClientId) -> Option<String> {
+        self.clients.goaways.forget_kicked(id);
         if let Some(unleased) = self.clients.take_unleased(id) {
             let peer = unleased.client.address();
             self.clients
@@ -114,19 +120,18 @@ impl Master {
             self.clients.remove(client, &self.telemetry);
             return Some(peer.to_string());
         }
-        let (worker_id, slot) = self.slot_of(id)?;
+        let (worker_id, slot) = self.find_leased(id)?;
         let worker = self.workers.all.get_mut(&worker_id)?;
         let client = worker.leases.client(slot)?;
         let peer = client.address();
         socket::end(&client.socket);
-        self.telemetry.counts.kicked += 1;
+        // A client that is in a turn may be closed several times.
+        self.telemetry.counts.kicked += u64::from(worker.leases.set_counted(slot));
         if let Some(taken) = worker.leases.revoke(slot, &worker.shm) {
             let client = taken.map_or_else(|(_, client)| client, |unleased| unleased.client);
             self.clients.remove(client, &self.telemetry);
             self.workers
                 .send(worker_id, ToWorker::LeasesRevoked, &self.poller);
-        } else {
-            worker.leases.set_counted(slot);
         }
         Some(peer.to_string())
     }

@@ -89,6 +89,7 @@ impl Master {
         } = worker;
         self.clients.end_app(shm.header().app(), now);
         self.workers.pool.exited(id, true, now);
+        leases.note_goaways(&shm);
         let orphan = OrphanedShm::new(record, shm, written);
         if let Some(store) = &mut self.handover.store {
             pack_early(store, &orphan.record, &orphan.shm, &leases, leases.slots());

@@ -78,8 +78,7 @@ impl Master {
         if let Some(carried_over) = carried_over {
             self.adopt_carried_over(carried_over, now);
         }
-        self.clients
-            .recount_addresses(&self.settings.config.limits, self.workers.leased());
+        self.continue_with_clients(now);
         // Those that have left, or were lost, must not be counted again if this master is killed.
         self.clients.write_figures(&self.telemetry);
         self.store_all(now);
@@ -242,6 +241,13 @@ impl Master {
         self.workers
             .watch_from(&self.settings.config, &self.clients, now);
         self.report_upgrade();
+    }
+
+    /// Counts all clients for their addresses, and closes those in time that an operator has closed before.
+    fn continue_with_clients(&mut self, now: Instant) {
+        let (clients, workers) = (&mut self.clients, &self.workers);
+        clients.recount_addresses(&self.settings.config.limits, workers.leased());
+        clients.await_kicked_before(workers.leased(), now);
     }
 
     fn report_upgrade(&mut self) {

@@ -4,10 +4,11 @@ use super::{LeaseEntry, Leases};
 use crate::shm::{CloseReason, MasterShm};
 
 impl Leases {
-    /// Notes that the master has closed the client in this slot and has counted that.
-    pub(crate) fn set_counted(&mut self, slot: u32) {
-        if let Some(LeaseEntry::Leased(leased)) = self.entries.get_mut(slot) {
-            leased.is_counted = true;
+    /// Notes that the master closes the client in this slot and counts that. Returns false if it has done so before.
+    pub(crate) fn set_counted(&mut self, slot: u32) -> bool {
+        match self.entries.get_mut(slot) {
+            Some(LeaseEntry::Leased(leased)) => !std::mem::replace(&mut leased.is_counted, true),
+            Some(LeaseEntry::Revoked) | None => false,
         }
     }
 

@@ -53,4 +53,19 @@ impl Leases {
         leased.client.goaway = Some(reason);
         Some((slot, leased.lease_number))
     }
+
+    /// Notes the reasons of goaways in the slots of a worker that has exited, for the next master. The worker has not
+    /// read the messages with them while it executed a request.
+    pub(crate) fn note_goaways(&self, shm: &MasterShm) {
+        for slot in 0..self.used {
+            let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {
+                continue;
+            };
+            if let (Some(reason), Some(shared)) = (leased.client.goaway, shm.slot(slot)) {
+                let mut flags = shared.flags();
+                flags.goaway = flags.goaway.max(Some(reason));
+                shared.set_flags(flags);
+            }
+        }
+    }
 }

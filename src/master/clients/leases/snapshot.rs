@@ -10,6 +10,7 @@ use crate::master::clients::leases::{LeaseEntry, Leased, Leases};
 use crate::master::clients::proxied::Proxied;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
+use crate::proto::rpc::GoawayReason;
 use crate::sys::passed::ClientSocket;
 
 /// The leases of a worker.
@@ -39,6 +40,8 @@ pub(crate) struct ClientSnapshot {
     #[serde(default)]
     pub(crate) offsets: Offsets,
     #[serde(default)]
+    pub(crate) goaway: Option<GoawayReason>,
+    #[serde(default)]
     pub(crate) proxied: Option<Box<Proxied>>,
 }
 
@@ -56,6 +59,7 @@ impl From<&Leased> for ClientSnapshot {
             lease_number: leased.lease_number,
             requests: leased.requests,
             offsets: client.offsets,
+            goaway: client.goaway,
             proxied: client.proxied.clone(),
         }
     }
@@ -72,7 +76,7 @@ impl ClientSnapshot {
             since: self.since,
             moves: self.moves,
             offsets: self.offsets,
-            goaway: None,
+            goaway: self.goaway,
             proxied: self.proxied,
         };
         Leased {

@@ -25,8 +25,8 @@ pub(super) struct UnpackedClient {
 }
 
 impl UnpackedClient {
-    /// Returns the client, or `None` if it has disconnected. The shared memory has what its PROXY protocol header has
-    /// reported.
+    /// Returns the client, or `None` if it has disconnected. The shared memory has the reason of a goaway, and what its
+    /// PROXY protocol header has reported.
     pub(super) fn into_client(self, orphan: Option<&OrphanedShm>) -> Option<Client> {
         let peer = match socket::peer(&self.socket).ok()? {
             Ok(address) => Peer::from(address),
@@ -42,7 +42,7 @@ impl UnpackedClient {
             since: record.since,
             moves: record.moves,
             offsets: record.offsets,
-            goaway: None,
+            goaway: orphan.and_then(|orphan| orphan.shm.slot(record.slot)?.flags().goaway),
             proxied: orphan
                 .and_then(|orphan| proxied(orphan, record.slot))
                 .map(Box::new),
