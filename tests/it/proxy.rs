@@ -11,7 +11,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 
-use fdpassd::proto::control::{ClientStatus, ClientsPage};
+use fdpassd::proto::control::{ClientState, ClientStatus, ClientsPage};
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
@@ -117,7 +117,8 @@ fn clients(daemon: &Running) -> Vec<ClientStatus> {
     page.clients
 }
 
-/// Waits until the daemon shows clients with exactly these addresses, in any order.
+/// Waits until the daemon shows clients with exactly these addresses, in any order. All of them are counted: none is in a
+/// turn, in which its address is shown earlier.
 #[track_caller]
 fn wait_for_peers(daemon: &Running, expected: &[String]) -> Vec<ClientStatus> {
     let mut expected = expected.to_vec();
@@ -127,7 +128,8 @@ fn wait_for_peers(daemon: &Running, expected: &[String]) -> Vec<ClientStatus> {
         found = clients(daemon);
         let mut peers: Vec<String> = found.iter().map(|client| client.peer.clone()).collect();
         peers.sort();
-        (peers == expected).then_some(())
+        let is_busy = |client: &ClientStatus| client.state == Some(ClientState::Busy);
+        (peers == expected && !found.iter().any(is_busy)).then_some(())
     });
     found
 }

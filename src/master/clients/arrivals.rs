@@ -14,7 +14,7 @@ use crate::master::clients::reject::{reject, turn_away};
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::no_client::NoClient;
 use crate::proto::frame::OrderRule;
-use crate::proto::names::Peer;
+use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::{Code, GoawayReason};
 use crate::shm::{CloseReason, MasterShm, ProxyState};
 use crate::sys::listening::Accepted;
@@ -59,20 +59,45 @@ impl Client {
         proxied.is_none_or(|it| it.standing == Standing::Client)
     }
 
-    /// Returns the address, and the balancer's if there is one, for the log.
+    /// Returns the address, and the balancer's if there is one, for display.
     pub(crate) fn shown(&self) -> Shown {
-        Shown(self.address(), self.via())
+        Shown {
+            peer: self.address(),
+            via: self.via(),
+        }
+    }
+
+    /// Returns the same, if the slot of the client has this address that the master may not know yet.
+    pub(crate) fn shown_with(&self, source: Option<Peer>) -> Shown {
+        match source {
+            Some(peer) => Shown {
+                peer,
+                via: Some(self.peer),
+            },
+            None => self.shown(),
+        }
+    }
+
+    /// Returns the address that the client's slot has from its header. The worker reports it only after the turn, which
+    /// may execute a request.
+    pub(super) fn source_in(&self, slot: u32, shm: &MasterShm) -> Option<Peer> {
+        self.proxied.as_ref()?;
+        let state = shm.slot(slot)?.flags().proxy;
+        state.has_source().then(|| shm.source(slot)).flatten()
     }
 }
 
-/// The address of a client, and that of the balancer that it came through, for the log.
-pub(crate) struct Shown(Peer, Option<Peer>);
+/// The address of a client, and that of the balancer that it came through, for display.
+pub(crate) struct Shown {
+    pub(crate) peer: Peer,
+    pub(crate) via: Option<Peer>,
+}
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Shown(peer, None) => peer.fmt(f),
-            Shown(peer, Some(via)) => write!(f, "{peer} via {via}"),
+        match self.via {
+            None => self.peer.fmt(f),
+            Some(via) => write!(f, "{} via {via}", self.peer),
         }
     }
 }
@@ -86,6 +111,12 @@ impl Unleased {
 }
 
 impl Leases {
+    /// Returns the client in whose turn the worker is, with its address.
+    pub(crate) fn shown_in_turn(&self, slot: u32, shm: &MasterShm) -> Option<(ClientId, Shown)> {
+        let client = self.in_turn(slot, shm)?;
+        Some((client.id, client.shown_with(client.source_in(slot, shm))))
+    }
+
     /// Reads what the shared memory has of the header of the client in a slot. Returns the client if it is one of a
     /// listener with the key `proxy`.
     pub(crate) fn learn(&mut self, slot: u32, shm: &MasterShm) -> Option<&mut Client> {

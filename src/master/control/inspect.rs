@@ -130,6 +130,7 @@ impl Snapshot<'_> {
             executing,
             wants_goaway,
             goaway,
+            source,
         }: SlotFigures,
     ) -> ClientStatus {
         let serving = worker.and_then(|id| self.workers.all.get(&id));
@@ -140,10 +141,11 @@ impl Snapshot<'_> {
             .iter()
             .find(|listener| listener.number == client.listener);
         let idle = clock::monotonic().saturating_sub(active);
+        let shown = client.shown_with(source);
         ClientStatus {
             id: client.id,
-            peer: client.address().to_string(),
-            via: client.via().map(|via| via.to_string()),
+            peer: shown.peer.to_string(),
+            via: shown.via.map(|via| via.to_string()),
             listener: listener.map(|listener| listener.address.to_string()),
             worker,
             state: Some(state.map_or(ClientState::Waiting, client_state)),

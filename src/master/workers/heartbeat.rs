@@ -71,16 +71,14 @@ impl Worker {
     /// Returns the name of the worker with the request that it executes, if there is one.
     pub(super) fn name_with_request(&self) -> String {
         let turn = self.shm.header().turn();
-        let client = turn.and_then(|turn| self.leases.in_turn(turn.slot, &self.shm));
+        let client = turn.and_then(|turn| self.leases.shown_in_turn(turn.slot, &self.shm));
         // The slot names inline methods, too; the header does not.
         let number = turn.and_then(|turn| self.shm.slot(turn.slot)?.executing());
         let name = self.name();
         match (client, number.and_then(|number| self.method_of(number))) {
-            (Some(client), Some(method)) => format!(
-                "{name} in method {method:?} of client {} ({})",
-                client.id,
-                client.shown()
-            ),
+            (Some((client, shown)), Some(method)) => {
+                format!("{name} in method {method:?} of client {client} ({shown})")
+            }
             _ => name,
         }
     }

@@ -3,6 +3,7 @@
 use fdpassd::testing::Client;
 
 use super::*;
+use crate::common::fifo::Fifo;
 use crate::common::program::ctl;
 
 #[test]
@@ -102,6 +103,30 @@ fn addresses_are_shown_with_the_balancer() {
         .map(|it| it.accepted_total)
         .collect();
     assert_eq!(accepted, [1, 1]);
+}
+
+/// The header and the request are one segment, so the worker reports the address only after the request.
+#[test]
+fn the_address_of_a_client_is_shown_while_it_executes() {
+    let daemon = start(&format!("{BOTH}\nlimits.stall-timeout = \"1s\""));
+    for (address, (header, peer)) in daemon.addresses().iter().zip([client_v2(1), client_v1(2)]) {
+        let mut fifo = Fifo::new(daemon.directory());
+        let mut client = open(address);
+        let request = json!({ "in": "read_line", "params": fifo.path() });
+        let request = crate::common::frame(&request.to_string());
+        client.send([&header[..], &request].concat());
+        let executing = |client: &ClientStatus| client.method.is_some();
+        let shown = eventually("the request executes", || {
+            clients(&daemon).into_iter().find(executing)
+        });
+        assert_eq!(shown.peer, peer);
+        assert!(shown.via.is_some());
+        daemon.wait_for_log(&format!("of client {} ({peer} via ", shown.id));
+        let said = ctl(&daemon, &["kick", &shown.id.to_string()]).out;
+        assert!(said.contains(&peer), "{said}");
+        fifo.let_go();
+        daemon.wait_until("it is closed", |status| status.clients == 0);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::Leases;
+use crate::proto::names::Peer;
 use crate::proto::rpc::GoawayReason;
 use crate::shm::{LeaseState, MasterShm};
 
@@ -21,6 +22,8 @@ pub(crate) struct SlotFigures {
     pub(crate) executing: Option<u32>,
     pub(crate) wants_goaway: bool,
     pub(crate) goaway: Option<GoawayReason>,
+    /// The address in the PROXY protocol header of a client in a turn, which the worker has not reported yet.
+    pub(crate) source: Option<Peer>,
 }
 
 impl Leases {
@@ -36,6 +39,7 @@ impl Leases {
             // The last cursors in the slot of an idle client do not count: it has nothing there.
             let state = self.state(slot, shm);
             let is_idle = state == Some(LeaseState::Idle);
+            let is_busy = state == Some(LeaseState::Busy);
             let bytes = if is_idle {
                 0
             } else {
@@ -52,6 +56,7 @@ impl Leases {
                     executing: shared_slot.executing(),
                     wants_goaway: flags.wants_goaway,
                     goaway: flags.goaway,
+                    source: is_busy.then(|| client.source_in(slot, shm)).flatten(),
                 },
             ))
         })
