@@ -252,11 +252,11 @@ impl RpcReply {
             ReplyBody::Error {
                 code,
                 message,
-                display,
+                place,
             } => Err(Error::Refused {
                 code,
                 message,
-                display,
+                place,
             }),
         }
     }

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::proto::control::Place;
 use crate::proto::frame::{self, ByteOrder, Next, PREFIX};
 use crate::proto::misread::{self, Misread, Sender};
 use crate::proto::rpc::GOAWAY;
 use crate::proto::text::shortened;
+use crate::proto::wording::{Vocabulary, plain};
 
 /// Returns the frame of a request.
 ///
@@ -118,8 +120,8 @@ pub(crate) enum ReplyBody {
         code: String,
         /// For people.
         message: String,
-        /// Of the control socket: shows the message at its place in the configuration file.
-        display: Option<String>,
+        /// Of the control socket: the place in the configuration file.
+        place: Option<Box<Place>>,
     },
 }
 
@@ -164,13 +166,14 @@ impl ReplyBody {
         Ok(ReplyBody::Error {
             code,
             message,
-            display: place["display"].as_str().map(str::to_owned),
+            place: serde_json::from_value(place).ok().map(Box::new),
         })
     }
 }
 
 /// Returns the sentence about an answer that cannot be parsed.
 pub(crate) fn not_valid(why: &dyn fmt::Display) -> String {
+    let why = plain(&why.to_string(), Vocabulary::Json);
     format!("the answer is not a valid reply: {why}")
 }
 

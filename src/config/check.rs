@@ -16,6 +16,8 @@ pub(super) struct Conflict {
     pub(super) message: String,
     /// The keys, such as `limits.buffers` or `listen.1.mode`; the first that a file has is marked.
     pub(super) places: Vec<String>,
+    /// The keys with the same value, of which the first that a file has is shown as well.
+    pub(super) first: Vec<String>,
 }
 
 pub(super) fn check(config: &Config) -> Result<(), Conflict> {
@@ -94,12 +96,10 @@ fn check_listeners(listeners: &[Listen]) -> Result<(), Conflict> {
     for (index, listen) in listeners.iter().enumerate() {
         let source = &listen.source;
         check_listener(listen, index)?;
-        if is_among(source, &listeners[..index]) {
-            let places = [format!("listen.{index}.address"), format!("listen.{index}")];
-            return conflict(
-                format!("{source} is already listened on by an earlier entry"),
-                places,
-            );
+        if let Some(earlier) = index_among(source, &listeners[..index]) {
+            let message = format!("{source} is already listened on by an earlier entry");
+            let found = conflict(message, places_of_listener(index));
+            return same_as(found, places_of_listener(earlier));
         }
     }
     Ok(())
@@ -156,10 +156,13 @@ fn check_proxy(listen: &Listen, index: usize) -> Result<(), Conflict> {
     }
 }
 
-/// Returns whether a listener has this address. Port 0 is a different free port each time.
-fn is_among(source: &Source, listeners: &[Listen]) -> bool {
+/// Returns the listener that has this address. Port 0 is a different free port each time.
+fn index_among(source: &Source, listeners: &[Listen]) -> Option<usize> {
     let is_any = matches!(source, Source::Bound(Address::Tcp(address)) if address.port() == 0);
-    !is_any && listeners.iter().any(|listen| listen.source == *source)
+    let mut sources = listeners.iter().map(|listen| &listen.source);
+    sources
+        .position(|other| other == source)
+        .filter(|_| !is_any)
 }
 
 /// Checks that byte orders can be distinguished: from 2^24 bytes on, the big-endian prefix 00 00 00 01 is a valid
@@ -195,13 +198,10 @@ fn check_control(config: &Config) -> Result<(), Conflict> {
         return Ok(());
     };
     let source = Source::Bound(Address::Unix(socket.clone()));
-    if is_among(&source, &config.listen) {
-        return conflict(
-            format!("{source} is already listened on for clients"),
-            ["control.socket"],
-        );
+    match index_among(&source, &config.listen) {
+        Some(index) => of_clients(&source, index, "control.socket"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn check_metrics(config: &Config) -> Result<(), Conflict> {
@@ -218,14 +218,13 @@ fn check_metrics(config: &Config) -> Result<(), Conflict> {
 
 fn check_agent(config: &Config) -> Result<(), Conflict> {
     let listen = config.agent.listen.as_ref();
-    if let (Some(address), Some(of_metrics)) = (listen, &config.metrics.listen)
-        && is_among(
-            &Source::Bound(address.clone()),
-            &[Listen::new(Source::Bound(of_metrics.clone()))],
-        )
-    {
-        let message = format!("{address} is already listened on for metrics");
-        return conflict(message, ["agent.listen"]);
+    if let (Some(address), Some(of_metrics)) = (listen, &config.metrics.listen) {
+        let of_metrics = [Listen::new(Source::Bound(of_metrics.clone()))];
+        if index_among(&Source::Bound(address.clone()), &of_metrics).is_some() {
+            let message = format!("{address} is already listened on for metrics");
+            let found = conflict(message, ["agent.listen"]);
+            return same_as(found, vec!["metrics.listen".to_owned()]);
+        }
     }
     check_exporter_address(config, listen, "agent.listen")
 }
@@ -236,17 +235,26 @@ fn check_exporter_address(
     listen: Option<&Address>,
     key: &str,
 ) -> Result<(), Conflict> {
-    match listen {
-        Some(address) if is_among(&Source::Bound(address.clone()), &config.listen) => conflict(
-            format!("{address} is already listened on for clients"),
-            [key],
-        ),
-        Some(Address::Unix(path)) if Some(path) == config.control.socket.as_ref() => conflict(
-            format!("unix:{} is the control socket", path.display()),
-            [key],
-        ),
+    let Some(address) = listen else {
+        return Ok(());
+    };
+    let source = Source::Bound(address.clone());
+    if let Some(index) = index_among(&source, &config.listen) {
+        return of_clients(&source, index, key);
+    }
+    match address {
+        Address::Unix(path) if Some(path) == config.control.socket.as_ref() => {
+            let message = format!("unix:{} is the control socket", path.display());
+            same_as(conflict(message, [key]), vec!["control.socket".to_owned()])
+        }
         _ => Ok(()),
     }
+}
+
+/// Returns the conflict of a key with the listener of this index, which has its address.
+fn of_clients(source: &Source, index: usize, key: &str) -> Result<(), Conflict> {
+    let message = format!("{source} is already listened on for clients");
+    same_as(conflict(message, [key]), places_of_listener(index))
 }
 
 /// Checks that no other key of the app is given without a command.
@@ -310,5 +318,16 @@ fn conflict<T: Into<String>>(
     Err(Conflict {
         message: message.into(),
         places: places.into_iter().map(T::into).collect(),
+        first: Vec::new(),
     })
+}
+
+/// Adds the keys that have the same value.
+fn same_as(conflict: Result<(), Conflict>, first: Vec<String>) -> Result<(), Conflict> {
+    conflict.map_err(|conflict| Conflict { first, ..conflict })
+}
+
+/// Returns the places of a listener's address.
+fn places_of_listener(index: usize) -> Vec<String> {
+    vec![format!("listen.{index}.address"), format!("listen.{index}")]
 }

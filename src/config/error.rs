@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use super::advice::{Refused, UnknownKey, as_key, missing_key};
 use super::check::Conflict;
 use super::text::ConfigText;
 use super::variable::Variable;
-use crate::proto::log::LogLevel;
 use crate::toml_text::{
-    Excerpt, did_you_mean, excerpt_of_file, in_quotes, likely_name, position, reword, visible,
+    Excerpt, SyntaxMistake, excerpt_of_file, likely_name, position, reword, syntax_mistake, visible,
 };
 
 /// Why a configuration was rejected. Displayed for the operator:
@@ -103,6 +103,46 @@ impl Error {
         Error::at(&source, offset..offset, &message, None)
     }
 
+    /// Creates the error of all these unknown keys; `None` if there are none.
+    pub(super) fn unknown_keys<'a>(
+        found: impl Iterator<Item = (&'a ConfigText, UnknownKey)>,
+    ) -> Option<Error> {
+        let mut errors = found.map(|(source, key)| {
+            let UnknownKey {
+                span,
+                message,
+                elsewhere,
+                help,
+            } = key;
+            let help = match source.variable(&span) {
+                Some(variable) => help_for(variable, source, &span, &message, &elsewhere),
+                None => help,
+            };
+            Error::at(source, span, &message, help)
+        });
+        let mut all = errors.next()?;
+        for Error {
+            origin,
+            message,
+            position,
+            display,
+            ..
+        } in errors
+        {
+            let key = message.split(", expected ").next().unwrap_or_default();
+            let same_origin = origin == all.origin;
+            let place = match position {
+                Some((line, column)) if same_origin => format!("{line}:{column}"),
+                Some((line, column)) => format!("{origin}:{line}:{column}"),
+                None => origin,
+            };
+            all.message.push_str(&format!("; {key} at {place}"));
+            all.display.push_str("\n\n");
+            all.display.push_str(&display);
+        }
+        Some(all)
+    }
+
     /// Creates an error that the parser or a type has found. `own` is the name of the daemon's own table, if there may
     /// be one.
     pub(super) fn from_toml(
@@ -129,21 +169,31 @@ impl Error {
             return Error::from_file(&source.origin, &message);
         };
         if let Some(variable) = source.variable(&span) {
-            let help = help_for(variable, source, &span, &message);
-            return Error::at(source, span, &message, help);
-        }
-        match source
-            .find_first(span.clone())
-            .filter(|_| message == "duplicate key")
-        {
-            Some(first) => Error::twice(&text[span.clone()], (source, first), (source, span)),
-            None => {
-                let help = advice(&message)
-                    .or_else(|| as_key(source, &span, &message))
-                    .or_else(|| in_quotes(text, span.start));
-                Error::at(source, span, &message, help)
+            if message == "duplicate key" {
+                message = format!("`{}` is given twice", &text[span.clone()]);
             }
+            let mistake = syntax_mistake(text, &span, &message).unwrap_or_else(|| {
+                let message = as_written(message, variable.written(&span));
+                let help = help_for(variable, source, &span, &message, &[]);
+                SyntaxMistake {
+                    message,
+                    span,
+                    help,
+                }
+            });
+            return Error::at(source, mistake.span, &mistake.message, mistake.help);
         }
+        let is_twice =
+            message == "duplicate key" || message.starts_with("cannot extend value of type ");
+        if let Some(first) = source.find_first(span.clone()).filter(|_| is_twice) {
+            return Error::twice(&text[span.clone()], (source, first), (source, span));
+        }
+        if let Some(mistake) = syntax_mistake(text, &span, &message) {
+            return Error::at(source, mistake.span, &mistake.message, mistake.help);
+        }
+        let message = as_written(message, text.get(span.clone()).unwrap_or_default());
+        let help = as_key(source, &span, &message).or_else(|| advice(source, &span, &message));
+        Error::at(source, span, &message, help)
     }
 
     /// Returns the message of such an error, without its place.
@@ -154,7 +204,11 @@ impl Error {
     /// Creates an error that [`super::check`] has found, at the first of its places that one of the texts has.
     pub(super) fn from_conflict(
         texts: &[&ConfigText],
-        Conflict { message, places }: &Conflict,
+        Conflict {
+            message,
+            places,
+            first,
+        }: &Conflict,
     ) -> Error {
         let find = |place: &String| {
             let mut found = texts
@@ -168,9 +222,16 @@ impl Error {
             let origin = whole.map_or("the default", |source| &source.origin);
             return Error::from_file(origin, message);
         };
+        let is_file = |source: &ConfigText| source.variables.is_empty();
+        if let Some(first) = first.iter().find_map(find)
+            && is_file(source)
+            && is_file(first.0)
+        {
+            return Error::with_first(message, ", at", first, (source, span));
+        }
         let help = match source.variable(&span) {
-            Some(variable) => help_for(variable, source, &span, message),
-            None => advice(message),
+            Some(variable) => help_for(variable, source, &span, message, &[]),
+            None => advice(source, &span, message),
         };
         Error::at(source, span, message, help)
     }
@@ -183,6 +244,17 @@ impl Error {
 
     fn twice(
         key: &str,
+        first: (&ConfigText, Range<usize>),
+        again: (&ConfigText, Range<usize>),
+    ) -> Error {
+        let title = format!("`{key}` is given twice");
+        Error::with_first(&title, ", the first time at", first, again)
+    }
+
+    /// Creates an error that also shows the place where the same was given before.
+    fn with_first(
+        title: &str,
+        before: &str,
         (first, first_span): (&ConfigText, Range<usize>),
         (again, span): (&ConfigText, Range<usize>),
     ) -> Error {
@@ -190,10 +262,7 @@ impl Error {
         let (text, span) = visible(&again.text, span);
         let [there, position] = [(first_text, &first_span), (text, &span)]
             .map(|(text, span)| position(text, span.start));
-        let message = format!(
-            "`{key}` is given twice, the first time at {}:{}:{}",
-            first.origin, there.0, there.1
-        );
+        let message = format!("{title}{before} {}:{}:{}", first.origin, there.0, there.1);
         let (before, after) = (
             AnnotationKind::Context
                 .span(first_span)
@@ -201,7 +270,7 @@ impl Error {
             AnnotationKind::Primary.span(span).label("and again here"),
         );
         let snippet = Snippet::source(text).path(&again.origin).annotation(after);
-        let title = Level::ERROR.primary_title(format!("`{key}` is given twice"));
+        let title = Level::ERROR.primary_title(title);
         let report = match first.origin == again.origin {
             true => title.element(snippet.annotation(before)),
             false => title.element(snippet).element(
@@ -247,33 +316,6 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-fn advice(message: &str) -> Option<String> {
-    if message.starts_with("unexpected leading zero") {
-        return Some("a mode is written in quotes, such as \"0660\"".to_owned());
-    }
-    if message.starts_with("unknown") {
-        did_you_mean(message)
-    } else {
-        as_array(message)
-    }
-}
-
-/// Writes the string of serde's message as the array that was expected: its words, unless it has quotes of a shell.
-fn as_array(message: &str) -> Option<String> {
-    let text = message
-        .strip_prefix("invalid type: string \"")?
-        .strip_suffix("\", expected an array")?;
-    let is_plain = !text.is_empty() && !text.contains(['\'', '"', '\\']);
-    let words = text.split(' ').map(|word| word.trim_end_matches(','));
-    let words: Vec<String> = words.map(|word| format!("{word:?}")).collect();
-    let array = if is_plain {
-        words.join(", ")
-    } else {
-        "\"…\", \"…\"".to_owned()
-    };
-    Some(format!("an array is written in brackets: [{array}]"))
-}
-
 /// Returns the help for an error in a variable. For an unknown key or a value in the place of a table, it is the
 /// variable that was probably meant.
 fn help_for(
@@ -281,12 +323,13 @@ fn help_for(
     source: &ConfigText,
     span: &Range<usize>,
     message: &str,
+    elsewhere: &[String],
 ) -> Option<String> {
     let meant = |name: String| format!("did you mean {name}?");
     if variable.is_in_value(span) {
         let (_, key) = missing_key(source, span, message).unzip();
         let inner = key.map(|key| meant(variable.inner(key)));
-        return inner.or_else(|| advice(message));
+        return inner.or_else(|| advice(source, span, message));
     }
     if !message.starts_with("unknown") {
         return None;
@@ -297,42 +340,51 @@ fn help_for(
             "Kubernetes makes such variables for a Service; {rename}"
         ));
     }
-    let (wrong, known) = likely_name(message)?;
+    if !elsewhere.is_empty() {
+        let names = elsewhere.iter().map(|key| variable.of_key(key));
+        return Some(meant(names.collect::<Option<Vec<_>>>()?.join(" or ")));
+    }
+    let wrong = message.split('`').nth(1)?;
+    let known = likely_name(message).map(|(_, known)| known);
     let is_known = |key: &str| message.contains(&format!("`{key}`"));
     let joined = variable.with_joined_key(wrong, is_known);
     joined
-        .or_else(|| variable.with_key(wrong, known))
+        .or_else(|| variable.with_key(wrong, known?))
         .map(meant)
 }
 
-/// Writes a value in the place of a table with the key that it is probably for: `workers = 4` as `workers.count = 4`.
-fn as_key(source: &ConfigText, span: &Range<usize>, message: &str) -> Option<String> {
-    let (name, key) = missing_key(source, span, message)?;
-    let text = source.text.get(span.clone())?;
-    let is_short = text.len() <= 80 && !text.contains('\n');
-    is_short.then(|| format!("did you mean: {name}.{key} = {text}"))
+/// Returns the help for a value that is refused.
+fn advice(source: &ConfigText, span: &Range<usize>, message: &str) -> Option<String> {
+    let top_key = source.top_key_at(span);
+    let refused = Refused {
+        message,
+        written: source.text.get(span.clone()).unwrap_or_default(),
+        top_key: top_key.as_ref().map(|(key, _)| key.as_str()),
+    };
+    refused.help()
 }
 
-/// Returns the name of a table in whose place there is a value, and the key that the value is probably for.
-fn missing_key(
-    source: &ConfigText,
-    span: &Range<usize>,
-    message: &str,
-) -> Option<(String, &'static str)> {
-    if !message.starts_with("invalid type: ") || !message.ends_with(", expected a table") {
-        return None;
-    }
-    let (name, string) = source.top_key_at(span)?;
-    let is_level = |word: &str| LogLevel::ALL.iter().any(|level| level.as_str() == word);
-    let key = match (name.as_str(), string.as_deref()) {
-        ("app", _) => "command",
-        ("control", Some(_)) => "socket",
-        ("log", Some(word)) if is_level(word) => "level",
-        ("log", Some(path)) if path.contains('/') => "file",
-        ("log", Some(_)) => "target",
-        ("agent" | "metrics", Some(_)) => "listen",
-        ("workers", _) => "count",
-        _ => return None,
+/// Shows a number as it is written, which may be in another base, and a time as a time: for the parser, it is a table.
+fn as_written(message: String, written: &str) -> String {
+    let written = written.trim();
+    let is_plain =
+        !written.is_empty() && written.len() <= 40 && !written.contains(['\n', '`', '"']);
+    let found = message
+        .strip_prefix("invalid value: ")
+        .and_then(|found| found.rsplit_once(", expected "));
+    let Some((found, expected)) = found.filter(|_| is_plain) else {
+        return message;
     };
-    Some((name, key))
+    let kind = found.split(' ').next().unwrap_or_default();
+    let kind = match kind {
+        "integer" | "float" => kind,
+        "table" => match written.parse::<toml::value::Datetime>() {
+            Ok(time) if time.date.is_none() => "time",
+            Ok(time) if time.time.is_none() => "date",
+            Ok(_) => "date and time",
+            Err(_) => return message,
+        },
+        _ => return message,
+    };
+    format!("invalid value: {kind} `{written}`, expected {expected}")
 }

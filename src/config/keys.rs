@@ -186,7 +186,8 @@ impl Config {
     }
 }
 
-fn full_name(section: &str, key: &str) -> String {
+/// Returns the name of a key with its section.
+pub(super) fn full_name(section: &str, key: &str) -> String {
     match section {
         "" => key.to_owned(),
         _ => format!("{section}.{key}"),
@@ -211,6 +212,12 @@ fn shown(value: &Value) -> String {
 /// Returns the names of all tables that every configuration has.
 pub(super) fn sections() -> [&'static str; SECTIONS.len()] {
     SECTIONS.map(|(name, _)| name)
+}
+
+/// Returns the keys of a table of every configuration; of the first level, those without a table.
+pub(super) fn known_keys(section: &str) -> &'static [&'static str] {
+    let found = SECTIONS.iter().find(|(name, _)| *name == section);
+    found.map_or(&[], |(_, keys)| keys)
 }
 
 /// All keys in the order of the reference, which is that of the fields of [`Config`].

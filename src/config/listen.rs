@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Mode;
 use super::network::{Network, ProxyRule};
 use super::notation::{Given, Notation, Rejection, WrittenValue, word};
+use super::own_fields::{FieldNames, fields_at};
 use super::values::{UpTo, text};
 use crate::proto::frame::OrderRule;
 use crate::proto::names::Address;
@@ -148,6 +149,11 @@ impl Listen {
 
 pub(super) fn default_source() -> Source {
     Source::Bound(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))))
+}
+
+/// Returns the keys of an entry.
+pub(super) fn keys() -> FieldNames {
+    fields_at::<ListenTable>(&[])
 }
 
 impl<'de> Deserialize<'de> for Listen {

@@ -17,6 +17,7 @@ use super::files::ConfigPlace;
 use super::keys::{GivenKeys, Keys, Loaded, keys_of};
 use super::own::{OwnTable, Rule};
 use super::text::ConfigText;
+use super::unknown::unknown_keys;
 
 /// The texts of one configuration.
 #[derive(Debug)]
@@ -104,6 +105,17 @@ fn parse_each(sources: &ConfigTexts, own: Rule<'_>) -> Result<(Config, Table, Gi
     let mut keys = BTreeMap::new();
     let mut merged = Table::new();
     let mut config = Config::default();
+    let unknown = sources
+        .texts
+        .iter()
+        .chain(&sources.environment)
+        .flat_map(|source| {
+            let found = unknown_keys(&source.text, own.name()).into_iter();
+            found.map(move |key| (source, key))
+        });
+    if let Some(error) = Error::unknown_keys(unknown) {
+        return Err(error);
+    }
     for source in &sources.texts {
         config = parse_one(source, own.name())?;
         for key in keys_of(&source.text) {

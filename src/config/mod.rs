@@ -10,6 +10,7 @@
 //! `config/fdpassd.toml` shows all of them. This module opens only the files themselves, and looks up users and groups,
 //! so that a wrong one is reported with its place.
 
+mod advice;
 mod agent;
 mod app;
 mod check;
@@ -32,6 +33,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 mod text;
+mod unknown;
 mod values;
 mod variable;
 mod variables;

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::value::MapAccessDeserializer;
+use serde::de::value::{Error as ValueError, MapAccessDeserializer, StrDeserializer};
 use serde::de::{
     Deserialize, DeserializeOwned, Deserializer, IntoDeserializer, MapAccess, Unexpected, Visitor,
 };
@@ -128,7 +128,7 @@ pub(super) fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 pub(super) fn word<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
-    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+    deserializer.deserialize_any(WordOf(PhantomData))
 }
 
 struct Reader<N>(PhantomData<N>);
@@ -174,5 +174,25 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for TableOf<T> {
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
         T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+struct WordOf<T>(PhantomData<T>);
+
+impl<T: DeserializeOwned> Visitor<'_> for WordOf<T> {
+    type Value = T;
+
+    /// Writes the words, which only the error of a wrong one has.
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let none: StrDeserializer<'_, ValueError> = "".into_deserializer();
+        let error = T::deserialize(none).err().map(|error| error.to_string());
+        let words = error
+            .as_deref()
+            .and_then(|error| error.split_once(", expected "));
+        f.write_str(&words.map_or("a word".to_owned(), |(_, words)| words.replace('`', "\"")))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        T::deserialize(text.into_deserializer())
     }
 }

@@ -96,7 +96,7 @@ fn check_as<T: DeserializeOwned>(
 /// # Errors
 /// As [`check_as`], if another program has checked it.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    toml::from_str(text).map_err(|e| e.message().to_owned())
+    toml::from_str(text).map_err(|e| Error::reworded(&e))
 }
 
 /// The rules of the program of this process for a configuration.
@@ -201,6 +201,7 @@ impl<'a> Rule<'a> {
         Err(Conflict {
             message: EXCLUDED_BY_ASYNC.to_owned(),
             places: vec!["app.command".to_owned()],
+            first: Vec::new(),
         })
     }
 
@@ -216,7 +217,14 @@ impl<'a> Rule<'a> {
         let text = whole.map_or_else(String::new, OwnTable::to_text);
         let fail = |message: String, place: String| {
             let places = vec![place, name.to_owned()];
-            Error::from_conflict(texts, &Conflict { message, places })
+            Error::from_conflict(
+                texts,
+                &Conflict {
+                    message,
+                    places,
+                    first: Vec::new(),
+                },
+            )
         };
         if text.len() > MAX_LEN {
             let message = format!(
@@ -371,7 +379,7 @@ mod tests {
     #[test]
     fn errors_in_the_table_have_their_places() {
         for (texts, place, words) in [
-            (&["[spelld]\nurl = 3"][..], "1.toml:2:7: ", "invalid type"),
+            (&["[spelld]\nurl = 3"][..], "1.toml:2:7: ", "invalid value"),
             (&["# x\n[spelld]"], "1.toml:2:1: ", "missing key `url`"),
             (&["workers.count = 1"], "1.toml: ", "missing key `url`"),
             (&[], "the default: ", "table spelld: missing key `url`"),
@@ -395,7 +403,7 @@ mod tests {
                 "2.toml:1:8: ",
                 "`spelld.url` is given twice",
             ),
-            (&["spelld = 1"], "1.toml:1:10: ", "invalid type: integer"),
+            (&["spelld = 1"], "1.toml:1:10: ", "invalid value: integer"),
             (
                 &["spelld.url = \"\"\n[speld]\n"],
                 "1.toml:2:2: ",
@@ -418,11 +426,11 @@ mod tests {
         for (text, help) in [
             (
                 "[spelld]\nurl = \"\"\npol = 1",
-                Some("did you mean \"pool\"?"),
+                Some("did you mean `pool`?"),
             ),
             (
                 "[spelld]\nurl = \"\"\npool = { size = 1, sice = 2 }",
-                Some("did you mean \"size\"?"),
+                Some("did you mean `size`?"),
             ),
             ("[spelld]\nurl = \"\"\nverbose = true", None),
         ] {

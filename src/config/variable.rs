@@ -75,6 +75,21 @@ impl Variable {
         Some(format!("{prefix}{}", steps.join(SEPARATOR)))
     }
 
+    /// Returns the value if it is written as TOML and this place is in it; otherwise nothing.
+    pub(super) fn written(&self, place: &Range<usize>) -> &str {
+        match self.is_in_value(place) && !self.is_bare {
+            true => self.value.as_str(),
+            false => "",
+        }
+    }
+
+    /// Returns the name of the variable for a key with its section.
+    pub(super) fn of_key(&self, key: &str) -> Option<String> {
+        let steps: Vec<String> = key.split('.').map(upper).collect();
+        let prefix = self.name.get(..self.prefix_len)?;
+        Some(format!("{prefix}{}", steps.join(SEPARATOR)))
+    }
+
     /// Returns whether Kubernetes probably made the variable, for a Service whose name has two hyphens: for each Service of
     /// a namespace it makes `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_PORT=tcp://…` and more.
     pub(super) fn is_of_service(&self) -> bool {

@@ -3,25 +3,27 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint, value_parser};
+use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use serde_json::value::RawValue;
 
 use crate::proto::control::{Recycle, Release};
 use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
-use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId};
+use crate::proto::names::{Address, ClientId, WorkerId};
 
 pub(super) mod check;
 pub(super) mod drain;
 mod help;
+pub(super) mod usage;
 mod values;
 
 use check::AppVerb;
 use drain::DrainArguments;
 use help::HELP;
 use values::{
-    address, client_id, daemon_name, instance, json, recycle, release, timeout, words, worker_id,
+    address, client_id, daemon_name, event, instance, json, most, recycle, release, timeout, words,
+    worker_count, worker_id,
 };
 
 /// Controls a running fdpassd
@@ -43,7 +45,7 @@ pub(super) struct Arguments {
     /// How long to wait, like 30 (seconds), 250ms or "1m 30s"
     ///
     /// Default: 10s; 1m for verbs that take longer, 1h for "drain --wait".
-    #[arg(long, global = true, help_heading = COMMON, value_name = "TIME", value_parser = timeout)]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "TIME", value_parser = timeout, allow_negative_numbers = true)]
     timeout: Option<Duration>,
 
     /// Use the daemon of fdpassd@NAME.service
@@ -139,7 +141,7 @@ pub(super) enum CtlVerb {
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientsArguments {
     /// Only clients of this worker
-    #[arg(long, value_name = "WORKER", value_parser = worker_id)]
+    #[arg(long, value_name = "WORKER", value_parser = worker_id, allow_negative_numbers = true)]
     pub(super) worker: Option<WorkerId>,
 
     /// Sort by requests, age, idle or bytes, largest first
@@ -153,7 +155,7 @@ pub(super) struct ClientsArguments {
     pub(super) reverse: bool,
 
     /// Show at most COUNT clients
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = most, allow_negative_numbers = true)]
     pub(super) most: Option<usize>,
 }
 
@@ -175,7 +177,7 @@ pub(super) struct EventsArguments {
     pub(super) follow: bool,
 
     /// Only events with a higher number
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = event, allow_negative_numbers = true)]
     pub(super) after: Option<u64>,
 }
 
@@ -223,19 +225,19 @@ pub(super) enum ChangeVerb {
     /// Set the number of workers until the next reload
     Scale {
         /// Number of workers, from 1 to 256
-        #[arg(value_name = "COUNT", value_parser = value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
+        #[arg(value_name = "COUNT", value_parser = worker_count, allow_negative_numbers = true)]
         count: u32,
     },
     /// Replace a worker, or all workers, with new processes
     Recycle {
         /// The worker's id, or "all"
-        #[arg(value_name = "WORKER|all", value_parser = recycle)]
+        #[arg(value_name = "WORKER|all", value_parser = recycle, allow_negative_numbers = true)]
         which: Recycle,
     },
     /// Take all clients off a worker and keep it running for inspection
     Hold {
         /// The worker's id
-        #[arg(value_name = "WORKER", value_parser = worker_id)]
+        #[arg(value_name = "WORKER", value_parser = worker_id, allow_negative_numbers = true)]
         worker: WorkerId,
     },
     /// Return a held worker to service, or lift the quarantine of a method
@@ -263,7 +265,7 @@ pub(super) enum ChangeVerb {
     /// Close a client
     Kick {
         /// The number of the client, as "fdpassctl clients" shows it
-        #[arg(value_name = "CLIENT", value_parser = client_id)]
+        #[arg(value_name = "CLIENT", value_parser = client_id, allow_negative_numbers = true)]
         client: ClientId,
     },
     /// Reopen the log file after it was renamed

@@ -87,7 +87,7 @@ fn refused(code: String, message: String) -> rpc_client::Error {
     rpc_client::Error::Refused {
         code,
         message,
-        display: None,
+        place: None,
     }
 }
 

@@ -33,9 +33,10 @@ pub(super) fn perform(
         ConfigVerb::Check => {
             let result = daemon.ask(Verb::Check).map_err(|error| match error {
                 rpc_client::Error::Refused {
-                    display: Some(display),
+                    message,
+                    place: Some(place),
                     ..
-                } => Error::BadConfiguration(display),
+                } => Error::BadConfiguration { message, place },
                 error => error.into(),
             })?;
             session.print(out, &result, |out| {

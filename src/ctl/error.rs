@@ -1,9 +1,14 @@
 //! Errors of fdpassctl, and their exit codes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use serde::Serialize;
+
+use super::args::usage::UsageMistake;
 use super::figures::{are, counted};
+use crate::proto::control::Place;
 use crate::rpc_client;
 use crate::rpc_client::Error::{
     Closed, Connect, Forbidden, NoReply, NotRunning, NothingListens, Refused, Timeout, Usage,
@@ -22,6 +27,18 @@ pub(super) enum ExitStatus {
 }
 
 impl ExitStatus {
+    /// Returns the code of an error without one of its own, for programs.
+    fn code(self) -> &'static str {
+        match self {
+            ExitStatus::Done | ExitStatus::Failed => "failed",
+            ExitStatus::NotRunning => "not_running",
+            ExitStatus::NoReply => "no_reply",
+            ExitStatus::Usage => "usage",
+            ExitStatus::StillGoing => "unfinished",
+            ExitStatus::Forbidden => "forbidden",
+        }
+    }
+
     /// Returns the worse of the exit codes of two hosts. A host that is known to have failed is worse than one of which
     /// that is not known.
     pub(super) fn worse(self, other: ExitStatus) -> ExitStatus {
@@ -55,10 +72,12 @@ pub(super) enum Error {
     Ended { name: String, pid: u32 },
     /// A program is not right as an app. Holds how many checks it has failed.
     AppFailed(String),
-    /// The configuration that was checked has a mistake. Holds its excerpt.
-    BadConfiguration(String),
+    /// The configuration that was checked has a mistake.
+    BadConfiguration { message: String, place: Box<Place> },
     /// The command line asks for something that is not possible.
     Usage(String),
+    /// The command line cannot be read.
+    CommandLine(UsageMistake),
     /// The file of hosts has a mistake.
     BadHostsFile { path: PathBuf, display: String },
     /// The system does not give fdpassctl what it needs.
@@ -91,10 +110,12 @@ impl Error {
             },
             Error::Output(_)
             | Error::AppFailed(_)
-            | Error::BadConfiguration(_)
+            | Error::BadConfiguration { .. }
             | Error::Unable(_) => ExitStatus::Failed,
             Error::Ended { .. } | Error::NoDaemon { .. } => ExitStatus::NotRunning,
-            Error::Usage(_) | Error::BadHostsFile { .. } => ExitStatus::Usage,
+            Error::Usage(_) | Error::CommandLine(_) | Error::BadHostsFile { .. } => {
+                ExitStatus::Usage
+            }
             Error::Unreachable(_) => ExitStatus::NoReply,
             Error::Hosts { exit, .. } => *exit,
             Error::StillGoing { .. } => ExitStatus::StillGoing,
@@ -104,13 +125,44 @@ impl Error {
     /// Returns the lines that follow the message: the excerpt of a configuration file.
     pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
         let display = match self {
-            Error::Connection(Refused { display, .. }) => display.as_deref(),
-            Error::BadConfiguration(display) | Error::BadHostsFile { display, .. } => {
-                Some(display.as_str())
-            }
-            _ => None,
+            Error::BadHostsFile { display, .. } => Some(display.as_str()),
+            Error::CommandLine(mistake) => mistake.usage.as_deref(),
+            _ => self.place().map(|place| place.display.as_str()),
         };
         display.unwrap_or_default().lines()
+    }
+
+    /// Returns the place in a configuration file.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match self {
+            Error::Connection(Refused { place, .. }) => place.as_deref(),
+            Error::BadConfiguration { place, .. } => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Returns the error as a line of JSON: `{"error":{"code":…,"message":…}}`, with the place in a configuration file;
+    /// `None` if standard output has the error already, or cannot be written.
+    pub(super) fn to_json(&self) -> Option<String> {
+        #[derive(Serialize)]
+        struct Described<'a> {
+            code: &'a str,
+            message: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            place: Option<&'a Place>,
+        }
+        let (code, message) = match self {
+            Error::Hosts { .. } | Error::AppFailed(_) | Error::Output(_) => return None,
+            Error::Connection(Refused { code, message, .. }) => (code.as_str(), message.clone()),
+            Error::BadConfiguration { message, .. } => ("rejected", message.clone()),
+            _ => (self.exit().code(), self.to_string()),
+        };
+        let error = Described {
+            code,
+            message,
+            place: self.place(),
+        };
+        serde_json::to_string(&BTreeMap::from([("error", error)])).ok()
     }
 }
 
@@ -136,8 +188,9 @@ impl fmt::Display for Error {
             }
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
             Error::AppFailed(checks) => write!(f, "the app fails {checks}"),
-            Error::BadConfiguration(_) => f.write_str("the configuration has a mistake:"),
+            Error::BadConfiguration { .. } => f.write_str("the configuration has a mistake:"),
             Error::Usage(why) | Error::Unable(why) | Error::Unreachable(why) => f.write_str(why),
+            Error::CommandLine(mistake) => f.write_str(&mistake.message),
             Error::BadHostsFile { path, .. } => write!(f, "{} has a mistake:", path.display()),
             Error::NoDaemon { socket, reason } => write!(
                 f,

@@ -32,8 +32,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use args::check::AppVerb;
+use args::usage::UsageMistake;
 use args::{Arguments, CtlVerb};
 use clap::FromArgMatches;
+use clap::error::ErrorKind as UsageKind;
 use clap_complete::Shell;
 use error::{Error, ExitStatus};
 use output::Patient;
@@ -104,44 +106,74 @@ fn run(
     out: &mut impl Write,
     err: &mut (impl Write + Send),
 ) -> ExitStatus {
-    let parsed = args::command(tool.program).try_get_matches_from(arguments);
+    let given: Vec<OsString> = arguments.into_iter().collect();
+    let parsed = args::command(tool.program).try_get_matches_from(&given);
     let parsed = parsed.and_then(|found| Arguments::from_arg_matches(&found));
+    let twice = || UsageMistake::given_twice(args::command(tool.program), &given);
     let done = match parsed {
-        Ok(arguments) => {
-            let session = Session::new(&arguments, tool.daemon, &var, seen);
-            match (arguments.hosts.is_empty(), arguments.one_at_a_time) {
-                (false, _) => hosts::perform(&arguments, &session, &var, out, err),
-                (true, false) => perform(tool, &arguments, &session, out, err),
-                (true, true) => Err(Error::Usage(
-                    "--one-at-a-time is for the hosts of --hosts".to_owned(),
-                )),
-            }
-        }
-        Err(usage) if usage.use_stderr() => {
+        Ok(arguments) => match twice() {
+            Some(mistake) => Err(Error::CommandLine(mistake)),
+            None => run_verb(tool, &arguments, &var, seen, out, err),
+        },
+        Err(usage) if usage.kind() == UsageKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // If this cannot be written either, nothing is left to do.
             let _ = write!(err, "{usage}");
             return ExitStatus::Usage;
         }
+        Err(usage) if usage.use_stderr() => Err(Error::CommandLine(UsageMistake::new(&usage))),
         Err(help) => write!(out, "{help}").map_err(Error::Output),
     };
     match done.and_then(|()| out.flush().map_err(Error::Output)) {
         Ok(()) => ExitStatus::Done,
         Err(error) => {
-            // `fdpassctl status | head -1` is not an error.
-            if !matches!(&error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
-                let _ = writeln!(
-                    err,
-                    "{} {}",
-                    seen.error_paint()
-                        .on(BAD, format!("{}:", Escaped(tool.program))),
-                    Escaped(&error)
-                );
-                let _ = error
-                    .lines()
-                    .try_for_each(|line| writeln!(err, "{}", Escaped(line)));
+            if wants_json(&given)
+                && let Some(json) = error.to_json()
+            {
+                // The sentence below is for people, and the exit code remains.
+                let _ = writeln!(out, "{json}").and_then(|()| out.flush());
             }
+            report(tool, seen, &error, err);
             error.exit()
         }
+    }
+}
+
+/// Returns whether JSON is wanted, also by a command line that cannot be read.
+fn wants_json(given: &[OsString]) -> bool {
+    let mut options = given.iter().take_while(|argument| *argument != "--");
+    options.any(|argument| argument == "--json")
+}
+
+/// Writes the sentence of an error, and the lines that belong to it. `fdpassctl status | head -1` is not an error.
+fn report(tool: Tool<'_>, seen: Seen, error: &Error, err: &mut impl Write) {
+    if matches!(error, Error::Output(cause) if cause.kind() == ErrorKind::BrokenPipe) {
+        return;
+    }
+    let program = seen
+        .error_paint()
+        .on(BAD, format!("{}:", Escaped(tool.program)));
+    // If this cannot be written either, nothing is left to do.
+    let _ = writeln!(err, "{program} {}", Escaped(error));
+    let _ = error
+        .lines()
+        .try_for_each(|line| writeln!(err, "{}", Escaped(line)));
+}
+
+fn run_verb(
+    tool: Tool<'_>,
+    arguments: &Arguments,
+    var: &impl Fn(&str) -> Option<OsString>,
+    seen: Seen,
+    out: &mut impl Write,
+    err: &mut (impl Write + Send),
+) -> Result<(), Error> {
+    let session = Session::new(arguments, tool.daemon, var, seen);
+    match (arguments.hosts.is_empty(), arguments.one_at_a_time) {
+        (false, _) => hosts::perform(arguments, &session, var, out, err),
+        (true, false) => perform(tool, arguments, &session, out, err),
+        (true, true) => Err(Error::Usage(
+            "--one-at-a-time is for the hosts of --hosts".to_owned(),
+        )),
     }
 }
 

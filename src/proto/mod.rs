@@ -37,6 +37,7 @@ macro_rules! named_variants {
     };
 }
 
+mod address_mistake;
 pub(crate) mod app;
 pub(crate) mod channel;
 pub mod control;
@@ -55,4 +56,5 @@ pub mod paths;
 pub mod proxy;
 pub mod rpc;
 pub mod text;
+pub(crate) mod wording;
 pub(crate) mod zygote;

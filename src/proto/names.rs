@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::address_mistake::why_no_address;
+
 /// The most workers of a daemon.
 pub const MAX_WORKERS: u32 = 256;
 
@@ -177,8 +179,9 @@ impl FromStr for Address {
             return check_unix_path(path).map(|()| Address::Unix(PathBuf::from(path)));
         }
         text.parse().map(Address::Tcp).map_err(|_| {
+            let why = why_no_address(text).map_or_else(String::new, |why| format!("{why}; "));
             format!(
-                "{text:?} is not a valid address: expected an IP address and a port (\"127.0.0.1:8080\", \"[::1]:8080\") \
+                "{text:?} is not a valid address: {why}expected an IP address and a port (\"127.0.0.1:8080\", \"[::1]:8080\") \
                  or a Unix socket (\"unix:/run/fdpassd/rpc.sock\")"
             )
         })

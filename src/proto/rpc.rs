@@ -18,6 +18,7 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::json;
+use super::wording::{Vocabulary, plain};
 
 mod goaway;
 
@@ -81,7 +82,7 @@ impl<'a> Request<'a> {
             .map_err(|e| format!("the frame is not UTF-8: bad byte at {}", e.valid_up_to()))?;
         match Request::parse_usual(text) {
             Some(request) => Ok(request),
-            None => serde_json::from_str(text).map_err(|e| e.to_string()),
+            None => serde_json::from_str(text).map_err(|e| plain(&e.to_string(), Vocabulary::Json)),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use crate::client::wire::not_valid;
+use crate::proto::control::Place;
 use crate::proto::names::Address;
 
 /// The reason why there is no result.
@@ -35,8 +36,8 @@ pub enum Error {
         code: String,
         /// For people.
         message: String,
-        /// Shows the message at its place in the configuration file.
-        display: Option<String>,
+        /// The place in the configuration file.
+        place: Option<Box<Place>>,
     },
     /// The other end closed the connection instead of replying.
     Closed,
@@ -68,7 +69,7 @@ impl fmt::Display for Error {
             // An error in the file is found before anything is changed.
             Error::Refused {
                 code,
-                display: Some(_),
+                place: Some(_),
                 ..
             } => write!(f, "{code}, and nothing was changed:"),
             Error::Refused { code, message, .. } => write!(f, "{code}: {message}"),

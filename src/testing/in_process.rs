@@ -61,7 +61,7 @@ impl InProcess {
     /// let mut worker = InProcess::start_with(daemon(), "greeting = \"Hello\"").expect("it is good");
     /// assert_eq!(worker.call("greet", ()).expect("a result"), "Hello");
     /// let error = InProcess::start(daemon()).map(drop).expect_err("there is no greeting");
-    /// assert_eq!(error, "table greetd: missing field `greeting`");
+    /// assert_eq!(error, "table greetd: missing key `greeting`");
     /// ```
     ///
     /// # Errors

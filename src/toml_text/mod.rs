@@ -2,13 +2,15 @@
 
 mod excerpt;
 mod source;
+mod syntax;
 mod wording;
 
 use serde::de::DeserializeOwned;
 
 pub use self::excerpt::{Excerpt, excerpt_of_file, position, visible};
 pub use self::source::SourceText;
-pub use self::wording::{did_you_mean, in_quotes, likely_name, reword};
+pub use self::syntax::{SyntaxMistake, syntax_mistake};
+pub use self::wording::{did_you_mean, likely_name, most_like, reword};
 
 /// Parses a file.
 ///
@@ -20,9 +22,19 @@ pub fn parse<T: DeserializeOwned>(source: &SourceText) -> Result<T, String> {
         let Some(span) = error.span() else {
             return excerpt_of_file(&source.origin, &message);
         };
-        let is_unknown = message.starts_with("unknown");
-        let known = is_unknown.then(|| did_you_mean(&message)).flatten();
-        let help = known.or_else(|| in_quotes(&source.text, span.start));
+        let mistake = syntax_mistake(&source.text, &span, &message).unwrap_or_else(|| {
+            let help = did_you_mean(&message);
+            SyntaxMistake {
+                message,
+                span,
+                help,
+            }
+        });
+        let SyntaxMistake {
+            message,
+            span,
+            help,
+        } = mistake;
         Excerpt::new(
             &source.origin,
             &source.text,

@@ -14,6 +14,7 @@ use serde_json::value::to_raw_value;
 use super::futures::{AsyncCall, MethodJob};
 use super::reply::{Call, Fault, Reply};
 use crate::proto::rpc::{Code, GOAWAY, is_fault_code, is_method_name};
+use crate::proto::wording::{Vocabulary, plain};
 
 /// Makes the future of a request, from the state and the params.
 #[cfg(feature = "tokio")]
@@ -277,5 +278,6 @@ fn parse_params<P: DeserializeOwned>(params: &str) -> Result<P, Fault> {
         let message = "the key \"$serde_json::private::…\" is not accepted";
         return Err(Fault::bad_params(message));
     }
-    serde_json::from_str(params).map_err(|e| Fault::bad_params(e.to_string()))
+    serde_json::from_str(params)
+        .map_err(|e| Fault::bad_params(plain(&e.to_string(), Vocabulary::Json)))
 }

@@ -62,12 +62,12 @@ fn an_invalid_request_is_refused_and_the_connection_stays() {
         (
             "{\"in\":\"status\",\"params\":{\"all\":true}}",
             "bad_params",
-            "unknown field `all`",
+            "unknown key `all`",
         ),
         (
             "{\"in\":\"stop\",\"params\":{\"now\":true}}",
             "bad_params",
-            "unknown field `now`",
+            "unknown key `now`",
         ),
         (
             "{\"in\":\"stop\",\"params\":7}",

@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
-    ("toml_text", &[]),
+    ("toml_text", &["proto"]),
     ("loop_clock", &["sys"]),
     ("config", &["proto", "sys", "toml_text"]),
     ("logging", &["proto", "sys"]),

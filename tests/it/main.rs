@@ -59,6 +59,7 @@ mod logs;
 mod loss;
 mod man;
 mod memory;
+mod messages;
 mod metrics;
 mod missing_resources;
 mod monitoring;

@@ -47,7 +47,7 @@ fn a_mistake_in_the_table_is_shown_with_its_place() {
         ),
         (
             "[faulty]\nwords = 3\n",
-            "invalid type: integer `3`, expected a string",
+            "invalid value: integer `3`, expected a string",
             "| words = 3\n  |         ^",
         ),
         (
@@ -58,7 +58,7 @@ fn a_mistake_in_the_table_is_shown_with_its_place() {
         (
             "[faulti]\n",
             "unknown key `faulti`",
-            "did you mean \"faulty\"?",
+            "did you mean `faulty`?",
         ),
     ] {
         daemon.write_config(&format!("# it is a test\n{table}"));

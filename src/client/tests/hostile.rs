@@ -102,10 +102,10 @@ fn what_is_not_a_reply_is_named() {
             "EOF while parsing an object at line 1 column 6",
         ),
         (b"\x02\0\0\0[]", "it is an array"),
-        (b"\x02\0\0\0{}", "missing field `out` at line 1 column 2"),
+        (b"\x02\0\0\0{}", "missing key `out` at line 1 column 2"),
         (
             b"\x1c\0\0\0{\"out\":\"error\",\"result\":{}} ",
-            "missing field `code` at line 1 column 2",
+            "missing key `code` at line 1 column 2",
         ),
     ];
     for (raw, why) in cases {

@@ -95,7 +95,7 @@ impl Walk {
         let error = |code: &str| ReplyBody::Error {
             code: code.to_owned(),
             message: String::new(),
-            display: None,
+            place: None,
         };
         let result = |text: String| ReplyBody::Result {
             name: "x".to_owned(),

@@ -49,6 +49,7 @@ fn conflict<T>(message: String, keys: &[&str]) -> Result<T, Conflict> {
     Err(Conflict {
         message,
         places: keys.iter().map(|key| format!("app.{key}")).collect(),
+        first: Vec::new(),
     })
 }
 

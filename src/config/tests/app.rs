@@ -72,7 +72,7 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
     for (line, message) in [
         (
             "command = «\"app.py\"",
-            "invalid type: string \"app.py\", expected an array".to_owned(),
+            "invalid value: string \"app.py\", expected an array".to_owned(),
         ),
         ("command = «[]", "the command needs a program".to_owned()),
         (
@@ -101,7 +101,7 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
         ),
         (
             "environment = «[\"A=1\"]",
-            "invalid type: array, expected a table".to_owned(),
+            "invalid value: array, expected a table".to_owned(),
         ),
         (
             "environment = { A = «1 }",
@@ -136,7 +136,7 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
         ),
         (
             "output = «\"logg\"",
-            "unknown word `logg`, expected one of `log`, `inherit`, `null`".to_owned(),
+            "invalid value: string \"logg\", expected one of \"log\", \"inherit\", \"null\"".to_owned(),
         ),
         (
             "watch = [«\"../*.py\"]",
@@ -155,7 +155,7 @@ fn a_mistake_in_a_key_of_an_app_has_its_place() {
     ] {
         refused(&with_command(line), &message);
     }
-    refused("app = «5", "invalid type: integer `5`, expected a table");
+    refused("app = «5", "invalid value: integer `5`, expected a table");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn an_invalid_address_is_refused_alone_and_in_a_table() {
-    let message = "\"localhost:80\" is not a valid address: expected an IP address and a port (\"127.0.0.1:8080\", \
+    let message = "\"localhost:80\" is not a valid address: names are not resolved; expected an IP address and a port (\"127.0.0.1:8080\", \
                    \"[::1]:8080\") or a Unix socket (\"unix:/run/fdpassd/rpc.sock\"), or a socket of \
                    systemd's (\"systemd:rpc\")";
     refused("listen = [\n  «\"localhost:80\",\n]", message);
@@ -49,7 +49,7 @@ fn a_table_of_listen_is_checked_like_any_other() {
         "listen = [\"[::]:1\", { «adress = \"[::]:2\" }]",
         "unknown key `adress`, expected one of `address`, `byte-order`, `backlog`, `mode`, `owner`, `group`, `freebind`, `proxy`, `proxy-from`",
     );
-    assert_eq!(error.help(), Some("did you mean \"address\"?"));
+    assert_eq!(error.help(), Some("did you mean `address`?"));
     refused(
         "listen = [{ address = \"[::]:1\", «address = \"[::]:2\" }]",
         "`address` is given twice, the first time at /etc/fdpassd.toml:1:13",
@@ -159,6 +159,12 @@ fn an_invalid_version_or_network_is_refused_with_its_place() {
 
 #[test]
 fn listen_needs_one_address_and_each_only_once() {
+    let text = "listen = [\"[::1]:1\", \"[::1]:2\", \"[0::1]:1\"]";
+    let error = Config::parse(text, ORIGIN).expect_err("it is there twice");
+    let message = format!(
+        "{ORIGIN}:1:33: [::1]:1 is already listened on by an earlier entry, at {ORIGIN}:1:11"
+    );
+    assert_eq!(error.in_one_line(), message);
     refused(
         "\n«listen = []",
         "there must be at least one address to listen on",

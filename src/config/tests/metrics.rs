@@ -59,7 +59,7 @@ fn an_invalid_host_name_is_refused() {
     );
     refused(
         "metrics.hosts = «\"a\"",
-        "invalid type: string \"a\", expected an array",
+        "invalid value: string \"a\", expected an array",
     );
     let names = |count: usize| {
         (1..=count)

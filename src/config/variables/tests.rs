@@ -310,23 +310,23 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
             "invalid value: string \"5\\nlisten",
             None,
         ),
-        ("LIMITS__MAX_CLIENTS__X", "5", "invalid type: table", None),
+        ("LIMITS__MAX_CLIENTS__X", "5", "invalid value: table", None),
         (
             "LISTEN",
             "127.0.0.1:1",
-            "invalid type: string \"127.0.0.1:1\", expected an array",
-            Some("an array is written in brackets: [\"127.0.0.1:1\"]"),
+            "invalid value: string \"127.0.0.1:1\", expected an array",
+            Some("did you mean [\"127.0.0.1:1\"]?"),
         ),
         (
             "LISTEN",
             "127.0.0.1:1, 127.0.0.1:2",
-            "invalid type: string ",
-            Some("an array is written in brackets: [\"127.0.0.1:1\", \"127.0.0.1:2\"]"),
+            "invalid value: string ",
+            Some("did you mean [\"127.0.0.1:1\", \"127.0.0.1:2\"]?"),
         ),
         (
             "LISTEN",
             "['127.0.0.1:1'",
-            "unclosed array, expected `]`",
+            "the array has no end: `]` is missing",
             None,
         ),
         (
@@ -338,20 +338,20 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
         (
             "WORKERS",
             "4",
-            "invalid type: integer `4`, expected a table",
+            "invalid value: integer `4`, expected a table",
             Some("did you mean SPELL_D__WORKERS__COUNT?"),
         ),
         (
             "LOG__LEVEL",
             "dbug",
-            "unknown word `dbug`",
+            "invalid value: string \"dbug\"",
             Some("did you mean \"debug\"?"),
         ),
         ("LOG__FILE", "/x", "`file` is only for target", None),
         (
             "LIMITS",
             "{ max-clients = 1, max-clients = 2 }",
-            "duplicate key",
+            "`max-clients` is given twice",
             None,
         ),
         (
@@ -371,7 +371,7 @@ fn a_mistake_names_its_variable_and_what_was_meant() {
         assert!(shown.contains(&name), "{shown}");
     }
     let error = load("", &[("SPELL_D__LOG__LEVEL", "dbug")]).expect_err("an unknown word");
-    let shown = "error: unknown word `dbug`, expected one of `error`, `warn`, `info`, `debug`, `trace`\n \
+    let shown = "error: invalid value: string \"dbug\", expected one of \"error\", \"warn\", \"info\", \"debug\", \"trace\"\n \
                  --> the environment:1:21\n  |\n1 | SPELL_D__LOG__LEVEL=dbug\n  |                     ^^^^\n  |\n  \
                  = help: did you mean \"debug\"?";
     assert_eq!(error.to_string(), shown);

@@ -10,7 +10,7 @@ pub(crate) struct DrainArguments {
     /// Serve new clients for this time, while /readyz is 503
     ///
     /// Default: drain-notice of the configuration.
-    #[arg(long, value_name = "TIME", value_parser = notice)]
+    #[arg(long, value_name = "TIME", value_parser = notice, allow_negative_numbers = true)]
     pub(crate) notice: Option<Duration>,
 
     /// Then refuse new clients (the default)
@@ -24,7 +24,7 @@ pub(crate) struct DrainArguments {
     /// Then send clients a goaway, spread over this time
     ///
     /// Only clients that have asked for it get one; see fdpassd-rpc(7).
-    #[arg(long = "move", value_name = "TIME", value_parser = notice)]
+    #[arg(long = "move", value_name = "TIME", value_parser = notice, allow_negative_numbers = true)]
     pub(crate) over: Option<Duration>,
 
     /// Wait until the last client has left

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::value::RawValue;
 
 use crate::proto::control::{Recycle, Release};
-use crate::proto::names::{Address, ClientId, WorkerId, is_daemon_name};
+use crate::proto::names::{Address, ClientId, MAX_WORKERS, WorkerId, is_daemon_name};
 use crate::sys::zone;
 
 /// Parses one of these words, which shell completions offer.
@@ -51,38 +51,67 @@ pub(super) fn release(text: &str) -> Result<Release, Infallible> {
     ))
 }
 
+/// Parses the time to wait for a reply.
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
-    let time = duration(text)?;
-    if time.is_zero() || time > MAX_TIMEOUT {
-        Err("must be more than 0 and at most a day".to_owned())
-    } else {
-        Ok(time)
+    match duration(text) {
+        Ok(time) if time.is_zero() => Err("expected a time of more than 0".to_owned()),
+        time => time,
     }
 }
 
 /// Parses the time of a notice or of moves, which may be zero.
 pub(super) fn notice(text: &str) -> Result<Duration, String> {
-    let time = duration(text)?;
-    if time > MAX_TIMEOUT {
-        Err("must be at most a day".to_owned())
-    } else {
-        Ok(time)
-    }
+    duration(text)
 }
 
-/// Parses a number of seconds, or a duration with units.
+/// Parses a number of seconds, or a duration with units, of at most [`MAX_TIMEOUT`]. `M` is refused: humantime reads it
+/// as months, and it is usually meant as minutes.
 fn duration(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string()),
-        Err(_) => humantime::parse_duration(text).map_err(|e| e.to_string()),
-    }
+    let expected = "expected a time such as 30 (seconds), 250ms or \"1m 30s\"";
+    let time = match text.parse::<f64>() {
+        Ok(seconds) if seconds > MAX_TIMEOUT.as_secs_f64() => None,
+        Ok(seconds) => Some(Duration::try_from_secs_f64(seconds).map_err(|_| expected.to_owned())?),
+        Err(_) => {
+            let time = humantime::parse_duration(text).map_err(|_| expected.to_owned())?;
+            if text.contains('M') {
+                let minutes = text.replace('M', "m");
+                return Err(format!("M stands for months; did you mean {minutes:?}?"));
+            }
+            Some(time)
+        }
+    };
+    time.filter(|time| *time <= MAX_TIMEOUT)
+        .ok_or_else(|| "expected a time of at most a day".to_owned())
+}
+
+/// Parses a number of workers.
+pub(super) fn worker_count(text: &str) -> Result<u32, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=MAX_WORKERS).contains(count));
+    count.ok_or_else(|| format!("expected a number from 1 to {MAX_WORKERS}"))
+}
+
+/// Parses the most clients to show.
+pub(super) fn most(text: &str) -> Result<usize, String> {
+    text.parse()
+        .map_err(|_| "expected a number of clients".to_owned())
+}
+
+/// Parses the number of an event.
+pub(super) fn event(text: &str) -> Result<u64, String> {
+    let number = text.parse();
+    number.map_err(|_| "expected the number of an event, as --json shows it".to_owned())
 }
 
 /// Parses the name of an instance: the part of a path, as the unit uses it.
 pub(super) fn instance(text: &str) -> Result<String, String> {
     match text {
-        "" => Err("must not be empty".to_owned()),
-        name if name.contains('/') => Err("is a name, without \"/\"".to_owned()),
+        "" => Err("expected the name of an instance".to_owned()),
+        name if name.contains('/') => {
+            Err("expected the name of an instance, which has no \"/\"".to_owned())
+        }
         name => Ok(name.to_owned()),
     }
 }
@@ -90,16 +119,27 @@ pub(super) fn instance(text: &str) -> Result<String, String> {
 pub(super) fn daemon_name(text: &str) -> Result<String, String> {
     match is_daemon_name(text) {
         true => Ok(text.to_owned()),
-        false => Err("is not a daemon's name: [a-z][a-z0-9_-]{0,31}".to_owned()),
+        false => Err(
+            "expected a daemon's name: a letter from a to z, then at most 31 of a to z, 0 to 9, \"_\" and \"-\""
+                .to_owned(),
+        ),
     }
 }
 
 pub(super) fn address(text: &str) -> Result<Address, String> {
-    zone::numbered(text)?.parse()
+    let address = zone::numbered(text)?.parse();
+    // The value is in the message of the command line already.
+    address.map_err(|why: String| {
+        let prefix = format!("{text:?} is not a valid address: ");
+        why.strip_prefix(&prefix).unwrap_or(&why).to_owned()
+    })
 }
 
 pub(super) fn json(text: &str) -> Result<Box<RawValue>, String> {
-    serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
+    serde_json::from_str(text).map_err(|e| match e.is_eof() {
+        true => "not JSON: the text ends before the value does".to_owned(),
+        false => format!("not JSON: {e}"),
+    })
 }
 
 /// Where the ids of workers are shown.

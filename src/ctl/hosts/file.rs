@@ -321,7 +321,7 @@ mod tests {
             ("[hosts.\"a.b\"]\nsocket = \"x\"", "absolute", "2:1"),
             ("socket = \"/run/$x\"", "without \"$\"", "1:1"),
             ("ssh = [\"\"]", "the program has no name", "1:8"),
-            ("ssh = ssh", "string values must be quoted", "1:7"),
+            ("ssh = ssh", "`ssh` is not in quotes", "1:7"),
             ("groups = []", "expected a table", "1:10"),
             ("hosts.a = \"/x\"", "expected a table", "1:11"),
         ] {

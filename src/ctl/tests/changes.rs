@@ -1,5 +1,7 @@
 //! The verbs that change something: their requests and their results.
 
+use serde_json::json;
+
 use super::*;
 use crate::proto::control::{DrainMode, DrainResult, Kicked, Upgraded};
 use crate::proto::names::ClientId;
@@ -394,7 +396,16 @@ fn a_rejected_configuration_is_shown_with_its_caret() {
     for json in [&[][..], &["--json"]] {
         let ran = Daemon::that_replies([daemons_version(), reply("error", &refusal)])
             .asked(&[&["reload"], json].concat());
-        assert_eq!((ran.exit, ran.out.as_str()), (ExitStatus::Failed, ""));
+        let out = match json {
+            [] => String::new(),
+            _ => format!("{}\n", json!({ "error": refusal })),
+        };
+        assert_eq!(ran.exit, ExitStatus::Failed);
+        assert_eq!(ran.out.is_empty(), out.is_empty(), "{}", ran.out);
+        if !out.is_empty() {
+            let parsed = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+            assert_eq!(parsed(&ran.out), parsed(&out));
+        }
         let shown = display.replace('\x1b', "\\x1b");
         assert_eq!(
             ran.err,

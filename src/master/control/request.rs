@@ -10,6 +10,7 @@ use crate::master::control::reply::ControlReply;
 use crate::master::telemetry::events::Asker;
 use crate::proto::control::{Refusal, RefusalCode, SetLogLevel, Verb};
 use crate::proto::rpc::{NULL, Request};
+use crate::proto::wording::{Vocabulary, plain};
 
 /// A request of a control client.
 #[derive(Debug)]
@@ -76,7 +77,8 @@ impl ControlRequest {
     /// Parses the parameters. Only an object is accepted, because serde would also read a struct from an array.
     pub(crate) fn params<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let found = match self.params.starts_with('{') {
-            true => serde_json::from_str(&self.params).map_err(|e| e.to_string()),
+            true => serde_json::from_str(&self.params)
+                .map_err(|e| plain(&e.to_string(), Vocabulary::Json)),
             false => Err("expected an object".to_owned()),
         };
         found.map_err(|why| {

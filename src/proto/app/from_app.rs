@@ -8,6 +8,7 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::super::json;
+use super::super::wording::{Vocabulary, plain};
 use super::{AppFault, AppMethod, AppMetric, Hello, VERSION};
 
 /// A frame of an app.
@@ -72,13 +73,16 @@ impl<'a> FromApp<'a> {
                 Ok(Members(frame)) => frame,
                 Err(e) => FromApp::Answer {
                     id,
-                    outcome: Err(AppError::Malformed(format!("the answer is not JSON: {e}"))),
+                    outcome: Err(AppError::Malformed(format!(
+                        "the answer is not JSON: {}",
+                        plain(&e.to_string(), Vocabulary::Json)
+                    ))),
                 },
             });
         }
         serde_json::from_str(text)
             .map(|Members(frame)| frame)
-            .map_err(|e| e.to_string())
+            .map_err(|e| plain(&e.to_string(), Vocabulary::Json))
     }
 }
 
@@ -230,7 +234,10 @@ impl<'a> FrameMembers<'a> {
                 (Some(result), None) => Ok(result),
                 (None, Some(error)) => Err(match serde_json::from_str(error.get()) {
                     Ok(fault) => AppError::Fault(fault),
-                    Err(e) => AppError::Malformed(format!("the error is malformed: {e}")),
+                    Err(e) => AppError::Malformed(format!(
+                        "the error is malformed: {}",
+                        plain(&e.to_string(), Vocabulary::Json)
+                    )),
                 }),
                 (Some(_), Some(_)) => Err(both_or_neither("both")),
                 (None, None) => Err(both_or_neither("neither")),

@@ -16,6 +16,8 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::super::wording::{Vocabulary, plain};
+
 /// The frame that asks for an app.
 pub const FORK: &[u8] = b"\x0a\0\0\0{\"fork\":1}";
 
@@ -62,7 +64,8 @@ impl FromAppZygote {
         if u32::from_le_bytes(*length) as usize != body.len() {
             return Err("a datagram is not one frame".to_owned());
         }
-        let members: ZygoteMembers = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        let members: ZygoteMembers =
+            serde_json::from_slice(body).map_err(|e| plain(&e.to_string(), Vocabulary::Json))?;
         let found = [
             members.preloaded.map(|_| FromAppZygote::Preloaded),
             members.failed.map(FromAppZygote::Failed),

@@ -357,7 +357,7 @@ fn a_long_reason_is_cut_and_logged() {
     let mut client = daemon.connect();
     let alive = format!(r#"{{"alive":"{}"}}"#, "x".repeat(100_000));
     assert_eq!(code(&mut client, "write", json!(alive)), "crashed");
-    daemon.wait_for_log("has broken the protocol: invalid type");
+    daemon.wait_for_log("has broken the protocol: invalid value");
     assert_eq!(client.call("echo", 1), Ok(json!(1)));
 }
 

@@ -40,7 +40,7 @@ fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
                 "3 | levle = \"debug\"",
                 "  | ^^^^^",
                 "error: unknown key `levle`",
-                "did you mean \"level\"?",
+                "did you mean `level`?",
             ],
         ),
         (
@@ -50,7 +50,7 @@ fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
                 "1 | [worker]",
                 "  |  ^^^^^^",
                 "error: unknown key `worker`",
-                "did you mean \"workers\"?",
+                "did you mean `workers`?",
             ],
         ),
         (
@@ -59,7 +59,7 @@ fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
             [
                 "2 | dispatch = \"least-load\"",
                 "  |            ^^^^^^^^^^^^",
-                "unknown word `least-load`",
+                "invalid value: string \"least-load\"",
                 "did you mean \"least-loaded\"?",
             ],
         ),
@@ -69,7 +69,7 @@ fn a_bad_file_is_refused_with_its_line_a_caret_and_advice() {
             [
                 "2 | start = \"frok\"",
                 "  |         ^^^^^^",
-                "unknown word `frok`",
+                "invalid value: string \"frok\"",
                 "did you mean \"fork\"?",
             ],
         ),

@@ -85,7 +85,7 @@ fn a_bad_variable_is_refused_by_its_name() {
         (
             "FDPASSD__LISTEN",
             "[\"127.0.0.1:1\"",
-            "unclosed array",
+            "the array has no end",
             "FDPASSD__LISTEN=[\"127.0.0.1:1\"",
         ),
         ("FDPASSD__LOG__FILE", "/x", "`file` is only for target", ""),

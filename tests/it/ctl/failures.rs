@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 
 use fdpassd::proto::control::Verb;
+use serde_json::Value;
 
 use crate::common::program::{FDPASSCTL, control_socket, run};
 use crate::common::{faulty, start};
@@ -198,5 +199,57 @@ fn a_word_in_place_of_an_id_is_refused_with_where_ids_are() {
         let said = run(FDPASSCTL, arguments);
         assert_eq!(said.code, Some(64), "{arguments:?}");
         assert!(said.err.contains(words), "{}", said.err);
+    }
+}
+
+#[test]
+fn an_error_is_an_object_for_programs() {
+    let daemon = faulty::start("workers.count = 1");
+    let address = daemon.address().to_string();
+    let cases: [(&[&str], i32, &str, &str); 6] = [
+        (
+            &["status", "-s", "/nowhere/x.sock"],
+            3,
+            "not_running",
+            "no socket at /nowhere/x.sock",
+        ),
+        (&["status", "--timeout", "soon"], 64, "usage", "\"1m 30s\""),
+        (&["relod"], 64, "usage", "did you mean \"reload\"?"),
+        (
+            &["call", "nope", "--to", &address],
+            1,
+            "unknown_method",
+            "\"nope\"",
+        ),
+        (
+            &["call", "fault", "[\"mine\",\"why\"]", "--to", &address],
+            1,
+            "mine",
+            "why",
+        ),
+        (
+            &[
+                "call",
+                "spin",
+                "60000",
+                "--timeout",
+                "0.2",
+                "--to",
+                &address,
+            ],
+            4,
+            "no_reply",
+            "200ms",
+        ),
+    ];
+    for (arguments, exit, code, words) in cases {
+        let said = run(FDPASSCTL, &[arguments, &["--json"]].concat());
+        assert_eq!(said.code, Some(exit), "{arguments:?}: {}", said.err);
+        assert_eq!(said.out.matches('\n').count(), 1, "{}", said.out);
+        let found: Value = serde_json::from_str(&said.out).expect("JSON");
+        assert_eq!(found["error"]["code"], code, "{}", said.out);
+        let message = found["error"]["message"].as_str().expect("a message");
+        assert!(message.contains(words), "{words:?} is not in {message:?}");
+        assert!(said.err.starts_with("fdpassctl: "), "{}", said.err);
     }
 }

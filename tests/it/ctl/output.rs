@@ -260,7 +260,27 @@ fn config_shows_origins_and_what_a_reload_would_change() {
     daemon.write_config("workers.cuont = 2");
     for json in [&[][..], &["--json"]] {
         let said = ctl(&daemon, &[&["config", "check"], json].concat());
-        assert_eq!((said.code, said.out.as_str()), (Some(1), ""));
+        assert_eq!(said.code, Some(1));
+        match json {
+            [] => assert_eq!(said.out, ""),
+            _ => {
+                let error: Value = serde_json::from_str(&said.out).expect("JSON");
+                let error = &error["error"];
+                assert_eq!(error["code"], "rejected");
+                let message = error["message"].as_str().expect("a message");
+                assert!(message.starts_with("unknown key `cuont`"), "{message}");
+                let text = std::fs::read_to_string(&file).expect("the file");
+                let mut lines = text.lines().enumerate();
+                let (line, column) = lines
+                    .find_map(|(number, line)| Some((number + 1, line.find("cuont")? + 1)))
+                    .expect("the key is in the file");
+                let place = &error["place"];
+                assert_eq!(
+                    (&place["file"], &place["line"], &place["column"]),
+                    (&json!(file), &json!(line), &json!(column))
+                );
+            }
+        }
         let shown = said
             .err
             .starts_with("fdpassctl: the configuration has a mistake:\n")

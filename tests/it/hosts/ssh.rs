@@ -211,7 +211,7 @@ fn names_verbs_and_files_that_cannot_be_are_refused() {
         (
             "grops = {}",
             &["status", "--hosts", "a"],
-            "did you mean \"groups\"?",
+            "did you mean `groups`?",
         ),
     ] {
         let said = with_file(file, arguments);
