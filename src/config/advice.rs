@@ -1,4 +1,4 @@
-//! What was probably meant by a key or a value that is refused, in the notation of the file.
+//! Suggestions for keys and values that are refused, in the notation of the file.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(super) struct UnknownKey {
     pub(super) message: String,
     /// The full names of the keys of other tables that were probably meant.
     pub(super) elsewhere: Vec<String>,
-    /// What was probably meant, as a file has it.
+    /// The suggestion, as a file has it.
     pub(super) help: Option<String>,
 }
 

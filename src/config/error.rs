@@ -170,7 +170,8 @@ impl Error {
         };
         if let Some(variable) = source.variable(&span) {
             if message == "duplicate key" {
-                message = format!("`{}` is given twice", &text[span.clone()]);
+                let key = text.get(span.clone()).unwrap_or_default();
+                message = format!("`{key}` is given twice");
             }
             let mistake = syntax_mistake(text, &span, &message).unwrap_or_else(|| {
                 let message = as_written(message, variable.written(&span));

@@ -40,7 +40,7 @@ fn refused(marked: &str, message: &str) -> Error {
     let column = before.rsplit('\n').next().expect("a line").chars().count() + 1;
 
     let error = Config::parse(&text, ORIGIN).expect_err(&text);
-    // What is the same as an earlier value also has the place of that one.
+    // A message about a value that is there twice also has the place of the first one.
     let (found, _) = error
         .message()
         .split_once(&format!(", at {ORIGIN}:"))

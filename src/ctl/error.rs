@@ -142,7 +142,7 @@ impl Error {
     }
 
     /// Returns the error as a line of JSON: `{"error":{"code":…,"message":…}}`, with the place in a configuration file;
-    /// `None` if standard output has the error already, or cannot be written.
+    /// `None` if standard output has the error already or cannot be written, and at the end of events.
     pub(super) fn to_json(&self) -> Option<String> {
         #[derive(Serialize)]
         struct Described<'a> {
@@ -152,7 +152,9 @@ impl Error {
             place: Option<&'a Place>,
         }
         let (code, message) = match self {
-            Error::Hosts { .. } | Error::AppFailed(_) | Error::Output(_) => return None,
+            Error::Hosts { .. } | Error::AppFailed(_) | Error::Output(_) | Error::Ended { .. } => {
+                return None;
+            }
             Error::Connection(Refused { code, message, .. }) => (code.as_str(), message.clone()),
             Error::BadConfiguration { message, .. } => ("rejected", message.clone()),
             _ => (self.exit().code(), self.to_string()),

@@ -1,4 +1,4 @@
-//! What is wrong with a text that is no address of a listener.
+//! Mistakes in the addresses of listeners.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +10,7 @@ const NO_V4: &str = "an IPv4 address has four numbers from 0 to 255 without lead
 const NO_V6: &str = "it has no IPv6 address in its brackets";
 const NO_BRACKETS: &str = "an IPv6 address and its port are written as \"[::1]:8080\"";
 
-/// Returns the reason why a text is no IP address with a port; `None` if there is nothing to be said.
+/// Returns the mistake in a text that should be an IP address with a port; `None` if it has none of these.
 pub(super) fn why_no_address(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         return None;
@@ -55,7 +55,7 @@ pub(super) fn why_no_address(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns what is wrong with what follows an IP address.
+/// Returns the mistake in the text after an IP address.
 fn why_no_port(port: &str) -> Option<&'static str> {
     match port.strip_prefix(':') {
         None | Some("") => Some(NO_PORT),

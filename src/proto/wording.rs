@@ -26,7 +26,7 @@ impl Vocabulary {
 }
 
 /// Replaces the words of Rust in a message of serde: `invalid type: map, expected u8` becomes `invalid value: table,
-/// expected a whole number from 0 to 255`. What is no such message stays as it is.
+/// expected a whole number from 0 to 255`. Other messages are returned unchanged.
 #[must_use]
 pub fn plain(message: &str, words: Vocabulary) -> String {
     let (message, place) = split_place(message);

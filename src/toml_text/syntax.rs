@@ -9,7 +9,7 @@ pub struct SyntaxMistake {
     pub message: String,
     /// The place in the text.
     pub span: Range<usize>,
-    /// What was probably meant.
+    /// The suggestion, if there is one.
     pub help: Option<String>,
 }
 
@@ -194,7 +194,7 @@ fn escape(text: &str, span: &Range<usize>) -> SyntaxMistake {
 
 /// A line that is neither a header nor a key with a value.
 fn line_without_value(text: &str, span: &Range<usize>) -> SyntaxMistake {
-    let position = value_at(text, span.start).start.min(span.start);
+    let position = value_at(text, span.start).start;
     let start = text[..position].rfind('\n').map_or(0, |at| at + 1);
     let line = text[start..].lines().next().unwrap_or_default();
     let indent = line.len() - line.trim_start().len();

@@ -48,7 +48,7 @@ impl Case {
     }
 }
 
-/// What no message may have: names of types and functions of Rust, and words of the parser.
+/// Names of types and functions of Rust, and words of the parser, which no message may have.
 const INNER_NAMES: [&str; 24] = [
     "u8",
     "u16",

@@ -11,7 +11,7 @@ use crate::toml_text::most_like;
 /// A mistake of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UsageMistake {
-    /// What is wrong, and what is valid.
+    /// Names the argument, and the values that are valid.
     pub(crate) message: String,
     /// How the verb is used, if that helps.
     pub(crate) usage: Option<String>,

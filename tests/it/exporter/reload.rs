@@ -91,7 +91,7 @@ fn an_address_that_cannot_be_bound_is_reported_with_its_place() {
         fault.code() == "rejected"
             && fault
                 .message()
-                .ends_with("control.sock is the control socket"),
+                .contains("control.sock is the control socket, at "),
         "{fault}"
     );
     assert_eq!(
