@@ -117,7 +117,8 @@ fn as_boolean(written: &str) -> Option<bool> {
 /// Returns the valid value that is most like this one.
 fn valid_value(value: &Value, written: &str, expected: &str) -> Option<String> {
     let quoted = |text: &str| Value::from(text).to_string();
-    if let Some((_, range)) = expected.split_once("a number from ") {
+    let range = expected.split_once("a number from ");
+    if let Some((_, range)) = range.or_else(|| expected.split_once("a whole number from ")) {
         let number = whole_number(value)?;
         let (least, most) = range.split_once(" to ")?;
         let range = least.parse::<i64>().ok()?..=most.parse::<i64>().ok()?;

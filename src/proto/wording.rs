@@ -127,6 +127,8 @@ fn wanted(expected: &str, words: Vocabulary) -> String {
         "a map" => words.a_map().to_owned(),
         "unit" => "null".to_owned(),
         "option" => "a value or null".to_owned(),
+        // The value is a number that does not fit.
+        "any valid TOML value" => whole("-9223372036854775808", "9223372036854775807"),
         _ => return of_type(expected, words).unwrap_or_else(|| expected.to_owned()),
     };
     plain
