@@ -15,7 +15,9 @@ pub(super) fn unknown_keys(text: &str, own: Option<&str>) -> Vec<UnknownKey> {
     };
     let mut found = Vec::new();
     let mut names: Vec<&str> = known_keys("").to_vec();
-    names.extend(sections().map(|name| &name[..]));
+    for name in sections() {
+        names.push(name);
+    }
     names.extend(own);
     find_in(document.get_ref(), "", &names, &mut found);
     for (name, value) in document.get_ref() {

@@ -20,11 +20,16 @@ struct AppOptions {
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<String>,
     /// Has an app execute at most this number of requests at a time
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     concurrency: Option<i64>,
     /// The program of the app and its arguments
     #[arg(value_name = "COMMAND", required = true, last = true)]
     command: Vec<String>,
+}
+
+/// Parses a number, whose range is checked with the configuration.
+fn number(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "expected a number".to_owned())
 }
 
 /// Serves an app. No file is read, and all other settings have their defaults
@@ -33,7 +38,7 @@ struct ServeOptions {
     #[command(flatten)]
     app: AppOptions,
     /// Starts this number of workers, each with an app, instead of one per CPU
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     workers: Option<i64>,
 }
 

@@ -104,6 +104,9 @@ fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) ->
         Err(mut error) => {
             app::suggest_separator(name, &arguments, &mut error);
             // Help goes to standard output and is not an error. If it is closed, nothing is lost.
+            if error.use_stderr() {
+                let _ = write!(std::io::stderr(), "{name}: ");
+            }
             let _ = error.print();
             if error.use_stderr() {
                 ExitCode::from(EX_USAGE)

@@ -112,7 +112,7 @@ fn given(found: &str, words: Vocabulary) -> String {
 /// Returns what is valid, in plain words.
 fn wanted(expected: &str, words: Vocabulary) -> String {
     let whole = |from: &str, to: &str| format!("a whole number from {from} to {to}");
-    let plain = match expected {
+    match expected {
         "u8" => whole("0", "255"),
         "u16" => whole("0", "65535"),
         "u32" => whole("0", "4294967295"),
@@ -129,9 +129,8 @@ fn wanted(expected: &str, words: Vocabulary) -> String {
         "option" => "a value or null".to_owned(),
         // The value is a number that does not fit.
         "any valid TOML value" => whole("-9223372036854775808", "9223372036854775807"),
-        _ => return of_type(expected, words).unwrap_or_else(|| expected.to_owned()),
-    };
-    plain
+        _ => of_type(expected, words).unwrap_or_else(|| expected.to_owned()),
+    }
 }
 
 /// Returns what is valid in place of a type that has a name, or of several values.

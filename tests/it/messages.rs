@@ -182,3 +182,12 @@ fn every_message_about_a_command_line_is_as_reviewed() {
         Program::start(&mut command).finish()
     });
 }
+
+#[test]
+fn every_message_about_options_of_the_daemon_is_as_reviewed() {
+    check("fdpassd.txt", 64, |line| {
+        let mut command = Command::new(FDPASSD);
+        command.args(line.split_whitespace());
+        Program::start(&mut command).finish()
+    });
+}
