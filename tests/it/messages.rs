@@ -61,7 +61,7 @@ const INNER_NAMES: [&str; 24] = [
     "f64",
     "expected struct",
     "expected unit",
-    "sequence",
+    "a sequence",
     "a map",
     "as i128",
     "expected nothing",
