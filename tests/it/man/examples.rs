@@ -221,7 +221,7 @@ fn the_example_of_a_mistake_is_real_output() {
         .expect("what fdpassctl says comes first");
     let file = tempfile::NamedTempFile::new().expect("a file");
     let path = file.path().display().to_string();
-    fs::write(file.path(), "[workers]\ndispatch = \"least\"\n").expect("it is our file");
+    fs::write(file.path(), "[log]\nformat = \"jsno\"\n").expect("it is our file");
     let said = run(FDPASSD, &["-t", "-c", &path]);
     assert_eq!(said.code, Some(78));
     assert_eq!(
