@@ -113,7 +113,7 @@
 //! entry points   daemon    testing   ctl                     arguments in, an exit code out
 //! processes      master    worker    exporter    dev         none imports another
 //! decisions      pool                                        pure: compares what is wanted with what is
-//! shared         channel   shm   config   logging   client   rpc_client   loop_clock   table   toml_text
+//! shared         channel   shm   config   logging   client   rpc_client   load   loop_clock   table   toml_text
 //! system calls   sys                                         all unsafe code; decides nothing
 //! protocol       proto                                       plain data, no I/O
 //! ```
@@ -138,6 +138,8 @@ mod exporter;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[doc(hidden)] // for the benchmarks
+pub mod load;
 mod logging;
 mod loop_clock;
 mod master;

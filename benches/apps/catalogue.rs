@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::failure::{Context, Result};
-use crate::common::load::{Check, Order};
+use fdpassd::load::Framing;
+
+use crate::common::load::{Check, LITTLE};
 use crate::common::recipe::{Recipe, installed, succeed};
 
 /// Processes or threads that execute methods, in every server.
@@ -130,12 +132,12 @@ impl Server {
         }
     }
 
-    pub(crate) fn order(self) -> Order {
+    pub(crate) fn framing(self) -> Framing {
         match self {
             Server::Uvicorn | Server::UvicornFast | Server::Gunicorn | Server::Granian => {
-                Order::Http
+                Framing::Http
             }
-            _ => Order::Little,
+            _ => LITTLE,
         }
     }
 

@@ -63,7 +63,7 @@ impl Scenario {
         let (report, spent) = window::measure(running, plan, warm_up, window)?;
         let each = micros_each(spent, report.requests)?;
         Ok(match self {
-            Scenario::Lone => report.latency.quantile(0.5).as_secs_f64() * 1e6,
+            Scenario::Lone => report.latencies.quantile(0.5).as_secs_f64() * 1e6,
             _ => each,
         })
     }

@@ -22,6 +22,11 @@ pub(crate) fn watch() -> Result<()> {
     Ok(())
 }
 
+/// Returns a flag that is set once a signal has come.
+pub(crate) fn asked() -> &'static AtomicBool {
+    ASKED.get_or_init(Arc::default)
+}
+
 /// Fails once a signal has come; called wherever something may take long.
 pub(crate) fn check() -> Result<()> {
     match ASKED.get() {

@@ -92,7 +92,7 @@ impl Running {
             per_connection: None,
             payload: Payload::Ping,
             method: self.server.method(),
-            order: self.server.order(),
+            framing: self.server.framing(),
             check: self.server.check(),
         }
     }

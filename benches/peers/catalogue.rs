@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::failure::{Context, Result};
-use crate::common::load::{Check, Order};
+use fdpassd::load::Framing;
+
+use crate::common::load::{Check, LITTLE};
 use crate::common::recipe::{Recipe, installed, succeed};
 
 /// Worker processes or threads of every server that has such a number.
@@ -88,10 +90,10 @@ impl Server {
         "ping"
     }
 
-    pub(crate) fn order(self) -> Order {
+    pub(crate) fn framing(self) -> Framing {
         match self {
-            Server::Njs => Order::Http,
-            _ => Order::Little,
+            Server::Njs => Framing::Http,
+            _ => LITTLE,
         }
     }
 

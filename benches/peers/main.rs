@@ -1,9 +1,8 @@
 //! Compares fdpassd with other servers, and with its own builds: `cargo bench --bench peers`. See `benches/README.md`.
 //!
-//! One program with several parts: the table (no subcommand), two builds (`compare`), the load alone (`load`), and,
-//! hidden, the raw echo that everything is compared with (`echo`) and the start of servers (`launch`).
+//! One program with several parts: the table (no subcommand), two builds (`compare`), many idle clients (`scale`),
+//! and, hidden, the raw echo that everything is compared with (`echo`) and the start of servers (`launch`).
 
-mod attack;
 mod catalogue;
 #[path = "../common/mod.rs"]
 mod common;
@@ -54,9 +53,6 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Part {
-    /// Puts load on a running server, checks every reply, and prints the latency
-    Load(attack::Options),
-
     /// Compares two builds of fdpassd: CPU time or system calls for each request
     Compare(compare::Options),
 
@@ -76,7 +72,6 @@ fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.part {
         Some(Part::Launch(options)) => launch::become_program(options),
         Some(Part::Echo(options)) => echo::serve(*options),
-        Some(Part::Load(options)) => interrupt::watch().and_then(|()| attack::command(options)),
         Some(Part::Compare(options)) => interrupt::watch().and_then(|()| compare::command(options)),
         Some(Part::Scale(options)) => interrupt::watch().and_then(|()| scale::command(options)),
         None if arguments.models => interrupt::watch()

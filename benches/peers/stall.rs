@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::catalogue::Server;
 use crate::common::failure::{Context, Result};
-use crate::common::load::{Load, Order, Pace, Plan, Report};
+use crate::common::load::{Load, Pace, Plan, Report};
 use crate::common::server::Running;
 use crate::common::window::faultless;
 
@@ -70,8 +70,8 @@ pub(crate) fn measure(
 fn latency(report: &Report) -> Latency {
     let micros = |latency: Duration| latency.as_secs_f64() * 1e6;
     Latency {
-        p99: micros(report.latency.quantile(0.99)),
-        slowest: micros(report.latency.max()),
+        p99: micros(report.latencies.quantile(0.99)),
+        slowest: micros(report.latencies.max()),
     }
 }
 
@@ -106,7 +106,8 @@ impl Caller {
     fn call(&mut self, params: u64) -> Result<Duration> {
         let begin = Instant::now();
         let body = format!("{{\"in\":\"pi\",\"params\":{params}}}");
-        let frame = [&Order::Little.prefix(body.len())?[..], body.as_bytes()].concat();
+        let prefix = (body.len() as u32).to_le_bytes();
+        let frame = [&prefix[..], body.as_bytes()].concat();
         self.0.write_all(&frame).context("cannot write")?;
         let mut prefix = [0; 4];
         self.0.read_exact(&mut prefix).context("no reply")?;

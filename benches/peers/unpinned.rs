@@ -44,7 +44,7 @@ pub(crate) fn measure(running: &Running, warm_up: Duration, window: Duration) ->
         time: LATENCY_WINDOWS * window,
     };
     let open = faultless(Load::new(plan)?.run(pace)?)?;
-    let micros = |part| open.latency.quantile(part).as_secs_f64() * 1e6;
+    let micros = |part| open.latencies.quantile(part).as_secs_f64() * 1e6;
     Ok(Unpinned {
         per_second: per_second(&deep),
         rate,

@@ -1,9 +1,21 @@
-//! The limit of this process that is the cause of an error.
+//! Limits of this process.
 
 use std::io;
 
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
+/// Raises the limit on open files to the highest that this process may set. Returns it.
+///
+/// # Errors
+/// Those of getrlimit(2) and setrlimit(2).
+pub fn raise_descriptors() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}
 
 /// Adds the limit that causes an error to its text, unless it is unlimited. EFBIG comes from the limit on the size of
 /// files, including those of memfd_create(2), EMFILE from that on descriptors, EAGAIN of fork(2) from that on

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// The events that a descriptor is watched for. Errors and hang-ups are always reported.
@@ -18,6 +18,8 @@ pub enum Interest {
     Write,
     /// Either.
     Both,
+    /// Either, each time that it begins (edge-triggered).
+    Edges,
     /// Of a listener: a client waits, or another holder of the socket has ended it. A Unix listener of which only the
     /// receiving side was shut down does not hang up.
     Clients,
@@ -36,6 +38,7 @@ impl From<Interest> for EpollFlags {
             Interest::Read => EpollFlags::EPOLLIN,
             Interest::Write => EpollFlags::EPOLLOUT,
             Interest::Both => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+            Interest::Edges => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET,
             Interest::Clients => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
             Interest::End => EpollFlags::EPOLLRDHUP,
             Interest::HangUp => EpollFlags::empty(),
@@ -142,6 +145,26 @@ impl Poller {
         }));
         Ok(Woken::Ready)
     }
+
+    /// Waits as [`Poller::wait`], for a time that is not rounded up to milliseconds. It costs a further system call.
+    ///
+    /// # Errors
+    /// Those of ppoll(2) and epoll_wait(2) except EINTR.
+    pub fn wait_precisely(
+        &mut self,
+        ready: &mut Vec<PollEvent>,
+        timeout: Duration,
+    ) -> io::Result<Woken> {
+        let mut polled = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut polled, Some(timeout.into()), None) {
+            Ok(_) => self.wait(ready, Some(Duration::ZERO)),
+            Err(Errno::EINTR) => {
+                ready.clear();
+                Ok(Woken::Interrupted)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
 }
 
 impl AsRawFd for Poller {
@@ -183,7 +206,7 @@ fn events_of(interest: Interest) -> PollFlags {
         Interest::Read | Interest::Clients => PollFlags::POLLIN,
         Interest::End | Interest::HangUp | Interest::Paused => PollFlags::empty(),
         Interest::Write => PollFlags::POLLOUT,
-        Interest::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
+        Interest::Both | Interest::Edges => PollFlags::POLLIN | PollFlags::POLLOUT,
     }
 }
 

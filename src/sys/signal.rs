@@ -127,6 +127,21 @@ impl Drop for HeldBack {
     }
 }
 
+/// Returns a flag that the first SIGINT or SIGTERM sets. The second one ends the process, with exit status 128 and its
+/// number.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn set_at_interrupt() -> io::Result<Arc<AtomicBool>> {
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let (status, flag) = (128 + signal, Arc::clone(&is_interrupted));
+        signal_hook::flag::register_conditional_shutdown(signal, status, flag)?;
+        signal_hook::flag::register(signal, Arc::clone(&is_interrupted))?;
+    }
+    Ok(is_interrupted)
+}
+
 /// Returns whether this process ignores a signal (SIG_IGN), as nohup(1) makes a program do.
 #[must_use]
 pub fn is_ignored(signal: Signal) -> bool {

@@ -16,7 +16,7 @@ use nix::sys::socket::{self, MsgFlags, Shutdown, SockaddrStorage, setsockopt};
 use nix::{libc, setsockopt_impl, sockopt_impl};
 
 pub use connect::{
-    connect_tcp, connect_unix, connect_unix_at_once, is_of_another_type, is_unix_alive,
+    begin_tcp, connect_tcp, connect_unix, connect_unix_at_once, is_of_another_type, is_unix_alive,
 };
 #[cfg(test)]
 pub use listener::keepalive;

@@ -12,7 +12,7 @@ use crate::common::{read, root};
 use imports::faults_of;
 
 /// Each module of the crate's root, and which others of them it may know.
-const MAY_IMPORT: [(&str, &[&str]); 21] = [
+const MAY_IMPORT: [(&str, &[&str]); 22] = [
     ("proto", &[]),
     ("sys", &[]),
     ("table", &[]),
@@ -23,6 +23,7 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("channel", &["proto", "sys"]),
     ("client", &["proto", "sys"]),
     ("rpc_client", &["client", "proto", "sys"]),
+    ("load", &["proto", "sys"]),
     ("shm", &["proto", "sys"]),
     ("pool", &["config", "proto"]),
     (
@@ -58,7 +59,7 @@ const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("dev", &["rpc_client", "proto", "sys"]),
     (
         "ctl",
-        &["client", "rpc_client", "proto", "sys", "toml_text"],
+        &["client", "rpc_client", "load", "proto", "sys", "toml_text"],
     ),
     (
         "daemon",

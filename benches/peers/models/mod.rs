@@ -15,7 +15,7 @@ use crate::common::cpu;
 use crate::common::failure::{Context, Result};
 use crate::common::grid;
 use crate::common::launch;
-use crate::common::load::{Check, Load, Order, Pace, Payload, Plan};
+use crate::common::load::{Check, LITTLE, Load, Pace, Payload, Plan};
 use crate::common::recipe::succeed;
 use crate::common::rounds::{MeasureOptions, progress};
 use crate::common::spread::Spread;
@@ -201,7 +201,7 @@ fn cost(instance: &Instance, window: Duration) -> Result<f64> {
         per_connection: Some(1),
         payload: Payload::Ping,
         method: "ping",
-        order: Order::Little,
+        framing: LITTLE,
         check: Check::Bytes,
     })?;
     let before = instance.cpu_time()?;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::instance::Instance;
 use super::{Model, WORKERS};
 use crate::common::failure::{Context, Result};
-use crate::common::load::Order;
 
 /// Clients that send half a frame, and then nothing.
 pub(super) const SLOW: usize = 4;
@@ -41,8 +40,7 @@ impl Client {
     /// Calls a method, and returns its result.
     fn call(&mut self, method: &str) -> io::Result<u32> {
         let body = format!("{{\"in\":\"{method}\",\"params\":0}}");
-        let prefix = Order::Little.prefix(body.len());
-        let prefix = prefix.map_err(|e| io::Error::other(e.to_string()))?;
+        let prefix = (body.len() as u32).to_le_bytes();
         self.0.write_all(&[&prefix[..], body.as_bytes()].concat())?;
         let mut prefix = [0; 4];
         self.0.read_exact(&mut prefix)?;

@@ -7,7 +7,7 @@ use super::daemon::Daemon;
 use super::median;
 use crate::common::cpu::Reading;
 use crate::common::failure::{Context, Result};
-use crate::common::load::{Check, Load, Order, Pace, Payload, Plan};
+use crate::common::load::{Check, LITTLE, Load, Pace, Payload, Plan};
 use crate::common::window::faultless;
 use fdpassd::proto::names::Address;
 
@@ -84,7 +84,7 @@ pub(crate) fn measure(
         per_connection: None,
         payload: Payload::Ping,
         method: "ping",
-        order: Order::Little,
+        framing: LITTLE,
         check: Check::Bytes,
     };
     let half = clients / 2;

@@ -1,7 +1,7 @@
 //! Connecting, without waiting for longer than a limit.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, UnixAddr, setsockopt,
+    sockopt,
+};
 
-use super::listener::unbound;
+use super::listener::{stream_socket, unbound};
 
 /// Connects to a TCP listener, within `timeout`. The stream blocks; its type is that of a Unix stream, whose calls are
 /// those of all stream sockets.
@@ -20,6 +23,29 @@ use super::listener::unbound;
 /// Those of connect(2); `TimedOut` when the listener did not answer in time.
 pub fn connect_tcp(to: &SocketAddr, timeout: Duration) -> io::Result<UnixStream> {
     TcpStream::connect_timeout(to, timeout).map(|stream| OwnedFd::from(stream).into())
+}
+
+/// Begins to connect to a TCP listener, if wanted from this address, and does not wait for the end. The socket does not
+/// block; it becomes writable when it is connected.
+///
+/// # Errors
+/// Those of connect(2) and bind(2).
+pub fn begin_tcp(to: &SocketAddr, from: Option<Ipv4Addr>) -> io::Result<OwnedFd> {
+    let socket = stream_socket(match to {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    })?;
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+    if let Some(from) = from {
+        // The kernel chooses the port when it knows the other end, so that ports can be used for several.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        let from = SockaddrIn::from(SocketAddrV4::new(from, 0));
+        socket::bind(socket.as_raw_fd(), &from)?;
+    }
+    match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(*to)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Connects to the Unix socket at `path`, within `timeout`. The stream blocks.

@@ -125,7 +125,7 @@ pub fn unbound() -> io::Result<OwnedFd> {
     stream_socket(AddressFamily::Unix)
 }
 
-fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+pub(super) fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket::socket(family, SockType::Stream, flags, None)?)
 }
