@@ -12,12 +12,14 @@ use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
 use crate::proto::names::{Address, ClientId, WorkerId};
 
+pub(super) mod bench;
 pub(super) mod check;
 pub(super) mod drain;
 mod help;
 pub(super) mod usage;
 mod values;
 
+use bench::BenchArguments;
 use check::AppVerb;
 use drain::DrainArguments;
 use help::HELP;
@@ -117,6 +119,10 @@ pub(super) enum CtlVerb {
     Metrics,
     /// Send one request as a client and print the result unchanged
     Call(CallArguments),
+    /// Put load on a listener, check every reply, and show the latencies
+    ///
+    /// It ends after 5 seconds; with Ctrl-C earlier, with what was measured.
+    Bench(BenchArguments),
     /// Show the versions of fdpassctl and of the running daemon
     Version,
     /// Check that a program is an app

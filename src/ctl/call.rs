@@ -92,7 +92,7 @@ fn refused(code: String, message: String) -> rpc_client::Error {
 }
 
 /// Returns the address and the byte order of the daemon's first listener, or where a daemon usually listens.
-fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
+pub(super) fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
     let asked = session
         .connect()
         .and_then(|mut daemon| daemon.ask(Verb::Status));

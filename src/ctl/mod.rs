@@ -6,6 +6,7 @@
 
 mod app;
 mod args;
+mod bench;
 mod call;
 mod change;
 mod clients;
@@ -192,6 +193,7 @@ fn perform(
         CtlVerb::LogLevel { level } => config::log_level(*level, session, out),
         CtlVerb::Metrics => metrics(session, out),
         CtlVerb::Call(call) => call::perform(call, session, out),
+        CtlVerb::Bench(arguments) => bench::perform(arguments, session, out),
         CtlVerb::Version => version(tool, session, out),
         CtlVerb::Change(change) => change::perform(change, session, out, err),
         CtlVerb::App {

@@ -21,6 +21,7 @@ mod apps;
 #[cfg(feature = "tokio")]
 mod async_methods;
 mod balance;
+mod bench;
 mod chaos;
 mod children;
 #[cfg(feature = "client")]

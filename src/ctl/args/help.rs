@@ -12,7 +12,7 @@ Look     status           the daemon, its listeners and its workers
 Clients  drain, undrain   stop accepting clients; accept them again
          rebalance        spread busy clients over the workers
          kick             close a client
-         call             send a request as a client
+         call, bench      send a request as a client; send many, measure them
 Workers  scale, recycle   set their number; replace one or all
          hold, release    move all clients off one; undo that or a quarantine
 Daemon   reload, upgrade  apply the configuration file; run the new program

@@ -1,6 +1,7 @@
 //! Parsers of the values on the command line.
 
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -62,6 +63,27 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
 /// Parses the time of a notice or of moves, which may be zero.
 pub(super) fn notice(text: &str) -> Result<Duration, String> {
     duration(text)
+}
+
+/// Parses a number of requests a second.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= MAX_RATE => Ok(rate),
+        _ => Err(format!("expected a number above 0 and at most {MAX_RATE}")),
+    }
+}
+
+/// Parses a number in a range.
+pub(super) fn number(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| match (*range.start(), *range.end()) {
+            (least, u64::MAX) => format!("expected a number from {least}"),
+            (least, most) => format!("expected a number from {least} to {most}"),
+        })
+    }
 }
 
 /// Parses a number of seconds, or a duration with units, of at most [`MAX_TIMEOUT`]. `M` is refused: humantime reads it
@@ -144,6 +166,9 @@ pub(super) fn json(text: &str) -> Result<Box<RawValue>, String> {
 
 /// Where the ids of workers are shown.
 const WORKER_IDS: &str = "a number in the column ID of `fdpassctl status`";
+
+/// The most requests a second.
+const MAX_RATE: f64 = 1e9;
 
 /// The longest timeout: an `Instant` can be that far away on every system.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
