@@ -9,22 +9,40 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::ConnectionError;
+use super::options::ClientOptions;
+#[cfg(feature = "srv")]
+use super::srv::SrvName;
 use crate::proto::names::Address;
 use crate::sys::fd;
 use crate::sys::socket::{connect_tcp, connect_unix, is_of_another_type};
 
-/// An address of a daemon.
+/// An address of a daemon, or a name of several daemons.
 #[derive(Debug)]
 pub(super) enum Destination {
     /// An address of a socket.
     Socket(Address),
     /// A name that is looked up for each connection.
     Name(NamedHost),
+    /// A name whose SRV records have the daemons.
+    #[cfg(feature = "srv")]
+    Srv(SrvName),
 }
+
+/// A socket that is connected to a daemon. It does not block.
+#[derive(Debug)]
+pub(super) struct DaemonSocket {
+    pub(super) socket: UnixStream,
+    /// The daemon, as users of the client read it.
+    pub(super) name: Arc<str>,
+}
+
+/// A daemon to which no connection was made, and why.
+pub(super) type ConnectFailure = (Arc<str>, ConnectionError);
 
 /// A host with addresses that only the resolver knows.
 #[derive(Debug)]
@@ -39,7 +57,8 @@ pub(super) struct NamedHost {
 type Resolved = io::Result<Vec<SocketAddr>>;
 
 impl Destination {
-    /// Parses an address: `192.0.2.1:8080`, `[2001:db8::1]:8080`, `rpc.example:8080` or `unix:/PATH`.
+    /// Parses an address: `192.0.2.1:8080`, `[2001:db8::1]:8080`, `rpc.example:8080`, `unix:/PATH` or
+    /// `srv:_SERVICE._PROTOCOL.NAME`.
     ///
     /// # Errors
     /// A sentence.
@@ -48,6 +67,9 @@ impl Destination {
             || format!("{text:?} is not a valid address: expected HOST:PORT or unix:/PATH");
         if text.starts_with("unix:") {
             return text.parse().map(Destination::Socket);
+        }
+        if let Some(name) = srv_name(text) {
+            return Destination::parse_srv(text, name);
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
             return match address.port() {
@@ -72,34 +94,59 @@ impl Destination {
         };
         let is_number = port.bytes().all(|digit| digit.is_ascii_digit());
         match port.parse() {
-            Ok(port @ 1..) if is_number && !host.is_empty() => Ok(Destination::Name(NamedHost {
-                host: host.to_owned(),
-                port,
-                lookup: Mutex::default(),
-            })),
+            Ok(port @ 1..) if is_number && !host.is_empty() => {
+                Ok(Destination::Name(NamedHost::new(host, port)))
+            }
             _ => Err(unusable()),
         }
     }
 
-    /// Connects to the first address of it that accepts, each within `timeout`, and all before `deadline`. The socket
-    /// does not block.
+    #[cfg(feature = "srv")]
+    fn parse_srv(text: &str, name: &str) -> Result<Destination, String> {
+        let parsed = SrvName::parse(name).map_err(|why| format!("{text:?}: {why}"))?;
+        Ok(Destination::Srv(parsed))
+    }
+
+    #[cfg(not(feature = "srv"))]
+    fn parse_srv(text: &str, _: &str) -> Result<Destination, String> {
+        Err(format!(
+            "{text:?}: SRV records need the Cargo feature \"srv\" of the crate fdpassd, without which this program \
+             was built"
+        ))
+    }
+
+    /// Connects to the first address of it that accepts, each within the `connect_timeout`, and all before `deadline`.
     ///
     /// # Errors
-    /// The last reason why an address does not.
-    pub(super) fn connect(&self, timeout: Duration, deadline: Instant) -> io::Result<UnixStream> {
-        let left = || timeout.min(deadline.saturating_duration_since(Instant::now()));
-        let found = match self {
-            Destination::Socket(address) => return connect_to(address, left()),
-            Destination::Name(name) => name.look_up(left())?,
+    /// The last reason why each daemon does not.
+    pub(super) fn connect(
+        &self,
+        options: &ClientOptions,
+        deadline: Instant,
+    ) -> Result<DaemonSocket, Vec<ConnectFailure>> {
+        let left = || left_of(options, deadline);
+        let connected = match self {
+            Destination::Socket(address) => connect_to(address, left()),
+            Destination::Name(name) => name
+                .look_up(left())
+                .and_then(|found| connect_to_one_of(found, left)),
+            #[cfg(feature = "srv")]
+            Destination::Srv(name) => return name.connect(options, deadline),
         };
-        let mut last = io::Error::from(ErrorKind::NotFound);
-        for address in found {
-            match connect_to(&Address::Tcp(address), left()) {
-                Ok(connected) => return Ok(connected),
-                Err(error) => last = error,
-            }
+        let name: Arc<str> = self.to_string().into();
+        match connected {
+            Ok(socket) => Ok(DaemonSocket { socket, name }),
+            Err(error) => Err(vec![(name, ConnectionError::Connect(Arc::new(error)))]),
         }
-        Err(last)
+    }
+
+    /// Notes that the connection to one of its daemons has ended, so that the next one is made to another.
+    #[cfg_attr(not(feature = "srv"), expect(clippy::unused_self))]
+    pub(super) fn note_end(&self, _daemon: &Arc<str>, _has_replied: bool) {
+        #[cfg(feature = "srv")]
+        if let Destination::Srv(name) = self {
+            name.note_end(_daemon, _has_replied);
+        }
     }
 }
 
@@ -111,13 +158,23 @@ impl fmt::Display for Destination {
                 write!(f, "[{host}]:{port}")
             }
             Destination::Name(NamedHost { host, port, .. }) => write!(f, "{host}:{port}"),
+            #[cfg(feature = "srv")]
+            Destination::Srv(name) => name.fmt(f),
         }
     }
 }
 
 impl NamedHost {
+    pub(super) fn new(host: &str, port: u16) -> NamedHost {
+        NamedHost {
+            host: host.to_owned(),
+            port,
+            lookup: Mutex::default(),
+        }
+    }
+
     /// Returns the addresses of the name. A thread looks it up, because the resolver knows no deadline.
-    fn look_up(&self, timeout: Duration) -> Resolved {
+    pub(super) fn look_up(&self, timeout: Duration) -> Resolved {
         let mut earlier = self.lookup.lock().unwrap_or_else(PoisonError::into_inner);
         let lookup = match earlier.take() {
             Some(lookup) => lookup,
@@ -148,6 +205,34 @@ impl NamedHost {
             })?;
         Ok(lookup)
     }
+}
+
+/// Returns what follows `srv:`, unless that is the port of a host called `srv`.
+pub(crate) fn srv_name(text: &str) -> Option<&str> {
+    let name = text.strip_prefix("srv:")?;
+    let is_port = name.bytes().all(|byte| byte.is_ascii_digit());
+    (!is_port).then_some(name)
+}
+
+/// Returns the time for the next attempt to connect, or for the next lookup.
+pub(super) fn left_of(options: &ClientOptions, deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    options.connect_timeout.min(left)
+}
+
+/// Connects to the first address that accepts, each within the time that is left.
+pub(super) fn connect_to_one_of(
+    addresses: Vec<SocketAddr>,
+    left: impl Fn() -> Duration,
+) -> io::Result<UnixStream> {
+    let mut last = io::Error::from(ErrorKind::NotFound);
+    for address in addresses {
+        match connect_to(&Address::Tcp(address), left()) {
+            Ok(connected) => return Ok(connected),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Connects to an address of a socket. The socket does not block.
@@ -205,6 +290,8 @@ mod tests {
             "localhost:1",
             "[fe80::1%lo]:65535",
             "unix:/run/x.sock",
+            // A host with this name.
+            "srv:8080",
         ] {
             let parsed = Destination::parse(text).expect(text);
             assert_eq!(parsed.to_string(), text);
@@ -224,6 +311,8 @@ mod tests {
             ("rpc.example:65536", expected),
             ("rpc.example:+80", expected),
             ("rpc.example:80 ", expected),
+            ("srv:", expected),
+            ("srv:70000", expected),
             ("::1:8080", "an IPv6 address is written in brackets"),
             ("[::g]:8080", "\"::g\" is not an IPv6 address"),
             ("unix:rpc.sock", "must be absolute"),
@@ -239,15 +328,25 @@ mod tests {
         let port = listener.local_addr().expect("it is bound").port();
         let named = Destination::parse(&format!("localhost:{port}")).expect("valid");
         let deadline = Instant::now() + Duration::from_secs(60);
+        let options = ClientOptions::new().connect_timeout(Duration::from_secs(60));
         for _ in 0..2 {
-            named
-                .connect(Duration::from_secs(60), deadline)
-                .expect("it listens");
+            let connected = named.connect(&options, deadline).expect("it listens");
+            assert_eq!(*connected.name, *format!("localhost:{port}"));
         }
         let late = Destination::parse("localhost:1").expect("valid");
-        let error = late
-            .connect(Duration::from_secs(1), Instant::now())
+        let failures = late
+            .connect(&options, Instant::now())
             .expect_err("there is no time");
-        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        let [(name, cause)] = failures.as_slice() else {
+            panic!("{failures:?}");
+        };
+        assert_eq!((&**name, cause.is_timeout()), ("localhost:1", true));
+    }
+
+    #[cfg(not(feature = "srv"))]
+    #[test]
+    fn a_name_of_srv_records_needs_the_feature() {
+        let why = Destination::parse("srv:_fdpassd._tcp.example.net").expect_err("a feature");
+        assert!(why.contains("the Cargo feature \"srv\""), "{why}");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ConnectionError;
+use super::address::DaemonSocket;
 use super::options::ClientOptions;
 use super::queue::{Lost, RequestQueue};
 use super::wire::{GoawayFrame, ReplyBody, ReplyFrames};
@@ -28,6 +29,8 @@ pub(super) struct RpcConnection {
     pub(super) socket: Arc<UnixStream>,
     /// The index of its address.
     pub(super) address: usize,
+    /// The daemon, as users of the client read it.
+    pub(super) daemon: Arc<str>,
     /// Whether a request was answered.
     pub(super) has_replied: bool,
     /// How many requests were answered.
@@ -52,10 +55,11 @@ pub(super) struct RpcConnection {
 
 impl RpcConnection {
     pub(super) fn new(
-        socket: UnixStream,
+        connected: DaemonSocket,
         address: usize,
         options: &ClientOptions,
     ) -> RpcConnection {
+        let socket = connected.socket;
         let third = options.silence / 3;
         let interval = third.clamp(Duration::from_secs(1), Duration::from_secs(3600));
         RpcConnection {
@@ -64,6 +68,7 @@ impl RpcConnection {
                 && probe_every(&socket, interval).is_ok(),
             socket: Arc::new(socket),
             address,
+            daemon: connected.name,
             has_replied: false,
             answered: 0,
             // A client that fails fast sends nothing once more.
@@ -161,11 +166,9 @@ impl RpcConnection {
     ///
     /// # Errors
     /// The end of the connection.
-    pub(super) fn receive(
-        &mut self,
-        requests: &mut RequestQueue,
-        address: &str,
-    ) -> Result<(), Lost> {
+    pub(super) fn receive(&mut self, requests: &mut RequestQueue) -> Result<(), Lost> {
+        let daemon = Arc::clone(&self.daemon);
+        let address = &*daemon;
         let count = match receive(&self.socket, &mut self.buffer) {
             Ok(Transfer::Bytes(count)) => count,
             Ok(Transfer::Nothing) => {

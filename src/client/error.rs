@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ResolveError;
+
 /// A request has no result.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -121,6 +123,8 @@ impl std::error::Error for Error {
 pub enum ConnectionError {
     /// No connection was made: the error of connect(2), or of the lookup of the name.
     Connect(Arc<io::Error>),
+    /// The daemons of an SRV name are not known, or the addresses of one of them.
+    Resolve(ResolveError),
     /// There was no reply, or no connection, in this time.
     Timeout(Duration),
     /// The server has closed the connection before the reply.
@@ -158,6 +162,7 @@ impl ConnectionError {
         match self {
             ConnectionError::Timeout(_) => true,
             ConnectionError::Connect(cause) => cause.kind() == io::ErrorKind::TimedOut,
+            ConnectionError::Resolve(cause) => matches!(cause, ResolveError::Timeout(_)),
             _ => false,
         }
     }
@@ -167,6 +172,7 @@ impl fmt::Display for ConnectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConnectionError::Connect(cause) => cause.fmt(f),
+            ConnectionError::Resolve(cause) => cause.fmt(f),
             ConnectionError::Timeout(time) => {
                 write!(f, "no reply within {}", humantime::format_duration(*time))
             }
@@ -197,6 +203,7 @@ impl std::error::Error for ConnectionError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             ConnectionError::Connect(cause) | ConnectionError::Broken(cause) => Some(cause),
+            ConnectionError::Resolve(cause) => Some(cause),
             _ => None,
         }
     }

@@ -59,7 +59,10 @@ mod options;
 mod plan;
 mod queue;
 mod request;
+mod resolve_error;
 mod shared;
+#[cfg(feature = "srv")]
+mod srv;
 #[cfg(test)]
 mod tests;
 pub(crate) mod wire;
@@ -72,12 +75,18 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use self::address::Destination;
-pub(crate) use self::address::explain_unix;
+pub(crate) use self::address::{explain_unix, srv_name};
 pub use self::error::{ConnectionError, Error};
 pub use self::options::ClientOptions;
 pub use self::request::ClientRequest;
+pub use self::resolve_error::ResolveError;
 use self::shared::Hub;
 use crate::proto::names::Address;
+
+/// Checks whether a text is an address of a daemon or of several.
+pub(crate) fn check_address(text: &str) -> Result<(), String> {
+    Destination::parse(text).map(drop)
+}
 
 /// A client; see the [module](self).
 ///

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
+#[cfg(feature = "srv")]
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Error;
@@ -42,6 +44,9 @@ pub struct ClientOptions {
     /// The longest body of a request, and of a reply, in bytes.
     pub(super) max_request: u32,
     pub(super) max_reply: u32,
+    /// `None`: those of resolv.conf(5).
+    #[cfg(feature = "srv")]
+    pub(super) nameservers: Option<Vec<SocketAddr>>,
     /// Returns a random time up to this bound.
     pub(super) jitter: fn(Duration) -> Duration,
 }
@@ -60,6 +65,8 @@ impl Default for ClientOptions {
             byte_order: ByteOrder::Little,
             max_request: 1 << 20,
             max_reply: (1 << 20) + REPLY_ROOM,
+            #[cfg(feature = "srv")]
+            nameservers: None,
             jitter: up_to,
         }
     }
@@ -141,6 +148,19 @@ impl ClientOptions {
     /// Sets the `byte-order` of the listener. Little-endian, the default, also fits `auto`.
     pub fn byte_order(self, byte_order: ByteOrder) -> ClientOptions {
         ClientOptions { byte_order, ..self }
+    }
+
+    /// Sets the nameservers that are asked for SRV records and for the addresses of their targets, in this order, instead
+    /// of those of `/etc/resolv.conf`. The port is 53 as a rule.
+    #[cfg(feature = "srv")]
+    pub fn nameservers<N: Into<SocketAddr>>(
+        self,
+        nameservers: impl IntoIterator<Item = N>,
+    ) -> ClientOptions {
+        ClientOptions {
+            nameservers: Some(nameservers.into_iter().map(Into::into).collect()),
+            ..self
+        }
     }
 
     /// Sets the longest requests and replies beyond what a daemon accepts, in bytes.

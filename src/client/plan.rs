@@ -1,5 +1,6 @@
 //! The address of the next connection, and when it may be made.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ConnectionError;
@@ -8,9 +9,20 @@ use super::options::ClientOptions;
 /// The longest bound of a wait. It also keeps a sum of times from overflowing.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 
+/// Why a daemon did not serve a request last.
+#[derive(Debug)]
+struct NotedCause {
+    /// The index of the address.
+    address: usize,
+    daemon: Arc<str>,
+    at: Instant,
+    cause: ConnectionError,
+}
+
 /// The way to the next connection.
 #[derive(Debug)]
 pub(super) struct AddressPlan {
+    addresses: usize,
     /// The index of the address to which the next connection is made.
     pub(super) index: usize,
     /// How many addresses are left in this round.
@@ -18,37 +30,59 @@ pub(super) struct AddressPlan {
     /// When it may be made, and how many waits there were since the last reply.
     pub(super) not_before: Instant,
     waits: u32,
-    /// Of each address, when and why it did not serve a request last.
-    causes: Vec<Option<(Instant, ConnectionError)>>,
+    /// At most one of each daemon.
+    causes: Vec<NotedCause>,
 }
 
 impl AddressPlan {
     pub(super) fn new(addresses: usize) -> AddressPlan {
         AddressPlan {
+            addresses,
             index: 0,
             left: addresses,
             not_before: Instant::now(),
             waits: 0,
-            causes: (0..addresses).map(|_| None).collect(),
+            causes: Vec::new(),
         }
     }
 
-    /// Notes why an address does not serve requests, and continues with the next one. A timeout is noted only if no
-    /// other cause was noted there since `begin`.
-    pub(super) fn leave(&mut self, address: usize, cause: ConnectionError, begin: Instant) {
-        let noted = &mut self.causes[address];
-        let is_known = noted.as_ref().is_some_and(|(at, _)| *at >= begin);
-        if !(cause.is_timeout() && is_known) {
-            *noted = Some((Instant::now(), cause));
+    /// Notes why a daemon at an address does not serve requests. A timeout is noted only if no other cause was noted of
+    /// it since `begin`; no request began before that.
+    pub(super) fn note(
+        &mut self,
+        address: usize,
+        daemon: &Arc<str>,
+        cause: ConnectionError,
+        begin: Instant,
+    ) {
+        self.causes.retain(|noted| noted.at >= begin);
+        let noted = NotedCause {
+            address,
+            daemon: Arc::clone(daemon),
+            at: Instant::now(),
+            cause,
+        };
+        let earlier = self
+            .causes
+            .iter_mut()
+            .find(|earlier| earlier.address == address && earlier.daemon == noted.daemon);
+        match earlier {
+            Some(_) if noted.cause.is_timeout() => (),
+            Some(earlier) => *earlier = noted,
+            None => self.causes.push(noted),
         }
-        self.index = (address + 1) % self.causes.len();
+    }
+
+    /// Continues with the address after this one, which has not served requests.
+    pub(super) fn leave(&mut self, address: usize) {
+        self.index = (address + 1) % self.addresses;
         self.left = self.left.saturating_sub(1);
     }
 
     /// Continues with the address after this one, whose daemon has ended an idle connection. All are tried before a wait.
     pub(super) fn turn_away_from(&mut self, address: usize) {
-        self.index = (address + 1) % self.causes.len();
-        self.left = self.causes.len();
+        self.index = (address + 1) % self.addresses;
+        self.left = self.addresses;
     }
 
     /// Returns whether each address was tried in this round.
@@ -66,16 +100,18 @@ impl AddressPlan {
         let bound = first.saturating_mul(factor).min(longest).min(MAX_WAIT);
         self.not_before = Instant::now() + (options.jitter)(bound);
         self.waits = self.waits.saturating_add(1);
-        self.left = self.causes.len();
+        self.left = self.addresses;
     }
 
-    /// Returns the addresses that have not served a request that began then, each with the last reason.
-    pub(super) fn causes_since(&self, begin: Instant) -> Vec<(usize, ConnectionError)> {
-        let noted = self.causes.iter().enumerate();
-        noted
-            .filter_map(|(address, noted)| Some((address, noted.as_ref()?)))
-            .filter(|(_, (at, _))| *at >= begin)
-            .map(|(address, (_, cause))| (address, cause.clone()))
+    /// Returns the daemons that have not served a request that began then, each with the last reason, in the order of the
+    /// addresses.
+    pub(super) fn causes_since(&self, begin: Instant) -> Vec<(Arc<str>, ConnectionError)> {
+        let noted = self.causes.iter().filter(|noted| noted.at >= begin);
+        let mut noted: Vec<_> = noted.collect();
+        noted.sort_by_key(|noted| noted.address);
+        let causes = noted.into_iter();
+        causes
+            .map(|noted| (Arc::clone(&noted.daemon), noted.cause.clone()))
             .collect()
     }
 }
@@ -117,18 +153,41 @@ mod tests {
         let shown = |plan: &AddressPlan, begin: Instant| {
             let causes = plan.causes_since(begin).into_iter();
             causes
-                .map(|(address, cause)| format!("{address}: {cause}"))
+                .map(|(daemon, cause)| format!("{daemon}: {cause}"))
                 .collect::<Vec<_>>()
         };
-        plan.leave(0, ConnectionError::Closed, begin);
-        assert_eq!((plan.index, plan.is_round_over()), (1, false));
-        plan.leave(1, timeout(), begin);
-        assert_eq!((plan.index, plan.is_round_over()), (0, true));
-        plan.leave(0, timeout(), begin);
-        let closed = "0: the connection was closed before the reply";
-        assert_eq!(shown(&plan, begin), [closed, "1: no reply within 1s"]);
+        let daemons: [Arc<str>; 3] = ["a", "b", "c"].map(Arc::from);
+        plan.note(1, &daemons[1], timeout(), begin);
+        plan.note(0, &daemons[0], ConnectionError::Closed, begin);
+        plan.note(0, &daemons[0], timeout(), begin);
+        let [closed, late] = [
+            "the connection was closed before the reply",
+            "no reply within 1s",
+        ];
+        let two = [format!("a: {closed}"), format!("b: {late}")];
+        assert_eq!(shown(&plan, begin), two);
+        // An address may have several daemons.
+        plan.note(0, &daemons[2], timeout(), begin);
+        plan.note(1, &daemons[1], ConnectionError::Closed, begin);
+        let three = [
+            format!("a: {closed}"),
+            format!("c: {late}"),
+            format!("b: {closed}"),
+        ];
+        assert_eq!(shown(&plan, begin), three);
         // A reason from before the call does not count.
         let later = Instant::now() + Duration::from_secs(1);
         assert_eq!(shown(&plan, later), [""; 0]);
+        plan.note(0, &daemons[2], timeout(), later);
+        assert_eq!(shown(&plan, begin), [format!("c: {late}")]);
+    }
+
+    #[test]
+    fn a_round_is_over_when_each_address_was_left() {
+        let mut plan = AddressPlan::new(2);
+        plan.leave(0);
+        assert_eq!((plan.index, plan.is_round_over()), (1, false));
+        plan.leave(1);
+        assert_eq!((plan.index, plan.is_round_over()), (0, true));
     }
 }

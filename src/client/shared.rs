@@ -32,8 +32,6 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 pub(super) struct Hub {
     options: ClientOptions,
     destinations: Vec<Destination>,
-    /// The destinations as text.
-    names: Vec<String>,
     state: Mutex<HubState>,
     /// Wakes the driver.
     wakeup: Wakeup,
@@ -70,7 +68,6 @@ impl Hub {
                 plan: AddressPlan::new(destinations.len()),
                 has_driver: false,
             }),
-            names: destinations.iter().map(Destination::to_string).collect(),
             options,
             destinations,
             wakeup,
@@ -81,7 +78,7 @@ impl Hub {
     pub(super) fn address(&self) -> Option<String> {
         let state = self.lock();
         let connection = state.connection.as_ref()?;
-        Some(self.names[connection.address].clone())
+        Some(connection.daemon.to_string())
     }
 
     /// Performs requests. Returns their outcomes in the same order.
@@ -220,9 +217,8 @@ impl Hub {
         let Some(connection) = connection else {
             return state;
         };
-        let name = &self.names[connection.address];
         let result = match is_ready {
-            true => connection.receive(requests, name),
+            true => connection.receive(requests),
             false => connection.check_silence(self.options.silence),
         };
         if let Err(lost) = result {
@@ -248,17 +244,19 @@ impl Hub {
             }
             return self.lock();
         }
-        let connected = self.destinations[address].connect(self.options.connect_timeout, deadline);
+        let connected = self.destinations[address].connect(&self.options, deadline);
         let mut state = self.lock();
         match connected {
             Ok(socket) => {
                 state.connection = Some(RpcConnection::new(socket, address, &self.options))
             }
-            Err(error) => {
+            Err(failures) => {
                 // The reasons of this call count, and those of the calls that have begun before.
                 let oldest = state.requests.oldest().map_or(begin, |oldest| oldest.begin);
-                let cause = ConnectionError::Connect(Arc::new(error));
-                state.plan.leave(address, cause, oldest);
+                for (daemon, cause) in failures {
+                    state.plan.note(address, &daemon, cause, oldest);
+                }
+                state.plan.leave(address);
                 if state.plan.is_round_over() {
                     self.back_off(&mut state, false);
                 }
@@ -283,6 +281,7 @@ impl Hub {
         if is_idle && is_new && !connected.is_usable() {
             // Perhaps it was a goaway: the daemon at this address may not accept connections any more.
             plan.turn_away_from(connected.address);
+            self.destinations[connected.address].note_end(&connected.daemon, true);
             *connection = None;
             return;
         }
@@ -314,12 +313,14 @@ impl Hub {
         let Some(connection) = state.connection.take() else {
             return;
         };
-        let name = self.names[connection.address].as_str();
-        let doubt = lost.may_have_run.then_some((name, &lost.cause));
+        let (address, daemon) = (connection.address, &connection.daemon);
+        let doubt = lost.may_have_run.then_some((&**daemon, &lost.cause));
         state.requests.take_back(doubt, self.options.retries);
         let oldest = state.requests.oldest().map(|oldest| oldest.begin);
         let begin = oldest.unwrap_or_else(Instant::now);
-        state.plan.leave(connection.address, lost.cause, begin);
+        state.plan.note(address, daemon, lost.cause, begin);
+        state.plan.leave(address);
+        self.destinations[address].note_end(daemon, connection.has_replied);
         self.back_off(state, connection.has_replied);
     }
 
@@ -346,23 +347,24 @@ impl Hub {
             .zip(timeout)
             .map(|(connection, timeout)| {
                 let others = ConnectionError::Timeout(timeout);
-                (connection.address, connection.why_late(timeout), others)
+                let daemon = Arc::clone(&connection.daemon);
+                (daemon, connection.why_late(timeout), others)
             });
         let causes = |request: &Unanswered| -> Vec<(String, ConnectionError)> {
             let mut causes = plan.causes_since(request.begin);
-            if let Some((address, _, others)) = &late
-                && !causes.iter().any(|(known, _)| known == address)
+            if let Some((daemon, _, others)) = &late
+                && !causes.iter().any(|(known, _)| known == daemon)
             {
-                causes.push((*address, others.clone()));
+                causes.push((Arc::clone(daemon), others.clone()));
             }
             let named = causes.into_iter();
             named
-                .map(|(address, cause)| (self.names[address].clone(), cause))
+                .map(|(daemon, cause)| (daemon.to_string(), cause))
                 .collect()
         };
         let sent_to = late
             .as_ref()
-            .map(|(address, first, others)| (self.names[*address].as_str(), first, others));
+            .map(|(daemon, first, others)| (&**daemon, first, others));
         let is_cut = requests.give_up(numbers, sent_to, timeout, causes);
         if let (Some(connection), Some((_, _, others))) = (connection, late) {
             connection.is_cut |= is_cut;

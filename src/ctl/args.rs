@@ -10,12 +10,13 @@ use serde_json::value::RawValue;
 use crate::proto::control::{Recycle, Release};
 use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
-use crate::proto::names::{Address, ClientId, WorkerId};
+use crate::proto::names::{ClientId, WorkerId};
 
 pub(super) mod bench;
 pub(super) mod check;
 pub(super) mod drain;
 mod help;
+mod target;
 pub(super) mod usage;
 mod values;
 
@@ -23,8 +24,10 @@ use bench::BenchArguments;
 use check::AppVerb;
 use drain::DrainArguments;
 use help::HELP;
+pub(crate) use target::CallTarget;
+use target::target;
 use values::{
-    address, client_id, daemon_name, event, instance, json, most, recycle, release, timeout, words,
+    client_id, daemon_name, event, instance, json, most, recycle, release, timeout, words,
     worker_count, worker_id,
 };
 
@@ -206,11 +209,11 @@ pub(super) struct CallArguments {
     #[arg(value_name = "PARAMS", value_parser = json, allow_negative_numbers = true)]
     pub(super) params: Option<Box<RawValue>>,
 
-    /// Listener: an IP address and a port, or unix:/path
+    /// Listener: an IP address and a port, unix:/path, or srv:name
     ///
     /// Default: the daemon's first listener.
-    #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    pub(super) to: Option<Address>,
+    #[arg(long, value_name = "ADDRESS", value_parser = target)]
+    pub(super) to: Option<CallTarget>,
 
     /// Byte order of the length prefix: little or big
     ///
@@ -470,10 +473,19 @@ mod tests {
 
     #[test]
     fn a_wrong_address_is_refused_with_an_example() {
+        let srv = parse("fdpassctl call ping --to srv:_fdpassd._tcp.example.net");
+        #[cfg(feature = "srv")]
+        assert!(srv.is_ok());
+        #[cfg(not(feature = "srv"))]
+        assert!(
+            srv.expect_err("a feature")
+                .contains("SRV records need the Cargo feature \"srv\""),
+        );
         let said = parse("fdpassctl call ping --to here").expect_err("no address");
         assert!(said.contains("expected an IP address and a port"), "{said}");
         let call = call("fdpassctl call ping --to unix:/x --byte-order big");
-        assert_eq!(call.to, Some(Address::Unix("/x".into())));
+        let unix = crate::proto::names::Address::Unix("/x".into());
+        assert_eq!(call.to, Some(CallTarget::Listener(unix)));
         assert_eq!(call.byte_order, Some(ByteOrder::Big));
     }
 

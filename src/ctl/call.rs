@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::args::CallArguments;
+use super::args::{CallArguments, CallTarget};
 use super::error::Error;
 use super::session::{Session, parse};
 use crate::client::{self, Client, ClientOptions, ClientRequest, ConnectionError};
@@ -19,14 +19,18 @@ pub(super) fn perform(
     session: &Session,
     out: &mut impl Write,
 ) -> Result<(), Error> {
-    let (address, order) = match &call.to {
-        Some(address) => (address.clone(), ByteOrder::Little),
-        None => first_listener(session)?,
+    let (target, order) = match &call.to {
+        Some(target) => (target.clone(), ByteOrder::Little),
+        None => {
+            let (address, order) = first_listener(session)?;
+            (CallTarget::Listener(address), order)
+        }
     };
     let order = call.byte_order.unwrap_or(order);
     let left = session.deadline.left();
     let left = left.map_err(|_| session.deadline.over())?;
-    // Each call is one attempt at one address. The listener decides what is too long.
+    // Each call is one attempt, at one listener or at one after the other of a name. The listener decides what is too
+    // long.
     let options = ClientOptions::new()
         .connect_timeout(left)
         .timeout(left)
@@ -38,36 +42,57 @@ pub(super) fn perform(
         Some(params) => ClientRequest::new(&call.method, params),
         None => ClientRequest::without_params(&call.method),
     };
-    let result = Client::of_listener(address.clone(), options)
+    let client = match &target {
+        CallTarget::Listener(address) => Client::of_listener(address.clone(), options),
+        CallTarget::Srv(name) => Client::with_options([name], options),
+    };
+    let result = client
         .and_then(|client| client.send_raw(request))
-        .map_err(|error| failure(error, &address, session.timeout))?;
+        .map_err(|error| failure(error, &target, session.timeout))?;
     writeln!(out, "{}", result.get()).map_err(Error::Output)
 }
 
-/// Returns the error of a call to this address.
-fn failure(error: client::Error, address: &Address, timeout: Duration) -> rpc_client::Error {
+/// Returns the error of a call.
+fn failure(error: client::Error, target: &CallTarget, timeout: Duration) -> rpc_client::Error {
     match error {
         client::Error::Reply { code, message, .. } => refused(code, message),
         client::Error::Usage(why) => rpc_client::Error::Usage(why),
         client::Error::Result(why) => no_reply(&why),
-        client::Error::UnknownOutcome { cause, .. } => without_reply(cause, address, timeout),
+        client::Error::UnknownOutcome { cause, .. } => without_reply(cause, target, timeout),
         client::Error::Unavailable { mut causes, .. } => match causes.pop() {
-            Some((_, cause)) => without_reply(cause, address, timeout),
+            Some(last) if !causes.is_empty() => {
+                causes.push(last);
+                none_accepts(&causes, target)
+            }
+            Some((_, cause)) => without_reply(cause, target, timeout),
             None => rpc_client::Error::Timeout(timeout),
         },
     }
 }
 
+/// Returns the error of a call to a name with several daemons.
+fn none_accepts(causes: &[(String, ConnectionError)], target: &CallTarget) -> rpc_client::Error {
+    let causes = causes.iter();
+    let texts: Vec<String> = causes
+        .map(|(daemon, cause)| format!("{daemon}: {cause}"))
+        .collect();
+    cannot_connect(target, io::Error::other(texts.join("; ")))
+}
+
 fn without_reply(
     cause: ConnectionError,
-    address: &Address,
+    target: &CallTarget,
     timeout: Duration,
 ) -> rpc_client::Error {
     match cause {
         ConnectionError::Connect(cause) => {
             let cause = io::Error::new(cause.kind(), cause.to_string());
-            not_connected(address, cause, timeout)
+            match target {
+                CallTarget::Listener(address) => not_connected(address, cause, timeout),
+                CallTarget::Srv(_) => cannot_connect(target, cause),
+            }
         }
+        ConnectionError::Resolve(cause) => cannot_connect(target, io::Error::other(cause)),
         ConnectionError::Timeout(_) => rpc_client::Error::Timeout(timeout),
         ConnectionError::Closed | ConnectionError::ClosedInReply { .. } => {
             rpc_client::Error::Closed
@@ -80,6 +105,13 @@ fn without_reply(
         other @ (ConnectionError::Silent(_) | ConnectionError::Goaway { .. }) => {
             rpc_client::Error::NoReply(other.to_string())
         }
+    }
+}
+
+fn cannot_connect(target: &CallTarget, cause: io::Error) -> rpc_client::Error {
+    rpc_client::Error::Connect {
+        address: target.to_string(),
+        cause,
     }
 }
 

@@ -79,7 +79,7 @@ impl DaemonClient {
         let failed = |cause: io::Error| match cause.kind() {
             ErrorKind::TimedOut => Error::Timeout(ANSWER_TIMEOUT),
             _ => Error::Connect {
-                address: Address::Unix(self.control.clone()),
+                address: Address::Unix(self.control.clone()).to_string(),
                 cause,
             },
         };

@@ -35,7 +35,7 @@ pub fn not_connected(address: &Address, cause: io::Error, timeout: Duration) -> 
         }
         (ErrorKind::TimedOut, _) => Error::Timeout(timeout),
         _ => Error::Connect {
-            address: address.clone(),
+            address: address.to_string(),
             cause,
         },
     }

@@ -23,8 +23,8 @@ pub enum Error {
     NothingListens(Address),
     /// The connection could not be established for another reason.
     Connect {
-        /// The address.
-        address: Address,
+        /// The address, or the name of several daemons.
+        address: String,
         /// The error of connect(2).
         cause: io::Error,
     },

@@ -4,6 +4,8 @@ mod accounting;
 mod crowd;
 mod hosts;
 mod moves;
+#[cfg(feature = "srv")]
+mod srv;
 
 use std::f64::consts::PI;
 use std::time::Duration;

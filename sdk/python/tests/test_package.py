@@ -61,7 +61,7 @@ class Package(unittest.TestCase):
             self.assertTrue(any(name.endswith(f"/{license}") for name in names), names)
         self.assertEqual(metadata["License-Expression"], "MIT OR Apache-2.0")
         self.assertEqual(metadata["Requires-Python"], ">=3.11")
-        self.assertEqual(metadata.get_all("Provides-Extra"), ["orjson", "msgspec", "uvloop"])
+        self.assertEqual(metadata.get_all("Provides-Extra"), ["orjson", "msgspec", "uvloop", "srv"])
         needed = [need for need in metadata.get_all("Requires-Dist", []) if "extra" not in need]
         self.assertEqual(needed, [])
         found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -53,6 +53,30 @@ class Unavailable(Error):
 
     may_have_run = False
 
+    #: These reasons by the addresses; a reason is an `OSError` or an `ErrorReply`.
+    causes: dict[str, Exception]
+
+    def __init__(self, text: str, causes: dict[str, Exception] | None = None) -> None:
+        super().__init__(text)
+        self.causes = {} if causes is None else causes
+
+
+class ResolveError(OSError):
+    """The daemons of a name of SRV records are not known, or the addresses of one of them.
+
+    `kind` is ``no_nameserver``, ``no_such_name``, ``no_records``, ``not_available`` (the target is ``.``),
+    ``server_failed``, ``unreachable`` or ``bad_answer``. That no nameserver has answered in time is a `TimeoutError`.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no nameserver knows more."""
+        return self.kind in ("no_such_name", "no_records", "not_available")
+
 
 class UnknownOutcome(Error):
     """The request was sent, and there is no reply. The method may have run, or may still be running.

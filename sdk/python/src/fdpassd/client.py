@@ -20,11 +20,12 @@ import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple, Self
 
-from ._address import Address, Deadline, seconds
+from ._address import Address, Deadline, Unconnected, is_service, seconds
 from ._codec import codec
 from ._connection import Connection, Lost, Pending
-from ._failure import BadReply, Error, ErrorReply, Outcome, Unavailable, UnknownOutcome, why
+from ._failure import BadReply, Error, ErrorReply, Outcome, ResolveError, Unavailable, UnknownOutcome, why
 from ._replies import ByteOrder, length_of
+from ._srv import Service
 
 __all__ = [
     "BadReply",
@@ -34,6 +35,7 @@ __all__ = [
     "ErrorReply",
     "Outcome",
     "Request",
+    "ResolveError",
     "Unavailable",
     "UnknownOutcome",
 ]
@@ -78,7 +80,8 @@ class Client:
     Threads may share a client. Their calls are performed one after the other: the time in which one waits for the other
     is part of its own timeout. A forked child has no part in the connection of its parent, and opens its own.
 
-    :param addresses: ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:/PATH``, one or several.
+    :param addresses: ``HOST:PORT``, ``[IPV6]:PORT``, ``unix:/PATH`` or ``srv:_SERVICE._PROTOCOL.NAME``, one or several.
+        The last one is a name whose SRV records have the daemons (RFC 2782); it needs ``fdpassd[srv]``.
     :param timeout: The seconds for a call, all attempts included. If it is longer than the daemon's
         ``request-timeout``, the daemon's own reply comes first.
     :param connect_timeout: The seconds for each attempt to connect, and for each lookup of a name.
@@ -90,7 +93,10 @@ class Client:
     :param shuffle: Whether the order of the addresses is random, so that many clients spread over them.
     :param max_frame: The daemon's ``max-frame``. The limit of a request in bytes; a reply may have 4 KiB more.
     :param byte_order: The ``byte-order`` of the listener; "little" also fits "auto".
+    :param nameservers: The nameservers that are asked for SRV records and for the addresses of their targets, as
+        ``ADDRESS`` or ``ADDRESS:PORT``, instead of those of ``/etc/resolv.conf``.
     :raises ValueError: An argument is not valid.
+    :raises ImportError: There is a name of SRV records, and dnspython is not installed.
     """
 
     def __init__(
@@ -106,8 +112,13 @@ class Client:
         shuffle: bool = True,
         max_frame: int = 1 << 20,
         byte_order: ByteOrder = "little",
+        nameservers: Iterable[str] | None = None,
     ) -> None:
-        self._addresses = [Address(text) for text in ([addresses] if isinstance(addresses, str) else addresses)]
+        asked = None if nameservers is None else list(nameservers)
+        self._addresses: list[Address | Service] = [
+            Service(text, asked) if is_service(text) else Address(text)
+            for text in ([addresses] if isinstance(addresses, str) else addresses)
+        ]
         if not self._addresses:
             raise ValueError("a client needs an address")
         if byte_order not in ("little", "big"):
@@ -128,13 +139,14 @@ class Client:
         self._byte_order: ByteOrder = byte_order
         self._lock = threading.Lock()
         self._connection: Connection | None = None
-        #: The address to which the next connection is made.
+        #: The address to which the next connection is made, and the one of the connection.
         self._next = 0
+        self._current = 0
         #: When it may be made, and how many waits there were since the last reply.
         self._not_before = 0.0
         self._waits = 0
         #: Why a request was not executed at each address, during a call.
-        self._reasons: dict[str, str] = {}
+        self._reasons: dict[str, Exception] = {}
         self._is_closed = False
         _clients.add(self)
 
@@ -234,6 +246,7 @@ class Client:
             if self._connection.is_usable():
                 return self._connection
             # Perhaps it was a goaway: the daemon at this address may not accept connections any more.
+            self._addresses[self._current].note_end(self._connection.address, True)
             self._drop()
             self._next = (self._next + 1) % len(self._addresses)
         time.sleep(min(max(0.0, self._not_before - time.monotonic()), deadline.left()))
@@ -242,13 +255,15 @@ class Client:
                 break
             address = self._addresses[self._next]
             try:
-                connected = address.connect(self._connect_timeout, deadline)
-            except OSError as error:
-                self._note(address.text, error)
+                name, connected = address.connect(self._connect_timeout, deadline)
+            except Unconnected as error:
+                for name, reason in error.failures:
+                    self._note(name, reason)
                 self._next = (self._next + 1) % len(self._addresses)
                 continue
             max_reply = self._max_frame + _ROOM
-            self._connection = Connection(connected, address.text, self._byte_order, max_reply, self._silence)
+            self._current = self._next
+            self._connection = Connection(connected, name, self._byte_order, max_reply, self._silence)
             return self._connection
         raise Lost(ConnectionRefusedError("no address accepts a connection"), may_have_run=False)
 
@@ -273,6 +288,7 @@ class Client:
         if self._connection is not None:
             address, has_replied = self._connection.address, self._connection.has_replied
             self._drop()
+            self._addresses[self._current].note_end(address, has_replied)
             self._next = (self._next + 1) % len(self._addresses)
             self._note(address, lost.reason)
             if has_replied:
@@ -288,18 +304,19 @@ class Client:
 
     def _give_up(self, pending: list[Pending], deadline: Deadline, otherwise: str) -> None:
         """Ends the requests without an outcome at the deadline."""
-        reasons = "; ".join(f"{address}: {reason}" for address, reason in self._reasons.items()) or otherwise
+        texts = (f"{address}: {why(reason)}" for address, reason in self._reasons.items())
+        reasons = "; ".join(texts) or otherwise
         for request in pending:
             if request.outcome is None:
                 request.settle_doubt()
             if request.outcome is None:
                 text = f"{request.method} was not executed within {deadline.timeout:g} s: {reasons}"
-                request.outcome = Outcome(error=Unavailable(text))
+                request.outcome = Outcome(error=Unavailable(text, dict(self._reasons)))
 
     def _note(self, address: str, reason: Exception) -> None:
         """Notes why a request was not executed at an address. The end of the time counts only if there is no other reason."""
         if not isinstance(reason, TimeoutError) or address not in self._reasons:
-            self._reasons[address] = why(reason)
+            self._reasons[address] = reason
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
