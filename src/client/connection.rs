@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ConnectionError;
-use super::address::DaemonSocket;
+use super::connect::DaemonSocket;
 use super::options::ClientOptions;
 use super::queue::{Lost, RequestQueue};
 use super::wire::{GoawayFrame, ReplyBody, ReplyFrames};

@@ -13,6 +13,18 @@
 //! with the first call. When a connection is refused or ends, it tries the next address; after each round, and after
 //! each connection that has ended, it waits for a random time up to a bound that doubles (full jitter).
 //!
+//! **SRV records.** With the Cargo feature `srv`, an address may be `srv:_SERVICE._PROTOCOL.NAME`, such as
+//! `srv:_fdpassd._tcp.example.net`: a name whose SRV records have the hosts and ports of the daemons (RFC 2782). The name
+//! is a complete one; the search list of the system is not used. The client connects to a target of the lowest priority
+//! that accepts, and among those of a priority at random by their weights. A target whose connection was refused or has
+//! ended is tried again after all others. The records are used until their time to live is over, and a connection until it
+//! ends; [`Client::address`] and the errors have the target. When all targets have failed, the client asks for the records
+//! again; it uses the ones it has, if they still hold, while no nameserver answers. The nameservers are those of
+//! `/etc/resolv.conf`, or of the option `ClientOptions::nameservers`. The addresses of a target are those that the
+//! nameserver has added to its answer, else what the nameservers of the option or the resolver of the system answer.
+//! [`ResolveError`] is the reason why the targets are not known. Nothing checks signatures (DNSSEC): a client trusts its
+//! nameservers and the network to them.
+//!
 //! **Threads.** Threads may share a client. Their requests are sent at once, up to 64 before the reply to the first of
 //! them, and the daemon executes them one after the other, in the order in which it receives them. So a slow method
 //! delays the calls of other threads; a client for each thread performs them at the same time. A client has no thread
@@ -53,6 +65,7 @@
 //! The protocol is fdpassd-rpc(7).
 
 mod address;
+mod connect;
 mod connection;
 mod error;
 mod options;
@@ -75,7 +88,8 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use self::address::Destination;
-pub(crate) use self::address::{explain_unix, srv_name};
+pub(crate) use self::address::srv_name;
+pub(crate) use self::connect::explain_unix;
 pub use self::error::{ConnectionError, Error};
 pub use self::options::ClientOptions;
 pub use self::request::ClientRequest;
@@ -124,8 +138,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns a client with the default options. An address is `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH`. No
-    /// connection is made before the first call.
+    /// Returns a client with the default options. An address is `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH`, and with the
+    /// Cargo feature `srv` also `srv:_SERVICE._PROTOCOL.NAME`. No connection is made before the first call.
     ///
     /// # Errors
     /// [`Error::Usage`]: an address is not valid, or there is none.

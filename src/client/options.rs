@@ -84,7 +84,7 @@ impl ClientOptions {
         ClientOptions { timeout, ..self }
     }
 
-    /// Sets the time for each attempt to connect, and for each lookup of a name: 5 s.
+    /// Sets the time for each attempt to connect, and for each lookup of a name or of its SRV records: 5 s.
     pub fn connect_timeout(self, connect_timeout: Duration) -> ClientOptions {
         ClientOptions {
             connect_timeout,
@@ -152,6 +152,14 @@ impl ClientOptions {
 
     /// Sets the nameservers that are asked for SRV records and for the addresses of their targets, in this order, instead
     /// of those of `/etc/resolv.conf`. The port is 53 as a rule.
+    ///
+    /// ```
+    /// use fdpassd::client::{Client, ClientOptions};
+    ///
+    /// let options = ClientOptions::new().nameservers([([192, 0, 2, 53], 53)]);
+    /// let client = Client::with_options(["srv:_fdpassd._tcp.example.net"], options)?;
+    /// # Ok::<(), fdpassd::client::Error>(())
+    /// ```
     #[cfg(feature = "srv")]
     pub fn nameservers<N: Into<SocketAddr>>(
         self,

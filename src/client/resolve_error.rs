@@ -32,7 +32,7 @@ pub enum ResolveError {
     BadAnswer {
         /// The nameserver.
         nameserver: SocketAddr,
-        /// What is wrong.
+        /// The mistake.
         why: String,
     },
     /// A nameserver cannot be reached.

@@ -13,7 +13,7 @@ A, CNAME, AAAA, SRV = 1, 5, 28, 33
 
 
 class Asked(NamedTuple):
-    """What is asked."""
+    """A question."""
 
     name: str
     kind: int

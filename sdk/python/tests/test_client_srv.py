@@ -63,7 +63,7 @@ class Order(unittest.TestCase):
         for port in range(4):
             self.assertAlmostEqual(firsts[port], 5000, delta=500)
 
-    def test_a_weight_of_0_has_a_small_chance_beside_others(self) -> None:
+    def test_a_weight_of_0_is_drawn_rarely(self) -> None:
         self.assertAlmostEqual(self.first((1, 99), (1, 0))[1], 200, delta=100)
         records = [Record(1, 9, 0, "a"), Record(1, 0, 1, "a")]
         self.assertEqual(in_order(records, lambda record: record, lambda last: 0)[0].port, 1)

@@ -16,7 +16,7 @@ const MAX_ALIASES: usize = 16;
 
 /// A question.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Question<'a> {
+pub(super) struct DnsQuestion<'a> {
     name: &'a str,
     kind: TYPE,
 }
@@ -39,7 +39,7 @@ pub(super) struct HostAddress {
     pub(super) ttl: u32,
 }
 
-/// What a nameserver knows.
+/// The records in an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct DnsAnswer {
     pub(super) records: Vec<SrvRecord>,
@@ -52,7 +52,7 @@ pub(super) struct DnsAnswer {
 /// A message that has arrived.
 #[derive(Debug)]
 pub(super) enum Received {
-    /// It is not the answer to the question.
+    /// The message is not the answer to the question.
     Foreign,
     /// The answer is longer than a datagram may be.
     Truncated,
@@ -65,23 +65,23 @@ pub(super) enum Received {
     Bad(String),
 }
 
-impl<'a> Question<'a> {
-    pub(super) fn srv(name: &'a str) -> Question<'a> {
-        Question {
+impl<'a> DnsQuestion<'a> {
+    pub(super) fn srv(name: &'a str) -> DnsQuestion<'a> {
+        DnsQuestion {
             name,
             kind: TYPE::SRV,
         }
     }
 
-    pub(super) fn a(name: &'a str) -> Question<'a> {
-        Question {
+    pub(super) fn a(name: &'a str) -> DnsQuestion<'a> {
+        DnsQuestion {
             name,
             kind: TYPE::A,
         }
     }
 
-    pub(super) fn aaaa(name: &'a str) -> Question<'a> {
-        Question {
+    pub(super) fn aaaa(name: &'a str) -> DnsQuestion<'a> {
+        DnsQuestion {
             name,
             kind: TYPE::AAAA,
         }
@@ -108,7 +108,7 @@ impl<'a> Question<'a> {
         }
         let packet = match Packet::parse(message) {
             Ok(packet) => packet,
-            // What else it has is not needed.
+            // Its records are not used.
             Err(_) if is_truncated(message) => return Received::Truncated,
             Err(error) => return Received::Bad(error.to_string()),
         };

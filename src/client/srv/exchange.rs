@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::ResolveError;
 use super::super::options::random;
-use super::answer::{DnsAnswer, Question, Received};
+use super::answer::{DnsAnswer, DnsQuestion, Received};
 use super::nameservers::Nameservers;
 
 /// The longest message.
@@ -22,13 +22,13 @@ enum Attempt {
     Late,
 }
 
-/// Asks the nameservers, one after the other, until one of them answers. Returns the answer and who has sent it.
+/// Asks the nameservers, one after the other, until one of them answers. Returns the answer and its sender.
 ///
 /// # Errors
 /// The name has no such records, or the last error of a nameserver.
 pub(super) fn ask(
     nameservers: &Nameservers,
-    question: &Question<'_>,
+    question: &DnsQuestion<'_>,
     deadline: Instant,
 ) -> Result<(DnsAnswer, SocketAddr), ResolveError> {
     let begin = Instant::now();
@@ -62,7 +62,7 @@ pub(super) fn ask(
 /// Asks a nameserver once.
 fn attempt(
     nameserver: SocketAddr,
-    question: &Question<'_>,
+    question: &DnsQuestion<'_>,
     until: Instant,
 ) -> Result<DnsAnswer, Attempt> {
     let bad = |why: String| Attempt::Failed(ResolveError::BadAnswer { nameserver, why });
@@ -98,7 +98,7 @@ fn attempt(
 /// Sends a question in a datagram. Returns the first message of the nameserver that has this question.
 fn over_udp(
     nameserver: SocketAddr,
-    (question, id): (&Question<'_>, u16),
+    (question, id): (&DnsQuestion<'_>, u16),
     message: &[u8],
     until: Instant,
 ) -> io::Result<Received> {

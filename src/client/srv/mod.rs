@@ -15,9 +15,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use self::answer::{DnsAnswer, Question, SrvRecord};
+use self::answer::{DnsAnswer, DnsQuestion, SrvRecord};
 use self::nameservers::Nameservers;
-use super::address::{ConnectFailure, DaemonSocket, NamedHost, connect_to_one_of, left_of};
+use super::connect::{ConnectFailure, DaemonSocket, NamedHost, connect_to_one_of, left_of};
 use super::options::ClientOptions;
 use super::{ConnectionError, ResolveError};
 
@@ -32,7 +32,7 @@ pub(super) struct SrvName {
     state: Mutex<SrvState>,
 }
 
-/// What is known of a name.
+/// The targets of a name.
 #[derive(Debug, Default)]
 struct SrvState {
     targets: Vec<Arc<SrvTarget>>,
@@ -46,7 +46,7 @@ struct SrvState {
 #[derive(Debug)]
 struct SrvTarget {
     record: SrvRecord,
-    /// Its name and port, as users of the client read it.
+    /// The name and the port, as users of the client read it.
     daemon: Arc<str>,
     /// The addresses that the nameserver has added to its answer.
     addresses: Vec<SocketAddr>,
@@ -186,7 +186,7 @@ impl SrvName {
     ) -> Result<(Vec<Arc<SrvTarget>>, Instant), ResolveError> {
         let nameservers = Nameservers::of(options)?;
         let asked = Instant::now();
-        let question = Question::srv(&self.name);
+        let question = DnsQuestion::srv(&self.name);
         let (answer, nameserver) = exchange::ask(&nameservers, &question, asked + time)?;
         let (targets, seconds) = targets_of(answer, nameserver)?;
         Ok((targets, asked + Duration::from_secs(u64::from(seconds))))
@@ -241,8 +241,8 @@ impl SrvTarget {
         let nameservers = Nameservers::of(options)?;
         let now = Instant::now();
         let questions = [
-            (Question::aaaa(&self.record.target), now + time / 2),
-            (Question::a(&self.record.target), now + time),
+            (DnsQuestion::aaaa(&self.record.target), now + time / 2),
+            (DnsQuestion::a(&self.record.target), now + time),
         ];
         let mut found = Vec::new();
         let mut failure = None;

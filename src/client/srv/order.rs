@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(ports(Vec::new(), random), [0; 0]);
     }
 
-    /// Counts which record is the first of so many draws.
+    /// Counts how often each record is the first.
     fn first_of(of: &[(u16, u16)], draws: u32) -> BTreeMap<u16, f64> {
         let mut random = random_of(7);
         let mut firsts = BTreeMap::new();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_of_0_has_a_small_chance_beside_others() {
+    fn a_weight_of_0_is_drawn_rarely() {
         let firsts = first_of(&[(1, 99), (1, 0)], 100_000);
         // 1 of 100 draws is the number 0.
         assert!((firsts[&1] - 1_000.0).abs() < 300.0, "{firsts:?}");

@@ -1,4 +1,4 @@
-//! What `call` sends its request to.
+//! The target of `call`.
 
 use std::fmt;
 

@@ -66,7 +66,7 @@ def seconds(name: str, value: float) -> float:
 
 
 class Lookup(Generic[_T]):
-    """What a function finds, which a thread calls: resolvers know no deadline."""
+    """A call of a function by a thread, because resolvers know no deadline."""
 
     def __init__(self, find: Callable[[], _T]) -> None:
         self._found: list[_T] = []

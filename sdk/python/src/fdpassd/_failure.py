@@ -64,8 +64,8 @@ class Unavailable(Error):
 class ResolveError(OSError):
     """The daemons of a name of SRV records are not known, or the addresses of one of them.
 
-    `kind` is ``no_nameserver``, ``no_such_name``, ``no_records``, ``not_available`` (the target is ``.``),
-    ``server_failed``, ``unreachable`` or ``bad_answer``. That no nameserver has answered in time is a `TimeoutError`.
+    The values of `kind`: ``no_nameserver``, ``no_such_name``, ``no_records``, ``not_available`` (the target is ``.``),
+    ``server_failed``, ``unreachable``, ``bad_answer``. That no nameserver has answered in time is a `TimeoutError`.
     """
 
     def __init__(self, kind: str, text: str) -> None:

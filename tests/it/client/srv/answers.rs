@@ -74,7 +74,7 @@ fn a_name_without_records_is_a_final_error() {
 fn a_target_of_a_dot_means_that_there_is_no_service() {
     let (why, _) = why_of(|asked| asked.reply().srv(60, [0, 0, 0], ".").once());
     assert!(matches!(why, ResolveError::NotAvailable), "{why:?}");
-    // Beside others it says nothing.
+    // With another target it is ignored.
     let daemon = start("");
     let port = port(&daemon);
     let nameserver = Nameserver::start(move |asked| {
@@ -391,7 +391,7 @@ fn no_answer_ends_the_client() {
         nameserver.set(move |asked| mutated(asked, &mut part.lock().expect("no panic")));
         let options = options_of(&nameserver).timeout(Duration::from_millis(100));
         let client = Client::with_options([format!("srv:{SERVICE}")], options.fail_fast());
-        // Whatever it is.
+        // Each outcome is right.
         let _ = client.expect("valid").call::<u32>("ping", random.below(9));
     }
     nameserver.set(zone(LONG, &[("a.example.net", 1, 0, port)]));

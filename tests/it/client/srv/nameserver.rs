@@ -11,7 +11,7 @@ pub(super) const CNAME: u16 = 5;
 pub(super) const AAAA: u16 = 28;
 pub(super) const SRV: u16 = 33;
 
-/// What is asked.
+/// A question.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) name: String,
