@@ -209,9 +209,11 @@ pub(super) struct CallArguments {
     #[arg(value_name = "PARAMS", value_parser = json, allow_negative_numbers = true)]
     pub(super) params: Option<Box<RawValue>>,
 
-    /// Listener: an IP address and a port, unix:/path, or srv:name
+    /// Listener: an IP address and a port, or unix:/path
     ///
     /// Default: the daemon's first listener.
+    ///
+    /// With the Cargo feature srv also srv:_SERVICE._PROTOCOL.NAME.
     #[arg(long, value_name = "ADDRESS", value_parser = target)]
     pub(super) to: Option<CallTarget>,
 

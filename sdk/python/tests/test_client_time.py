@@ -180,7 +180,7 @@ class Deadlines(ClientCase):
             address._targets = [(socket.AF_INET, free.getsockname())]
         with mock.patch("fdpassd._address.socket.socket", SelfConnecting):
             with self.assertRaisesRegex(ConnectionRefusedError, "nothing listens there"):
-                address.connect(TIMEOUT, fdpassd._address.Deadline(TIMEOUT))
+                address.open(TIMEOUT, fdpassd._address.Deadline(TIMEOUT))
 
 
 class Waits(ClientCase):
