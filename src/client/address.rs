@@ -111,7 +111,6 @@ impl Destination {
     }
 
     /// Notes that the connection to one of its daemons has ended, so that the next one is made to another.
-    #[cfg_attr(not(feature = "srv"), expect(clippy::unused_self))]
     pub(super) fn note_end(&self, _daemon: &Arc<str>, _has_replied: bool) {
         #[cfg(feature = "srv")]
         if let Destination::Srv(name) = self {
