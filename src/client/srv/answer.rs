@@ -51,7 +51,7 @@ pub(super) struct DnsAnswer {
 
 /// A message that has arrived.
 #[derive(Debug)]
-pub(super) enum Received {
+pub(super) enum DnsMessage {
     /// The message is not the answer to the question.
     Foreign,
     /// The answer is longer than a datagram may be.
@@ -102,26 +102,26 @@ impl<'a> DnsQuestion<'a> {
     }
 
     /// Returns what a message is.
-    pub(super) fn check(&self, id: u16, message: &[u8]) -> Received {
+    pub(super) fn check(&self, id: u16, message: &[u8]) -> DnsMessage {
         if simple_dns::header_buffer::id(message).ok() != Some(id) {
-            return Received::Foreign;
+            return DnsMessage::Foreign;
         }
         let packet = match Packet::parse(message) {
             Ok(packet) => packet,
             // Its records are not used.
-            Err(_) if is_truncated(message) => return Received::Truncated,
-            Err(error) => return Received::Bad(error.to_string()),
+            Err(_) if is_truncated(message) => return DnsMessage::Truncated,
+            Err(error) => return DnsMessage::Bad(error.to_string()),
         };
         if !packet.has_flags(PacketFlag::RESPONSE) || !self.is_of(&packet) {
-            return Received::Foreign;
+            return DnsMessage::Foreign;
         }
         if packet.has_flags(PacketFlag::TRUNCATION) {
-            return Received::Truncated;
+            return DnsMessage::Truncated;
         }
         match packet.rcode() {
             RCODE::NoError => self.answer(&packet),
-            RCODE::NameError => Received::None(ResolveError::NoSuchName),
-            other => Received::Failed(code(other)),
+            RCODE::NameError => DnsMessage::None(ResolveError::NoSuchName),
+            other => DnsMessage::Failed(code(other)),
         }
     }
 
@@ -139,10 +139,10 @@ impl<'a> DnsQuestion<'a> {
         }
     }
 
-    fn answer(&self, packet: &Packet<'_>) -> Received {
+    fn answer(&self, packet: &Packet<'_>) -> DnsMessage {
         let (records, ttl) = match self.records(&packet.answers) {
             Ok(found) => found,
-            Err(why) => return Received::Bad(why),
+            Err(why) => return DnsMessage::Bad(why),
         };
         let mut answer = DnsAnswer {
             ttl,
@@ -161,9 +161,9 @@ impl<'a> DnsQuestion<'a> {
                 TYPE::SRV => "SRV",
                 _ => "A or AAAA",
             };
-            return Received::None(ResolveError::NoRecords { kind });
+            return DnsMessage::None(ResolveError::NoRecords { kind });
         }
-        Received::Answer(answer)
+        DnsMessage::Answer(answer)
     }
 
     /// Returns the records of the name, or of the name that it is an alias of, and their time to live.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::ResolveError;
 use super::super::options::random;
-use super::answer::{DnsAnswer, DnsQuestion, Received};
+use super::answer::{DnsAnswer, DnsMessage, DnsQuestion};
 use super::nameservers::Nameservers;
 
 /// The longest message.
@@ -78,20 +78,20 @@ fn attempt(
     let message = question.message(id).map_err(bad)?;
     let mut received =
         over_udp(nameserver, (question, id), &message, until).map_err(unreachable)?;
-    if matches!(received, Received::Truncated) {
+    if matches!(received, DnsMessage::Truncated) {
         let answer = over_tcp(nameserver, &message, until).map_err(unreachable)?;
         received = question.check(id, &answer);
     }
     match received {
-        Received::Answer(answer) => Ok(answer),
-        Received::None(why) => Err(Attempt::Final(why)),
-        Received::Failed(code) => Err(Attempt::Failed(ResolveError::ServerFailed {
+        DnsMessage::Answer(answer) => Ok(answer),
+        DnsMessage::None(why) => Err(Attempt::Final(why)),
+        DnsMessage::Failed(code) => Err(Attempt::Failed(ResolveError::ServerFailed {
             nameserver,
             code,
         })),
-        Received::Bad(why) => Err(bad(why)),
-        Received::Foreign => Err(bad("it is the answer to another question".to_owned())),
-        Received::Truncated => Err(bad("it is truncated over TCP too".to_owned())),
+        DnsMessage::Bad(why) => Err(bad(why)),
+        DnsMessage::Foreign => Err(bad("it is the answer to another question".to_owned())),
+        DnsMessage::Truncated => Err(bad("it is truncated over TCP too".to_owned())),
     }
 }
 
@@ -101,7 +101,7 @@ fn over_udp(
     (question, id): (&DnsQuestion<'_>, u16),
     message: &[u8],
     until: Instant,
-) -> io::Result<Received> {
+) -> io::Result<DnsMessage> {
     let any: SocketAddr = match nameserver {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -119,7 +119,7 @@ fn over_udp(
             Err(error) => return Err(error),
         };
         match question.check(id, &buffer[..length]) {
-            Received::Foreign => (),
+            DnsMessage::Foreign => (),
             received => return Ok(received),
         }
     }
