@@ -55,7 +55,7 @@ pub(super) fn perform(
     }
     match report.first_error {
         None => Ok(()),
-        Some(first) => Err(Error::Unable(format!(
+        Some(first) => Err(Error::LoadFailed(format!(
             "{} failed, the first: {first}",
             counted(report.errors, "connection")
         ))),

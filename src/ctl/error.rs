@@ -72,6 +72,8 @@ pub(super) enum Error {
     Ended { name: String, pid: u32 },
     /// A program is not right as an app. Holds how many checks it has failed.
     AppFailed(String),
+    /// Connections of a load have failed. Holds how many, and why the first.
+    LoadFailed(String),
     /// The configuration that was checked has a mistake.
     BadConfiguration { message: String, place: Box<Place> },
     /// The command line asks for something that is not possible.
@@ -110,6 +112,7 @@ impl Error {
             },
             Error::Output(_)
             | Error::AppFailed(_)
+            | Error::LoadFailed(_)
             | Error::BadConfiguration { .. }
             | Error::Unable(_) => ExitStatus::Failed,
             Error::Ended { .. } | Error::NoDaemon { .. } => ExitStatus::NotRunning,
@@ -152,9 +155,11 @@ impl Error {
             place: Option<&'a Place>,
         }
         let (code, message) = match self {
-            Error::Hosts { .. } | Error::AppFailed(_) | Error::Output(_) | Error::Ended { .. } => {
-                return None;
-            }
+            Error::Hosts { .. }
+            | Error::AppFailed(_)
+            | Error::LoadFailed(_)
+            | Error::Output(_)
+            | Error::Ended { .. } => return None,
             Error::Connection(Refused { code, message, .. }) => (code.as_str(), message.clone()),
             Error::BadConfiguration { message, .. } => ("rejected", message.clone()),
             _ => (self.exit().code(), self.to_string()),
@@ -191,7 +196,10 @@ impl fmt::Display for Error {
             Error::Ended { name, pid } => write!(f, "{name} (pid {pid}) has ended"),
             Error::AppFailed(checks) => write!(f, "the app fails {checks}"),
             Error::BadConfiguration { .. } => f.write_str("the configuration has a mistake:"),
-            Error::Usage(why) | Error::Unable(why) | Error::Unreachable(why) => f.write_str(why),
+            Error::Usage(why)
+            | Error::Unable(why)
+            | Error::LoadFailed(why)
+            | Error::Unreachable(why) => f.write_str(why),
             Error::CommandLine(mistake) => f.write_str(&mistake.message),
             Error::BadHostsFile { path, .. } => write!(f, "{} has a mistake:", path.display()),
             Error::NoDaemon { socket, reason } => write!(
