@@ -116,7 +116,9 @@ fn make_room(connections: u64) -> Result<(), Error> {
     let possible = limit.saturating_sub(OTHERS);
     if connections > possible {
         return Err(Error::Usage(format!(
-            "{connections} connections need more open files than the limit, {limit} (ulimit -n -H)"
+            "{} need more open files than the limit, {} (ulimit -n -H)",
+            counted(connections, "connection"),
+            grouped(limit)
         )));
     }
     Ok(())

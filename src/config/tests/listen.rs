@@ -127,7 +127,7 @@ fn proxy_needs_the_balancers_over_tcp_and_only_there() {
 fn an_invalid_version_or_network_is_refused_with_its_place() {
     let error = refused(
         "listen = [{ address = \"unix:/x\", proxy = «\"v3\" }]",
-        "unknown word `v3`, expected one of `v1`, `v2`, `any`",
+        r#"invalid value: string "v3", expected one of "v1", "v2", "any""#,
     );
     assert_eq!(error.help(), None);
     let tcp = "listen = [{ address = \"[::]:1\", proxy = \"v2\", proxy-from = [\"::1\", «";

@@ -11,7 +11,7 @@ use crate::proto::names::Address;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArguments {
-    /// The method; "ping" has params with a number that each reply must have
+    /// The method; a reply to "ping" must have its params
     #[arg(default_value = PING)]
     pub(crate) method: String,
 
@@ -34,7 +34,7 @@ pub(crate) struct BenchArguments {
     #[arg(short, long, value_name = "N", default_value_t = 16, value_parser = number(1..=1_000_000))]
     pub(crate) connections: u64,
 
-    /// Requests on the way at the same time on each connection
+    /// Unanswered requests of each connection
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = number(1..=100_000))]
     pub(crate) depth: u64,
 
@@ -55,7 +55,7 @@ pub(crate) struct BenchArguments {
     #[arg(conflicts_with_all = ["duration", "rate"])]
     pub(crate) count: Option<u64>,
 
-    /// Send N requests a second, whether or not those before are answered
+    /// Send N requests a second, however late replies are
     ///
     /// Default: each as soon as a reply makes room for it.
     #[arg(long, value_name = "N", value_parser = rate)]

@@ -55,9 +55,13 @@ fn answers_with_an_id_that_is_no_number_end_the_pair() {
     };
     let frames = [
         ("write", r#"{"id":"ID","result":1}"#, "string"),
-        ("write", r#"{"id":1.0,"result":1}"#, "floating point"),
+        ("write", r#"{"id":1.0,"result":1}"#, "float `1.0`"),
         ("write", r#"{"id":-1,"result":1}"#, "-1"),
-        ("write", r#"{"id":18446744073709551616,"result":1}"#, "u64"),
+        (
+            "write",
+            r#"{"id":18446744073709551616,"result":1}"#,
+            "a whole number",
+        ),
         (
             "write",
             r#"{"id":18446744073709551615,"result":1}"#,
