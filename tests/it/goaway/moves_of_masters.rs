@@ -1,6 +1,7 @@
 //! The wish for a goaway, and the moves of a drain, outlive the worker and the master.
 
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use fdpassd::testing::{Client, ServiceManager, eventually};
@@ -72,34 +73,40 @@ fn the_moves_continue_in_the_next_master() {
 /// and the other one when its time is over.
 #[test]
 fn kicked_clients_are_closed_by_the_next_master() {
-    for how in [How::Term, How::TermAll, How::Upgrade] {
-        let manager = ServiceManager::new();
-        let config = format!("{BOTH}workers.count = 2\nlimits.request-timeout = \"none\"\n");
-        let program = faulty::example("faulty");
-        let daemon = manager.setup(&program, &config).start();
-        let daemon = daemon.expect("it serves");
-        daemon.wait_for_workers();
-        wait_for_confirmed_store(&daemon);
-        let mut clients: Vec<Client> = daemon.addresses().iter().map(opted_in).collect();
-        for client in &mut clients {
-            client.request("sleep_again", 3_600_000);
+    thread::scope(|threads| {
+        for how in [How::Term, How::TermAll, How::Upgrade] {
+            threads.spawn(move || kicked_clients_are_closed_after(how));
         }
-        daemon.wait_until("both requests execute", |status| {
-            status.workers.iter().all(|worker| worker.executing == 1)
-        });
-        let ids = ids(&daemon);
-        for id in &ids {
-            assert!(kick(&daemon, *id), "{how:?}");
-        }
-        let daemon = restart(&manager, daemon, how, &program);
-        // It is gone already if the restart took longer than the time of the first kick.
-        if let Ok(kicked) = daemon.ctl_with("kick", json!({ "client": ids[0] })) {
-            assert_eq!(kicked["goaway"], json!(false), "{how:?}");
-        }
-        clients.iter_mut().for_each(Client::expect_end);
-        eventually("both are counted", || {
-            let kicked = "fdpassd_clients_closed_total{reason=\"kicked\"}";
-            (samples(&daemon)[kicked] == 2.0).then_some(())
-        });
+    });
+}
+
+fn kicked_clients_are_closed_after(how: How) {
+    let manager = ServiceManager::new();
+    let config = format!("{BOTH}workers.count = 2\nlimits.request-timeout = \"none\"\n");
+    let program = faulty::example("faulty");
+    let daemon = manager.setup(&program, &config).start();
+    let daemon = daemon.expect("it serves");
+    daemon.wait_for_workers();
+    wait_for_confirmed_store(&daemon);
+    let mut clients: Vec<Client> = daemon.addresses().iter().map(opted_in).collect();
+    for client in &mut clients {
+        client.request("sleep_again", 3_600_000);
     }
+    daemon.wait_until("both requests execute", |status| {
+        status.workers.iter().all(|worker| worker.executing == 1)
+    });
+    let ids = ids(&daemon);
+    for id in &ids {
+        assert!(kick(&daemon, *id), "{how:?}");
+    }
+    let daemon = restart(&manager, daemon, how, &program);
+    // It is gone already if the restart took longer than the time of the first kick.
+    if let Ok(kicked) = daemon.ctl_with("kick", json!({ "client": ids[0] })) {
+        assert_eq!(kicked["goaway"], json!(false), "{how:?}");
+    }
+    clients.iter_mut().for_each(Client::expect_end);
+    eventually("both are counted", || {
+        let kicked = "fdpassd_clients_closed_total{reason=\"kicked\"}";
+        (samples(&daemon)[kicked] == 2.0).then_some(())
+    });
 }
