@@ -36,7 +36,8 @@ pub(super) fn perform(
     let to = plan.to.clone();
     let mut load = Load::new(plan).map_err(unable)?;
     if let Some(time) = arguments.warm_up {
-        load.run(Pace::Time(time), &stop).map_err(unable)?;
+        let warm_up = load.run(Pace::Time(time), &stop).map_err(unable)?;
+        check(&warm_up)?;
     }
     let report = load.run(arguments.pace(), &stop).map_err(unable)?;
     let bench = Bench {
@@ -53,7 +54,12 @@ pub(super) fn perform(
         }
         false => bench.write(session, out).map_err(Error::Output)?,
     }
-    match report.first_error {
+    check(&report)
+}
+
+/// Fails if connections have failed.
+fn check(report: &LoadReport) -> Result<(), Error> {
+    match &report.first_error {
         None => Ok(()),
         Some(first) => Err(Error::LoadFailed(format!(
             "{} failed, the first: {first}",

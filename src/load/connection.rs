@@ -26,11 +26,12 @@ pub(super) struct LoadConnection {
     socket: OwnedFd,
     outbox: Vec<u8>,
     sent: usize,
+    has_sent: bool,
     inbox: Vec<u8>,
     asked: VecDeque<AwaitedReply>,
     /// Requests that were issued.
     pub(super) issued: u64,
-    /// Requests after which it is over.
+    /// Requests after which it is closed.
     pub(super) quota: u64,
     /// Requests that a closed loop has reserved for it and that are not yet issued.
     pub(super) reserved: u64,
@@ -38,7 +39,7 @@ pub(super) struct LoadConnection {
 
 impl LoadConnection {
     /// Begins to connect. The number of the connection chooses the source address on loopback: a client that closes
-    /// first keeps its port in TIME_WAIT, and one address has not ports enough for a long run of short connections.
+    /// first keeps its port in TIME_WAIT, and one address has not enough ports for a long run of short connections.
     pub(super) fn open(to: &Address, number: u64) -> io::Result<LoadConnection> {
         let socket = match to {
             Address::Tcp(to) => begin_tcp(to, source_of(*to, number))?,
@@ -48,6 +49,7 @@ impl LoadConnection {
             socket,
             outbox: Vec::new(),
             sent: 0,
+            has_sent: false,
             inbox: Vec::new(),
             asked: VecDeque::new(),
             issued: 0,
@@ -61,6 +63,14 @@ impl LoadConnection {
         self.asked.len()
     }
 
+    /// Returns the sentence about an error of [`LoadConnection::flush`]: the first write shows whether the connection was made.
+    pub(super) fn cannot_write(&self, why: &io::Error) -> String {
+        match self.has_sent {
+            true => format!("cannot write: {why}"),
+            false => format!("cannot connect: {why}"),
+        }
+    }
+
     /// Puts a request into the outbox.
     pub(super) fn issue(&mut self, number: u64, due: Instant, message: &mut LoadMessage) {
         message.write(number, &mut self.outbox);
@@ -72,7 +82,10 @@ impl LoadConnection {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while self.sent < self.outbox.len() {
             match transmit(&self.socket, &self.outbox[self.sent..])? {
-                Transfer::Bytes(n) => self.sent += n,
+                Transfer::Bytes(n) => {
+                    self.sent += n;
+                    self.has_sent = true;
+                }
                 Transfer::Nothing => return Ok(()),
                 Transfer::Shortage => return Err(io::Error::other(NO_MEMORY)),
                 Transfer::End => return Err(io::ErrorKind::ConnectionReset.into()),
@@ -97,7 +110,7 @@ impl LoadConnection {
                 Ok(Transfer::Shortage) => return Err(cannot_read(&NO_MEMORY)),
                 Ok(Transfer::End) => {
                     let missing = self.asked.len();
-                    return Err(format!("closed by the server, {missing} replies missing"));
+                    return Err(format!("closed by the server; replies missing: {missing}"));
                 }
                 Err(e) => return Err(cannot_read(&e)),
             };

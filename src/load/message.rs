@@ -48,7 +48,7 @@ impl Framing {
     /// Returns what precedes a body of this length.
     fn prefix(self, length: usize) -> Result<Vec<u8>, LoadError> {
         let short = u32::try_from(length)
-            .map_err(|_| LoadError("a request of 4 GiB or more".to_owned()))?;
+            .map_err(|_| LoadError("a request cannot have 4 GiB or more".to_owned()))?;
         Ok(match self {
             Framing::Frames(ByteOrder::Little) => short.to_le_bytes().to_vec(),
             Framing::Frames(ByteOrder::Big) => short.to_be_bytes().to_vec(),
@@ -223,7 +223,7 @@ impl LoadMessage {
     /// Returns requests of a method that returns its params in a reply named `pong`.
     ///
     /// # Errors
-    /// If a frame cannot be as long.
+    /// If a frame would have 4 GiB or more.
     pub fn numbered(
         method: &str,
         params: NumberedParams,
@@ -247,7 +247,7 @@ impl LoadMessage {
     /// Returns requests with the same params, whose replies must not be errors.
     ///
     /// # Errors
-    /// If a frame cannot be as long.
+    /// If a frame would have 4 GiB or more.
     pub fn fixed(
         method: &str,
         params: Option<&str>,

@@ -47,13 +47,13 @@ pub struct LoadPlan {
     pub to: Address,
     /// Connections at the same time.
     pub connections: usize,
-    /// Requests that are not answered at the same time on each connection.
+    /// The most unanswered requests of each connection.
     pub depth: usize,
     /// Requests after which a connection is closed and another opened; `None` keeps it.
     pub per_connection: Option<u64>,
     /// The requests, and their expected replies.
     pub message: LoadMessage,
-    /// A run without a reply for this long has failed.
+    /// A run is ended, with an error, if there is no reply for this long.
     pub silence: Duration,
 }
 
@@ -68,8 +68,8 @@ pub struct LoadReport {
     pub errors: u64,
     /// The first failure.
     pub first_error: Option<String>,
-    /// The times since a request was due. In a closed loop it is due when it is sent, and the first of a short
-    /// connection when that begins to connect.
+    /// The times since a request was due. In a closed loop it is due when it is sent; the first requests of a
+    /// connection are due when that begins to connect.
     pub latencies: Latencies,
     /// The time of the run.
     pub elapsed: Duration,
@@ -166,8 +166,9 @@ impl Load {
             }
             if now.duration_since(progress.1) > self.plan.silence {
                 return Err(LoadError(format!(
-                    "no reply for {:?}, {} awaited",
-                    self.plan.silence, run.pending
+                    "no reply for {}, {} awaited",
+                    humantime::format_duration(self.plan.silence),
+                    run.pending
                 )));
             }
         }
@@ -221,7 +222,8 @@ impl Load {
             self.next_number += 1;
         }
         if let Err(e) = connection.flush() {
-            self.fail(index, format!("cannot write: {e}"), run);
+            let why = connection.cannot_write(&e);
+            self.fail(index, why, run);
         }
     }
 
@@ -268,7 +270,7 @@ impl Load {
             report, pending, ..
         } = run;
         let received = match connection.flush() {
-            Err(e) => Err(format!("cannot write: {e}")),
+            Err(e) => Err(connection.cannot_write(&e)),
             Ok(()) => {
                 let now = Instant::now();
                 connection.receive(&mut self.scratch, &mut self.plan.message, |due| {

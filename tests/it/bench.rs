@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 use serde_json::{Value, json};
 
 use crate::common::program::{FDPASSCTL, Program, Said, ctl, ctl_command};
@@ -172,7 +174,7 @@ fn only_loopback_gets_load_without_a_further_option() {
     }
     for (arguments, why) in [
         (&["--size", "15"][..], "from 16 to"),
-        (&["--count", "0"], "expected a number from 1"),
+        (&["--count", "0"], "expected a number of at least 1"),
         (&["--rate", "0"], "above 0"),
         (&["--rate", "5", "--count", "5"], "--rate excludes --count"),
         (&["pi", "--size", "20"], "--size is for ping, not for pi"),
@@ -186,6 +188,17 @@ fn only_loopback_gets_load_without_a_further_option() {
         assert_eq!(said.code, Some(64), "{said:?}");
         assert!(said.err.contains(why), "{said:?}");
     }
+}
+
+/// Returns a TCP socket that does not listen, and its address.
+fn bound_socket() -> (OwnedFd, String) {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket =
+        socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket");
+    let any = SockaddrIn::new(127, 0, 0, 1, 0);
+    socket::bind(socket.as_raw_fd(), &any).expect("a port");
+    let address: SockaddrIn = socket::getsockname(socket.as_raw_fd()).expect("it is bound");
+    (socket, address.to_string())
 }
 
 /// A server with another protocol than it should have. It ends with the last client.
@@ -235,6 +248,12 @@ fn a_server_that_does_not_answer_is_given_up() {
     serving.join().expect("it served");
     assert_eq!(said.code, Some(1), "{said:?}");
     assert_eq!(said.err, "fdpassctl: no reply for 1s, 1 awaited\n");
+    // Bound and not listening: no other process can get the port.
+    let closed = bound_socket();
+    let said = bench(&["--to", &closed.1, "--count", "1", "-c", "1"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let expected = "fdpassctl: 1 connection failed, the first: cannot connect: Connection refused";
+    assert!(said.err.starts_with(expected), "{said:?}");
     let said = bench(&["--to", "unix:/nonexistent/rpc.sock", "--count", "1"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     let expected = "fdpassctl: 1 connection failed, the first: cannot connect: No such file";
