@@ -88,7 +88,7 @@ impl Destination {
     /// Connects to the first address of it that accepts, each within the `connect_timeout`, and all before `deadline`.
     ///
     /// # Errors
-    /// The last reason why each daemon does not.
+    /// The daemons to which no connection was made, each with the last reason.
     pub(super) fn connect(
         &self,
         options: &ClientOptions,

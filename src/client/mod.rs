@@ -16,12 +16,13 @@
 //! **SRV records.** With the Cargo feature `srv`, an address may be `srv:_SERVICE._PROTOCOL.NAME`, such as
 //! `srv:_fdpassd._tcp.example.net`: a name whose SRV records have the hosts and ports of the daemons (RFC 2782). The name
 //! is a complete one; the search list of the system is not used. The client connects to a target of the lowest priority
-//! that accepts, and among those of a priority at random by their weights. A target whose connection was refused or has
-//! ended is tried again after all others. The records are used until their time to live is over, and a connection until it
-//! ends; [`Client::address`] and the errors have the target. When all targets have failed, the client asks for the records
-//! again; it uses the ones it has, if they still hold, while no nameserver answers. The nameservers are those of
-//! `/etc/resolv.conf`, or of the option `ClientOptions::nameservers`. The addresses of a target are those that the
-//! nameserver has added to its answer, else what the nameservers of the option or the resolver of the system answer.
+//! that accepts. Among targets of the same priority it chooses at random, by their weights. A target whose connection
+//! was refused or has ended is tried again after all others. The records are used until their time to live is over, and
+//! a connection until it ends; [`Client::address`] and the errors name the target. When all targets have failed, the
+//! client asks for the records again; while no nameserver answers, it uses the records that it has, if they still hold.
+//! The nameservers are those of `/etc/resolv.conf`, or of the option `ClientOptions::nameservers`. The addresses of a
+//! target are those that the nameserver has added to its answer. If there are none, the client asks the nameservers of
+//! the option, or without that option the resolver of the system.
 //! [`ResolveError`] is the reason why the targets are not known. Nothing checks signatures (DNSSEC): a client trusts its
 //! nameservers and the network to them.
 //!

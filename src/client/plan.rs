@@ -46,8 +46,8 @@ impl AddressPlan {
         }
     }
 
-    /// Notes why a daemon at an address does not serve requests. A timeout is noted only if no other cause was noted of
-    /// it since `begin`; no request began before that.
+    /// Notes why a daemon at an address does not serve requests. `begin` is when the oldest request began: earlier
+    /// causes are removed. A timeout is noted only if there is no other cause of this daemon.
     pub(super) fn note(
         &mut self,
         address: usize,

@@ -33,9 +33,10 @@ pub struct Listen {
     pub access: Option<Access>,
     /// Whether a TCP address is bound even if no interface has it; false by default.
     pub freebind: bool,
-    /// The versions of the PROXY protocol header with which clients begin; `None`, the default, means none does.
+    /// The versions of the PROXY protocol header with which connections begin; `None`, the default: there is no header.
     pub proxy: Option<ProxyVersion>,
-    /// The addresses of the load balancers that may connect then; none for a Unix socket, whose mode stands for them.
+    /// The addresses of the load balancers that may connect if `proxy` is set; empty for a Unix socket, whose mode
+    /// decides who may connect.
     pub proxy_from: Vec<Network>,
 }
 

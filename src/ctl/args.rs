@@ -211,7 +211,7 @@ pub(super) struct CallArguments {
 
     /// Listener: an IP address and a port, or unix:/path
     ///
-    /// Default: the daemon's first listener.
+    /// Default: the daemon's first listener without the key proxy.
     ///
     /// With the Cargo feature srv also srv:_SERVICE._PROTOCOL.NAME.
     #[arg(long, value_name = "ADDRESS", value_parser = target)]

@@ -123,7 +123,8 @@ fn refused(code: String, message: String) -> rpc_client::Error {
     }
 }
 
-/// Returns the address and the byte order of the daemon's first listener, or where a daemon usually listens.
+/// Returns the address and the byte order of the daemon's first listener without the key `proxy`, else of its first
+/// one; without access to a daemon, where one usually listens.
 pub(super) fn first_listener(session: &Session) -> Result<(Address, ByteOrder), Error> {
     let asked = session
         .connect()

@@ -191,8 +191,8 @@ pub struct Settings {
     pub near_limit_at: Option<u64>,
     /// The worker stops answering after this number of requests, gives up every lease and exits.
     pub max_requests: Option<u64>,
-    /// A client whose PROXY protocol header has an address is given up before its first request: the master counts the
-    /// clients of each address, and leases only those within the limit again.
+    /// A client whose PROXY protocol header is complete is given up before its first request, unless the header is that
+    /// of a check: the master counts the clients of each address, and leases only those within the limit again.
     #[serde(default)]
     pub counts_addresses: bool,
     /// The worker's log.

@@ -270,7 +270,7 @@ where
 
 /// Checks that the TLVs end where the header does, and the checksum if there is one.
 fn check_tlvs(header: &[u8], tlvs: &[u8]) -> Result<(), ProxyFault> {
-    let malformed = || ProxyFault::Malformed("a TLV is longer than what is left of it");
+    let malformed = || ProxyFault::Malformed("a TLV is longer than the rest of it");
     let mut rest = tlvs;
     while !rest.is_empty() {
         let (head, after) = rest.split_first_chunk::<3>().ok_or_else(malformed)?;
@@ -279,7 +279,7 @@ fn check_tlvs(header: &[u8], tlvs: &[u8]) -> Result<(), ProxyFault> {
         if head[0] == CRC32C {
             let expected = value.try_into().map(u32::from_be_bytes);
             let expected =
-                expected.map_err(|_| ProxyFault::Malformed("its checksum has not 4 bytes"))?;
+                expected.map_err(|_| ProxyFault::Malformed("its checksum is not 4 bytes long"))?;
             let at = header.len() - after.len();
             if checksum(&header[..at], &header[at + 4..]) != expected {
                 return Err(ProxyFault::Checksum);
@@ -297,7 +297,7 @@ fn checksum(before: &[u8], after: &[u8]) -> u32 {
     !bytes.fold(u32::MAX, step)
 }
 
-/// The remainders of all bytes, by the reflected polynomial 0x1EDC6F41.
+/// The remainders of all bytes, by the polynomial 0x1EDC6F41, reflected (0x82F63B78).
 const CRC_TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;

@@ -41,8 +41,7 @@ pub fn syntax_mistake(text: &str, span: &Range<usize>, message: &str) -> Option<
             "a key is in quotes unless it has only letters, digits, `-` and `_`"
         }
         "invalid basic string" | "invalid multi-line basic string" | "invalid literal string"
-            if expected.contains('"') && expected.len() < 10
-                || expected.contains('\'') && expected.len() < 10 =>
+            if expected.contains(['"', '\'']) && expected.len() < 10 =>
         {
             "the string has no end: its closing quotes are missing"
         }

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::reply::Call;
-
 use crate::logging::LimitedLine;
 use crate::loop_clock::{LoopClock, Shortage};
 use crate::proto::channel::Settings;

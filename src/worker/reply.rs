@@ -20,9 +20,10 @@ use crate::sys::{fork, poll};
 pub struct Call<'a> {
     /// The client: the same for all requests of a connection, in every worker, and never reused.
     pub client: ClientId,
-    /// The client's address, as the kernel reported it when it connected, or as the load balancer before it did.
+    /// The client's address, as the kernel reported it when the client connected, or as a load balancer has reported it
+    /// by the PROXY protocol.
     pub peer: Peer,
-    /// The address of that load balancer, if the listener has the key `proxy` and the client came through one.
+    /// The address of the load balancer that has reported `peer`; none without one.
     pub via: Option<Peer>,
     /// 1; 2 if the request is executed once more, because its worker or app died.
     pub attempt: u32,

@@ -209,7 +209,7 @@ pub(super) fn is_name(text: &str) -> bool {
     text.len() <= MAX_NAME && text.split('.').all(|label| is_label(label.as_bytes()))
 }
 
-/// Returns whether names are the same, which have no upper and lower case.
+/// Returns whether two names are the same. Upper and lower case are not distinguished.
 fn is_same(name: &Name<'_>, text: &str) -> bool {
     let mut labels = text.split('.');
     let is_same = name.as_bytes().all(|label| {

@@ -19,6 +19,7 @@ enum Attempt {
     Final(ResolveError),
     /// Another one may answer.
     Failed(ResolveError),
+    /// The time of the attempt is over.
     Late,
 }
 
@@ -133,6 +134,7 @@ fn over_tcp(nameserver: SocketAddr, message: &[u8], until: Instant) -> io::Resul
         .to_be_bytes()
         .to_vec();
     prefixed.extend_from_slice(message);
+    // A question fits in the buffer of the socket, so that one write is enough.
     stream.set_write_timeout(Some(left_until(until)?))?;
     stream.write_all(&prefixed)?;
     let mut length = [0; 2];

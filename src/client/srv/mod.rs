@@ -38,7 +38,8 @@ struct SrvState {
     targets: Vec<Arc<SrvTarget>>,
     /// When the time to live of the records is over.
     until: Option<Instant>,
-    /// The targets that are tried last: since all were tried, they have failed, or their connection has ended.
+    /// The targets that have failed, or whose connection has ended, since all targets were tried. The others are tried
+    /// first.
     left: Vec<Arc<str>>,
 }
 
@@ -267,7 +268,7 @@ impl SrvTarget {
     }
 }
 
-/// Returns whether no nameserver knows better: the targets that are known so far are targets no more.
+/// Returns whether the answer holds for all nameservers: the targets that were known are not valid any more.
 fn is_final(why: &ResolveError) -> bool {
     matches!(
         why,

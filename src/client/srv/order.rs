@@ -5,13 +5,13 @@ use super::answer::SrvRecord;
 
 /// Returns a random number from 0 to this one, both included.
 pub(super) fn up_to(last: u64) -> u64 {
-    // There are less than 2^16 records with weights below 2^16.
+    // The sum of the weights is below 2^32: there are fewer than 2^16 records, with weights below 2^16.
     (u64::from(random()) * last.saturating_add(1)) >> 32
 }
 
 /// Orders targets by their priority, lowest first, and those of a priority at random by their weight, as RFC 2782
-/// describes: with a weight of 0 there is only a small chance to be selected before others. `draw` returns a random number
-/// up to its argument.
+/// describes: a target with a weight of 0 has only a small chance to be selected before others. `draw` returns a random
+/// number from 0 to its argument.
 pub(super) fn in_order<T>(
     mut targets: Vec<T>,
     record: impl Fn(&T) -> &SrvRecord,

@@ -22,7 +22,7 @@ pub(crate) struct BenchArguments {
 
     /// Listener: an IP address and a port, or unix:/path
     ///
-    /// Default: the daemon's first listener.
+    /// Default: the daemon's first listener without the key proxy.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) to: Option<Address>,
 

@@ -52,7 +52,7 @@ pub(super) fn release(text: &str) -> Result<Release, Infallible> {
     ))
 }
 
-/// Parses the time to wait for a reply.
+/// Parses a time of more than 0, such as that to wait for a reply.
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     match duration(text) {
         Ok(time) if time.is_zero() => Err("expected a time of more than 0".to_owned()),
@@ -80,7 +80,7 @@ pub(super) fn number(
     move |text| {
         let number = text.parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| match (*range.start(), *range.end()) {
-            (least, u64::MAX) => format!("expected a number from {least}"),
+            (least, u64::MAX) => format!("expected a number of at least {least}"),
             (least, most) => format!("expected a number from {least} to {most}"),
         })
     }

@@ -1,8 +1,9 @@
 //! Connections to listeners with the key `proxy`, which are clients only once something has come after the header.
 //!
 //! A worker reads the header and writes the address into the shared memory. The master learns it from a message, or
-//! finds it when the lease ends, and then counts the client for its address. A connection without a byte after the
-//! header, such as a check of a load balancer, is never counted as a client.
+//! finds it when the lease ends, and then counts the client for its address. A connection that ends without a byte
+//! after the header, such as a check of a load balancer, is not counted as a client, unless the daemon closes it for a
+//! reason of its own.
 
 use std::fmt;
 
@@ -67,7 +68,8 @@ impl Client {
         }
     }
 
-    /// Returns the same, if the slot of the client has this address that the master may not know yet.
+    /// Returns the addresses for display. `source` is the client's address in its slot, which the master may not know
+    /// yet.
     pub(crate) fn shown_with(&self, source: Option<Peer>) -> Shown {
         match source {
             Some(peer) => Shown {
@@ -132,8 +134,8 @@ impl Leases {
 }
 
 impl Clients {
-    /// Returns the number of clients that were ever accepted: connections of which nothing came after the header are
-    /// none.
+    /// Returns the number of clients that were ever accepted. Pending connections and those that have ended without
+    /// becoming clients are not included.
     pub(crate) fn accepted(&self) -> u64 {
         (self.next_id - 1)
             .saturating_sub(self.pending)
@@ -161,8 +163,8 @@ impl Clients {
         true
     }
 
-    /// Counts a connection for its address although that has as many clients as it may have: it is in a turn, and was
-    /// there before the limit.
+    /// Counts a connection for its address although that has as many clients as it may have: it is in a turn of a
+    /// worker that has started before a reload set the limit.
     pub(crate) fn count_beyond_limit(&mut self, client: &mut Client, telemetry: &Telemetry) {
         if let Some(proxied) = &mut client.proxied {
             if let Some(peer) = proxied.peer.as_ref().filter(|_| !proxied.is_counted) {
@@ -233,8 +235,8 @@ impl Clients {
         self.no_clients += 1;
     }
 
-    /// Counts a client that has no worker for its address, if its header was read since. Returns `None` if the address
-    /// has as many clients as it may have: then the client is rejected.
+    /// Counts a client without a worker for its address, if its header has been read. Rejects the client and returns
+    /// `None` if the address has as many clients as it may have.
     pub(crate) fn settle(
         &mut self,
         mut unleased: Unleased,

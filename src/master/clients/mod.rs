@@ -61,8 +61,9 @@ pub(crate) struct Clients {
     pub(crate) next_id: u64,
     /// All clients.
     count: u64,
-    /// Connections to listeners with the key `proxy` that are not counted as clients yet, and those that ended so.
+    /// Connections to listeners with the key `proxy` that are not counted as clients yet.
     pub(crate) pending: u64,
+    /// Such connections that ended without becoming clients, and those from addresses outside `proxy-from`.
     pub(crate) no_clients: u64,
     /// The listeners, by number, of such connections that have become clients since the listeners counted them.
     pub(crate) arrived: Vec<u32>,
@@ -169,7 +170,7 @@ impl Clients {
     }
 
     /// Makes a client of a connection that a listener accepted. Returns `None` if the connection has already ended or
-    /// was rejected. A listener with the key `proxy` has a rule for that.
+    /// was rejected. `rule` is the one of a listener with the key `proxy`.
     pub(crate) fn admit(
         &mut self,
         accepted: Accepted,

@@ -17,7 +17,7 @@ pub(crate) struct Proxied {
     /// Whether the client is counted for its address.
     pub(super) is_counted: bool,
     pub(super) standing: Standing,
-    /// Leases that ended only so that it was counted for its address: no moves.
+    /// Leases that ended only because the client had to be counted for its address. They do not count as moves.
     pub(super) releases: u32,
 }
 

@@ -243,7 +243,8 @@ impl Master {
         self.report_upgrade();
     }
 
-    /// Counts all clients for their addresses, and closes those in time that an operator has closed before.
+    /// Counts all clients for their addresses, and gives those that an operator has closed under the previous master
+    /// their time to leave.
     fn continue_with_clients(&mut self, now: Instant) {
         let (clients, workers) = (&mut self.clients, &self.workers);
         clients.recount_addresses(&self.settings.config.limits, workers.leased());

@@ -206,7 +206,7 @@ fn local_connections_and_those_without_an_ip_address_are_read() {
 
 #[test]
 fn a_binary_header_that_is_not_valid_is_refused() {
-    let too_long = "a TLV is longer than what is left of it";
+    let too_long = "a TLV is longer than the rest of it";
     let announced = |length: u16| {
         let length = length.to_be_bytes();
         [SIGNATURE, &[0x21, 0x11], &length].concat()
@@ -243,7 +243,7 @@ fn a_binary_header_that_is_not_valid_is_refused() {
         ),
         (
             binary(0x21, 0x11, &with_tlvs(&tlv(3, &[0; 3]))),
-            "its checksum has not 4 bytes",
+            "its checksum is not 4 bytes long",
         ),
     ] {
         assert_eq!(

@@ -18,7 +18,8 @@ impl Turn<'_, '_> {
             self.check_socket().ok()?;
         }
         if self.flags.half_closed && self.flags.proxy.is_awaited() && !self.flags.closing {
-            return self.end_without_header();
+            self.end_without_header();
+            return None;
         }
         let may_answer = !self.flags.closing && !self.blocked && !self.context.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {

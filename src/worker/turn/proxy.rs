@@ -11,7 +11,6 @@ use crate::proto::names::Peer;
 use crate::proto::proxy::{self, ProxyFault, ProxyHeader, ProxySource, ProxyVersion};
 use crate::proto::rpc::Code;
 use crate::shm::{CloseReason, ProxyState};
-use crate::worker::connection::WaitingFor;
 use crate::worker::kill_points::{self, Point};
 use crate::worker::reply::Fault;
 
@@ -52,7 +51,7 @@ impl Turn<'_, '_> {
         Ok(true)
     }
 
-    /// Returns whether the lease of a client with an address is given up before its first request.
+    /// Returns whether the lease of a client whose header is read is given up before its first request.
     fn must_be_counted(&self) -> bool {
         self.context.settings.counts_addresses && self.context.stop_by.is_none()
     }
@@ -105,15 +104,14 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    /// Closes a connection that has ended before its header was complete. One without a byte is a check.
+    /// Notes and logs that a connection has ended in the middle of its header. One without a byte is a check.
     #[cold]
-    pub(super) fn end_without_header(&mut self) -> Option<WaitingFor> {
+    pub(super) fn end_without_header(&mut self) {
         if self.have > 0 {
             self.flags.close_reason = CloseReason::HeaderIncomplete;
             let message = "the connection ended in the middle of the PROXY protocol header";
             self.connection.log_refused_header(message);
         }
-        None
     }
 
     /// Rejects a client whose header was not complete in time.

@@ -71,7 +71,7 @@ fn an_invalid_header_is_refused_and_harms_no_worker() {
     for (bytes, why) in [
         (
             with_rest(&[5, 0xff, 0xff, 0]),
-            "a TLV is longer than what is left of it",
+            "a TLV is longer than the rest of it",
         ),
         (binary(0x21, 0x12, &header[16..]), "it is of datagrams"),
         (

@@ -68,7 +68,7 @@ class Service:
         self._targets: list[tuple[Record, Endpoint]] = []
         #: When their time to live is over.
         self._until = 0.0
-        #: The targets that are tried last: since all were tried, they have failed, or their connection has ended.
+        #: The targets that have failed, or whose connection has ended, since all targets were tried.
         self._left: list[str] = []
         #: A lookup that was not done at the deadline of its call; the next call waits for the same one.
         self._lookup: Lookup[Found] | None = None
