@@ -78,8 +78,10 @@ pub(super) const LISTEN: &[Row] = &[
 /// Returns the address of a client that a balancer reports, or the code of the error.
 fn via_balancer(daemon: &Running) -> String {
     let mut client = daemon.connect();
-    client.send("PROXY TCP4 192.0.2.7 192.0.2.1 9 80\r\n");
-    client.send_frame(r#"{"in":"whoami"}"#);
+    // In one piece: a balancer from elsewhere is rejected when it connects, and a second write could fail.
+    let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 9 80\r\n".as_slice();
+    let request = client.frame(r#"{"in":"whoami"}"#);
+    client.send([header, &request].concat());
     match client.reply().value() {
         Ok(caller) => caller["peer"].as_str().expect("an address").to_owned(),
         Err(fault) => fault.code().to_owned(),
