@@ -23,7 +23,7 @@ fn the_app_in_python_works_when_it_is_pasted() {
     }
     let page = Page::of("fdpassd-app.7").section("EXAMPLES");
     let program = page.display_after("An app in Python without a package:");
-    assert_eq!(program.lines().count(), 14, "{program}");
+    assert_eq!(program.lines().count(), 12, "{program}");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("app.py");
     fs::write(&file, program).expect("it is our directory");
