@@ -211,6 +211,16 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_a_flood_ends_at_the_limit() {
+        let (mut stream, end) = OutputStream::new(Level::Debug).expect("a pipe");
+        let (mut app, mut last) = (File::from(end), LastLines::default());
+        app.write_all(&[b'\n'; 2 * MAX_READ]).expect("write");
+        for may_be_more in [true, true, false] {
+            assert_eq!(stream.read(&mut last), may_be_more);
+        }
+    }
+
+    #[test]
     fn the_reason_of_an_end_is_the_error_of_each_runtime() {
         let reason = |text: &str| {
             let mut last = LastLines::default();
