@@ -31,7 +31,7 @@ pub enum Error {
         /// The time for the request, if that is over. `None` if the client
         /// [fails fast](super::ClientOptions::fail_fast).
         timeout: Option<Duration>,
-        /// The last reason of each address that was tried.
+        /// The last reason of each address that was tried; of a name with SRV records, those of its last 16 targets.
         causes: Vec<(String, ConnectionError)>,
     },
     /// The request was sent, and there is no reply. The method may have run, or may still be running.

@@ -9,6 +9,9 @@ use super::options::ClientOptions;
 /// The longest bound of a wait. It also keeps a sum of times from overflowing.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 
+/// The most daemons of one address whose causes are kept: a name with SRV records may have hundreds of targets.
+pub(super) const MAX_CAUSES: usize = 16;
+
 /// Why a daemon did not serve a request last.
 #[derive(Debug)]
 struct NotedCause {
@@ -30,7 +33,7 @@ pub(super) struct AddressPlan {
     /// When it may be made, and how many waits there were since the last reply.
     pub(super) not_before: Instant,
     waits: u32,
-    /// At most one of each daemon.
+    /// At most one of each daemon, and [`MAX_CAUSES`] of each address.
     causes: Vec<NotedCause>,
 }
 
@@ -47,7 +50,8 @@ impl AddressPlan {
     }
 
     /// Notes why a daemon at an address does not serve requests. `begin` is when the oldest request began: earlier
-    /// causes are removed. A timeout is noted only if there is no other cause of this daemon.
+    /// causes are removed, and the first one of the address if it has [`MAX_CAUSES`]. A timeout is noted only if there is
+    /// no other cause of this daemon.
     pub(super) fn note(
         &mut self,
         address: usize,
@@ -69,7 +73,23 @@ impl AddressPlan {
         match earlier {
             Some(_) if noted.cause.is_timeout() => (),
             Some(earlier) => *earlier = noted,
-            None => self.causes.push(noted),
+            None => {
+                self.make_room(address);
+                self.causes.push(noted);
+            }
+        }
+    }
+
+    /// Removes the first cause of an address that has as many as are kept.
+    fn make_room(&mut self, address: usize) {
+        let mut of_address = (0..self.causes.len())
+            .filter(|index| self.causes[*index].address == address)
+            .peekable();
+        let first = of_address.peek().copied();
+        if let Some(first) = first
+            && of_address.count() >= MAX_CAUSES
+        {
+            self.causes.remove(first);
         }
     }
 
@@ -180,6 +200,24 @@ mod tests {
         assert_eq!(shown(&plan, later), [""; 0]);
         plan.note(0, &daemons[2], timeout(), later);
         assert_eq!(shown(&plan, begin), [format!("c: {late}")]);
+    }
+
+    #[test]
+    fn the_last_causes_of_each_address_are_kept() {
+        let begin = Instant::now();
+        let mut plan = AddressPlan::new(2);
+        let note = |plan: &mut AddressPlan, address, name: &str| {
+            plan.note(address, &Arc::from(name), ConnectionError::Closed, begin);
+        };
+        note(&mut plan, 0, "other");
+        for target in 0..3 * MAX_CAUSES {
+            note(&mut plan, 1, &target.to_string());
+        }
+        let causes = plan.causes_since(begin).into_iter();
+        let names: Vec<_> = causes.map(|(daemon, _)| daemon.to_string()).collect();
+        let last = (2 * MAX_CAUSES..3 * MAX_CAUSES).map(|target| target.to_string());
+        let expected: Vec<_> = ["other".to_owned()].into_iter().chain(last).collect();
+        assert_eq!(names, expected);
     }
 
     #[test]

@@ -19,10 +19,8 @@ use self::answer::{DnsAnswer, DnsQuestion, SrvRecord};
 use self::nameservers::Nameservers;
 use super::connect::{ConnectFailure, DaemonSocket, NamedHost, connect_to_one_of, left_of};
 use super::options::ClientOptions;
+use super::plan::MAX_CAUSES;
 use super::{ConnectionError, ResolveError};
-
-/// How many reasons of targets are kept in one attempt.
-const MAX_FAILURES: usize = 16;
 
 /// A name with SRV records.
 #[derive(Debug)]
@@ -114,7 +112,7 @@ impl SrvName {
                 }
                 Err(cause) => {
                     self.note_end(&target.daemon, false);
-                    if failures.len() < MAX_FAILURES {
+                    if failures.len() < MAX_CAUSES {
                         failures.push((Arc::clone(&target.daemon), cause));
                     }
                 }
