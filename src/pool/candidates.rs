@@ -1,9 +1,10 @@
 //! The workers that may be given clients, and the first one of those with the smallest load. Pure.
 //!
-//! The requests that a worker executes and the leases that it has picked up change without a message. So its kept load
-//! is the smallest that it can have, by its clients and its health, which the master knows. A worker is looked at when
-//! none has a smaller kept load; then the kept load is the actual one until [`Candidates::begin`]. So the choice is
-//! that of a comparison of all, and few workers are looked at, unless all are busy.
+//! The requests that a worker executes, the leases that it has picked up and its busy time change without a message. So
+//! the kept load of a worker is a lower bound, which follows from what the master knows: the worker's clients and its
+//! health. The worker with the smallest kept load is looked at: its kept load is then the actual one, until
+//! [`Candidates::begin`]. This is repeated until the worker with the smallest kept load was looked at. A comparison of
+//! all workers would choose the same one, and few workers are looked at, unless all are busy.
 
 use crate::config::Dispatch;
 use crate::proto::names::WorkerId;
