@@ -3,7 +3,7 @@
 //! A worker reads the header and writes the address into the shared memory. The master learns it from a message, or
 //! finds it when the lease ends, and then counts the client for its address. A connection that ends without a byte
 //! after the header, such as a check of a load balancer, is not counted as a client, unless the daemon closes it for a
-//! reason of its own.
+//! reason of its own. A refused or late header and `idle-timeout` are no such reasons ([`NoClient::from_reason`]).
 
 use std::fmt;
 
@@ -35,7 +35,8 @@ impl Client {
         proxied.and_then(|it| it.peer).map(|_| self.peer)
     }
 
-    /// Returns how often the client has moved from one worker to another.
+    /// Returns how often the client has moved from one worker to another: `moves` without the leases that ended only
+    /// because the client had to be counted for its address.
     pub(crate) fn true_moves(&self) -> u32 {
         let releases = self.proxied.as_ref().map_or(0, |it| it.releases);
         self.moves.saturating_sub(releases)
@@ -113,14 +114,14 @@ impl Unleased {
 }
 
 impl Leases {
-    /// Returns the client in whose turn the worker is, with its address.
+    /// Returns the client in this slot if the worker is in its turn, with its address for display.
     pub(crate) fn shown_in_turn(&self, slot: u32, shm: &MasterShm) -> Option<(ClientId, Shown)> {
         let client = self.in_turn(slot, shm)?;
         Some((client.id, client.shown_with(client.source_in(slot, shm))))
     }
 
-    /// Reads what the shared memory has of the header of the client in a slot. Returns the client if it is one of a
-    /// listener with the key `proxy`.
+    /// Updates the client in a slot from its shared memory: how far its PROXY protocol header has come, and the address
+    /// in it. Returns the client if its listener has the key `proxy`.
     pub(crate) fn learn(&mut self, slot: u32, shm: &MasterShm) -> Option<&mut Client> {
         let client = self.client_mut(slot)?;
         let proxied = client.proxied.as_mut()?;
@@ -142,8 +143,8 @@ impl Clients {
             .saturating_sub(self.no_clients)
     }
 
-    /// Counts a connection for its address and among the clients, as far as it has come. Returns false, and does not
-    /// count it for the address, if that has as many clients as it may have.
+    /// Counts a connection for its address if its header has been read, and among the clients if the client has sent a
+    /// byte after it. Returns false, and counts nothing, if the address has as many clients as it may have.
     pub(crate) fn count_proxied(&mut self, client: &mut Client, telemetry: &Telemetry) -> bool {
         let Some(proxied) = &mut client.proxied else {
             return true;
@@ -187,8 +188,8 @@ impl Clients {
         self.write_figures(telemetry);
     }
 
-    /// Counts the end of a connection that has not become a client, for this reason. Returns false if it is a client, or
-    /// if the daemon closes it for a reason of its own.
+    /// Counts the end of a connection that has not become a client, by this reason. Returns false, and counts nothing,
+    /// if it is a client, or if the daemon closes it for a reason of its own.
     pub(super) fn end_pending(
         &mut self,
         client: &mut Client,
@@ -263,7 +264,7 @@ impl Clients {
         let Some(mut unleased) = self.settle(unleased, telemetry) else {
             return;
         };
-        // The next lease must be known as the later one.
+        // Of two records of a client, the next master uses the one with more moves.
         unleased.client.moves = unleased.client.moves.saturating_add(1);
         if let Some(proxied) = &mut unleased.client.proxied {
             proxied.releases += 1;

@@ -25,7 +25,7 @@ pub(crate) struct Client {
     pub(crate) socket: ClientSocket,
     /// The other end of its connection; [`Client::address`] is the client's.
     pub(crate) peer: Peer,
-    /// How the client's byte order is learnt, from its listener.
+    /// The rule of its listener for the byte order.
     pub(crate) order: OrderRule,
     /// The number of the listener that it connected to.
     pub(crate) listener: u32,
@@ -103,7 +103,7 @@ pub(crate) struct Unleased {
     /// Bytes that are unread and unsent.
     pub(crate) bytes: ClientBytes,
     pub(crate) flags: Flags,
-    /// When the timed period began, and when the client last did something: ns of CLOCK_MONOTONIC.
+    /// When the timed period began, and when the client last sent or took a byte: ns of CLOCK_MONOTONIC.
     pub(crate) times: (u64, u64),
     pub(crate) requests: u64,
     /// The worker that the client must be leased to, if there is one.

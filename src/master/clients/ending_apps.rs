@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct EndingApp {
     pid: u32,
-    /// None if it has ended, and only what it has started may still run.
+    /// The app's process; `None` if it has ended, and only processes that it has started may still run.
     process: Option<ProcessHandle>,
     cgroup: Option<AppCgroup>,
     clients: Vec<Unleased>,
@@ -317,7 +317,7 @@ mod tests {
         let status = child.wait().expect("it is ours");
         assert!(!status.success() && clients.ending_apps.is_empty());
         assert!(!clients.unleased[1].flags.timed_out, "it may run again");
-        // Of an app that is gone nothing is waited for.
+        // Its app is gone, so the client does not wait.
         let left = vec![(unleased(3), interrupted())];
         clients.requeue_left(left, Some(identity), Reason::Death, &mut telemetry, now);
         assert_eq!(clients.unleased.len(), 3);

@@ -46,7 +46,7 @@ impl GoawayDeadlines {
 }
 
 impl Clients {
-    /// Gives the clients that an operator has closed under the previous master the whole time to leave. `leased` are the
+    /// Sets a new deadline for each client that an operator has kicked under the previous master. `leased` are the
     /// clients of workers.
     pub(crate) fn await_kicked_before<'c>(
         &mut self,

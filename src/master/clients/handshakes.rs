@@ -148,7 +148,8 @@ impl Clients {
         }
     }
 
-    /// Closes these clients: the master exits, and cannot leave their state to the next one.
+    /// Recovers the clients whose handshakes are complete, and closes the others: the master exits, and cannot leave
+    /// their state to the next one.
     pub(crate) fn lose_handshakes(&mut self, telemetry: &mut Telemetry, now: Instant) {
         for mut handshakes in std::mem::take(&mut self.handshakes) {
             self.recover_complete(&mut handshakes, telemetry, now);

@@ -40,7 +40,7 @@ pub(crate) struct Leases {
     slots: u32,
     clients: usize,
     changes: ChangeReport,
-    /// Counts leases; the last lease's number is its generation.
+    /// The number of the last lease.
     lease_number: u32,
     /// Leases granted, minus those withdrawn because they could not be sent.
     given: u64,
@@ -71,7 +71,7 @@ struct Leased {
 /// Result of a worker's message that it is done with a slot.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The client had been revoked before.
+    /// The lease had been revoked before.
     Known,
     /// The worker has ended the client, for this reason; without one it is counted already.
     Ended(Client, Option<CloseReason>),
@@ -118,7 +118,7 @@ impl Leases {
         self.given
     }
 
-    /// Returns whether one more client has a slot.
+    /// Returns whether there is a slot for one more client.
     pub(crate) fn has_free_slot(&self) -> bool {
         !self.free.is_empty() || self.used < self.slots
     }
@@ -156,7 +156,7 @@ impl Leases {
             .map(|(slot, _)| slot)
     }
 
-    /// Leases a client: fills a slot and lays the client's bytes into their regions. The next batch sends the lease.
+    /// Leases a client: fills a slot and writes the client's bytes to its regions. The next batch sends the lease.
     ///
     /// # Errors
     /// Those of writing to the shared memory, with the client.
@@ -304,8 +304,8 @@ impl Leases {
         }
     }
 
-    /// Handles the worker's message that it has released this slot: that it has given the client up, or that it uses
-    /// the slot no longer.
+    /// Handles the worker's message that it has released this slot: it has given up the client, or it does not use the
+    /// slot any more, whose lease was revoked before.
     pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
         if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
             self.vacate(slot, shm);
@@ -362,7 +362,7 @@ impl Leases {
         }
     }
 
-    /// Records how many requests each client has made so far.
+    /// Records how many requests each client has made so far, for [`Leases::watched`].
     pub(crate) fn watch(&mut self, shm: &MasterShm) {
         for slot in 0..self.used {
             if let (Some(LeaseEntry::Leased(leased)), Some(shared_slot)) =
@@ -373,7 +373,7 @@ impl Leases {
         }
     }
 
-    /// Returns how many requests each client has made since then, by slot.
+    /// Returns how many requests each client has made since the last [`Leases::watch`], by slot.
     pub(crate) fn watched(&self, shm: &MasterShm) -> Vec<(u32, u64)> {
         let since = |slot: u32| match self.entries.get(slot) {
             Some(LeaseEntry::Leased(leased)) => Some((
@@ -385,7 +385,7 @@ impl Leases {
         (0..self.used).filter_map(since).collect()
     }
 
-    /// Returns the client of the turn that the worker is in, according to the worker.
+    /// Returns the client in this slot if its lease word shows that the worker is in its turn.
     pub(crate) fn in_turn(&self, slot: u32, shm: &MasterShm) -> Option<&Client> {
         match self.entries.get(slot)? {
             LeaseEntry::Leased(leased) if self.state(slot, shm) == Some(LeaseState::Busy) => {

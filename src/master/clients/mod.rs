@@ -57,20 +57,21 @@ pub(crate) struct Clients {
     pub(crate) ending_apps: Vec<EndingApp>,
     pub(crate) cgroups_of_apps: CgroupsOfApps,
     pub(crate) addresses: Addresses,
-    /// The number of the next client.
+    /// The id of the next client.
     pub(crate) next_id: u64,
-    /// All clients.
+    /// The number of all clients.
     count: u64,
-    /// Connections to listeners with the key `proxy` that are not counted as clients yet.
+    /// The number of connections to listeners with the key `proxy` that are not counted as clients yet.
     pub(crate) pending: u64,
-    /// Such connections that ended without becoming clients, and those from addresses outside `proxy-from`.
+    /// The number of such connections that ended without becoming clients, with those from addresses outside
+    /// `proxy-from`.
     pub(crate) no_clients: u64,
-    /// The listeners, by number, of such connections that have become clients since the listeners counted them.
+    /// The number of the listener of each connection that has become a client and that the listener has not counted.
     pub(crate) arrived: Vec<u32>,
     /// Clients that were removed since this master began.
     removed: u64,
     pub(crate) max: u64,
-    /// No worker will serve a client without one.
+    /// Whether clients without a worker are closed, because no worker will serve them.
     is_closing: bool,
     /// The layout of the shared memory of new workers.
     pub(crate) layout: Layout,
@@ -133,7 +134,7 @@ impl Clients {
         self.dispatcher.set_policy(config.workers.dispatch);
     }
 
-    /// Counts how many clients each address has, if that is limited, with those that are leased.
+    /// Counts again how many clients each address has, if that is limited. `leased` are the clients of workers.
     pub(crate) fn recount_addresses<'c>(
         &mut self,
         limits: &Limits,
@@ -210,9 +211,9 @@ impl Clients {
         })
     }
 
-    /// Queues clients whose workers do not have them any more, so that they are leased to others. Those that have
-    /// waited longest come first, so that a client that returns fast cannot delay another for ever. Returns their
-    /// number.
+    /// Queues clients whose workers do not have them any more, so that they are leased to others. Clients that have
+    /// waited longest come first: otherwise one that is queued again and again could delay another for ever. Returns
+    /// the number of queued clients.
     pub(crate) fn requeue(
         &mut self,
         recovered: impl IntoIterator<Item = Recovered>,
@@ -244,7 +245,7 @@ impl Clients {
         count
     }
 
-    /// Queues clients whose leases could not be sent. They did not reach a worker, so this is not a move.
+    /// Queues clients whose leases could not be sent. This is not counted as a move, because no worker received them.
     pub(crate) fn put_back(&mut self, withdrawn: Vec<Recovered>, telemetry: &mut Telemetry) {
         for recovered in withdrawn {
             match recovered {
@@ -272,7 +273,7 @@ impl Clients {
         recovery
     }
 
-    /// Removes or queues the clients that a dead worker had. Returns the number of clients that are kept.
+    /// Queues, ends or closes the clients of a dead worker. Returns the number of queued ones.
     pub(crate) fn recover(
         &mut self,
         recovery: DeadWorkerClients,
@@ -315,9 +316,8 @@ impl Clients {
         count
     }
 
-    /// Closes a client that has no worker and can have none. All clients that the master closes for a reason of the
-    /// daemon's own are closed here; where it has no [`Client`] of them, it adds them to
-    /// [`Counts::losses`](crate::master::telemetry::counters::Counts).
+    /// Closes a client that the daemon cannot keep, and counts it as lost. The master loses clients only here; one of
+    /// which it has no [`Client`] is added to [`Counts::losses`](crate::master::telemetry::counters::Counts) directly.
     pub(crate) fn lose(
         &mut self,
         loss: Loss,
@@ -336,7 +336,8 @@ impl Clients {
         self.remove(client, telemetry);
     }
 
-    /// Removes a client that is closed, or that is closed hereby, for this reason; without one it is counted already.
+    /// Removes a client whose connection is closed, or is closed by dropping `client`, and counts it by this reason.
+    /// `None` if it is counted already.
     pub(crate) fn end(
         &mut self,
         mut client: Client,
@@ -352,7 +353,7 @@ impl Clients {
         self.remove(client, telemetry);
     }
 
-    /// Removes a client that is closed and counted, or that is closed hereby.
+    /// Removes a client that is counted, and whose connection is closed or is closed by dropping `client`.
     pub(crate) fn remove(&mut self, mut client: Client, telemetry: &Telemetry) {
         self.make_client(&mut client, telemetry);
         if client.is_client() {

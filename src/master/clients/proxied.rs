@@ -9,7 +9,7 @@ use crate::shm::ProxyState;
 /// A connection to a listener with the key `proxy`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Proxied {
-    /// The versions of the header that the listener accepted when the client connected.
+    /// The versions of the header that the listener accepts, as of the time of the connection.
     pub(crate) version: ProxyVersion,
     pub(super) stage: Stage,
     /// The client's address, once it is known.
@@ -37,7 +37,7 @@ pub(super) enum Standing {
 pub(super) enum Stage {
     /// The header is not complete.
     Header,
-    /// The connection is one of the balancer itself.
+    /// The header is that of a connection of the balancer itself, such as a check.
     Local,
     /// The header is complete.
     Read,

@@ -6,9 +6,9 @@ use crate::proto::rpc::{self, GoawayReason};
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::socket;
 
-/// Ends a client that waits only for replies to requests that it has sent or begun to send. A client that has received
-/// half of a reply would take an error reply for the rest of it, so it gets none. Neither does one whose first request
-/// was executing: the reply would report that it was not.
+/// Ends a client without a worker, with an error reply if it may get one. A client with an unsent rest of a reply gets
+/// none, because it would take the error reply for that rest. A client whose first request was executing when its
+/// worker died gets none either, because the error reply would report that the request was not executed.
 pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     if may_get_last_frame(unleased) {
         end_with_error(&unleased.client.socket, order_of(unleased), code, sentence);
@@ -16,8 +16,8 @@ pub(crate) fn reject(unleased: &Unleased, code: rpc::Code, sentence: &str) {
     socket::end(&unleased.client.socket);
 }
 
-/// Sends the last frame to a client that has asked for it, and shuts down writing. A client gets none in the cases in
-/// which it gets no error reply; nor does one whose unread bytes were dropped.
+/// Sends a goaway to a client that has asked for it, and shuts down writing. A client gets none in the cases in which
+/// [`reject`] sends no error reply, and if its unread bytes were dropped.
 pub(crate) fn send_goaway(unleased: &Unleased, reason: GoawayReason) {
     let flags = unleased.flags;
     if flags.wants_goaway && !flags.overloaded && may_get_last_frame(unleased) {
@@ -69,7 +69,7 @@ fn end_with(socket: &ClientSocket, order: ByteOrder, body: &[u8]) {
     let _ = socket::transmit(socket, &reply);
     socket::finish_writing(socket);
     // Bytes that have arrived are read first: closing would otherwise reset the connection and might destroy the reply.
-    // More than that is not worth the loop's time.
+    // The limit bounds the time that one client can take from the loop.
     let (mut scratch, passed) = ([0; 16 * 1024], Passed::default());
     for _ in 0..16 {
         if !matches!(

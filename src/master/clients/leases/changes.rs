@@ -44,7 +44,7 @@ impl Leases {
         };
     }
 
-    /// Returns the number of clients; the next change is reported again.
+    /// Returns the number of clients, and has the next change reported again.
     pub(crate) fn counted(&mut self) -> u64 {
         self.changes.is_reported = false;
         self.clients as u64

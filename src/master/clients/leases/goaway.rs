@@ -6,8 +6,8 @@ use crate::proto::rpc::GoawayReason;
 use crate::shm::MasterShm;
 
 impl Leases {
-    /// Notes that the clients for which `is_due` holds get a goaway, at most `most` of those that have asked for it and
-    /// of which that is not noted yet. Returns the slot and the lease number of each, for the message to the worker.
+    /// Notes that clients get a goaway: at most `most` of those for which `is_due` is true, that have asked for it, and
+    /// that do not get one already. Returns the slot and the lease number of each, for the message to the worker.
     pub(crate) fn begin_goaways(
         &mut self,
         reason: GoawayReason,
@@ -26,8 +26,8 @@ impl Leases {
         told
     }
 
-    /// Notes that the client in a slot gets a goaway, if `is_it` holds for its id and for the reason of an earlier one, and if
-    /// it has asked for that. Returns the slot and the lease number.
+    /// Notes that the client in a slot gets a goaway, if it has asked for one and `is_it` is true for its id and for
+    /// the reason of a goaway that was noted before. Returns the slot and the lease number.
     pub(crate) fn begin_goaway(
         &mut self,
         slot: u32,
@@ -54,8 +54,8 @@ impl Leases {
         Some((slot, leased.lease_number))
     }
 
-    /// Notes the reasons of goaways in the slots of a worker that has exited, for the next master. The worker has not
-    /// read the messages with them while it executed a request.
+    /// Notes the reasons of goaways in the slots of a worker that has exited, for the next master: a worker reads no
+    /// message while it executes a request, so it may have exited without the reasons.
     pub(crate) fn note_goaways(&self, shm: &MasterShm) {
         for slot in 0..self.used {
             let Some(LeaseEntry::Leased(leased)) = self.entries.get(slot) else {

@@ -7,9 +7,11 @@ use crate::master::clients::client::Unleased;
 use crate::master::clients::place::ClientPlace;
 use crate::shm::{ClientBytes, LeftSlot};
 
-/// The most bytes of clients that exist twice while the leases to a worker are not sent, and after how many the leases
-/// must be sent: a worker may have died for lack of memory.
+/// The most bytes of clients that exist twice, in their old place and in their new slot, while the leases to a worker
+/// are not sent. There is a limit because the worker may have died for lack of memory.
 const MAX_KEPT_LEN: usize = 4 << 20;
+
+/// The number of such bytes from which on the leases must be sent.
 const KEPT_LEN: usize = 1 << 20;
 
 /// The places of clients until their leases are sent, by slot.
@@ -18,9 +20,9 @@ pub(super) struct LeftPlaces {
     by_slot: BTreeMap<u32, LeftPlace>,
     /// Slots of living workers that clients have left.
     left_slots: BTreeMap<u32, LeftSlot>,
-    /// Length of all bytes in these places, which exist twice.
+    /// The number of bytes in these places. They exist twice.
     kept_len: usize,
-    /// A client has no place any more, and its lease is not sent.
+    /// A client has lost its place in a handoff queue, and its lease is not sent: only the new slot has its bytes.
     has_moved: bool,
 }
 
@@ -34,8 +36,8 @@ struct LeftPlace {
 }
 
 impl LeftPlaces {
-    /// Prepares the move of a client's bytes to another slot: they stay in their place too, or the place is given up.
-    /// Returns the length of the bytes that a dead worker has left.
+    /// Prepares the move of a client's bytes to another slot: either the bytes also stay in their place, or the client
+    /// loses the place. Returns the number of the bytes that a dead worker has left.
     pub(super) fn prepare(&mut self, unleased: &mut Unleased) -> usize {
         let left_len = unleased.bytes.left_len();
         if left_len > 0 && unleased.is_packed() && self.kept_len + left_len <= MAX_KEPT_LEN {

@@ -5,7 +5,7 @@ use std::io;
 use crate::master::clients::client::Unleased;
 use crate::shm::{LeaseState, MasterShm};
 
-/// Fills a free slot with a client, and lays the client's bytes into its regions.
+/// Fills a free slot with a client, and writes the client's bytes to its regions.
 ///
 /// # Errors
 /// Those of writing to the shared memory.
@@ -40,7 +40,7 @@ pub(crate) fn preset(
     } else {
         LeaseState::Parked
     };
-    let shared_slot = shm.slot(slot).expect("a worker with room has a free slot");
+    let shared_slot = shm.slot(slot).expect("its worker has a free slot");
     shared_slot.preset(state, lease_number, cursors, flags, *times, *requests);
     Ok(())
 }

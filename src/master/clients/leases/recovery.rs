@@ -28,7 +28,7 @@ pub(crate) struct DeadWorkerClients {
     /// Clients that must be leased again, with all their unread and unsent bytes; and their requests that were
     /// executing.
     pub(crate) recovered: Vec<(Unleased, Option<Interrupted>)>,
-    /// Clients that the worker had ended, or whose connections have ended, each with the reason if that is not counted.
+    /// Clients that the worker had closed, or whose connections have ended, each with the reason unless it is counted.
     pub(crate) ended: Vec<(Client, Option<CloseReason>)>,
     /// Clients that cannot be recovered, each with the reason.
     pub(crate) lost: Vec<(io::Error, Client)>,
@@ -83,7 +83,7 @@ impl DeadWorkerClients {
         }
     }
 
-    /// Returns the same clients without waiting for unknown byte counts: the clients of these count as lost.
+    /// Returns the same clients without waiting for unfinished handshakes: the clients in handshakes are lost.
     pub(crate) fn at_once(mut self) -> DeadWorkerClients {
         let unknown = |(_, client)| (io::ErrorKind::WouldBlock.into(), client);
         self.lost.extend(self.in_handshake.drain(..).map(unknown));
@@ -92,9 +92,9 @@ impl DeadWorkerClients {
 }
 
 impl Leases {
-    /// Restores the leases of a worker of another master from the records of its handoff queue: slot, generation,
-    /// client. Of two in one slot the later one is used; which of them is true cannot be known. Also returns the other
-    /// one, and the clients of slots that do not exist.
+    /// Restores the leases of a worker of another master from its records in a handoff queue, each with slot, lease
+    /// number and client. Of two records with the same slot, the later one is used, as it cannot be known which one is
+    /// right. Also returns the clients of the other ones and of slots that do not exist.
     pub(crate) fn from_records(
         slots: u32,
         clients: Vec<(u32, u32, Client)>,
@@ -252,8 +252,8 @@ pub(super) fn recover_idle(
     recover(slot, client, byte_counts, shm, owner)
 }
 
-/// Recovers a client from its shared memory. The byte counts are those of a client whose turn was not ended; for all
-/// others the shared memory is complete.
+/// Recovers a client from its shared memory. `byte_counts` are those of a client whose turn has not ended, or of an
+/// idle one; for a parked one they are `None`, because its shared memory is complete.
 fn recover(
     slot: u32,
     client: Client,
@@ -267,7 +267,7 @@ fn recover(
     };
     let shared_slot: Slot<'_> = shm.slot(slot).expect("leases have slots");
     let mut flags = shared_slot.flags();
-    // Faults belong to the first unread frame: once a frame is answered, they belong to one that is gone.
+    // The crash flags are those of the first unread frame. Once a frame is answered, that frame is gone.
     if shared_slot.cursors().answered > 0 {
         (flags.crash_count, flags.timed_out, flags.is_suspect) = (0, false, false);
     }
