@@ -1,8 +1,8 @@
 //! Accepts clients and leases them to workers.
 //!
-//! A client is accepted only when a worker has capacity for it. When no worker has, or there are enough clients, or no
-//! descriptors, the listeners are disarmed and clients wait in the kernel's queue. An event or a deadline ends that,
-//! never polling.
+//! A client is accepted only when a worker has capacity for it. If no worker has capacity, if `max-clients` is reached,
+//! or if there are no descriptors, the listeners are disarmed and clients wait in the kernel's queue. An event or a
+//! deadline ends that; the loop does not poll for it.
 
 use std::io;
 use std::iter::{once, repeat};
@@ -23,8 +23,8 @@ use crate::sys::listening::{AcceptResult, AcceptTry, Accepted, accept};
 use crate::sys::poll::Poller;
 
 impl Listeners {
-    /// Leases the clients without a worker, then those that wait in the queues of these listeners, no more than one
-    /// message of leases holds: until the leases are flushed, only the master has these clients.
+    /// Leases the clients without a worker, then accepts and leases those that wait in the queues of these listeners:
+    /// at most as many as one message of leases holds, because until it is sent only the master has these clients.
     pub(crate) fn lease_clients(
         &mut self,
         readable: &[u32],
@@ -66,8 +66,8 @@ impl Listeners {
         workers.flush_leases(clients, telemetry, poller);
     }
 
-    /// Returns these listeners in the order in which they are served: beginning with the one after the listener that was
-    /// served last, so that no flood of clients at one of them takes the capacity of all.
+    /// Returns these listeners in the order in which they are served. The first is the one after the listener that was
+    /// served last, so that many clients at one listener do not take the capacity from the others.
     fn order(&self, readable: &[u32]) -> Vec<u32> {
         let (mut after, before): (Vec<u32>, Vec<u32>) = readable
             .iter()

@@ -1,7 +1,7 @@
-//! Sockets that systemd has bound for the daemon and handed over at its start: socket activation, sd_listen_fds(3).
+//! Sockets that systemd has bound for the daemon and passed at its start: socket activation, sd_listen_fds(3).
 //!
-//! They are kept for as long as the master lives, whether an entry of `listen` names them or not: a reload may drop
-//! one, and another may use it again. A listener has its own copy.
+//! The master keeps them until it exits, whether an entry of `listen` names them or not: a reload may remove such an
+//! entry, and a later one may add it again. A listener has its own copy.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -17,16 +17,16 @@ use crate::proto::text::Counted;
 use crate::sys::inherited::{self, Found};
 use crate::sys::poll::{self, Interest};
 
-/// Prefix of the names of descriptors that a master has left for the next.
+/// The prefix of the names of descriptors that a master has stored for the next one.
 const STORE_PREFIX: &str = "fdpassd-";
 
-/// The words after the prefix in names that a master uses; a number may follow after a dot.
+/// The words after the prefix in the names of stored descriptors; a number may follow after a dot.
 const STORED_KINDS: [&str; 4] = ["book", "boat", "listener", "canary"];
 
-/// Most descriptors that are taken over.
+/// The most descriptors that are taken over.
 const MAX_DESCRIPTORS: usize = 65_536;
 
-/// The sockets that systemd has handed over, each with its name; several may have the same name.
+/// The sockets that systemd has passed, each with its name; several may have the same name.
 #[derive(Debug, Default)]
 pub struct ActivatedSockets(Vec<(String, OwnedFd)>);
 
@@ -49,7 +49,7 @@ impl ActivatedSockets {
         Ok(ActivatedSockets(names.into_iter().zip(sockets).collect()))
     }
 
-    /// Restores the sockets that were handed over to this process when it was another program.
+    /// Restores the sockets that were passed to this process before an upgrade.
     pub(crate) fn from_named(named: Vec<(String, OwnedFd)>) -> ActivatedSockets {
         ActivatedSockets(named)
     }
@@ -59,7 +59,7 @@ impl ActivatedSockets {
         self.0.iter()
     }
 
-    /// Removes and returns the descriptors that an earlier master has left.
+    /// Removes and returns the descriptors that an earlier master has stored.
     pub(crate) fn take_kept(&mut self) -> Vec<(String, OwnedFd)> {
         self.0
             .extract_if(.., |(name, _)| is_of_master(name))
@@ -67,7 +67,7 @@ impl ActivatedSockets {
     }
 
     /// Returns whether a client waits at one of the sockets. After a failed start, systemd starts the service again at
-    /// once for such a client, and gives its socket up after `TriggerLimitBurst=` of systemd.socket(5) starts.
+    /// once for such a client, and closes the socket after too many starts (`TriggerLimitBurst=` of systemd.socket(5)).
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         let waits = |(_, socket): &(String, OwnedFd)| {
@@ -152,8 +152,8 @@ impl ActivatedSockets {
         })
     }
 
-    /// Returns the entries without those that name a socket that was not handed over, and the reason for the first of
-    /// these.
+    /// Returns the entries whose sockets are there, and the error of the first entry whose socket was not passed, if
+    /// there is one.
     pub(crate) fn available(&self, entries: &[Listen]) -> (Vec<Listen>, Option<Error>) {
         let (mut available, mut first) = (Vec::new(), None);
         for entry in entries {
@@ -174,7 +174,7 @@ impl ActivatedSockets {
         Ok(())
     }
 
-    /// Returns the name under which a socket at this address was handed over, if one was.
+    /// Returns the name under which systemd has passed a socket at this address, if it has.
     pub(crate) fn name_at(&self, address: &Address) -> Option<&str> {
         let is_there = |socket| match inherited::examine(socket) {
             Ok(Found::Tcp(bound)) => *address == Address::Tcp(bound),
@@ -187,7 +187,7 @@ impl ActivatedSockets {
             .map(|(name, _)| name.as_str())
     }
 
-    /// Warns of the sockets that no entry uses, for clients may wait there in vain.
+    /// Warns of the sockets that no entry uses, because clients that connect there are never accepted.
     pub(crate) fn warn_of_unused(&self, entries: &[Listen]) {
         let is_wanted = |name: &String| {
             entries
@@ -219,8 +219,8 @@ impl ActivatedSockets {
     }
 }
 
-/// Returns whether a master has left the descriptor of this name. By default, systemd names a socket after its unit,
-/// which may be `fdpassd-rpc.socket`.
+/// Returns whether a master has stored the descriptor of this name. Other names can have the prefix, too: by default,
+/// systemd names a socket after its unit, such as `fdpassd-rpc.socket`.
 fn is_of_master(name: &str) -> bool {
     let kind = name
         .strip_prefix(STORE_PREFIX)

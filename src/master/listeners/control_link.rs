@@ -1,9 +1,9 @@
 //! The link from the usual place of the control socket to the configured one.
 //!
-//! fdpassctl, and with it `ExecReload=` and `ExecStop=` of a unit, looks for a daemon at the usual places. If the
-//! configuration names another place, the daemon could not be found there. A service manager gives each daemon its own
-//! directory ($RUNTIME_DIRECTORY), which is the first of these places: there the daemon creates a symbolic link.
-//! Without such a directory the place may be another daemon's, and is left alone.
+//! fdpassctl looks for a daemon at the usual places; `ExecReload=` and `ExecStop=` of a unit run fdpassctl. It would
+//! not find a daemon whose configuration names another place. So the daemon creates a symbolic link at the first of the
+//! usual places, which is in the directory that the service manager has created for it ($RUNTIME_DIRECTORY). Without
+//! such a directory it creates none, because the usual place may be that of another daemon.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

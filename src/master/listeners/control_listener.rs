@@ -15,7 +15,7 @@ use crate::proto::names::Address;
 use crate::sys::listening::listen;
 use crate::sys::{process, socket};
 
-/// Control clients that can wait to be accepted; in fact one more than that (`unix_recvq_full()` in the kernel).
+/// The backlog of the control socket. The kernel lets one more client wait (`unix_recvq_full()`).
 pub(crate) const CONTROL_BACKLOG: u32 = 128;
 
 /// The listener of control clients.
@@ -79,8 +79,8 @@ impl ControlListener {
         Ok(())
     }
 
-    /// Restores the listener that this process had before it became this program. Its file may be gone, or be another
-    /// one than the `recorded` one.
+    /// Restores the listener that this process had before an upgrade. Its file may be gone, or may have been replaced;
+    /// `recorded` identifies the one that was bound.
     pub(crate) fn from_fd(
         socket: OwnedFd,
         path: &Path,
@@ -147,9 +147,9 @@ impl AsFd for ControlListener {
     }
 }
 
-/// Creates a directory for the control socket, which other users may search only where that is customary. An existing
-/// one must be a directory of the daemon's user, because in /tmp any user may have created it, unless
-/// $RUNTIME_DIRECTORY names it: a volume that is mounted in a container belongs to root.
+/// Creates a directory for the control socket. Other users may search it if it is in /run. An existing directory must
+/// belong to the daemon's user, because in /tmp any user may have created it. One that $RUNTIME_DIRECTORY names may
+/// belong to another user: a volume that is mounted in a container belongs to root.
 fn make_directory(path: &Path) -> io::Result<()> {
     let mode = if path.starts_with("/run") {
         0o755

@@ -164,9 +164,9 @@ impl Listeners {
             .min()
     }
 
-    /// Ends the notice if it is over. Each listener that the daemon has bound begins to refuse clients, or listens again.
-    /// The clients in its queue are accepted first: in an iteration as many as one message of leases holds. They are
-    /// leased in the same iteration, or packed for the next master.
+    /// Ends the notice if it is over, and has each listener that the daemon has bound begin to refuse clients, or
+    /// listen again. Before a listener refuses clients, those in its queue are accepted: in an iteration at most as
+    /// many as one message of leases holds. They are leased in the same iteration, or packed for the next master.
     pub(crate) fn follow_drain(
         &mut self,
         lifecycle: Lifecycle,
@@ -275,9 +275,9 @@ impl Listeners {
         true
     }
 
-    /// Has a listener refuse clients, after those that have come since its queue was empty: they are accepted, or closed
-    /// if `max-clients` is reached or its queue has overflowed. After `most` clients, or out of descriptors, the rest
-    /// follows in another iteration; clients that could not be closed would wait until `undrain`.
+    /// Has a listener refuse clients. Those that have come since its queue was empty are accepted first, or closed if
+    /// `max-clients` is reached. After `most` clients, or without descriptors, the rest follows in another iteration:
+    /// clients that are left in the queue of a Unix socket would wait until `undrain`.
     fn refuse(
         &mut self,
         index: usize,

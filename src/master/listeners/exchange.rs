@@ -112,8 +112,8 @@ impl Listeners {
     }
 }
 
-/// Logs that a step has failed although it was possible when the reload was prepared. The rest comes into force
-/// nevertheless.
+/// Logs that a step has failed although it was possible when the reload was prepared. The other changes of the reload
+/// are still applied.
 fn log_error(what: &str, result: Result<(), impl fmt::Display>) {
     if let Err(e) = result {
         log::error!("cannot {what}: {e}");

@@ -11,8 +11,7 @@ use crate::proto::names::Address;
 use crate::sys::listening::listen;
 use crate::sys::socket;
 
-/// A listener of the exporter. It listens until it is dropped, also while another process has a copy
-/// of it.
+/// A listener of the exporter. Dropping it ends the listening, even if another process has a copy of the socket.
 #[derive(Debug)]
 pub(crate) struct ExporterListener {
     socket: OwnedFd,

@@ -13,7 +13,7 @@ use crate::proto::control::{About, Kind, Pause};
 use crate::sys::listening::ACCEPT_PAUSE;
 use crate::sys::poll::{Interest, Poller};
 
-/// How long the same reason for a pause is not reported again.
+/// The minimum time between two reports of the same reason for a pause.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long no client is accepted after the kernel has killed a worker for lack of memory.
@@ -24,7 +24,7 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Gate {
     pub(crate) pause: Option<Pause>,
     /// Set while the system is out of a resource: when the pause ends, and how many clients had been removed when it
-    /// began. A client that leaves frees a descriptor and ends it as well.
+    /// began. A client that leaves frees a descriptor, so it also ends the pause.
     exhausted: Option<(Instant, u64)>,
     /// Set after the kernel has killed a worker for lack of memory: when the pause ends.
     without_memory: Option<Instant>,
@@ -134,8 +134,8 @@ impl Listeners {
         }
     }
 
-    /// Pauses because the kernel has killed a worker for lack of memory. Clients need memory of the kernel, and while
-    /// all workers are dying, the master is the only process that it can still kill for that.
+    /// Pauses because the kernel has killed a worker for lack of memory. Each accepted client takes memory of the
+    /// kernel. While all workers are dying, the kernel could only kill the master to get more.
     pub(crate) fn pause_for_memory(&mut self, now: Instant) {
         self.gate.without_memory = Some(now + MEMORY_PAUSE);
     }

@@ -1,4 +1,4 @@
-//! A listener of clients: bound, handed over, or left by an earlier master.
+//! A listener of clients: bound by this master, passed by systemd, or left by an earlier master.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,12 +26,13 @@ pub(crate) mod refusal;
 /// A listener of clients.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    /// The permanent number of this listener: others come and go at a reload.
+    /// The number of this listener, which it keeps as long as it exists; an index would change at a reload.
     pub(crate) number: u32,
     socket: OwnedFd,
     /// The source that the configuration names.
     pub(crate) source: SocketSource,
-    /// The configured source is unknown: the listener may be kept for an entry with port 0 of its host.
+    /// Whether the source that the configuration named is not recorded: then `source` is the actual address, and the
+    /// listener may be kept for an entry with port 0 of its host.
     has_unknown_source: bool,
     /// The actual address, with the port that the kernel chose if any port was wanted.
     pub(crate) address: Address,
@@ -95,7 +96,7 @@ impl Listener {
         }
         let listens = match source {
             SocketSource::Bound(_) => !refuses,
-            // A socket that was handed over may have been ended: the poller reports that.
+            // Another process may have shut down a socket that systemd has passed: the poller reports that.
             SocketSource::Activated(_) => is_listening(&socket),
         };
         if listens {
@@ -282,7 +283,7 @@ impl Listener {
         }
     }
 
-    /// Gives the file up: the file at its path is another listener's.
+    /// Gives up the file: the file at its path is that of another listener.
     pub(crate) fn disown_file(&mut self) {
         self.leave_file();
         self.file = None;

@@ -32,12 +32,12 @@ pub(crate) mod yielding;
 /// The listeners, and the gate that decides when clients are accepted.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    /// Sockets that systemd has handed over.
+    /// The sockets that systemd has passed.
     pub(crate) activated: ActivatedSockets,
     pub(crate) all: Vec<Listener>,
     /// Numbers of listeners that close when their queues are empty.
     pub(crate) closing: Vec<u32>,
-    /// Numbers of listeners that were closed or bound again since the last update of the store.
+    /// Numbers of listeners that were closed, or whose sockets have changed, since the last update of the store.
     pub(crate) changed: Vec<u32>,
     /// The number last given to a listener.
     pub(crate) last_number: u32,
@@ -63,7 +63,7 @@ impl Listeners {
 
     /// Returns when the loop must run for the listeners although no event occurs.
     pub(crate) fn deadline(&self, lifecycle: Lifecycle, now: Instant) -> Option<Instant> {
-        // The gate was opened in this iteration, and no event reports that the queue of a closing listener is empty.
+        // No event reports that the queue of a closing listener is empty. While the gate is closed, it is not emptied.
         let is_closing = !self.closing.is_empty() && self.gate.pause.is_none();
         [
             self.gate.deadline(),

@@ -22,7 +22,7 @@ use crate::proto::control::{About, Kind};
 use crate::sys::listening::is_listening;
 use crate::sys::poll::{Interest, Poller};
 
-/// The first reason of an outage.
+/// The reason of the outage of a socket that another process has shut down.
 pub(crate) const ENDED: &str = "another process has shut the socket down";
 
 /// The reason why no client can connect to a Unix socket that listens.

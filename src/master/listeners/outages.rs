@@ -26,7 +26,7 @@ impl Listeners {
                 continue;
             };
             let listener = &mut self.all[index];
-            // The daemon itself has ended it.
+            // The daemon itself has shut it down, for a drain.
             if listener.admission != Admission::Open {
                 continue;
             }

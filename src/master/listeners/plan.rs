@@ -26,6 +26,6 @@ impl WantedListener<'_> {
 pub(crate) enum SocketSource {
     /// The address to which it must be bound.
     Bound(Address),
-    /// The number of a socket that was handed over.
+    /// The index of a socket among those that systemd has passed.
     Activated(usize),
 }

@@ -13,7 +13,8 @@ use crate::sys::memory::plain_file;
 use crate::sys::user::{Group, User};
 use crate::sys::{process, socket};
 
-/// The part of an error about an address in use that [`explain`](super::conflict::OwnListeners::explain) replaces.
+/// The cause in an error about an address in use. [`explain`](super::conflict::OwnListeners::explain) replaces it if
+/// this daemon itself uses the address.
 pub(crate) const ANOTHER: &str = "another process listens there";
 
 /// Returns the error for a socket that cannot be bound, with a remedy as far as the cause shows one.

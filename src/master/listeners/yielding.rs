@@ -42,7 +42,8 @@ impl Listeners {
     fn accept_queued(&mut self, index: usize, clients: &mut Clients, telemetry: &mut Telemetry) {
         let mut closed = 0;
         let listener = &self.all[index];
-        // No others come, so that the queue is empty at last; to a TCP listener no more are accepted than wait now.
+        // A Unix socket is shut down, so that no more clients come. To a TCP listener, new clients may come all the
+        // time: only as many are accepted as can wait there now.
         if let Address::Unix(_) = listener.address {
             socket::end(listener);
         }

@@ -47,8 +47,8 @@ impl Listener {
         matches!(self.admission, Admission::Emptying(_))
     }
 
-    /// Returns whether the socket is of use to the next master. The next master binds another one in the place of a
-    /// Unix socket that does not listen.
+    /// Returns whether the next master can use the socket, so that it must be stored. It cannot use a Unix socket that
+    /// does not listen, and binds another one.
     pub(crate) fn is_storable(&self) -> bool {
         let is_usable = match (self.admission, &self.address) {
             (Admission::Refusing { can_listen }, Address::Tcp(_)) => can_listen,
@@ -87,7 +87,8 @@ impl Listener {
         self.admission = Admission::Refusing { can_listen };
     }
 
-    /// Returns how many clients can wait in the queue. To a TCP listener new ones come all the time.
+    /// Returns how many clients can wait in the queue. For a TCP listener this limits how many are accepted, because
+    /// new ones may come all the time.
     pub(crate) fn most_waiting(&self) -> u32 {
         match self.address {
             // It was shut down, so that no others come.
