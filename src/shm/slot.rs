@@ -13,10 +13,10 @@
 //!   11-15  cursors 1
 //! ```
 //!
-//! **One store makes every change of where bytes lie**: the idle cursors are written, then `active` is flipped. Active
-//! cursors never change, except for their progress word, which commits one reply: `answered` and `replied` together.
-//! Stores are Release and loads Acquire, so that a process that finds an idle lease word also finds the cursors that
-//! belong to it; after a death program order is enough.
+//! **One store changes where the bytes of a client are**: the inactive cursors are written, then `active` is flipped.
+//! Active cursors never change, except for their progress word, which commits one reply: `answered` and `replied`
+//! together. Stores are Release and loads Acquire, so that a process that finds an idle lease word also finds the
+//! cursors that belong to it; after a death program order is enough.
 
 mod proxy;
 mod words;

@@ -5,16 +5,17 @@
 //! unsent   parked replies: only they are sent, and nothing is read while some are left
 //! begin    activate cursors to the region of the next bytes, before the first of them is read
 //! read     once
-//! frames   for each whole one: set `exec` in the shared memory, run the method, commit the reply;
-//!          one that is executed elsewhere ends the turn, see `turn/away.rs`
+//! frames   for each complete one: set `exec` in the shared memory, run the method, commit the reply;
+//!          one that an app or a runtime executes ends the turn, see `turn/away.rs`
 //! send     once, when no complete frame is left
 //! park     copy what is unread or unsent to the slot's own regions, then activate cursors to them
 //! end      the lease word
 //! ```
 //!
-//! Between two turns a client's bytes are only in the shared memory and in the kernel. No position is stored after a
-//! read or a write. `exec` is stored before the method and the commit after it: a death between the two is a crash of
-//! that request, an earlier or later one is not, so a side effect happens at most once.
+//! Between two turns a client's bytes are only in the shared memory and in the kernel. Recovery needs nothing that is
+//! stored after a read or a write, because the kernel counts the bytes; cursors that are activated later only follow.
+//! `exec` is stored before the method and the commit after it: a death between the two is a crash of that request, an
+//! earlier or later one is not. So a side effect happens at most once.
 
 mod answer;
 mod away;
@@ -39,10 +40,10 @@ use crate::proto::rpc::Code;
 use crate::shm::{Claim, CloseReason, Cursors, Flags, ProxyState, REPLY_SOFT, Slot};
 use crate::sys::socket;
 
-/// Replies wait for later ones at most this long, in ns.
+/// The time after which replies are sent without waiting for the replies to further frames, in ns.
 const REPLY_DELAY: u64 = 1_000_000;
 
-/// A client with more waiting requests lets others go first after this long, in ns.
+/// The time after which a turn ends although complete frames are left, so that other clients are served, in ns.
 const MAX_TURN: u64 = 10_000_000;
 
 /// The end of a turn.
@@ -136,28 +137,29 @@ struct Turn<'t, 'a> {
     connection: &'t mut Connection,
     index: u32,
     context: &'t mut TurnContext<'a>,
-    /// The active cursors, including the commits since.
+    /// The active cursors, with the replies that were committed since they became active.
     cursors: Cursors,
     flags: Flags,
-    /// Received bytes, from the first of the cursors.
+    /// The number of received bytes, from the position on at which the cursors begin.
     have: usize,
     /// Requests answered in this turn.
     answered: u64,
-    /// Of these, requests whose replies are not sent yet.
+    /// Of these, the requests whose time is not recorded yet. The next attempt to send records it.
     unrecorded: u64,
-    /// The client receives no replies: they are parked, and no more are added.
+    /// Whether the socket accepts no more replies: they are parked, and no more are added.
     blocked: bool,
     /// Whether bytes were received from the client, or parked ones were sent to it.
     has_traffic: bool,
-    /// A method that is not inline has run, or the stream has ended: the descriptor must be checked before it is used.
+    /// Whether the descriptor must be checked before it is used: a method that is not inline has run, or the stream has
+    /// ended.
     is_doubtful: bool,
-    /// The descriptor is not the client's socket.
+    /// Whether the descriptor is not the client's socket.
     is_foreign: bool,
-    /// The next request, if it leaves this worker.
+    /// The next request, if an app or a runtime executes it.
     departure: Option<Departure>,
 }
 
-/// The client is gone.
+/// The client must be closed, or its descriptor is that of another file.
 struct Gone;
 
 /// The reason why a worker ends if other code of its process has closed its descriptors.
@@ -188,7 +190,7 @@ impl Turn<'_, '_> {
             }
             _ => {}
         }
-        // These write or close before they read.
+        // In these cases the client is written to or closed before anything is read.
         if !matches!(purpose, Purpose::Serve) || has_unsent || is_closing {
             self.check_socket().ok()?;
         }
@@ -306,7 +308,7 @@ impl Turn<'_, '_> {
         self.slot().flip(&self.cursors, self.flags);
     }
 
-    /// Moves the cursors, here and not yet in the shared memory, after the answered frames and the bytes sent.
+    /// Moves the cursors of this turn past the answered frames and the bytes sent. The shared memory is not changed.
     fn advance(&mut self, sent: usize) {
         let answered = self.cursors.answered;
         self.cursors.in_base += u64::from(answered);

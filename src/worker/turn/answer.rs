@@ -15,7 +15,7 @@ use crate::worker::methods::{Failure, FoundMethod, Service};
 use crate::worker::reply::{Call, Fault, write_fault};
 
 impl Turn<'_, '_> {
-    /// Answers the next frame, unless it leaves this worker.
+    /// Answers the next frame, unless an app or a runtime executes its request.
     pub(super) fn answer(&mut self, total: usize, order: ByteOrder) -> FrameOutcome {
         let attempt = u32::from(self.flags.crash_count) + 1;
         let deadline = self.context.deadline();
@@ -76,12 +76,12 @@ impl Turn<'_, '_> {
         self.flags.overloaded && !self.flags.closing
     }
 
-    /// Writes the client's last reply, and discards the bytes that it has sent beyond.
+    /// Writes the client's last reply, and discards the bytes that it has sent after its answered requests.
     pub(super) fn reply_last(&mut self, fault: &Fault) {
         self.reply_last_because(fault, fault.close_reason());
     }
 
-    /// Does the same, for a reason that the fault does not name.
+    /// Does the same as [`Turn::reply_last`], but with this close reason instead of that of the fault.
     pub(super) fn reply_last_because(&mut self, fault: &Fault, reason: CloseReason) {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let (replied, skipped) = (self.cursors.replied as usize, self.have as u32);
@@ -95,7 +95,8 @@ impl Turn<'_, '_> {
         let length = write_fault(&mut tx[replied..], order, fault);
         self.flags.closing = true;
         self.flags.close_reason = reason;
-        // A worker that takes over from here must give it the whole time to read, not the rest of its frame's.
+        // If this worker dies now, the next one must give the client the whole time to read the reply, not what is left
+        // of the time for its frame.
         slot.set_since(now);
         let replied = (replied + length) as u32;
         let cursors = Cursors {
@@ -124,7 +125,7 @@ impl Turn<'_, '_> {
 }
 
 impl Turn<'_, '_> {
-    /// Logs that a request has been answered now that began at `began`, if it took at least `log.slow-request`.
+    /// Logs a request that began at `began` and is answered now, if it took at least `log.slow-request`.
     #[inline]
     pub(super) fn log_if_slow(&self, method: u32, began: u64) {
         if let Some(slow) = self.context.settings.log.slow_request {
@@ -146,7 +147,7 @@ impl Turn<'_, '_> {
     }
 }
 
-/// Counts a panic, and notes that the process cannot continue, if so.
+/// Counts a panic. Notes the reason if the process cannot continue after the failure.
 fn note_failure(failure: &Failure, header: Header<'_>, broken: &mut Option<String>) {
     match failure {
         Failure::Panicked => header.add_panic(),
@@ -166,7 +167,7 @@ pub(super) enum FrameOutcome {
     Departs(Departure),
 }
 
-/// A request that leaves its worker, found in a turn.
+/// A request that an app or a runtime executes, found in a turn.
 #[derive(Clone, Debug)]
 pub(super) struct Departure {
     /// The index of its method.
@@ -175,7 +176,7 @@ pub(super) struct Departure {
     pub(super) params: Option<Range<usize>>,
 }
 
-/// Returns a request of this body that leaves the worker.
+/// Returns the departure of a request with this body.
 #[cold]
 #[inline(never)]
 fn departure(body: &[u8], request: &Request<'_>, method: usize) -> Departure {
@@ -249,8 +250,8 @@ impl Execution<'_> {
         self.service.call(method.index, params, call, out, order)
     }
 
-    /// Returns why a request must not run, if so. A request that was executing at a death runs once more if it is
-    /// idempotent, but not if its time was over, as it would take as long again.
+    /// Returns the error for a request that must not run; `None` if it may. A request that was executing at a death
+    /// runs once more if its method is idempotent, but not if its time was over, because it would take as long again.
     fn refusal(&self, method: usize, name: &str) -> Option<Fault> {
         let Flags {
             timed_out,
@@ -274,8 +275,9 @@ impl Execution<'_> {
     }
 }
 
-/// Commits a reply and counts it: frames are answered up to this byte, and replies written up to that one. Each request
-/// is counted once, by its method and by whether it failed, wherever in here the process ends.
+/// Commits a reply and counts it. After the commit, frames are answered up to the byte `answered`, and replies are
+/// written up to the byte `replied`. Each request is counted once, by its method and by whether it failed, even if the
+/// process ends within this function.
 pub(super) fn commit(
     (header, slot): (Header<'_>, Slot<'_>),
     counted: (u32, bool),
@@ -289,7 +291,7 @@ pub(super) fn commit(
     note.count(header, slot);
 }
 
-/// Clears the flags about the first unread frame, because that is another one now, or none.
+/// Clears the flags about the first unread frame: that frame is answered, and they do not apply to the next one.
 pub(super) fn clear_crash_flags(flags: &mut Flags) {
     (flags.timed_out, flags.crash_count, flags.is_suspect) = (false, 0, false);
 }

@@ -48,7 +48,7 @@ pub(in crate::worker) struct AwayAnswer<'a> {
 }
 
 impl Turn<'_, '_> {
-    /// Hands over a request whose frame was parked, or makes its client wait for a permit.
+    /// Hands over a request whose frame was parked, or has its client wait for a permit.
     #[cold]
     #[inline(never)]
     pub(super) fn depart(&mut self, departure: Departure) -> WaitingFor {
@@ -154,7 +154,8 @@ impl Turn<'_, '_> {
         self.end(answer.request.began, false)
     }
 
-    /// Sends a long answer at once, before another reply follows it. Returns whether another may.
+    /// Sends a long answer at once. Returns whether there is space for another reply; `None` if the client must be
+    /// closed.
     fn has_space_for_replies(&mut self, began: u64) -> Option<bool> {
         if self.cursors.replied as usize <= REPLY_SOFT {
             return Some(true);

@@ -14,28 +14,28 @@ pub(in crate::worker) struct TurnContext<'a> {
     pub(in crate::worker) service: &'a mut dyn Service,
     /// The executor of requests that are away, if the worker has one.
     pub(in crate::worker) executor: Option<&'a mut Executor>,
-    /// Whether this process runs code that may close what is not its own.
+    /// Whether this process runs code besides this crate's, which may close descriptors that it does not own.
     pub(in crate::worker) runs_other_code: bool,
-    /// Whether the frames after an answer are served: the worker does not retire.
+    /// Whether the frames after an answer are served, because the worker does not retire.
     pub(in crate::worker) may_continue: bool,
     pub(in crate::worker) settings: &'a Settings,
     /// When the worker is killed, once it has received `Stop`.
     pub(in crate::worker) stop_by: Option<Instant>,
-    /// The same instant by both clocks, so that the deadline of a method needs no system call.
+    /// One instant, by [`Instant`] and in ns of CLOCK_MONOTONIC: it converts between them without a system call.
     pub(in crate::worker) epoch: (Instant, u64),
-    /// Whether a method is quarantined, by its index; beyond the end none is.
+    /// Whether a method is quarantined, by its index. Methods beyond the end are not.
     pub(in crate::worker) quarantined: &'a [bool],
     /// Requests that this process has answered.
     pub(in crate::worker) served: u64,
     /// The I/O account of this thread, where the kernel keeps one.
     pub(in crate::worker) writes: Option<&'a OwnWrites>,
-    /// Why this process cannot continue, once it cannot.
+    /// The reason why this process cannot continue, if there is one.
     pub(in crate::worker) broken: &'a mut Option<String>,
     /// Slots whose PROXY protocol headers the master must look at.
     pub(in crate::worker) proxied: &'a mut Vec<u32>,
     /// ns of CLOCK_MONOTONIC: at the beginning of the turn, and again at its end.
     pub(in crate::worker) now: u64,
-    /// The deadline of a method that begins at this `now`.
+    /// The deadline that was computed last, with the `now` for which it was computed.
     pub(in crate::worker) deadline: Option<(u64, Option<Instant>)>,
 }
 

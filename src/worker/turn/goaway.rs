@@ -30,8 +30,8 @@ impl Turn<'_, '_> {
         self.connection.waits == WaitingFor::Permit && !self.is_kicked()
     }
 
-    /// Returns whether no further request of the client is executed. One that was executing when its worker died is
-    /// answered first: it may have had effects, so the goaway must not report the contrary.
+    /// Returns whether no further request of the client is executed. A request that was executing when its worker died
+    /// is answered before that: it may have had effects, and the goaway would report that it was not executed.
     pub(super) fn is_kicked(&self) -> bool {
         let was_executing = self.flags.crash_count > 0 || self.flags.timed_out;
         self.flags.goaway == Some(GoawayReason::Kicked) && !was_executing
@@ -89,7 +89,7 @@ impl Turn<'_, '_> {
         let length = write_goaway_frame(&mut open.tx[replied..], order, read, reason);
         self.flags.closing = true;
         self.flags.close_reason = reason.into();
-        // A worker that takes over from here must give it the whole time to read.
+        // If this worker dies now, the next one must give the client the whole time to read the frame.
         open.slot.set_since(now);
         self.cursors = Cursors {
             answered: self.have as u32,

@@ -11,7 +11,8 @@ use crate::worker::kill_points::{self, Point};
 impl Turn<'_, '_> {
     /// Sends the replies and parks what is left. Returns what the worker waits for; none if the client must be closed.
     pub(super) fn end(&mut self, began: u64, is_same_frame: bool) -> Option<WaitingFor> {
-        // The bytes of a request that departs came from the client's socket, unless other code can have closed it.
+        // A turn that answers nothing checks the descriptor. One that only hands over a request need not: its bytes
+        // came from this descriptor, unless other code of this process may have replaced it.
         let is_checked =
             self.answered == 0 && (self.departure.is_none() || self.context.runs_other_code);
         if self.is_doubtful || is_checked {
@@ -59,7 +60,7 @@ impl Turn<'_, '_> {
             }
             WaitingFor::Bytes
         };
-        // A header must be complete within `frame-timeout` of the time of the connection, as no balancer waits with it.
+        // The time for a header begins with the connection, because a balancer sends it at once.
         let keeps_time = is_same_frame || self.flags.proxy.is_awaited();
         if !(waits == WaitingFor::Bytes && keeps_time) {
             self.slot().set_since(self.context.now);
@@ -67,9 +68,9 @@ impl Turn<'_, '_> {
         Some(waits)
     }
 
-    /// Records, for a Unix client, that all replies are sent. For TCP the kernel's count shows how many replies of the
-    /// cursors are sent; for a Unix client only the record of its last write does, which ends with the turn. A death at
-    /// the beginning of the next turn would find replies that seem unsent.
+    /// Records, for a Unix client, that all replies are sent. For a TCP client the kernel's count shows how much of the
+    /// replies was sent. For a Unix client only the note of the last write does, and that ends with the turn: after a
+    /// death at the beginning of the next turn, replies that were sent would seem unsent.
     fn become_idle(&mut self, sent: usize) {
         if !self.connection.is_tcp() && self.cursors.replied > 0 {
             self.advance(sent);

@@ -12,9 +12,9 @@ use crate::worker::reply::Fault;
 impl Turn<'_, '_> {
     /// Activates cursors to the region of this turn's bytes.
     ///
-    /// Unread bytes are moved to the front of the shared buffer, unless they are a large frame or the beginning of one,
-    /// which is at the front of the large region and is received and answered there. Returns None if the unread bytes
-    /// do not fit into the shared buffer and are not at the front of the large region. No turn leaves such bytes.
+    /// Unread bytes are moved to the front of the shared buffer. A large frame, or the beginning of one, stays at the
+    /// front of the large region, and is received and answered there. Returns `None` if the unread bytes do not fit
+    /// into the shared buffer and are not at the front of the large region; no turn leaves such bytes.
     pub(super) fn begin(&mut self) -> Option<()> {
         let (in_base, out_base) = self.cursors.ends();
         let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
@@ -83,7 +83,7 @@ impl Turn<'_, '_> {
                 header.add_received(n);
                 self.have += n;
                 self.has_traffic = true;
-                // The count of a TCP client is neither used nor reset.
+                // For a TCP client this count is neither used nor reset.
                 self.connection.unarmed = self.connection.unarmed.saturating_add(n as u32);
             }
             Ok(Transfer::Nothing) => {}

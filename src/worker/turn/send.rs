@@ -12,7 +12,7 @@ use crate::worker::connection::{Connection, WaitingFor};
 use crate::worker::kill_points::{self, Point};
 
 impl Turn<'_, '_> {
-    /// Sends the replies so far and activates cursors after them. Returns false if the client does not receive them.
+    /// Sends the replies so far and activates cursors after them. Returns false if the socket does not accept all.
     pub(super) fn send_midway(&mut self, since: u64) -> Result<bool, Gone> {
         if self.is_doubtful {
             self.check_socket()?;
@@ -122,8 +122,8 @@ impl Turn<'_, '_> {
     /// Reads and discards bytes that the client sends after its last reply.
     pub(super) fn linger(&mut self) -> Option<WaitingFor> {
         if self.connection.watched.is_none() {
-            // The first turn in this worker. The previous one may have died, or lost the lease, just before it did
-            // this.
+            // This is the client's first turn in this worker. The previous worker may have died, or lost the lease,
+            // before it shut down writing.
             socket::finish_writing(&self.connection.socket);
         }
         let open = self
@@ -175,8 +175,8 @@ fn transmit(
         return transfer;
     }
     // The thread's account is stored before the write, and the accepted bytes after it. After a death between the two
-    // the account shows the outcome, as the thread has called write(2) once or not yet. A signal handler could write,
-    // too.
+    // the account shows the outcome, because the thread has called write(2) once or not yet. Signals are held back,
+    // because a signal handler could write as well.
     let _held_back = HeldBack::all();
     header.begin_write(slot, at, writes.and_then(|writes| writes.sum().ok()));
     let transfer = write(
