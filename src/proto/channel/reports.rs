@@ -123,7 +123,7 @@ fn app() -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AppEnd {
-    /// The app exited with this status, on its own.
+    /// The app exited with this status, on its own; -1 if it has ended and its status is not known.
     Exited(i32),
     /// The app was killed by this signal, which its worker had not sent.
     Killed(i32),

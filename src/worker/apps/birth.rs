@@ -1,4 +1,4 @@
-//! The birth of an app, which its worker executes, or the zygote of the apps forks.
+//! The birth of an app: its worker executes it, or the zygote of the apps forks it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ pub(super) struct BornApp {
     pub(super) output: Option<[OutputStream; 2]>,
 }
 
-/// The way of a forked worker to the zygote of the apps.
+/// The connection of a forked worker to the zygote of the apps.
 #[derive(Debug)]
 pub(crate) struct AppForker {
     /// A copy of the descriptor that all workers of the generation have.
@@ -36,7 +36,8 @@ impl AppForker {
         AppForker { requests, zygote }
     }
 
-    /// Has an app forked, and waits for that. `master` is the channel to the master.
+    /// Has the zygote fork an app, and waits until it has done so. If `master`, the channel to the master, ends before,
+    /// the wait ends.
     ///
     /// # Errors
     /// Why there is no app, for the operator: a sentence without its subject.
@@ -79,7 +80,7 @@ impl AppForker {
     }
 }
 
-/// Sends a message to the zygote or to its app, which may have others to read first.
+/// Sends a message to the zygote or to its app. While their socket is full, or the kernel has no memory, tries again.
 fn send(
     socket: &OwnedFd,
     message: &[u8],

@@ -57,7 +57,7 @@ pub(super) const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between two checks of the app's memory, in ns.
 const MEMORY_INTERVAL: u64 = 1_000_000_000;
 
-/// How often the last answers of an app that has ended are tried to be read: for about 5 s.
+/// The maximum number of attempts to read the last answers of an app that has ended. They take about 5 s.
 const MAX_REFUSALS: u32 = 56;
 
 /// The running app of a worker.
@@ -66,14 +66,14 @@ pub(super) struct App {
     process: AppProcess,
     /// The line to the zygote that has forked it, and collects it when the line ends.
     line: Option<ZygoteLine>,
-    /// Ends all that the app has started.
+    /// The app's cgroup. Dropping the guard kills everything in it.
     cgroup: Option<AppCgroupGuard>,
     pub(super) wire: Wire,
     output: Option<[OutputStream; 2]>,
     last_lines: LastLines,
     info: AppInfo,
     metrics: AppMetrics,
-    /// The app wants to know which clients have left.
+    /// Whether the app receives a message for each client that has left.
     wants_closes: bool,
     max_memory: Option<u64>,
     /// When its memory was last looked at: ns of CLOCK_MONOTONIC.
@@ -84,7 +84,7 @@ pub(super) struct App {
 }
 
 impl App {
-    /// Returns what it has reported of itself.
+    /// Returns the app's report of itself.
     pub(super) fn info(&self) -> &AppInfo {
         &self.info
     }
@@ -231,7 +231,7 @@ impl App {
         self.wire.queue_json(&Cancel { cancel: id, why });
     }
 
-    /// Asks the app whether its loop turns.
+    /// Sends a probe, which the app answers if its loop is not blocked.
     pub(super) fn probe(&mut self) {
         #[derive(serde::Serialize)]
         struct Probe {
@@ -272,8 +272,8 @@ impl App {
         process::resident_memory(self.process.pid).is_some_and(|bytes| bytes > most)
     }
 
-    /// Returns how the app has ended, with the line that explains it; `None` if it runs. `when` follows the
-    /// exit in the reason.
+    /// Returns how the app has ended, with the line of its output that explains it; `None` if it runs. `when` follows
+    /// the exit in the reason.
     pub(super) fn end(&mut self, when: &str) -> Option<AppGone> {
         let end = match &self.line {
             Some(line) => line.end_of(&self.process.pidfd),
@@ -284,7 +284,7 @@ impl App {
             Ok(Some(exit)) => exit,
             Err(e) => {
                 let reason = format!("cannot be waited for: {e}");
-                // It has ended on its own, in a way that only its zygote knows. A request may have caused it.
+                // The status of a forked app is not known if its zygote has ended. A request may have caused the end.
                 let end = match self.line {
                     Some(_) => AppEnd::Exited(UNKNOWN_STATUS),
                     None => AppEnd::BrokeProtocol,
@@ -307,7 +307,7 @@ impl App {
         Some(app_gone(end, reason))
     }
 
-    /// Adds the line that explains the app's end to the reason, if it has written one.
+    /// Adds the line of its output that explains the app's end to the reason, if there is one.
     fn with_last_line(&mut self, reason: String) -> String {
         read_to_end(&mut self.output, &mut self.last_lines);
         match self.last_lines.reason(Instant::now()) {
@@ -335,8 +335,8 @@ impl App {
         is_right && !matches!(read, Err(_) | Ok(ReadEnd::Closed))
     }
 
-    /// Ends the app, which has no requests: it is asked to stop, the wire ends, and it is killed if it does not exit in
-    /// time. Its last samples are counted, and its last lines logged.
+    /// Ends the app, which has no requests: sends it `stop`, shuts down the wire, and waits for its exit. Its last
+    /// samples are counted, and its last lines logged. If it has not exited within the time, dropping it kills it.
     pub(super) fn finish(&mut self, within: Duration) {
         #[derive(serde::Serialize)]
         struct Stop {

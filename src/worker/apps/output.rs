@@ -17,7 +17,8 @@ const MAX_LINE: usize = 4096;
 /// The most bytes read from one stream in one iteration of the loop.
 const MAX_READ: usize = 16 * 1024;
 
-/// The lines kept for the reason of the app's end: a trace of Node.js or Go is longer than its last screen.
+/// The number of last lines that are kept to find the reason of the app's end. In traces of Node.js and Go, other lines
+/// follow the one with the reason.
 const LAST_LINES: usize = 32;
 
 /// How old a line may be to explain the app's end.
@@ -152,7 +153,7 @@ impl OutputStream {
         }
         let line = String::from_utf8_lossy(&self.partial);
         let (level, text) = level_of(&line).unwrap_or((self.level, &line));
-        // Not a sentence of this crate: text shows the fields, of which the worker's number is one.
+        // With this target, the text format appends the fields, such as the number of the worker.
         log::log!(target: TARGET, level, "app: {}", Escaped(text));
         last.push(text);
         self.partial.clear();

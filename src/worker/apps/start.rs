@@ -41,8 +41,8 @@ pub(in crate::worker) struct StartingApp {
 
 impl StartingApp {
     /// Starts an app. `cgroups` is the directory for a cgroup of its own, if it gets one; `max_reply` is the longest
-    /// reply in bytes. The zygote of `forker` forks it, if there is one. `master` is the channel to the master, whose
-    /// end ends the wait for that.
+    /// reply in bytes. With `forker`, the zygote of the apps forks it; the wait for that ends if `master`, the channel
+    /// to the master, ends.
     ///
     /// # Errors
     /// Why it cannot be started, for the operator: a sentence without its subject.
@@ -233,7 +233,7 @@ impl App {
                     }
                 }
             }
-            // The zygote of a forked app reports its end once: nothing may take that report and drop it.
+            // The zygote of a forked app reports its end once, so the report is read only where it is used.
             if has_ended && let Some(gone) = self.end(BEFORE_HELLO) {
                 return Err(with_hint(&gone));
             }
@@ -276,9 +276,9 @@ impl App {
 
     /// Waits for the end of the app, which has closed descriptor 3, if it is ending. Returns whether it has ended.
     ///
-    /// Whether the kernel has closed the descriptor because the process ends is a fact: the process is marked before.
-    /// Its end follows at once, or when it has a CPU. If it is not marked, the app itself has closed the descriptor. An
-    /// interpreter that ends does that as well, and is marked soon.
+    /// When a process ends, the kernel marks it as ending before it closes its descriptors. So if the app is marked,
+    /// its end follows as soon as it has a CPU. If it is not, the app itself has closed the descriptor. An interpreter
+    /// that exits does that as well, and is marked soon.
     pub(in crate::worker) fn ends_with_wire(&self) -> bool {
         let ends = |within| poll::wait_for(&self.process.pidfd, Interest::Read, within);
         let is_ending = || process::is_ending(self.process.pid);
@@ -305,7 +305,7 @@ fn is_service() -> bool {
     std::env::var_os("INVOCATION_ID").is_some()
 }
 
-/// The likely cause of an app that ends well without a hello.
+/// The likely cause if an app exits with status 0 before its hello.
 const NO_HELLO: &str = "an app calls run() of its package, or sends a hello, see fdpassd-app(7)";
 
 const BEFORE_HELLO: &str = " before its hello";

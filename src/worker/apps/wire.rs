@@ -84,7 +84,7 @@ impl Wire {
         }
     }
 
-    /// Returns whether the app takes requests: not too many bytes wait for it.
+    /// Returns whether requests may be handed over to the app: not too many bytes wait to be written.
     pub(in crate::worker) fn accepts(&self) -> bool {
         self.outgoing.len() - self.written <= MAX_UNWRITTEN
     }
@@ -147,8 +147,8 @@ impl Wire {
         Ok(end)
     }
 
-    /// Removes written bytes from the buffer: when all are written, or when there are many because the app always
-    /// leaves a rest.
+    /// Removes written bytes from the buffer: when all are written, or when there are many of them because some bytes
+    /// are always left.
     fn forget_written(&mut self) {
         if self.has_unwritten() && self.written < MAX_UNWRITTEN {
             return;
@@ -160,7 +160,7 @@ impl Wire {
         }
     }
 
-    /// Ends the stream: the app finds its end.
+    /// Shuts down writing, so that the app reads the end of the stream.
     pub(in crate::worker) fn end(&self) {
         // It fails if the app has ended it before.
         let _ = self.stream.shutdown(std::net::Shutdown::Write);

@@ -41,7 +41,8 @@ impl AppZygote {
             let (output, stdio) = streams(spec.app.output)?;
             let mut environment = environment(&spec.app, spec.max_reply);
             environment.insert(PRELOAD_VARIABLE.to_owned(), "1".to_owned());
-            // It outlives this process, because the apps that it has forked may. While it loads, it does not.
+            // Once it is ready, it outlives this process, because the apps that it has forked may. Until then, the end
+            // of this process ends it.
             let program = program(&spec.app, &environment, None, ParentDeathSignal::User1);
             let process = process::spawn_app(program, theirs, stdio)?;
             Ok(AppZygote {
@@ -54,7 +55,7 @@ impl AppZygote {
         spawn().map_err(|e: io::Error| not_started(&spec.app, &e))
     }
 
-    /// Has a poller report what it sends and writes, and its end.
+    /// Has a poller report its messages, its output and its end.
     pub(in crate::worker) fn watch(&self, poller: &Poller) -> io::Result<()> {
         poller.add(&self.requests, WIRE, Interest::Read)?;
         poller.add(&self.process.pidfd, END, Interest::Read)?;
@@ -64,7 +65,7 @@ impl AppZygote {
         Ok(())
     }
 
-    /// Handles an event of these. Returns whether it has become ready.
+    /// Handles such an event. Returns whether the zygote has become ready.
     ///
     /// # Errors
     /// Why it cannot fork apps, or no longer: a sentence without its subject.
@@ -102,7 +103,7 @@ impl AppZygote {
         Ok(false)
     }
 
-    /// Receives its message.
+    /// Receives a message. Returns whether the zygote is ready.
     fn receive(&mut self, poller: &Poller) -> Result<bool, String> {
         let mut buffer = [0; MAX_MESSAGE];
         let received = socket::receive_message(&self.requests, &mut buffer);
@@ -139,7 +140,7 @@ impl AppZygote {
         }
     }
 
-    /// Returns the way of a forked worker to it. The rest of it is closed.
+    /// Returns the connection for a forked worker. Everything else that this process has of the zygote is closed.
     pub(in crate::worker) fn into_forker(self) -> AppForker {
         AppForker::new(self.requests, self.process.pid)
     }
