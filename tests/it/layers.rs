@@ -360,7 +360,7 @@ fn may(table: &[(&str, &[&str])], key: &str, value: &str) -> bool {
         .is_none_or(|(_, values)| values.contains(&value))
 }
 
-/// `master/accept.rs` is `["master", "accept"]`, `lib.rs` is nothing.
+/// Returns the module of a file: `worker/turn.rs` is `["worker", "turn"]`, `lib.rs` is nothing.
 fn module_of(file: &str) -> Vec<String> {
     let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
     path.split('/')

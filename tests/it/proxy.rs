@@ -28,7 +28,7 @@ const BOTH: &str = r#"
     workers.count = 2
 "#;
 
-/// The signature of version 2, and the rest of a header with this command, family and TLVs.
+/// Returns a header of version 2 with this command and family, and with these addresses and TLVs.
 fn binary(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let length = (rest.len() as u16).to_be_bytes();
     [
@@ -40,7 +40,7 @@ fn binary(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// A header of version 2 of a client of this number, and its address.
+/// Returns a header of version 2 for the client of this number, and the client's address.
 fn client_v2(number: u8) -> (Vec<u8>, String) {
     let rest = [
         198, 51, 100, number, 192, 0, 2, 20, 0x12, number, 0x1f, 0x90,
@@ -52,13 +52,13 @@ fn client_v2(number: u8) -> (Vec<u8>, String) {
     )
 }
 
-/// The same of version 1.
+/// Returns a header of version 1 for the client of this number, and the client's address.
 fn client_v1(number: u8) -> (Vec<u8>, String) {
     let line = format!("PROXY TCP4 198.51.100.{number} 192.0.2.20 {number} 8080\r\n");
     (line.into_bytes(), format!("198.51.100.{number}:{number}"))
 }
 
-/// The header of a check.
+/// Returns the header of a connection of the balancer itself, such as a check.
 fn local() -> Vec<u8> {
     binary(0x20, 0, &[])
 }
@@ -117,8 +117,8 @@ fn clients(daemon: &Running) -> Vec<ClientStatus> {
     page.clients
 }
 
-/// Waits until the daemon shows clients with exactly these addresses, in any order. All of them are counted: none is in a
-/// turn, in which its address is shown earlier.
+/// Waits until the daemon shows clients with exactly these addresses, in any order, and none is in a turn: during a
+/// turn an address is shown before the master has counted it.
 #[track_caller]
 fn wait_for_peers(daemon: &Running, expected: &[String]) -> Vec<ClientStatus> {
     let mut expected = expected.to_vec();
@@ -134,7 +134,7 @@ fn wait_for_peers(daemon: &Running, expected: &[String]) -> Vec<ClientStatus> {
     found
 }
 
-/// The headers in `tests/formats/proxy`: the file's name, the client's address or what else it is, the bytes.
+/// Returns the headers in `tests/formats/proxy`: the name of each file, its line `source` and its bytes.
 fn samples() -> Vec<(String, String, Vec<u8>)> {
     let directory: PathBuf = root().join("tests/formats/proxy");
     let mut samples = Vec::new();
@@ -160,7 +160,7 @@ fn samples() -> Vec<(String, String, Vec<u8>)> {
     samples
 }
 
-/// Starts the daemon whose methods show what they know of their callers.
+/// Starts the daemon of `examples/faulty.rs`, whose method `whoami` returns the addresses of its caller.
 #[track_caller]
 fn start(config: &str) -> Running {
     let daemon = faulty::start(config);
@@ -168,12 +168,12 @@ fn start(config: &str) -> Running {
     daemon
 }
 
-/// A frame with this request.
+/// Returns a frame with a request of this method.
 fn request(method: &str) -> Vec<u8> {
     crate::common::frame(&json!({ "in": method }).to_string())
 }
 
-/// The number of connections that ended without becoming clients, for this reason.
+/// Returns the number of connections that ended without becoming clients, for this reason.
 #[track_caller]
 fn no_clients(daemon: &Running, reason: &str) -> f64 {
     let name = format!("fdpassd_proxy_no_clients_total{{reason=\"{reason}\"}}");

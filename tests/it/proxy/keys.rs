@@ -100,7 +100,7 @@ fn a_configuration_with_wrong_keys_is_refused_with_a_caret() {
     }
 }
 
-/// The command that calls a daemon without an address looks for a listener that expects no header.
+/// Without `--to`, `fdpassctl call` chooses a listener that expects no header.
 #[test]
 fn fdpassctl_calls_a_listener_without_the_key() {
     let config = r#"
@@ -115,7 +115,7 @@ fn fdpassctl_calls_a_listener_without_the_key() {
     assert_eq!((said.code, said.out.trim()), (Some(0), "7"), "{}", said.err);
 }
 
-/// The call could not be executed at a listener that expects a header.
+/// The printed command sends no header, so a listener that expects one would refuse it.
 #[test]
 fn the_printed_call_has_a_listener_without_the_key() {
     let proxied = "{ address = \"127.0.0.1:0\", proxy = \"v2\", proxy-from = [\"127.0.0.1\"] }";

@@ -1,4 +1,4 @@
-//! `max-clients-per-address` by the true address.
+//! `max-clients-per-address` counts the addresses in the headers.
 
 use super::*;
 

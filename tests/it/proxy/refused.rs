@@ -166,7 +166,7 @@ fn only_the_addresses_in_proxy_from_may_report_one() {
     ping(&mut connect(address, &client_v2(1).0));
 }
 
-/// As before there was the key.
+/// The error is the same as in versions without the key.
 #[test]
 fn a_listener_without_the_key_refuses_headers() {
     let daemon = start("");

@@ -66,7 +66,7 @@ impl Connections {
         self.partial.len() + self.silent.len() + self.amid_frame.len() + self.idle.len()
     }
 
-    /// All are served, and their addresses are known.
+    /// Checks that all clients are served, and that their addresses are known.
     #[track_caller]
     fn check(mut self, daemon: &Running, what: &str) {
         let mut peers = Vec::new();
@@ -101,7 +101,7 @@ impl Connections {
     }
 }
 
-/// A long time to complete a header, as the machine may be busy.
+/// Without a limit of time for a header, because the machine may be busy.
 fn config() -> String {
     format!("{BOTH}\nlimits.frame-timeout = \"none\"")
 }
@@ -136,8 +136,8 @@ fn a_recycling_keeps_headers_and_addresses() {
     all.check(&daemon, "recycle");
 }
 
-/// Where workers die, and at which passing: each that follows dies there as well, so the passings before must get
-/// somewhere.
+/// The points at which workers die, and the number of the passing at which they do. Each successor dies at the same
+/// one, so the clients must make progress in the passings before it.
 const POINTS: [(&str, u32); 8] = [
     ("after-claim", 3),
     ("after-begin", 3),
@@ -149,7 +149,7 @@ const POINTS: [(&str, u32); 8] = [
     ("before-end", 2),
 ];
 
-/// The same, where the master counts a client before its first request.
+/// The points for a daemon with a limit for each address, whose master counts a client before its first request.
 const POINTS_WITH_LIMIT: [(&str, u32); 4] = [
     ("before-header", 2),
     ("after-header", 1),
@@ -170,7 +170,7 @@ fn die_at(point: &str, n: u32, more: &str) {
         let at = usize::from(number) * 4;
         let mut client = connect(&daemon.addresses()[0], &header[..at]);
         client.send(&header[at..]);
-        // One that is executed once more after a death.
+        // `ping` is idempotent, so it is executed once more after a death.
         assert_eq!(client.call("ping", number).expect(&what), number, "{what}");
         peers.push(peer);
         all.push(client);
@@ -217,7 +217,7 @@ fn a_restart_or_an_upgrade_keeps_headers_and_addresses() {
     }
 }
 
-/// A client that the daemon has accepted, and that has sent nothing, is none in any of the counts.
+/// Connections of the balancer itself are in no count of clients, before the restart and after it.
 #[test]
 fn a_restart_keeps_the_count_of_those_that_are_no_clients() {
     for how in [How::Term, How::Kill, How::Upgrade] {
