@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import socket
 import sys
 import time
 import unittest
@@ -256,6 +257,17 @@ class Answers(Case):
             self.assertIsInstance(cause, TimeoutError)
             self.assertLess(time.monotonic() - began, TIMEOUT)
             self.assertTrue(nameserver.asked)
+
+    def test_an_error_has_the_last_causes_of_many_targets(self) -> None:
+        # Nothing listens at them. Each round is in another order, and the nameserver is asked again after it.
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            port = bound.getsockname()[1]
+            targets = [(f"host-{number}.example.net", 1, 1, port) for number in range(40)]
+            nameserver = self.nameserver(zone(0, *targets))
+            with self.assertRaises(Unavailable) as caught:
+                self.client(nameserver, backoff=(0.001, 0.001)).call("ping", timeout=3)
+        self.assertEqual(len(caught.exception.causes), 16)
 
     def test_the_next_nameserver_is_asked_if_one_fails(self) -> None:
         _, port = self.daemon()

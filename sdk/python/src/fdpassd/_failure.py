@@ -49,7 +49,8 @@ class ErrorReply(Error):
 
 class Unavailable(Error):
     """No daemon has executed the request before the deadline: there was no connection, or it was not sent whole, or it
-    was answered by ``overloaded`` or ``shutting_down``. The message has the last reason of each address."""
+    was answered by ``overloaded`` or ``shutting_down``. The message has the last reason of each address; of a name with
+    SRV records, those of its last 16 targets."""
 
     may_have_run = False
 

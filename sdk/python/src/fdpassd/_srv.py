@@ -26,8 +26,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}", re.ASCII)
 #: The longest time to live; above it a record counts as one of 0 s (RFC 2181, section 8).
 _MAX_TTL = (1 << 31) - 1
 
-#: How many reasons of targets are kept in one attempt.
-_MAX_FAILURES = 16
+#: How many reasons of targets are kept.
+MAX_FAILURES = 16
 
 _T = TypeVar("_T")
 
@@ -90,7 +90,7 @@ class Service:
                 return endpoint.text, endpoint.open(connect_timeout, deadline)
             except OSError as error:
                 self.note_end(endpoint.text, False)
-                if len(failures) < _MAX_FAILURES:
+                if len(failures) < MAX_FAILURES:
                     failures.append((endpoint.text, error))
         raise Unconnected(failures or [(self.text, TimeoutError("there was no time left"))])
 

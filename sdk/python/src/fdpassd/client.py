@@ -25,7 +25,7 @@ from ._codec import codec
 from ._connection import Connection, Lost, Pending
 from ._failure import BadReply, Error, ErrorReply, Outcome, ResolveError, Unavailable, UnknownOutcome, why
 from ._replies import ByteOrder, length_of
-from ._srv import Service
+from ._srv import MAX_FAILURES, Service
 
 __all__ = [
     "BadReply",
@@ -146,7 +146,8 @@ class Client:
         self._not_before = 0.0
         self._waits = 0
         #: Why a request was not executed at each address, during a call.
-        self._reasons: dict[str, Exception] = {}
+        #: By the indices and the names of addresses.
+        self._reasons: dict[tuple[int, str], Exception] = {}
         self._is_closed = False
         _clients.add(self)
 
@@ -258,7 +259,7 @@ class Client:
                 name, connected = address.connect(self._connect_timeout, deadline)
             except Unconnected as error:
                 for name, reason in error.failures:
-                    self._note(name, reason)
+                    self._note(self._next, name, reason)
                 self._next = (self._next + 1) % len(self._addresses)
                 continue
             max_reply = self._max_frame + _ROOM
@@ -290,7 +291,7 @@ class Client:
             self._drop()
             self._addresses[self._current].note_end(address, has_replied)
             self._next = (self._next + 1) % len(self._addresses)
-            self._note(address, lost.reason)
+            self._note(self._current, address, lost.reason)
             if has_replied:
                 self._waits = 0
             for request in pending:
@@ -304,19 +305,26 @@ class Client:
 
     def _give_up(self, pending: list[Pending], deadline: Deadline, otherwise: str) -> None:
         """Ends the requests without an outcome at the deadline."""
-        texts = (f"{address}: {why(reason)}" for address, reason in self._reasons.items())
+        causes = {address: reason for (_, address), reason in self._reasons.items()}
+        texts = (f"{address}: {why(reason)}" for address, reason in causes.items())
         reasons = "; ".join(texts) or otherwise
         for request in pending:
             if request.outcome is None:
                 request.settle_doubt()
             if request.outcome is None:
                 text = f"{request.method} was not executed within {deadline.timeout:g} s: {reasons}"
-                request.outcome = Outcome(error=Unavailable(text, dict(self._reasons)))
+                request.outcome = Outcome(error=Unavailable(text, dict(causes)))
 
-    def _note(self, address: str, reason: Exception) -> None:
-        """Notes why a request was not executed at an address. The end of the time counts only if there is no other reason."""
-        if not isinstance(reason, TimeoutError) or address not in self._reasons:
-            self._reasons[address] = reason
+    def _note(self, index: int, address: str, reason: Exception) -> None:
+        """Notes why a request was not executed at an address. The end of the time counts only if there is no other reason.
+        Of a name with SRV records, which may have hundreds of targets, the last ones are kept."""
+        key = (index, address)
+        if isinstance(reason, TimeoutError) and key in self._reasons:
+            return
+        known = [other for other in self._reasons if other[0] == index]
+        if key not in self._reasons and len(known) >= MAX_FAILURES:
+            del self._reasons[known[0]]
+        self._reasons[key] = reason
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
