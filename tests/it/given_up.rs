@@ -13,7 +13,7 @@ use crate::common::{FDPASSD, kernel, ping_all, while_idle};
 
 const CONFIG: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
                       workers.dispatch = \"round-robin\"\n\
-                      limits.stall-timeout = \"1h\"\n";
+                      workers.rebalance = \"manual\"\nlimits.stall-timeout = \"1h\"\n";
 const CLIENTS: u64 = 40;
 
 /// Longer than a test lasts: the traced process is killed in it.
@@ -43,6 +43,11 @@ fn kill_amid(act: impl FnOnce(&Running) -> Option<Client>, log: Option<&str>, he
     // The last one may have its reply before it is watched.
     eventually("the worker watches its clients", || {
         (watched(worker) as u64 > CLIENTS / 2).then_some(())
+    });
+    // It comes within a second of the last client, and the master would be held at the end of this message.
+    let status = format!(", {} clients, ", CLIENTS + turns);
+    daemon.wait_until("the service manager has the status", |_| {
+        manager.told().iter().any(|told| told.contains(&status))
     });
     let inject = format!("sendmsg:delay_exit={}", held.as_micros());
     let Some(traced) = Traced::attach(daemon.pid(), "sendmsg", &inject) else {
