@@ -3,10 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::http::{HttpClient, exporter, get, metrics_address, request};
-use crate::common::start;
+use nix::sys::signal::Signal;
 
-use super::{TCP, soon, tasks};
+use crate::common::http::{HttpClient, exporter, get, metrics_address, request};
+use crate::common::{kernel, start};
+
+use super::{TCP, assert_below, soon, tasks};
 
 #[test]
 fn a_trickling_http_client_times_out_and_delays_no_other() {
@@ -28,12 +30,19 @@ fn a_trickling_http_client_times_out_and_delays_no_other() {
             }
             slow.answer()
         });
+        let mut times = Vec::new();
         while !late.is_finished() {
             let asked = Instant::now();
             assert_eq!(get(&address, "/healthz").status_and_body(), (200, "ok\n"));
-            assert!(asked.elapsed() < soon, "it took {:?}", asked.elapsed());
+            times.push(asked.elapsed());
             crate::common::let_pass(Duration::from_millis(100));
         }
+        // A pause of the machine makes few of them long, the slow client would make most of them long.
+        times.sort_unstable();
+        assert!(
+            times.get(times.len() / 2) < Some(&soon),
+            "it took {times:?}"
+        );
         late.join().expect("it is answered")
     });
     assert_eq!(
@@ -55,35 +64,38 @@ fn fifty_slow_http_clients_keep_no_other_out() {
         "GET /metrics HTTP/1.1\r\nHost: loc",
         &request("/metrics"),
     ] {
-        let mut hostile: Vec<HttpClient> = (0..50).map(|_| HttpClient::connect(&address)).collect();
-        // Some are disconnected before they have sent it.
-        hostile
-            .iter_mut()
-            .for_each(|http_client| drop(http_client.send(words)));
-        for path in ["/metrics", "/healthz", "/readyz"] {
-            let asked = Instant::now();
-            assert_eq!(get(&address, path).status, 200, "{words:?}");
-            assert!(
-                asked.elapsed() < soon,
-                "{words:?}: {path} took {:?}",
+        assert_below(soon, || {
+            let mut hostile: Vec<HttpClient> =
+                (0..50).map(|_| HttpClient::connect(&address)).collect();
+            // Some are disconnected before they have sent it.
+            hostile
+                .iter_mut()
+                .for_each(|http_client| drop(http_client.send(words)));
+            let times = ["/metrics", "/healthz", "/readyz"].map(|path| {
+                let asked = Instant::now();
+                assert_eq!(get(&address, path).status, 200, "{words:?}");
                 asked.elapsed()
-            );
-        }
-        assert!(tasks(exporter) <= 1 + 16, "{} threads", tasks(exporter));
-        assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+            });
+            assert!(tasks(exporter) <= 1 + 16, "{} threads", tasks(exporter));
+            assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+            times.into_iter().max().expect("there are three")
+        });
     }
 }
 
 #[test]
 fn sixty_requests_at_once_are_answered_at_a_limited_rate() {
     let daemon = start(TCP);
-    let address = metrics_address(&daemon);
-    let began = Instant::now();
+    let (address, exporter) = (metrics_address(&daemon), exporter(&daemon));
+    // It would close a client that has connected and not asked for 200 ms, as it does not have a thread for each.
+    kernel::stop(exporter);
     let mut http_clients: Vec<HttpClient> =
         (0..60).map(|_| HttpClient::connect(&address)).collect();
     http_clients
         .iter_mut()
         .for_each(|http_client| http_client.send(request("/healthz")).expect("it is taken"));
+    let began = Instant::now();
+    kernel::send(exporter, Signal::SIGCONT);
     for mut http_client in http_clients {
         assert_eq!(http_client.answer().status_and_body(), (200, "ok\n"));
     }
