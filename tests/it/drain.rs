@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::common::http::{get, metrics_address};
 use crate::common::metrics::samples;
-use crate::common::program::{Program, ctl, ctl_command};
+use crate::common::program::{Program, control_client, ctl, ctl_command};
 use crate::common::{kernel, let_pass, ping_all, start, while_idle};
 
 const BOTH: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n";
@@ -80,7 +80,8 @@ fn new_clients_are_served_in_the_notice_and_refused_after_it() {
     );
     assert_eq!(get(&http, "/healthz").status_and_body(), (200, "ok\n"));
     assert_served(daemon.addresses());
-    let status = daemon.status();
+    // The end of the notice is logged with the number of clients.
+    let status = daemon.wait_until("those have left", |status| status.clients == 1);
     let drain = status.drain.expect("a drain is under way");
     assert_eq!((drain.mode, status.drained), (DrainMode::Refuse, false));
     assert!(
@@ -169,8 +170,17 @@ fn an_undrain_cancels_a_notice() {
         "{}",
         said.err
     );
-    done(&daemon, &["drain", "--notice", "2s"]);
-    done(&daemon, &["undrain"]);
+    // In one piece: however late a program is that sends the second request, the notice might be over.
+    let mut control = control_client(&daemon);
+    let requests = [
+        r#"{"in":"drain","params":{"notice":2}}"#,
+        r#"{"in":"undrain"}"#,
+    ];
+    let frames = requests.map(|request| control.frame(request));
+    control.send(frames.concat());
+    for verb in ["drain", "undrain"] {
+        assert_eq!(control.reply().name, verb);
+    }
     let_pass(Duration::from_millis(2200));
     // The undrain has cancelled the notice, so no drain follows.
     assert!(!daemon.stderr().contains("the notice is over"));
