@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::{MAX_REQUEST, REQUEST_TIMEOUT, Status, Version};
 use fdpassd::testing::Client;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::program::{
@@ -112,17 +113,19 @@ fn a_request_may_have_64_kib_and_one_byte_more_is_the_end() {
 #[test]
 fn a_control_client_beyond_the_limit_is_refused() {
     let daemon = start("");
+    let workers = daemon.wait_for_workers().workers;
+    let last = daemon.ctl("events").expect("there are events")["last"].clone();
     // The connections that checked whether it serves have ended.
     wait_for_clients(&control_socket(&daemon), 0);
-    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| control_client(&daemon)).collect();
-    clients
-        .iter_mut()
-        .for_each(|client| client.send_frame("{\"in\":\"status\"}"));
-    for client in &mut clients {
-        let status: Status =
-            serde_json::from_value(client.reply().value().expect("a result")).expect("a status");
-        assert_eq!(status.pid, daemon.pid());
-    }
+    // Each waits for the next event: without a request it would be closed after five seconds.
+    let wait = json!({ "in": "events", "params": { "after": last, "wait": 60 } }).to_string();
+    let connect = |_| {
+        let mut client = control_client(&daemon);
+        let frames = [client.frame(&wait), client.frame("{\"in\":\"version\"}")];
+        client.send(frames.concat());
+        client
+    };
+    let mut clients: Vec<Client> = (0..CLIENTS).map(connect).collect();
     let mut excess = control_client(&daemon);
     let fault = excess.reply().value().expect_err("there are enough");
     assert_eq!(
@@ -130,11 +133,15 @@ fn a_control_client_beyond_the_limit_is_refused() {
         "busy: there are too many control clients"
     );
     excess.expect_end();
-    clients.iter_mut().for_each(ask_version);
     clients.pop();
     wait_for_clients(&control_socket(&daemon), CLIENTS - 1);
     ask_version(&mut control_client(&daemon));
     assert_eq!(daemon.call("ping", 1).expect("a result"), 1);
+    kernel::send(workers[0].pid.expect("it is ready"), Signal::SIGKILL);
+    for client in &mut clients {
+        assert_eq!(client.reply().name, "events");
+        assert_eq!(client.reply().name, "version");
+    }
 }
 
 #[test]
@@ -254,6 +261,8 @@ fn only_root_and_the_daemons_user_may_stop_it() {
     let mut daemon = start(&format!(
         "control = {{ socket = {socket:?}, mode = \"0666\" }}"
     ));
+    // Later, fdpassctl would print that a worker is ready.
+    daemon.wait_for_workers();
     let ask = |verb: &str| {
         Program::start(
             nobody
