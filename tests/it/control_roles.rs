@@ -7,13 +7,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use fdpassd::proto::control::{Events, Kind, Status, Verb};
 use fdpassd::testing::eventually;
 use nix::sys::signal::Signal;
 
 use crate::common::program::{FDPASSCTL, OtherUser, Program, Said, wait_for_clients};
-use crate::common::{FDPASSD, kernel};
+use crate::common::{FDPASSD, kernel, let_pass};
 use connection::Hand;
 
 /// The user that the daemon runs as, and its group. Neither has a name, nor has any of the others.
@@ -77,9 +78,14 @@ impl Daemon {
 
     #[track_caller]
     fn reload(&self, control: &str) {
-        write_config(&self.others, control);
-        let said = self.ask(ROOT, &["reload"]);
+        let said = self.begin_reload(control).finish();
         assert_eq!(said.code, Some(0), "{}", said.err);
+    }
+
+    #[track_caller]
+    fn begin_reload(&self, control: &str) -> Program {
+        write_config(&self.others, control);
+        Program::start(&mut self.ctl(ROOT, &["reload"]))
     }
 
     /// Waits until a line of the log has all these words.
@@ -252,6 +258,10 @@ fn changes_and_refusals_are_logged_with_the_requester() {
             .ask(r#"{"in":"log-level"}"#)
             .is_some_and(|reply| reply.starts_with("log-level "))
     );
+    // Before that connection, which would be closed after five seconds without a request.
+    let status: Status =
+        serde_json::from_str(&daemon.ask(ROOT, &["status", "--json"]).out).expect("a status");
+    let worker = status.workers[0].id.expect("it is ready").0;
     let mut admin = Hand::of(&daemon, SECOND_ADMIN);
     let by = format!(" by uid {} (pid {}): ", SECOND_ADMIN.0, admin.pid());
     for verb in changes() {
@@ -264,9 +274,6 @@ fn changes_and_refusals_are_logged_with_the_requester() {
         );
         daemon.wait_for_log(&[&format!(" {}{by}refused: ", verb.as_str())]);
     }
-    let status: Status =
-        serde_json::from_str(&daemon.ask(ROOT, &["status", "--json"]).out).expect("a status");
-    let worker = status.workers[0].id.expect("it is ready").0;
     for (verb, params, words) in [
         ("scale", r#"{"count":1}"#, "1 worker instead of 2"),
         ("recycle", "{}", "replacing all workers"),
@@ -306,23 +313,36 @@ fn a_reload_changes_the_role_of_an_open_connection() {
     };
     let mut hand = Hand::of(&daemon, SECOND_ADMIN);
     let (look, change) = (r#"{"in":"version"}"#, r#"{"in":"undrain"}"#);
-    let mut is_done = |request| {
-        hand.ask(request)
-            .is_some_and(|reply| !reply.starts_with("error "))
+    let is_error = |reply: &String| reply.starts_with("error ");
+    let is_done = |hand: &mut Hand, request: &str| {
+        let reply = hand.ask(request);
+        reply.is_some_and(|reply| !is_error(&reply))
     };
-    assert!(is_done(look) && is_done(change));
-    daemon.reload("read-group = \"61201\"");
-    assert!(is_done(look) && !is_done(change));
-    daemon.reload("admin-group = \"61201\"");
-    assert!(is_done(look) && is_done(change));
+    // The connection would be closed after five seconds without a request.
+    let reload = |hand: &mut Hand, control: &str| {
+        let mut reload = daemon.begin_reload(control);
+        while reload.is_running() {
+            assert!(is_done(hand, look));
+            let_pass(Duration::from_millis(100));
+        }
+        assert_eq!(reload.finish().code, Some(0));
+    };
+    assert!(is_done(&mut hand, look) && is_done(&mut hand, change));
+    reload(&mut hand, "read-group = \"61201\"");
+    assert!(is_done(&mut hand, look) && !is_done(&mut hand, change));
+    reload(&mut hand, "admin-group = \"61201\"");
+    assert!(is_done(&mut hand, look) && is_done(&mut hand, change));
 
-    daemon.reload("admin-group = \"61203\"");
-    let reply = hand.ask(look).expect("it is told");
+    let reload = daemon.begin_reload("admin-group = \"61203\"");
+    let reply = eventually("it may not look any more", || {
+        Some(hand.ask(look).expect("it is told")).filter(is_error)
+    });
     assert!(
         reply.contains("only root, uid 61200 or the group 61203 may inspect this daemon"),
         "{reply}"
     );
     assert_eq!(hand.ask(look), None, "and the connection is closed");
+    assert_eq!(reload.finish().code, Some(0));
 }
 
 #[test]
