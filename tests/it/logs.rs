@@ -149,10 +149,15 @@ fn a_full_disk_delays_no_request_and_a_reload_leaves_it() {
         times.max().expect("there was one")
     };
     let usual = longest(0);
-    let longest = longest(100);
+    let limit = Duration::from_secs(2) + 20 * usual;
+    // A pause of the machine makes a request of one round long, the disk would make one of each.
+    let mut rounds = vec![longest(100)];
+    while rounds.len() < 5 && rounds.iter().all(|longest| *longest >= limit) {
+        rounds.push(longest(100));
+    }
     assert!(
-        longest < Duration::from_secs(2) + 20 * usual,
-        "a request took {longest:?}"
+        rounds.iter().any(|longest| *longest < limit),
+        "a request took {rounds:?}"
     );
     daemon.wait_until("each line is counted", |status| {
         status.log_errors_total >= before + 10_000
