@@ -212,10 +212,12 @@ fn a_hung_worker_delays_no_control_request() {
     let usual = ask_all();
     let blocked = Execution::start(&daemon);
     kernel::stop(daemon.worker_pids()[0]);
-    let took = ask_all();
+    // A pause of the machine makes one of them long, the worker would make each.
+    let times = [(); 3].map(|()| ask_all());
+    let limit = 10 * usual + Duration::from_secs(2);
     assert!(
-        took < 10 * usual + Duration::from_secs(2),
-        "{took:?} instead of {usual:?}"
+        times.iter().any(|took| *took < limit),
+        "{times:?} instead of {usual:?}"
     );
     daemon.signal_worker(0, "CONT");
     drop(blocked.finish());
