@@ -38,7 +38,10 @@ fn kill_worker_and_master(workers: usize, calls: &str, number: usize) -> Option<
         kernel::is_over(master).then_some(())
     });
     pids.into_iter().for_each(terminate);
-    let trace = traced.text();
+    // Only then it shows which call has not returned.
+    let trace = eventually("strace reports that", || {
+        Some(traced.text()).filter(|trace| trace.contains("+++ killed by SIGKILL"))
+    });
     let is_sent = |line: &&str| line.contains("SCM_RIGHTS") && !line.contains(") = ?");
     let are_packed = calls == STARTS || trace.lines().filter(is_sent).count() >= PACKED;
     if are_packed {
