@@ -48,6 +48,12 @@ fn hostile_control_clients_delay_no_other_and_cost_no_cpu() {
             .expect("it is taken in the end")
     });
     daemon.wait_until("it is drained", |status| status.paused.is_some());
+    // The requests of the deaf one are answered for as long as the kernel takes the replies.
+    eventually("the master has nothing left to do", || {
+        let before = kernel::all_idle(&[daemon.pid()])?;
+        let_pass(Duration::from_millis(20));
+        (kernel::all_idle(&[daemon.pid()])? == before).then_some(())
+    });
 
     kernel::assert_waits(&[daemon.pid()], Duration::from_secs(1), 0.2);
     answers(&daemon, &mut rpc, 100);
@@ -158,7 +164,10 @@ const HABITS: [(&str, Habit); 7] = [
     ("byte by byte", |socket| {
         let mut stream = UnixStream::connect(socket)?;
         for byte in *b"\x40\0\0\0{\"in\":\"version\"}" {
-            stream.write_all(&[byte])?;
+            // The daemon ends the connection if the request takes too long.
+            if stream.write_all(&[byte]).is_err() {
+                break;
+            }
             let_pass(Duration::from_millis(1));
         }
         Ok(())
