@@ -66,17 +66,17 @@ fn names_that_are_not_answered_delay_one_reload_alone() {
     let mut reload = daemon.ctl_request("reload", Value::Null);
     let mut check = daemon.ctl_request("check", Value::Null);
     // The file is being read for 10 s.
+    let busy = daemon.ctl("reload").expect_err("one is going on");
+    assert!(
+        busy.message().contains("its configuration is being read"),
+        "{busy:?}"
+    );
     for i in 0..5 {
         assert_eq!(client.call("ping", i).expect("a result"), i);
         assert_eq!(daemon.connect().call("ping", i).expect("a result"), i);
         assert!(daemon.status().clients >= 1);
         let_pass(Duration::from_millis(100));
     }
-    let busy = daemon.ctl("reload").expect_err("one is going on");
-    assert!(
-        busy.message().contains("its configuration is being read"),
-        "{busy:?}"
-    );
     for asked in [&mut reload, &mut check] {
         let refused = asked.reply().value().expect_err("it takes too long");
         assert_eq!(refused.code(), "rejected");
