@@ -88,6 +88,8 @@ fn time_in_a_frozen_cgroup_expires_no_timeout() {
         .for_each(|client| drop(client.call("ping", 0).expect("a pong")));
     let mut deaf = daemon.connect();
     (0..8).for_each(|_| deaf.send_frame(ping_of(500_000)));
+    let execution = Execution::start(&daemon);
+    // Last, for they have only five seconds.
     let control = Address::Unix(control_socket(&daemon));
     let mut controls: Vec<Client> = (0..2).map(|_| Client::connect(&control)).collect();
     let asked = controls[0].frame(r#"{"in":"version"}"#);
@@ -100,7 +102,6 @@ fn time_in_a_frozen_cgroup_expires_no_timeout() {
             .send("GET /healthz HTTP/1.1\r\n")
             .expect("it is open")
     });
-    let execution = Execution::start(&daemon);
 
     let frozen = Frozen::all(&daemon, controls.len());
     let mut goes_on = |half: usize| {
