@@ -1,7 +1,7 @@
 //! Output as text and as JSON.
 
 use fdpassd::proto::control::{Checked, ClientStatus, Effective, Kicked, Settled, Status, Version};
-use fdpassd::testing::Running;
+use fdpassd::testing::{Running, eventually};
 use serde_json::{Value, json};
 
 use crate::common::program::{FDPASSCTL, control_socket, ctl, run};
@@ -149,6 +149,12 @@ fn clients_are_shown_sorted_and_kicked() {
     for (requests, client) in clients.iter_mut().enumerate() {
         (0..=requests).for_each(|i| drop(client.call("ping", i).expect("a pong")));
     }
+    // A client that is kicked before its worker has ended its turn is still there for a while.
+    eventually("the turns of all have ended", || {
+        let page = daemon.ctl("clients").expect("a page");
+        let mut shown = page["clients"].as_array().expect("clients").iter();
+        shown.all(|client| client["state"] == "idle").then_some(())
+    });
     let (words, json) = both(&daemon, &["clients", "--sort", "requests", "--most", "2"]);
     let lines: Vec<Vec<&str>> = words
         .lines()
