@@ -81,7 +81,9 @@ fn kicked_clients_are_closed_by_the_next_master() {
 
 fn kicked_clients_are_closed_after(how: How) {
     let manager = ServiceManager::new();
-    let config = format!("{BOTH}workers.count = 2\nlimits.request-timeout = \"none\"\n");
+    // The workers execute for long, and must not count as stuck.
+    let limits = "limits.request-timeout = \"none\"\nlimits.stall-timeout = \"1h\"\n";
+    let config = format!("{BOTH}workers.count = 2\n{limits}");
     let program = faulty::example("faulty");
     let daemon = manager.setup(&program, &config).start();
     let daemon = daemon.expect("it serves");
