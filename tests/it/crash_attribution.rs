@@ -194,7 +194,8 @@ fn an_idempotent_request_that_ends_two_workers_counts_twice() {
 
 #[test]
 fn a_kill_from_outside_does_not_count_when_the_rerun_crashes() {
-    let daemon = faulty::start("workers.count = 1");
+    // A worker that counts as stuck would get another one beside it.
+    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"1h\"");
     let mut client = daemon.connect();
     for _ in 0..2 {
         let execution = Execution::start_method(&daemon, client, "read_line_or_exit");
@@ -222,7 +223,7 @@ fn a_kill_from_outside_does_not_count_when_the_rerun_crashes() {
 
 #[test]
 fn kills_from_outside_blame_no_client_and_no_method() {
-    let daemon = faulty::start("workers.count = 1");
+    let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"1h\"");
     let mut client = daemon.connect();
     const KILLS: u64 = 12;
     for kill in 0..KILLS {
