@@ -185,7 +185,8 @@ fn a_full_disk_delays_no_request_and_a_reload_leaves_it() {
 
 #[test]
 fn each_process_counts_repeated_messages() {
-    let mut daemon = faulty::start("workers.count = 1");
+    // A stuck worker would be a warning of the master's.
+    let mut daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"1h\"");
     let mut client = daemon.connect();
     client
         .call("log", (1000, "the same"))
