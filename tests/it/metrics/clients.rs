@@ -16,9 +16,11 @@ use crate::common::{FDPASSD, ping_of, start};
 /// Both kinds of listeners.
 const LISTEN: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2";
 
-/// Timeouts that only clients reach which provoke them.
-const SHORT: &str = "listen = [\"127.0.0.1:0\", \"unix:{dir}/rpc.sock\"]\nworkers.count = 2\n\
-                     limits = { max-frame = \"64KiB\", frame-timeout = \"100ms\", send-timeout = \"100ms\" }";
+/// A configuration with these limits and one of frames. Only one timeout is short at a time: a test that is slow between
+/// two steps would reach another one.
+fn limited(limits: &str) -> String {
+    format!("{LISTEN}\nlimits = {{ max-frame = \"64KiB\"{limits} }}")
+}
 
 fn closed(daemon: &Running, reason: &str) -> f64 {
     samples(daemon)[&format!("fdpassd_clients_closed_total{{reason=\"{reason}\"}}")]
@@ -49,8 +51,11 @@ fn kick_the_only_client(daemon: &Running) {
 
 #[test]
 fn each_client_that_is_gone_is_counted_under_its_reason() {
-    let daemon = faulty::start(SHORT);
+    let daemon = faulty::start(&limited(""));
     daemon.wait_for_workers();
+    let apply = |limits: &str| {
+        daemon.reload_with(&limited(limits)).expect("it is applied");
+    };
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");
     drop(client);
@@ -66,12 +71,15 @@ fn each_client_that_is_gone_is_counted_under_its_reason() {
     too_large.send((1u32 << 20).to_le_bytes());
     assert_eq!(too_large.replies().len(), 1);
     expect_closed(&daemon, "too_large", 1);
+    apply(", frame-timeout = \"100ms\"");
     let mut slow = daemon.connect();
     slow.send(b"\x09\0\0\0abc");
     assert_eq!(slow.replies().len(), 1);
     expect_closed(&daemon, "frame_timeout", 1);
+    apply(", send-timeout = \"100ms\"");
     deaf(&daemon);
     expect_closed(&daemon, "send_timeout", 1);
+    apply("");
 
     let mut idle = daemon.connect();
     idle.call("ping", 1).expect("a pong");
@@ -94,9 +102,7 @@ fn each_client_that_is_gone_is_counted_under_its_reason() {
     expect_closed(&daemon, "crashes", 1);
 
     (0..2).for_each(|seat| daemon.kill_worker(seat));
-    daemon
-        .reload_with(&SHORT.replace("max-frame", "idle-timeout = \"100ms\", max-frame"))
-        .expect("it is applied");
+    apply(", idle-timeout = \"100ms\"");
     daemon.connect().expect_end();
     expect_closed(&daemon, "idle", 1);
     assert_eq!(closed(&daemon, "left"), 2.0);
