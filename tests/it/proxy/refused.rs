@@ -6,6 +6,7 @@ use fdpassd::proto::frame::ByteOrder;
 use fdpassd::testing::Client;
 
 use super::*;
+use crate::common::kernel;
 
 const V2: &str = r#"
     listen = [
@@ -126,13 +127,16 @@ fn a_header_that_never_ends_is_given_up() {
         );
     }
     wait_for_no_clients(&daemon, "timeout", 2.0);
+    // The time for a header begins when the connection is accepted: not before both have sent all that they send.
+    kernel::stop(daemon.pid());
     // A connection that ends before its header does.
     let mut half = connect(&daemon.addresses()[0], b"PROXY TCP4 ");
     half.finish();
-    half.expect_end();
-    wait_for_no_clients(&daemon, "incomplete", 1.0);
     // A client whose header is complete may be silent.
     let mut silent = connect(&daemon.addresses()[0], &header);
+    daemon.signal("CONT");
+    half.expect_end();
+    wait_for_no_clients(&daemon, "incomplete", 1.0);
     crate::common::let_pass(std::time::Duration::from_millis(600));
     ping(&mut silent);
 }
