@@ -95,14 +95,20 @@ fn requests_are_counted_by_method_and_result() {
 
 #[test]
 fn deaths_are_counted_by_cause_and_moves_by_reason() {
-    let daemon = faulty::start(
-        "workers.count = 2\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"100ms\"",
-    );
+    // Only where a worker must be found stuck: on a busy machine another one may be taken for it, and its clients move.
+    let with_stalls_after = |time: &str| {
+        let limits = format!("{{ request-timeout = \"4s\", stall-timeout = \"{time}\" }}");
+        format!("workers.count = 2\nlimits = {limits}")
+    };
+    let daemon = faulty::start(&with_stalls_after("1h"));
     daemon.wait_for_workers();
     let mut idle: Vec<Client> = Vec::new();
     let mut client = daemon.connect();
     client.call("ping", 1).expect("a pong");
     (0..2).for_each(|seat| daemon.kill_worker(seat));
+    daemon
+        .reload_with(&with_stalls_after("100ms"))
+        .expect("it is applied");
     for (method, params) in [
         ("abort", json!(null)),
         ("exit", json!(7)),
@@ -120,6 +126,9 @@ fn deaths_are_counted_by_cause_and_moves_by_reason() {
         daemon.wait_for_workers();
         client = daemon.connect();
     }
+    daemon
+        .reload_with(&with_stalls_after("1h"))
+        .expect("it is applied");
     let now = samples(&daemon);
     for (cause, count) in [
         ("signal", 2.0),
