@@ -111,8 +111,9 @@ fn a_held_worker_has_no_clients_and_is_not_replaced() {
     kernel::stop(held.pid);
     assert_eq!(ctl(&daemon, &["recycle", "all"]).code, Some(0));
     assert_eq!(ctl(&daemon, &["scale", "1"]).code, Some(0));
-    daemon.reload_with(&config("1s")).expect("it is applied");
-    let_pass(Duration::from_millis(2_500));
+    // Longer than a worker of the load may have to wait for a CPU.
+    daemon.reload_with(&config("4s")).expect("it is applied");
+    let_pass(Duration::from_millis(5_500));
     daemon.wait_until("all others are new, and the held one is there", is_left);
     assert_eq!(
         (kernel::state(held.pid), daemon.status().deaths_total),
