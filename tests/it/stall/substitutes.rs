@@ -1,6 +1,7 @@
 //! Workers that serve the clients of stuck ones, and the return of the stuck ones.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use fdpassd::proto::control::WorkerState;
@@ -18,16 +19,16 @@ fn other_clients_of_a_blocked_worker_are_served_elsewhere() {
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
     let mut clients = connect(&daemon, 50);
-    for (round, method) in ["sleep", "spin", "spin_inline", "sleep"]
-        .into_iter()
-        .enumerate()
-    {
+    let mut methods = VecDeque::from(["sleep", "spin", "spin_inline", "sleep"]);
+    let mut usual = Duration::from_secs(3);
+    while let Some(method) = methods.pop_front() {
+        let round = methods.len();
         // Those who were there before, and those who come now.
         clients.extend(connect(&daemon, 5));
         // Long enough for all of them, however slow the machine is.
         let began = Instant::now();
         clients.iter_mut().for_each(|client| _ = whoami(client));
-        let time = Duration::from_secs(2) + 10 * began.elapsed();
+        let time = usual + 10 * began.elapsed();
         let id = whoami(&mut caller).client;
         let told = daemon.stderr().len();
         caller.request(method, time.as_millis() as u64);
@@ -40,14 +41,21 @@ fn other_clients_of_a_blocked_worker_are_served_elsewhere() {
             client.request("ping", [round, number]);
             client.request("whoami", ());
         }
+        let mut servers = Vec::new();
         for (number, client) in clients.iter_mut().enumerate() {
             assert_eq!(
                 client.reply().value().expect("a result"),
                 json!([round, number])
             );
-            assert_ne!(server(client).worker, stuck);
+            servers.push(server(client).worker);
         }
-        assert!(!caller.has_something(), "{method} has not returned yet");
+        if caller.has_something() {
+            // The machine has paused, and the method has returned before all were served: another try.
+            methods.push_front(method);
+            usual *= 2;
+        } else {
+            assert!(!servers.contains(&stuck), "{method}: {servers:?}");
+        }
         assert_eq!(caller.reply().value().expect("a result"), json!(null));
         eventually("it is back", || {
             let log = daemon.stderr();
@@ -66,7 +74,7 @@ fn other_clients_of_a_blocked_worker_are_served_elsewhere() {
         (status.errors_total, status.lost_total, status.deaths_total),
         (0, 0, 0)
     );
-    assert_eq!(status.clients, 71);
+    assert_eq!(status.clients, 1 + clients.len() as u64);
 }
 
 #[test]
