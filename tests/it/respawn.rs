@@ -12,7 +12,9 @@ use crate::common::{FDPASSD, kernel, ping_all, start};
 #[test]
 fn idle_clients_survive_every_kill_of_their_workers() {
     const CLIENTS: u64 = 400;
-    let daemon = start("workers.count = 2\nlimits.stall-timeout = \"1h\"");
+    // No client moves but by a death.
+    let daemon =
+        start("workers = { count = 2, rebalance = \"manual\" }\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| daemon.connect()).collect();
     let mut moved = 0;
