@@ -228,6 +228,12 @@ fn closing_unread_passed_descriptors_delays_no_client() {
         .ctl_with("kick", json!({ "client": status.accepted_total }))
         .expect("it is closed");
     daemon.signal_worker(0, "CONT");
+    // A worker that was stopped for longer than stall-timeout has a substitute for a while.
+    if daemon.status().stalls_total > 0 {
+        daemon.wait_until("the substitute has left", |status| {
+            status.workers.len() == 1 && status.leaving.is_empty()
+        });
+    }
     assert_all_served(&daemon);
 }
 
