@@ -4,12 +4,15 @@ use std::fs;
 use std::process::Command;
 
 use fdpassd::testing::{Running, eventually};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::faulty::{self, Execution};
 use crate::common::needs::skip;
-use crate::common::program::{FDPASSCTL, Program, Said, control_socket, ctl, short_timeout};
-use crate::common::{FDPASSD, start};
+use crate::common::program::{
+    FDPASSCTL, Program, Said, control_socket, ctl, ctl_command, short_timeout,
+};
+use crate::common::{FDPASSD, kernel, start};
 
 /// Returns the sentences of the output, without their times.
 #[track_caller]
@@ -55,7 +58,7 @@ fn each_event_is_a_line_up_to_the_verdict() {
         .iter()
         .map(|worker| worker.id.expect("it is ready"))
         .collect();
-    let reload = format!("reload by uid {} (pid ", crate::common::kernel::user());
+    let reload = format!("reload by uid {} (pid ", kernel::user());
     let drains = format!("worker {} (pid ", workers[0]);
     assert_reported(
         &said,
@@ -192,7 +195,15 @@ fn follow_shows_a_death_and_the_end() {
     eventually("the death is shown", || {
         (in_words().contains(&death) && in_json().contains("\"worker_died\"")).then_some(())
     });
-    assert_eq!(ctl(&daemon, &["stop", "--quiet"]).code, Some(0));
+    // The stopped worker keeps the daemon from ending before both have asked for the event.
+    let worker = daemon.worker_pids()[0];
+    kernel::stop(worker);
+    let stop = Program::start(&mut ctl_command(&daemon, &["stop", "--quiet"]));
+    eventually("the stop is shown", || {
+        (in_words().contains(" stopping  ") && in_json().contains("\"stopping\"")).then_some(())
+    });
+    kernel::send(worker, Signal::SIGCONT);
+    assert_eq!(stop.finish().code, Some(0));
     daemon.wait();
     for follower in [words, json] {
         let said = follower.finish();
