@@ -19,13 +19,24 @@ const LENGTH: usize = 800_000;
 const HALF: usize = LENGTH / 2;
 
 fn with_half_frames(daemon: &Running) -> Vec<Client> {
-    let half_a_frame = |_| {
+    let clients = (0..CLIENTS).map(|_| daemon.connect());
+    clients.map(with_half_a_frame).collect()
+}
+
+/// The same. Each client is served before the next one connects, so the workers get them strictly in turn.
+fn with_half_frames_in_turn(daemon: &Running) -> Vec<Client> {
+    let connect = |_| {
         let mut client = daemon.connect();
-        let frame = client.frame(ping_of(LENGTH));
-        client.send(&frame[..HALF]);
+        assert_eq!(client.call("ping", 1).expect("a result"), 1);
         client
     };
-    (0..CLIENTS).map(half_a_frame).collect()
+    (0..CLIENTS).map(connect).map(with_half_a_frame).collect()
+}
+
+fn with_half_a_frame(mut client: Client) -> Client {
+    let frame = client.frame(ping_of(LENGTH));
+    client.send(&frame[..HALF]);
+    client
 }
 
 /// Each client either has been refused with `overloaded`, or sends the rest of its frame and gets its reply. Returns
@@ -122,7 +133,7 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
         "a quarter each of what is left: {}",
         status.buffers
     );
-    let mut clients = with_half_frames(&daemon);
+    let mut clients = with_half_frames_in_turn(&daemon);
     let served = finish(&mut clients);
     assert!(
         served * HALF > 40 << 20 && served < CLIENTS,
@@ -150,7 +161,7 @@ fn auto_buffers_stay_below_the_limit_and_follow_it_at_a_reload() {
     let buffers = format!(r#"\"auto\" # \"{}MiB\""#, status.buffers / MIB);
     assert!(shown.contains(&buffers), "{buffers}: {shown}");
     // Now all of them fit.
-    let mut clients = with_half_frames(&daemon);
+    let mut clients = with_half_frames_in_turn(&daemon);
     assert_eq!(finish(&mut clients), CLIENTS);
 }
 
