@@ -154,7 +154,8 @@ fn a_hold_moves_idle_clients_at_once() {
 
 #[test]
 fn a_release_answers_a_pending_hold() {
-    let daemon = faulty::start("workers.count = 2");
+    // A worker that is found stuck would lose its seat to its successor, however long the test takes.
+    let daemon = faulty::start("workers.count = 2\nlimits.stall-timeout = \"1h\"");
     daemon.wait_for_workers();
     let mut caller = daemon.connect();
     let worker = whoami(&mut caller).worker;
