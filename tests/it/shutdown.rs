@@ -142,8 +142,9 @@ fn a_stop_waits_for_the_end_and_reports_it() {
 
 #[test]
 fn a_stop_reports_killed_workers() {
-    // An idle worker would have as little time to end.
-    let mut daemon = faulty::start("workers.count = 1\nlimits.drain-timeout = \"200ms\"");
+    // An idle worker would have as little time to end, and so would a substitute for a stuck one.
+    let limits = "{ drain-timeout = \"200ms\", stall-timeout = \"1h\" }";
+    let mut daemon = faulty::start(&format!("workers.count = 1\nlimits = {limits}"));
     let _stuck = spin(&daemon);
     let said = ctl(&daemon, &["stop"]);
     let sentence = format!(
