@@ -9,22 +9,22 @@ use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
-use crate::app_deaths::{LISTEN, Shoppers, apps, config, end, journal};
+use crate::app_deaths::{LISTEN, Shoppers, apps, config, end, journal, wait_until_begun};
 use crate::common::metrics::samples;
 use crate::common::program::ctl;
 use crate::common::upgrade::upgrade;
 use crate::common::{FDPASSD, start};
 
-/// Sends a request that takes a while, and waits until an app executes it. Returns the id of its worker as well.
-fn away(daemon: &Running, method: &str, params: Value) -> (Client, u64) {
+/// Sends an order that takes a while, and waits until an app has begun it. Returns the id of its worker as well; of an
+/// order that is answered by then, that of any worker.
+fn away(daemon: &Running, params: &Value) -> (Client, u64) {
     let mut client = daemon.connect();
-    client.request(method, params);
-    let status = daemon.wait_until("a request is away", |status| {
-        status.workers.iter().any(|worker| worker.away == 1)
-    });
-    let worker = status.workers.iter().find(|worker| worker.away == 1);
-    let id = worker.and_then(|worker| worker.id).expect("it has one");
-    (client, id.0)
+    client.request("order", params);
+    wait_until_begun(daemon, params["n"].as_u64().expect("a number"));
+    let workers = daemon.status().workers;
+    let busy = workers.iter().find(|worker| worker.away == 1);
+    let worker = busy.or(workers.first()).and_then(|worker| worker.id);
+    (client, worker.expect("it has one").0)
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn replaced_workers_finish_the_requests_that_are_away() {
         ),
     ];
     for (number, (name, change)) in (1..).zip(changes) {
-        let (mut client, worker) = away(&daemon, "order", json!({"n": number, "ms": 1_000}));
+        let (mut client, worker) = away(&daemon, &json!({"n": number, "ms": 1_000}));
         change(worker);
         let result = client.reply().value();
         assert_eq!(result.expect(name), number, "{name}");
@@ -158,7 +158,7 @@ fn a_stop_waits_for_the_requests_that_are_away() {
         return;
     };
     let mut daemon = start(&config);
-    let (mut client, _) = away(&daemon, "order", json!({"n": 7, "ms": 1_000}));
+    let (mut client, _) = away(&daemon, &json!({"n": 7, "ms": 1_000}));
     client.request("order", json!({"n": 8}));
     daemon.signal("INT");
     assert_eq!(client.reply().value().expect("it had begun"), 7);
@@ -174,13 +174,13 @@ fn a_retiring_worker_is_killed_with_its_app_after_drain_timeout() {
         return;
     };
     let daemon = start(&config);
-    let (mut order, worker) = away(&daemon, "order", json!({"n": 1, "ms": 60_000}));
+    let (mut order, worker) = away(&daemon, &json!({"n": 1, "ms": 60_000}));
     let first = apps(daemon.directory());
     let mut price = daemon.connect();
     // In the first attempt, it waits for a file that never exists.
     price.request("price", json!({"n": 2, "ms": 100, "until": "/none"}));
     for number in [1, 2] {
-        crate::app_deaths::wait_until_begun(&daemon, number);
+        wait_until_begun(&daemon, number);
     }
     daemon
         .ctl_with("recycle", json!({ "worker": worker }))
@@ -271,7 +271,7 @@ fn clients_wait_for_the_successor_of_a_worker_at_its_limit() {
     };
     let daemon = start(&config);
     let file = daemon.directory().join("end");
-    let (mut order, _) = away(&daemon, "order", json!({"n": 1, "until": &file}));
+    let (mut order, _) = away(&daemon, &json!({"n": 1, "until": &file}));
     let mut others: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
     for (number, other) in (2..).zip(&mut others) {
         assert_eq!(
@@ -296,7 +296,7 @@ fn a_worker_whose_app_answers_nothing_returns_with_an_answer() {
     let daemon = start(&config);
     daemon.wait_for_workers();
     let file = daemon.directory().join("end");
-    let (mut slow, worker) = away(&daemon, "order", json!({"n": 1, "until": &file}));
+    let (mut slow, worker) = away(&daemon, &json!({"n": 1, "until": &file}));
     let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
     for _ in 0..3 {
         for other in &mut others {
@@ -336,7 +336,7 @@ fn status_clients_and_metrics_show_what_is_away() {
     let daemon = start(&config);
     daemon.wait_for_log("with its app \"shop\" 1.4 (pid ");
     let file = daemon.directory().join("end");
-    let (mut client, _) = away(&daemon, "order", json!({"n": 1, "until": &file}));
+    let (mut client, _) = away(&daemon, &json!({"n": 1, "until": &file}));
     let worker = daemon.status().workers.remove(0);
     let app = worker.app.expect("it has one");
     assert_eq!((worker.away, worker.executing, app.concurrency), (1, 1, 8));
