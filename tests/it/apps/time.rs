@@ -123,8 +123,9 @@ fn late_requests_get_timeout_although_the_master_is_killed() {
 /// Such an app cannot cancel a request, so it does not get `stall-timeout` to do so.
 #[test]
 fn an_app_of_one_request_at_a_time_is_ended_at_the_timeout() {
+    // The others take less than that even if their app does not run for a while.
     let config =
-        "workers.count = 2\nlimits.request-timeout = \"1s\"\nlimits.stall-timeout = \"10m\"";
+        "workers.count = 2\nlimits.request-timeout = \"5s\"\nlimits.stall-timeout = \"10m\"";
     let Some(daemon) = start_with(config, &[("CONCURRENCY", "1")]) else {
         return;
     };
