@@ -31,8 +31,9 @@ fn the_future_of_a_client_that_has_left_is_dropped() {
 
 #[test]
 fn a_late_future_is_dropped_and_its_caller_gets_timeout() {
+    // The future has begun by then, even if the thread of the runtime does not run for a while.
     let config =
-        "workers.count = 1\nlimits.request-timeout = \"300ms\"\nlimits.stall-timeout = \"20s\"";
+        "workers.count = 1\nlimits.request-timeout = \"4s\"\nlimits.stall-timeout = \"20s\"";
     for concurrency in ["1", "64"] {
         let daemon = start_with(config, &[("WAITD_CONCURRENCY", concurrency)]);
         let mut client = daemon.connect();
