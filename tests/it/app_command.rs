@@ -72,6 +72,9 @@ impl Place {
     fn start(&self, verb: &str) -> (Program, Client) {
         let mut daemon = self.spawn(verb);
         let client = Place::connect(&mut daemon);
+        if verb == "dev" {
+            wait_for_watch(&daemon);
+        }
         (daemon, client)
     }
 
@@ -115,6 +118,21 @@ impl Place {
         let said = self.ctl(&[verb]);
         assert_eq!(said.code, Some(0), "{}", said.err);
     }
+}
+
+/// Waits until the process that `fdpassd dev` has started watches the files. It misses what has changed before.
+fn wait_for_watch(daemon: &Program) {
+    let is_watching = |pid: u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+        descriptors.into_iter().flatten().flatten().any(|entry| {
+            let info = fs::read_to_string(entry.path()).unwrap_or_default();
+            info.contains("inotify wd:")
+        })
+    };
+    eventually("the files are watched", || {
+        let mut children = kernel::children(daemon.pid()).into_iter();
+        children.any(is_watching).then_some(())
+    });
 }
 
 #[test]
@@ -234,6 +252,7 @@ fn a_directory_that_cannot_be_read_is_not_watched_by_dev() {
     };
     let mut daemon = Program::start(&mut place.command(program.0, program.1));
     let mut client = Place::connect(&mut daemon);
+    wait_for_watch(&daemon);
     place.write(3);
     eventually("the new code", || {
         let result = client.call("times", 1).expect("no call fails");
@@ -249,14 +268,17 @@ fn dev_waits_for_code_that_starts() {
     place.write_text("raise ValueError('no')");
     let mut daemon = place.spawn("dev");
     daemon.wait_for_argument("await-change");
+    wait_for_watch(&daemon);
     place.write_text("open('begun', 'w'); raise ValueError('not yet')");
     eventually("the app runs again", || {
         place.0.path().join("begun").exists().then_some(())
     });
     daemon.wait_for_argument("await-change");
+    wait_for_watch(&daemon);
     place.write(3);
     let mut client = Place::connect(&mut daemon);
     assert_eq!(client.call("times", 21), Ok(json!(63)));
+    wait_for_watch(&daemon);
     // It reloads as if it had started at once.
     place.write(5);
     eventually("the new code", || {
