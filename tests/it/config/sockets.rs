@@ -170,9 +170,11 @@ fn a_control_socket_elsewhere_is_found_in_the_runtime_directory() {
     drop(daemon);
     let link = place.path().join("control.sock");
     assert!(link.symlink_metadata().is_ok());
-    let daemon = setup().start().expect("it serves");
+    let mut daemon = setup().start().expect("it serves");
     let said = ask("stop");
     assert_eq!(said.code, Some(0), "{}", said.err);
+    // The link is removed after the reply.
+    daemon.wait();
     drop(daemon);
     assert!(link.symlink_metadata().is_err(), "nothing is left behind");
 
