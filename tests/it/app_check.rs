@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use fdpassd::testing::eventually;
 use serde_json::Value;
 
 use crate::common::needs::skip;
@@ -64,34 +65,36 @@ const LONG: &str = "60s";
 /// For mistakes that are seen only because something does not come.
 const SHORT: &str = "5s";
 
+/// An app passes all checks, except `skipped`. If a busy machine delays its end by 2 s, that is noted, and checked
+/// again.
+#[track_caller]
+fn assert_passes(mistake: &str, passed: usize, skipped: usize) {
+    let Some(said) = check(&[], LONG, mistake) else {
+        return;
+    };
+    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.out);
+    let is_late = |line: &&str| line.starts_with("noted ") && line.contains(" ms to end; ");
+    let late: Vec<&str> = said.out.lines().filter(is_late).collect();
+    let expected = format!(
+        "{} passed, 0 failed, {skipped} skipped, {} noted",
+        passed - late.len(),
+        late.len()
+    );
+    let last = said.out.lines().last();
+    assert_eq!(last, Some(&*expected), "{}", said.out);
+    for line in late {
+        let name = line.split_whitespace().nth(1).expect("a check");
+        eventually("the app ends at once", || {
+            let said = check(&[name], LONG, mistake)?;
+            said.out.starts_with("passed ").then_some(())
+        });
+    }
+}
+
 #[test]
 fn an_app_without_mistakes_passes_every_check() {
-    let Some(said) = check(&[], LONG, "") else {
-        return;
-    };
-    assert_eq!(
-        (said.code, said.err.as_str()),
-        (Some(0), ""),
-        "{}",
-        said.out
-    );
-    let last = said.out.lines().last();
-    assert_eq!(
-        last,
-        Some("24 passed, 0 failed, 2 skipped, 0 noted"),
-        "{}",
-        said.out
-    );
-    let Some(said) = check(&[], LONG, "threads") else {
-        return;
-    };
-    let last = said.out.lines().last();
-    assert_eq!(
-        last,
-        Some("26 passed, 0 failed, 0 skipped, 0 noted"),
-        "{}",
-        said.out
-    );
+    assert_passes("", 24, 2);
+    assert_passes("threads", 26, 0);
 }
 
 #[test]
@@ -443,7 +446,7 @@ fn no_process_of_an_app_is_left() {
     assert_eq!(said.code, Some(1));
     let pid = std::fs::read_to_string(&mark).expect("it was started");
     let pid: u32 = pid.trim().parse().expect("a pid");
-    fdpassd::testing::eventually("its child has ended", || {
+    eventually("its child has ended", || {
         crate::common::kernel::is_over(pid).then_some(())
     });
 }
