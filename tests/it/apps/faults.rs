@@ -54,12 +54,31 @@ fn what_is_wrong_within_an_answer_concerns_its_caller_only() {
     assert_eq!(daemon.status().deaths_total, 0);
 }
 
+/// Calls a method that breaks the protocol, while other clients send pings.
+#[track_caller]
+fn break_protocol(daemon: &Running, method: &str, params: &Value) {
+    let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    let mut client = daemon.connect();
+    client.request(method, params);
+    for (number, other) in others.iter_mut().enumerate() {
+        other.request("ping", number);
+    }
+    let fault = client.reply().value().expect_err("it has no answer");
+    assert_eq!(fault.code(), "crashed", "{params}");
+    for (number, other) in others.iter_mut().enumerate() {
+        assert_eq!(other.reply().value(), Ok(json!(number)), "{params}");
+    }
+    // The connection stays open.
+    assert_eq!(client.call("echo", 1), Ok(json!(1)), "{params}");
+}
+
 #[test]
 fn a_broken_protocol_ends_the_pair_and_is_logged() {
     let Some(daemon) = start_with("workers.count = 2", &[("CONCURRENCY", "8")]) else {
         return;
     };
-    for (number, (method, params, reason)) in [
+    let mut deaths = 0;
+    for (method, params, reason) in [
         ("write", json!("no JSON"), "has broken the protocol"),
         ("write", json!("[1]"), "has broken the protocol"),
         (
@@ -77,28 +96,20 @@ fn a_broken_protocol_ends_the_pair_and_is_logged() {
             json!(u32::MAX),
             "a frame of 4294967295 bytes",
         ),
-        ("close", Value::Null, "its app exited with status 0"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
-        let mut client = daemon.connect();
-        client.request(method, &params);
-        for other in &mut others {
-            other.request("ping", number);
-        }
-        let fault = client.reply().value().expect_err(reason);
-        assert_eq!(fault.code(), "crashed", "{reason}");
-        for other in &mut others {
-            assert_eq!(other.reply().value(), Ok(json!(number)), "{reason}");
-        }
-        // The connection stays open.
-        assert_eq!(client.call("echo", number), Ok(json!(number)), "{reason}");
+    ] {
+        break_protocol(&daemon, method, &params);
         daemon.wait_for_log(reason);
+        deaths += 1;
     }
+    // The worker waits for the exit for a second, in which the app need not have run.
+    eventually("the exit is the reason", || {
+        break_protocol(&daemon, "close", &Value::Null);
+        deaths += 1;
+        let log = daemon.stderr();
+        log.contains("its app exited with status 0").then_some(())
+    });
     let status = daemon.wait_for_workers();
-    assert_eq!((status.deaths_total, status.lost_total), (6, 0));
+    assert_eq!((status.deaths_total, status.lost_total), (deaths, 0));
 }
 
 /// A method whose own ends of the app are as many is quarantined.
