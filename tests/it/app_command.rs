@@ -305,6 +305,8 @@ fn dev_that_waits_ends_by_a_signal() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let daemon = place.spawn("dev");
         daemon.wait_for_argument("await-change");
+        // The process that watches ends with this one when it has begun to watch.
+        wait_for_watch(&daemon);
         kernel::send(daemon.pid(), signal);
         assert_eq!(daemon.finish().code, None, "{signal}");
     }
