@@ -202,7 +202,9 @@ fn requests_for_a_busy_app_do_not_stay_in_memory() {
 
 #[test]
 fn requests_beyond_the_permits_wait_and_are_answered() {
-    let Some(daemon) = start_with("workers.count = 1", &[("CONCURRENCY", "2")]) else {
+    // Those that wait are not moved to another worker.
+    let config = "workers.count = 1\nlimits.stall-timeout = \"1h\"";
+    let Some(daemon) = start_with(config, &[("CONCURRENCY", "2")]) else {
         return;
     };
     let end = daemon.directory().join("end");
