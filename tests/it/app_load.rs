@@ -78,7 +78,9 @@ fn requests_of_a_killed_app_run_again_together() {
 /// One of them may have caused the death.
 #[test]
 fn requests_of_an_app_that_has_exited_run_again_alone() {
-    let Some(config) = config(1, 8, PATIENT) else {
+    // Those that wait are not moved to another worker.
+    let more = format!("{PATIENT}limits.stall-timeout = \"1h\"\n");
+    let Some(config) = config(1, 8, &more) else {
         return;
     };
     let daemon = start(&config);
