@@ -13,9 +13,10 @@ use crate::common::kernel;
 use crate::common::restart::{How, restart, wait_for_confirmed_store};
 use crate::common::strace::Traced;
 
-/// Starts a daemon with one worker.
+/// Starts a daemon with one worker, of which no client is moved to another one while it is blocked.
 fn start(manager: &ServiceManager) -> Running {
-    let text = config("workers.count = 1\nlimits.restart-grace = \"100ms\"");
+    let limits = "limits = { restart-grace = \"100ms\", stall-timeout = \"1h\" }";
+    let text = config(&format!("workers.count = 1\n{limits}"));
     let started = manager.setup(example("waitd"), &text).start();
     let daemon = started.expect("it serves");
     daemon.wait_for_workers();
