@@ -138,10 +138,9 @@ fn a_client_that_was_idle_for_too_long_connects_again() {
 
 /// Kills all processes of a daemon while it executes this method, which waits for a line. Returns the outcome.
 fn killed(method: &'static str) -> (Running, Result<String, Error>) {
-    let (mut first, second) = (
-        faulty::start("workers.count = 1"),
-        faulty::start("workers.count = 1"),
-    );
+    // Each has only the worker that executes the request.
+    let config = "workers.count = 1\nlimits.stall-timeout = \"1h\"";
+    let (mut first, second) = (faulty::start(config), faulty::start(config));
     let client = client(&[&first, &second], options());
     let mut fifo = Fifo::new(second.directory());
     let is_executing = |daemon: &Running| {
