@@ -137,7 +137,9 @@ fn replies_of_a_client_have_the_order_of_its_requests() {
 #[test]
 fn requests_above_the_concurrency_queue_in_their_order() {
     // Bytes that are sent over TCP may overtake those of another connection.
-    let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1";
+    // Those that wait are not moved to another worker.
+    let config = "listen = [\"unix:{dir}/rpc.sock\"]\nworkers.count = 1\n\
+                  limits.stall-timeout = \"1h\"";
     let daemon = start_with(config, &[("WAITD_CONCURRENCY", "2")]);
     let mut clients: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
     for client in &mut clients {
