@@ -82,7 +82,9 @@ fn replaced_workers_finish_the_requests_that_are_away() {
 /// The clients of one worker are moved although each of them nearly always has a request away.
 #[test]
 fn a_rebalancing_moves_clients_between_two_requests() {
-    let more = "workers.dispatch = \"round-robin\"\nworkers.rebalance = \"manual\"\n";
+    // None of them moves because its worker is stuck.
+    let more = "workers.dispatch = \"round-robin\"\nworkers.rebalance = \"manual\"\n\
+                limits.stall-timeout = \"1h\"\n";
     let Some(config) = config(2, 8, more) else {
         return;
     };
