@@ -28,7 +28,8 @@ fn the_app_in_python_works_when_it_is_pasted() {
     let file = directory.path().join("app.py");
     fs::write(&file, program).expect("it is our directory");
     let file = file.display().to_string();
-    let said = run(FDPASSCTL, &["app", "check", "--", "python3", &file]);
+    let arguments = ["app", "check", "--timeout", "50s", "--", "python3", &file];
+    let said = run(FDPASSCTL, &arguments);
     assert_eq!(said.code, Some(0), "{}", said.out);
 
     // Its bytes are those of the page.
