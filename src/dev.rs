@@ -153,6 +153,10 @@ pub fn run(watched: &str) -> Result<(), String> {
     process::unblock_signals();
     let watched: Watched =
         serde_json::from_str(watched).map_err(|_| "watch is for `fdpassd dev` alone".to_owned())?;
+    if std::os::unix::process::parent_id() != watched.master {
+        // It has ended before the kernel was asked to end this process then.
+        return Ok(());
+    }
     let patterns = watched
         .patterns
         .iter()
