@@ -122,7 +122,7 @@ impl Leases {
 
     /// Updates the client in a slot from its shared memory: how far its PROXY protocol header has come, and the address
     /// in it. Returns the client if its listener has the key `proxy`.
-    pub(crate) fn learn(&mut self, slot: u32, shm: &MasterShm) -> Option<&mut Client> {
+    pub(crate) fn update_proxied(&mut self, slot: u32, shm: &MasterShm) -> Option<&mut Client> {
         let client = self.client_mut(slot)?;
         let proxied = client.proxied.as_mut()?;
         let state = shm.slot(slot)?.flags().proxy;

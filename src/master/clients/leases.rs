@@ -62,7 +62,7 @@ enum LeaseEntry {
 struct Leased {
     client: Client,
     lease_number: u32,
-    /// Requests that the client had made when it was last looked at.
+    /// Requests that the client had made when their count last began.
     requests: u64,
     /// The master has closed the client, and has counted that.
     is_counted: bool,
@@ -290,7 +290,7 @@ impl Leases {
         match self.state(slot, shm) {
             Some(LeaseState::Closed) => {
                 let reason = self.close_reason(slot, shm);
-                let _ = self.learn(slot, shm);
+                let _ = self.update_proxied(slot, shm);
                 match self.leave_behind(slot) {
                     Some(client) => {
                         shm.header().add_known_closed();
@@ -317,7 +317,7 @@ impl Leases {
             _ => return Done::Nonsense,
         };
         let place = (slot, self.lease_number_of(slot));
-        let _ = self.learn(slot, shm);
+        let _ = self.update_proxied(slot, shm);
         let Some(client) = self.leave_behind(slot) else {
             return Done::Nonsense;
         };
@@ -362,8 +362,8 @@ impl Leases {
         }
     }
 
-    /// Records how many requests each client has made so far, for [`Leases::watched`].
-    pub(crate) fn watch(&mut self, shm: &MasterShm) {
+    /// Records how many requests each client has made so far, for [`Leases::counted_requests`].
+    pub(crate) fn begin_request_count(&mut self, shm: &MasterShm) {
         for slot in 0..self.used {
             if let (Some(LeaseEntry::Leased(leased)), Some(shared_slot)) =
                 (self.entries.get_mut(slot), shm.slot(slot))
@@ -373,8 +373,8 @@ impl Leases {
         }
     }
 
-    /// Returns how many requests each client has made since the last [`Leases::watch`], by slot.
-    pub(crate) fn watched(&self, shm: &MasterShm) -> Vec<(u32, u64)> {
+    /// Returns how many requests each client has made since the last [`Leases::begin_request_count`], by slot.
+    pub(crate) fn counted_requests(&self, shm: &MasterShm) -> Vec<(u32, u64)> {
         let since = |slot: u32| match self.entries.get(slot) {
             Some(LeaseEntry::Leased(leased)) => Some((
                 slot,

@@ -72,7 +72,7 @@ impl Master {
         let mut all = self.workers.all.iter_mut();
         all.find_map(|(worker_id, worker)| {
             let slot = worker.leases.slot_of(id)?;
-            let _ = worker.leases.learn(slot, &worker.shm);
+            let _ = worker.leases.update_proxied(slot, &worker.shm);
             Some((*worker_id, slot))
         })
     }

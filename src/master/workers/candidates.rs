@@ -92,7 +92,7 @@ impl Workers {
                 if let Some(worker) = self.all.get_mut(&id) {
                     self.dispatch
                         .candidates
-                        .set_clients(id, worker.leases.counted());
+                        .set_clients(id, worker.leases.take_client_count());
                 }
             }
             self.dispatch.candidates.begin();

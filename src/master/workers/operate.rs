@@ -137,7 +137,7 @@ impl Workers {
         match from {
             Some(id) => {
                 log::info!("{asker}: checking which clients can move from worker {id}");
-                self.count_requests(id);
+                self.begin_request_count(id);
             }
             None => log::info!("{asker}: the workers are evenly loaded"),
         }

@@ -26,7 +26,7 @@ impl Workers {
         };
         let mut has_revoked = false;
         for slot in slots {
-            let Some(client) = worker.leases.learn(*slot, &worker.shm) else {
+            let Some(client) = worker.leases.update_proxied(*slot, &worker.shm) else {
                 continue;
             };
             if clients.count_proxied(client, telemetry) {

@@ -42,7 +42,7 @@ impl Workers {
         let loads = self.loads(now);
         match self.rebalancer.observe(&loads, now) {
             Step::Rest => {}
-            Step::Watch(id) => self.count_requests(id),
+            Step::Watch(id) => self.begin_request_count(id),
             Step::Move(id) => {
                 let moves = self.plan(id, &loads);
                 let count = self.move_clients(id, moves, clients, telemetry, poller);
@@ -83,9 +83,9 @@ impl Workers {
     }
 
     /// Begins to count the requests of a worker's clients.
-    pub(super) fn count_requests(&mut self, id: WorkerId) {
+    pub(super) fn begin_request_count(&mut self, id: WorkerId) {
         if let Some(worker) = self.all.get_mut(&id) {
-            worker.leases.watch(&worker.shm);
+            worker.leases.begin_request_count(&worker.shm);
         }
     }
 
@@ -97,8 +97,8 @@ impl Workers {
         ) else {
             return Vec::new();
         };
-        let watched = worker.leases.watched(&worker.shm);
-        let clients: Vec<Busy> = watched
+        let counted = worker.leases.counted_requests(&worker.shm);
+        let clients: Vec<Busy> = counted
             .into_iter()
             .map(|(slot, requests)| Busy {
                 client: slot.into(),

@@ -18,7 +18,7 @@ pub(super) struct ChangeReport {
 }
 
 impl ClientChanges {
-    /// Removes and returns one of the workers. Its number of clients must be read by [`Leases::counted`].
+    /// Removes and returns one of the workers. Its number of clients must be read by [`Leases::take_client_count`].
     pub(crate) fn pop(&self) -> Option<WorkerId> {
         self.0.borrow_mut().pop()
     }
@@ -45,7 +45,7 @@ impl Leases {
     }
 
     /// Returns the number of clients, and has the next change reported again.
-    pub(crate) fn counted(&mut self) -> u64 {
+    pub(crate) fn take_client_count(&mut self) -> u64 {
         self.changes.is_reported = false;
         self.clients as u64
     }

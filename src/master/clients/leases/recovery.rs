@@ -137,7 +137,7 @@ impl Leases {
             let state = self.state(slot, shm);
             let lease_number = self.lease_number_of(slot);
             let reason = self.close_reason(slot, shm);
-            let _ = self.learn(slot, shm);
+            let _ = self.update_proxied(slot, shm);
             let Some(client) = self.leave_behind(slot) else {
                 continue;
             };

@@ -80,8 +80,8 @@ proptest! {
                     Done::Known
                 }
                 6 => {
-                    leases.watch(shm);
-                    let _ = (leases.watched(shm), leases.in_turn(slot, shm));
+                    leases.begin_request_count(shm);
+                    let _ = (leases.counted_requests(shm), leases.in_turn(slot, shm));
                     let header = shm.header();
                     let _ = (header.busy(clock), header.recent(clock), header.turn(), header.executing());
                     Done::Known
