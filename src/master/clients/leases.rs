@@ -68,17 +68,17 @@ struct Leased {
     is_counted: bool,
 }
 
-/// Result of a worker's message that it is done with a slot.
+/// What a worker's report about a slot means: that it is closed, or released.
 #[derive(Debug)]
-pub(crate) enum Done {
+pub(crate) enum SlotReport {
     /// The lease had been revoked before.
-    Known,
+    AlreadyRevoked,
     /// The worker has ended the client, for this reason; without one it is counted already.
     Ended(Client, Option<CloseReason>),
     /// The worker gave the client up.
     GivenUp(Recovered),
     /// The message contradicts the shared memory.
-    Nonsense,
+    Contradiction,
 }
 
 impl Leases {
@@ -286,7 +286,7 @@ impl Leases {
     }
 
     /// Handles the worker's message that it closed the client in this slot.
-    pub(crate) fn closed(&mut self, slot: u32, shm: &MasterShm) -> Done {
+    pub(crate) fn closed(&mut self, slot: u32, shm: &MasterShm) -> SlotReport {
         match self.state(slot, shm) {
             Some(LeaseState::Closed) => {
                 let reason = self.close_reason(slot, shm);
@@ -295,33 +295,33 @@ impl Leases {
                     Some(client) => {
                         shm.header().add_known_closed();
                         self.vacate(slot, shm);
-                        Done::Ended(client, reason)
+                        SlotReport::Ended(client, reason)
                     }
-                    None => Done::Nonsense,
+                    None => SlotReport::Contradiction,
                 }
             }
-            _ => Done::Nonsense,
+            _ => SlotReport::Contradiction,
         }
     }
 
     /// Handles the worker's message that it has released this slot: it has given up the client, or it does not use the
     /// slot any more, whose lease was revoked before.
-    pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> Done {
+    pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> SlotReport {
         if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
             self.vacate(slot, shm);
-            return Done::Known;
+            return SlotReport::AlreadyRevoked;
         }
         let found = match self.state(slot, shm) {
             Some(LeaseState::Revoked) => Claim::Idle,
             Some(LeaseState::RevokedParked) => Claim::Parked,
-            _ => return Done::Nonsense,
+            _ => return SlotReport::Contradiction,
         };
         let place = (slot, self.lease_number_of(slot));
         let _ = self.update_proxied(slot, shm);
         let Some(client) = self.leave_behind(slot) else {
-            return Done::Nonsense;
+            return SlotReport::Contradiction;
         };
-        Done::GivenUp(recover_given_up(place, client, found, shm))
+        SlotReport::GivenUp(recover_given_up(place, client, found, shm))
     }
 
     /// Notes that the clients are in a handoff queue. From then on no slot is freed.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::channel::Incoming;
 use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
-use crate::master::clients::leases::Done;
+use crate::master::clients::leases::SlotReport;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;
@@ -143,7 +143,7 @@ impl Workers {
         slots: &[u32],
         clients: &mut Clients,
         telemetry: &mut Telemetry,
-        empty: impl Fn(&mut Worker, u32) -> Done,
+        empty: impl Fn(&mut Worker, u32) -> SlotReport,
     ) {
         let Some(worker) = self.all.get_mut(&id) else {
             return;
@@ -151,10 +151,10 @@ impl Workers {
         let mut given_up = Vec::new();
         for slot in slots {
             match empty(worker, *slot) {
-                Done::Known => {}
-                Done::Ended(client, reason) => clients.end(client, reason, telemetry),
-                Done::GivenUp(recovered) => given_up.push(recovered),
-                Done::Nonsense => {
+                SlotReport::AlreadyRevoked => {}
+                SlotReport::Ended(client, reason) => clients.end(client, reason, telemetry),
+                SlotReport::GivenUp(recovered) => given_up.push(recovered),
+                SlotReport::Contradiction => {
                     worker.kill_for_error(&format_args!(
                         "protocol error: released slot {slot}, which holds no client"
                     ));

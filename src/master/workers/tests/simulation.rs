@@ -18,7 +18,7 @@ use crate::channel::Channel;
 use crate::config::{Config, Dispatch};
 use crate::master::clients::Clients;
 use crate::master::clients::client::{Client, Unleased};
-use crate::master::clients::leases::{Done, Leases};
+use crate::master::clients::leases::{Leases, SlotReport};
 use crate::master::clients::place::OrphanedShm;
 use crate::master::telemetry::Telemetry;
 use crate::master::workers::Workers;
@@ -183,7 +183,7 @@ impl Simulation {
             return false;
         };
         shared.release(lease.number, LeaseState::Closed);
-        let Done::Ended(client, _) = worker.leases.closed(slot, &worker.shm) else {
+        let SlotReport::Ended(client, _) = worker.leases.closed(slot, &worker.shm) else {
             panic!("the lease is closed");
         };
         self.clients.remove(client, &self.telemetry);
@@ -222,8 +222,14 @@ impl Simulation {
         for id in retired.map(|member| member.id).collect::<Vec<_>>() {
             let mut worker = self.workers.all.remove(&id).expect("it runs");
             for slot in 0..worker.leases.used() {
-                let done = worker.leases.released(slot, &worker.shm);
-                assert!(matches!(done, Done::Known | Done::Nonsense), "{done:?}");
+                let report = worker.leases.released(slot, &worker.shm);
+                assert!(
+                    matches!(
+                        report,
+                        SlotReport::AlreadyRevoked | SlotReport::Contradiction
+                    ),
+                    "{report:?}"
+                );
             }
             assert_eq!(
                 worker.leases.free_slots(),

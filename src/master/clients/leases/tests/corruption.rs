@@ -68,23 +68,23 @@ proptest! {
         for (scribbles, slot, what) in &nonsense {
             scribble(leases, shm, scribbles);
             let slot = slot.index(SLOTS as usize + 1) as u32;
-            let done = match what {
+            let report = match what {
                 0 => leases.closed(slot, shm),
                 1 | 2 => leases.released(slot, shm),
                 3 => {
                     back.extend(leases.revoke_all(shm));
-                    Done::Known
+                    SlotReport::AlreadyRevoked
                 }
                 4 | 5 => {
                     back.extend(leases.revoke(slot, shm));
-                    Done::Known
+                    SlotReport::AlreadyRevoked
                 }
                 6 => {
                     leases.begin_request_count(shm);
                     let _ = (leases.counted_requests(shm), leases.in_turn(slot, shm));
                     let header = shm.header();
                     let _ = (header.busy(clock), header.recent(clock), header.turn(), header.executing());
-                    Done::Known
+                    SlotReport::AlreadyRevoked
                 }
                 _ => {
                     // One client is leased again, and perhaps revoked.
@@ -96,13 +96,13 @@ proptest! {
                         shm.file().write_all_at(&[0xee; 8], 2048 * 8).expect("the shared memory is that long");
                         back.extend(leases.withdraw(batch, shm));
                     }
-                    Done::Known
+                    SlotReport::AlreadyRevoked
                 }
             };
-            match done {
-                Done::Known | Done::Nonsense => {}
-                Done::Ended(client, _) => ended.push(client.id),
-                Done::GivenUp(recovered) => back.push(recovered),
+            match report {
+                SlotReport::AlreadyRevoked | SlotReport::Contradiction => {}
+                SlotReport::Ended(client, _) => ended.push(client.id),
+                SlotReport::GivenUp(recovered) => back.push(recovered),
             }
             assert_eq!(leases.clients(), leases.iter().count());
         }

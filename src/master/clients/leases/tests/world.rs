@@ -265,21 +265,21 @@ impl World {
     fn listen(&mut self) {
         for (slot, is_closed) in mem::take(&mut self.said) {
             let was_behind = self.behind.remove(&slot);
-            let done = if is_closed {
+            let report = if is_closed {
                 self.leases.closed(slot, &self.shm)
             } else {
                 self.leases.released(slot, &self.shm)
             };
-            match done {
-                Done::Known => assert!(was_behind && !is_closed),
-                Done::Ended(client, _) => assert!(is_closed && self.over.insert(client.id)),
-                Done::GivenUp(recovered) => {
+            match report {
+                SlotReport::AlreadyRevoked => assert!(was_behind && !is_closed),
+                SlotReport::Ended(client, _) => assert!(is_closed && self.over.insert(client.id)),
+                SlotReport::GivenUp(recovered) => {
                     assert!(!was_behind && !is_closed);
                     self.take_in(recovered);
                     // The worker reports again when the slot is closed.
                     self.behind.insert(slot);
                 }
-                Done::Nonsense => panic!("the worker has said so of slot {slot} with right"),
+                SlotReport::Contradiction => panic!("the worker reports slot {slot} correctly"),
             }
         }
     }
