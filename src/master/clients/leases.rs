@@ -1,4 +1,4 @@
-//! The leases of one worker: granted, revoked, given back and closed.
+//! The leases of one worker: granted, sent, withdrawn, and their slots.
 //!
 //! A slot is reused only after the worker has released it: a revoked lease occupies its slot until then.
 
@@ -9,11 +9,10 @@ use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::changes::ChangeReport;
 use crate::master::clients::leases::left_places::LeftPlaces;
 use crate::master::clients::leases::preset::preset;
-use crate::master::clients::leases::recovery::recover_given_up;
 use crate::proto::channel::MAX_LEASES;
 use crate::proto::lease::{ClientRecord, Lease};
 use crate::proto::names::ClientId;
-use crate::shm::{Claim, CloseReason, LeaseState, MasterShm};
+use crate::shm::{LeaseState, MasterShm};
 use crate::table::Table;
 
 pub(crate) mod changes;
@@ -23,6 +22,7 @@ mod left_places;
 pub(crate) mod page;
 pub(crate) mod preset;
 pub(crate) mod recovery;
+pub(crate) mod reports;
 mod revoke;
 pub(crate) mod snapshot;
 
@@ -66,19 +66,6 @@ struct Leased {
     requests: u64,
     /// The master has closed the client, and has counted that.
     is_counted: bool,
-}
-
-/// What a worker's report about a slot means: that it is closed, or released.
-#[derive(Debug)]
-pub(crate) enum SlotReport {
-    /// The lease had been revoked before.
-    AlreadyRevoked,
-    /// The worker has ended the client, for this reason; without one it is counted already.
-    Ended(Client, Option<CloseReason>),
-    /// The worker gave the client up.
-    GivenUp(Recovered),
-    /// The message contradicts the shared memory.
-    Contradiction,
 }
 
 impl Leases {
@@ -283,45 +270,6 @@ impl Leases {
     /// Returns the number of slots for more clients.
     pub(crate) fn free_slots(&self) -> usize {
         self.free.len() + (self.slots - self.used) as usize
-    }
-
-    /// Handles the worker's message that it closed the client in this slot.
-    pub(crate) fn closed(&mut self, slot: u32, shm: &MasterShm) -> SlotReport {
-        match self.state(slot, shm) {
-            Some(LeaseState::Closed) => {
-                let reason = self.close_reason(slot, shm);
-                let _ = self.update_proxied(slot, shm);
-                match self.leave_behind(slot) {
-                    Some(client) => {
-                        shm.header().add_known_closed();
-                        self.vacate(slot, shm);
-                        SlotReport::Ended(client, reason)
-                    }
-                    None => SlotReport::Contradiction,
-                }
-            }
-            _ => SlotReport::Contradiction,
-        }
-    }
-
-    /// Handles the worker's message that it has released this slot: it has given up the client, or it does not use the
-    /// slot any more, whose lease was revoked before.
-    pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> SlotReport {
-        if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
-            self.vacate(slot, shm);
-            return SlotReport::AlreadyRevoked;
-        }
-        let found = match self.state(slot, shm) {
-            Some(LeaseState::Revoked) => Claim::Idle,
-            Some(LeaseState::RevokedParked) => Claim::Parked,
-            _ => return SlotReport::Contradiction,
-        };
-        let place = (slot, self.lease_number_of(slot));
-        let _ = self.update_proxied(slot, shm);
-        let Some(client) = self.leave_behind(slot) else {
-            return SlotReport::Contradiction;
-        };
-        SlotReport::GivenUp(recover_given_up(place, client, found, shm))
     }
 
     /// Notes that the clients are in a handoff queue. From then on no slot is freed.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::channel::Incoming;
 use crate::master::clients::Clients;
 use crate::master::clients::client::Unleased;
-use crate::master::clients::leases::SlotReport;
+use crate::master::clients::leases::reports::SlotReport;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::Reason;

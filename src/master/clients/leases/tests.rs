@@ -25,10 +25,11 @@ use self::actions::{Act, Plan, Point, act};
 use self::life::Life;
 use self::world::World;
 use super::recovery::*;
+use super::reports::SlotReport;
 use super::*;
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::shm::{
-    ClientBytes, Cursors, Header, Layout, Note, Region, SMALL_LEN, Stretch, WorkerShm,
+    Claim, ClientBytes, Cursors, Header, Layout, Note, Region, SMALL_LEN, Stretch, WorkerShm,
 };
 use crate::sys::byte_counts::{self, Writes};
 
