@@ -19,7 +19,7 @@ pub(crate) mod changes;
 mod close_reason;
 pub(crate) mod goaway;
 mod left_places;
-pub(crate) mod page;
+pub(crate) mod listing;
 pub(crate) mod preset;
 pub(crate) mod recovery;
 pub(crate) mod reports;

@@ -5,7 +5,7 @@
 
 use crate::config::{self, size};
 use crate::master::clients::client::{Client, Unleased};
-use crate::master::clients::leases::page::SlotFigures;
+use crate::master::clients::leases::listing::SlotFigures;
 use crate::master::control::Snapshot;
 use crate::master::telemetry::events::Since;
 use crate::proto::control::{

@@ -1,4 +1,4 @@
-//! The leased clients, page by page, for display.
+//! The leased clients, listed page by page for display.
 
 use std::ops::Range;
 
