@@ -28,41 +28,41 @@ impl Addresses {
             mask,
             counts: HashMap::new(),
         };
-        there.for_each(|peer| addresses.count(&peer));
+        there.for_each(|peer| addresses.add(&peer));
         addresses
     }
 
     /// Counts one more client. Returns false, and counts nothing, if it exceeds the limit. A Unix client has no address
     /// and no limit.
-    pub(crate) fn enter(&mut self, peer: &Peer) -> bool {
-        let (Some(most), Some(ip)) = (self.most, self.counted(peer)) else {
+    pub(crate) fn try_add(&mut self, peer: &Peer) -> bool {
+        let (Some(most), Some(ip)) = (self.most, self.key_of(peer)) else {
             return true;
         };
         let fits = self.counts.get(&ip).is_none_or(|count| *count < most.get());
         if fits {
-            self.count(peer);
+            self.add(peer);
         }
         fits
     }
 
     /// Returns the address that the client is counted under.
-    fn counted(&self, peer: &Peer) -> Option<IpAddr> {
+    fn key_of(&self, peer: &Peer) -> Option<IpAddr> {
         Some(match peer.ip()? {
             IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & self.mask)),
             v4 @ IpAddr::V4(_) => v4,
         })
     }
 
-    /// Counts one more client, whatever the limit is.
-    pub(crate) fn count(&mut self, peer: &Peer) {
-        if let (Some(_), Some(ip)) = (self.most, self.counted(peer)) {
+    /// Counts one more client, also beyond the limit.
+    pub(crate) fn add(&mut self, peer: &Peer) {
+        if let (Some(_), Some(ip)) = (self.most, self.key_of(peer)) {
             *self.counts.entry(ip).or_default() += 1;
         }
     }
 
     /// Counts one client less.
-    pub(crate) fn leave(&mut self, peer: &Peer) {
-        let (Some(_), Some(ip)) = (self.most, self.counted(peer)) else {
+    pub(crate) fn remove(&mut self, peer: &Peer) {
+        let (Some(_), Some(ip)) = (self.most, self.key_of(peer)) else {
             return;
         };
         if let Some(count) = self.counts.get_mut(&ip) {
@@ -94,20 +94,20 @@ mod tests {
         let from = |last: u8, port: u16| {
             Peer::from(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), port)))
         };
-        assert!(addresses.enter(&from(1, 10)) && addresses.enter(&from(1, 11)));
-        assert!(!addresses.enter(&from(1, 12)));
-        assert!(addresses.enter(&from(2, 10)));
-        assert!(addresses.enter(&Peer::UNIX));
-        addresses.leave(&from(1, 11));
-        assert!(addresses.enter(&from(1, 12)));
+        assert!(addresses.try_add(&from(1, 10)) && addresses.try_add(&from(1, 11)));
+        assert!(!addresses.try_add(&from(1, 12)));
+        assert!(addresses.try_add(&from(2, 10)));
+        assert!(addresses.try_add(&Peer::UNIX));
+        addresses.remove(&from(1, 11));
+        assert!(addresses.try_add(&from(1, 12)));
         let mut lowered = Addresses::new(&limits(1, 64), [from(1, 10), from(1, 12)].into_iter());
-        assert!(!lowered.enter(&from(1, 13)), "there are more already");
-        lowered.leave(&from(1, 10));
-        assert!(!lowered.enter(&from(1, 13)));
-        lowered.leave(&from(1, 12));
-        assert!(lowered.enter(&from(1, 13)));
+        assert!(!lowered.try_add(&from(1, 13)), "there are more already");
+        lowered.remove(&from(1, 10));
+        assert!(!lowered.try_add(&from(1, 13)));
+        lowered.remove(&from(1, 12));
+        assert!(lowered.try_add(&from(1, 13)));
         for peer in [from(1, 10), from(1, 12), from(2, 10)] {
-            addresses.leave(&peer);
+            addresses.remove(&peer);
         }
         assert!(addresses.counts.is_empty());
     }
@@ -117,13 +117,13 @@ mod tests {
         let from = |text: &str| Peer::from(text.parse::<SocketAddr>().expect("an address"));
         let first = from("[2001:db8:0:1::1]:7");
         let fits = |prefix, other: &str| {
-            Addresses::new(&limits(1, prefix), [first].into_iter()).enter(&from(other))
+            Addresses::new(&limits(1, prefix), [first].into_iter()).try_add(&from(other))
         };
         assert!(!fits(64, "[2001:db8:0:1:ffff::2]:7") && fits(64, "[2001:db8:0:2::1]:7"));
         assert!(!fits(128, "[2001:db8:0:1::1]:8") && fits(128, "[2001:db8:0:1::2]:7"));
         assert!(!fits(1, "[2001:db9::1]:7") && fits(1, "[8000::1]:7"));
         let mut addresses = Addresses::new(&limits(1, 64), [first].into_iter());
-        addresses.leave(&from("[2001:db8:0:1::9]:7"));
+        addresses.remove(&from("[2001:db8:0:1::9]:7"));
         assert!(addresses.counts.is_empty());
     }
 }

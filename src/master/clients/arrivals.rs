@@ -11,7 +11,7 @@ use crate::master::clients::Clients;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::Leases;
 use crate::master::clients::proxied::{Stage, Standing};
-use crate::master::clients::reject::{reject, turn_away};
+use crate::master::clients::reject::{reject, reject_accepted};
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::no_client::NoClient;
 use crate::proto::frame::OrderRule;
@@ -152,7 +152,7 @@ impl Clients {
         let has_address = matches!(proxied.stage, Stage::Read | Stage::Used);
         if has_address && !proxied.is_counted {
             if let Some(peer) = &proxied.peer
-                && !self.addresses.enter(peer)
+                && !self.addresses.try_add(peer)
             {
                 return false;
             }
@@ -169,7 +169,7 @@ impl Clients {
     pub(crate) fn count_beyond_limit(&mut self, client: &mut Client, telemetry: &Telemetry) {
         if let Some(proxied) = &mut client.proxied {
             if let Some(peer) = proxied.peer.as_ref().filter(|_| !proxied.is_counted) {
-                self.addresses.count(peer);
+                self.addresses.add(peer);
             }
             proxied.is_counted = true;
         }
@@ -226,7 +226,7 @@ impl Clients {
         self.write_figures(telemetry);
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
         let sentence = "the listener accepts only the load balancers in its proxy-from";
-        turn_away(&socket, order, Code::BadRequest, sentence);
+        reject_accepted(&socket, order, Code::BadRequest, sentence);
         socket::end(&socket);
     }
 
@@ -238,7 +238,7 @@ impl Clients {
 
     /// Counts a client without a worker for its address, if its header has been read. Rejects the client and returns
     /// `None` if the address has as many clients as it may have.
-    pub(crate) fn settle(
+    pub(crate) fn count_or_reject(
         &mut self,
         mut unleased: Unleased,
         telemetry: &mut Telemetry,
@@ -247,7 +247,7 @@ impl Clients {
             return Some(unleased);
         }
         if !self.count_proxied(&mut unleased.client, telemetry) {
-            self.refuse(unleased, telemetry);
+            self.reject_over_limit(unleased, telemetry);
             return None;
         }
         if unleased.flags.proxy == ProxyState::Read {
@@ -261,7 +261,7 @@ impl Clients {
         if self.is_closing {
             return self.end_unleased(unleased, GoawayReason::Stopping, telemetry);
         }
-        let Some(mut unleased) = self.settle(unleased, telemetry) else {
+        let Some(mut unleased) = self.count_or_reject(unleased, telemetry) else {
             return;
         };
         // Of two records of a client, the next master uses the one with more moves.
@@ -273,7 +273,7 @@ impl Clients {
     }
 
     /// Rejects a client whose address has as many clients as it may have.
-    pub(crate) fn refuse(&mut self, mut unleased: Unleased, telemetry: &mut Telemetry) {
+    pub(crate) fn reject_over_limit(&mut self, mut unleased: Unleased, telemetry: &mut Telemetry) {
         let client = &mut unleased.client;
         self.make_client(client, telemetry);
         log::debug!(
@@ -356,13 +356,15 @@ mod tests {
         let mut second = connection(&mut clients, Stage::Read, peer(2));
         assert!(!clients.count_proxied(&mut second, &telemetry));
         let second = Unleased::new(second, 1);
-        assert!(clients.settle(second, &mut telemetry).is_none());
+        assert!(clients.count_or_reject(second, &mut telemetry).is_none());
         assert_eq!((telemetry.counts.refused, clients.accepted()), (1, 1));
         clients.end(first, Some(CloseReason::Left), &mut telemetry);
         let third = connection(&mut clients, Stage::Read, peer(3));
         let mut third = Unleased::new(third, 1);
         third.flags.proxy = ProxyState::Read;
-        let third = clients.settle(third, &mut telemetry).expect("it fits");
+        let third = clients
+            .count_or_reject(third, &mut telemetry)
+            .expect("it fits");
         assert_eq!(third.flags.proxy, ProxyState::Known);
     }
 

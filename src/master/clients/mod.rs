@@ -18,7 +18,7 @@ use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::clients::place::OrphanedShm;
 use crate::master::clients::proxied::Proxied;
-use crate::master::clients::reject::turn_away;
+use crate::master::clients::reject::reject_accepted;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason, of_client};
 use crate::pool::dispatch::Dispatcher;
@@ -186,13 +186,13 @@ impl Clients {
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
         if rule.is_some() {
             self.pending += 1;
-        } else if !self.addresses.enter(&peer) {
+        } else if !self.addresses.try_add(&peer) {
             log::debug!(
                 "client {id} ({peer}) rejected: its address has as many clients as it may have"
             );
             telemetry.counts.refused += 1;
             self.write_figures(telemetry);
-            turn_away(&socket, order, rpc::Code::Overloaded, TOO_MANY);
+            reject_accepted(&socket, order, rpc::Code::Overloaded, TOO_MANY);
             return None;
         }
         self.count += 1;
@@ -227,7 +227,7 @@ impl Clients {
                     self.end_unleased(unleased, GoawayReason::Stopping, telemetry);
                 }
                 Ok(unleased) => {
-                    let Some(mut unleased) = self.settle(unleased, telemetry) else {
+                    let Some(mut unleased) = self.count_or_reject(unleased, telemetry) else {
                         continue;
                     };
                     unleased.client.moves = unleased.client.moves.saturating_add(1);
@@ -360,7 +360,7 @@ impl Clients {
             log::debug!("client {} ({}) closed", client.id, client.shown());
         }
         if let Some(peer) = client.counted_peer() {
-            self.addresses.leave(&peer);
+            self.addresses.remove(&peer);
         }
         self.count -= 1;
         self.removed += 1;

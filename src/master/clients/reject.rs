@@ -40,7 +40,12 @@ fn order_of(unleased: &Unleased) -> ByteOrder {
 }
 
 /// Rejects a client that was just accepted: sends an error reply and ends the connection.
-pub(crate) fn turn_away(socket: &ClientSocket, order: OrderRule, code: rpc::Code, sentence: &str) {
+pub(crate) fn reject_accepted(
+    socket: &ClientSocket,
+    order: OrderRule,
+    code: rpc::Code,
+    sentence: &str,
+) {
     end_with_error(socket, first_order(order), code, sentence);
 }
 

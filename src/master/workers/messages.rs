@@ -98,7 +98,7 @@ impl Workers {
                     worker.leases.released(slot, &worker.shm)
                 });
             }
-            ToMaster::Proxied(slots) => self.learn_proxied(id, &slots, clients, telemetry, poller),
+            ToMaster::Proxied(slots) => self.update_proxied(id, &slots, clients, telemetry, poller),
             ToMaster::Ready(ready) => return self.set_ready(id, ready, clients, telemetry, now),
             ToMaster::Failed(failed) => {
                 if let Some(worker) = self.all.get_mut(&id) {

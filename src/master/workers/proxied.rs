@@ -13,7 +13,7 @@ impl Workers {
     /// Learns the addresses of clients, and which connections have become clients, as a worker has reported. If an
     /// address has too many clients, because a reload has set a limit since the worker started, those in no turn are
     /// rejected.
-    pub(super) fn learn_proxied(
+    pub(super) fn update_proxied(
         &mut self,
         id: WorkerId,
         slots: &[u32],
@@ -33,7 +33,7 @@ impl Workers {
                 continue;
             }
             match worker.leases.revoke(*slot, &worker.shm) {
-                Some(Ok(unleased)) => clients.refuse(unleased, telemetry),
+                Some(Ok(unleased)) => clients.reject_over_limit(unleased, telemetry),
                 Some(lost @ Err(_)) => clients.put_back(vec![lost], telemetry),
                 None => {
                     if let Some(client) = worker.leases.client_mut(*slot) {
