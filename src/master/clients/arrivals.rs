@@ -10,7 +10,7 @@ use std::fmt;
 use crate::master::clients::Clients;
 use crate::master::clients::client::{Client, Unleased};
 use crate::master::clients::leases::Leases;
-use crate::master::clients::proxied::{Stage, Standing};
+use crate::master::clients::proxied::{ClientStage, HeaderStage};
 use crate::master::clients::reject::{reject, reject_accepted};
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::no_client::NoClient;
@@ -58,7 +58,7 @@ impl Client {
     /// Returns whether the connection is counted as a client.
     pub(crate) fn is_client(&self) -> bool {
         let proxied = self.proxied.as_ref();
-        proxied.is_none_or(|it| it.standing == Standing::Client)
+        proxied.is_none_or(|it| it.client_stage == ClientStage::Client)
     }
 
     /// Returns the address, and the balancer's if there is one, for display.
@@ -126,7 +126,7 @@ impl Leases {
         let client = self.client_mut(slot)?;
         let proxied = client.proxied.as_mut()?;
         let state = shm.slot(slot)?.flags().proxy;
-        proxied.stage = proxied.stage.max(Stage::of(state));
+        proxied.header_stage = proxied.header_stage.max(HeaderStage::of(state));
         if state.has_source() && proxied.peer.is_none() {
             proxied.peer = shm.source(slot);
         }
@@ -149,7 +149,7 @@ impl Clients {
         let Some(proxied) = &mut client.proxied else {
             return true;
         };
-        let has_address = matches!(proxied.stage, Stage::Read | Stage::Used);
+        let has_address = matches!(proxied.header_stage, HeaderStage::Read | HeaderStage::Used);
         if has_address && !proxied.is_counted {
             if let Some(peer) = &proxied.peer
                 && !self.addresses.try_add(peer)
@@ -158,7 +158,7 @@ impl Clients {
             }
             proxied.is_counted = true;
         }
-        if proxied.stage == Stage::Used {
+        if proxied.header_stage == HeaderStage::Used {
             self.make_client(client, telemetry);
         }
         true
@@ -181,7 +181,7 @@ impl Clients {
         let Some(proxied) = client.proxied.as_mut().filter(|it| it.is_pending()) else {
             return;
         };
-        proxied.standing = Standing::Client;
+        proxied.client_stage = ClientStage::Client;
         self.pending = self.pending.saturating_sub(1);
         self.arrived.push(client.listener);
         log::debug!("client {} ({}) accepted", client.id, client.shown());
@@ -199,7 +199,7 @@ impl Clients {
         if client
             .proxied
             .as_ref()
-            .is_some_and(|it| it.stage == Stage::Used)
+            .is_some_and(|it| it.header_stage == HeaderStage::Used)
         {
             self.make_client(client, telemetry);
         }
@@ -208,7 +208,7 @@ impl Clients {
         let (Some(proxied), Some(kind)) = (proxied, kind) else {
             return false;
         };
-        proxied.standing = Standing::NoClient;
+        proxied.client_stage = ClientStage::NoClient;
         self.pending = self.pending.saturating_sub(1);
         self.count_no_client(kind, telemetry);
         true
@@ -309,13 +309,13 @@ mod tests {
     }
 
     /// Returns a connection that the listener has accepted, in this stage, with this address.
-    fn connection(clients: &mut Clients, stage: Stage, peer: Option<Peer>) -> Client {
+    fn connection(clients: &mut Clients, stage: HeaderStage, peer: Option<Peer>) -> Client {
         clients.next_id += 1;
         clients.pending += 1;
         clients.add(1);
         let mut client = Client::simulated(clients.next_id - 1);
         client.proxied = Some(Box::new(Proxied {
-            stage,
+            header_stage: stage,
             peer,
             ..Proxied::new(ProxyVersion::V2)
         }));
@@ -330,9 +330,9 @@ mod tests {
     #[test]
     fn a_connection_is_a_client_after_its_first_byte_only() {
         let (mut clients, mut telemetry) = (clients_with_limit(9), Telemetry::new());
-        let mut check = connection(&mut clients, Stage::Header, None);
-        let mut opened = connection(&mut clients, Stage::Read, peer(1));
-        let mut used = connection(&mut clients, Stage::Used, peer(2));
+        let mut check = connection(&mut clients, HeaderStage::Awaited, None);
+        let mut opened = connection(&mut clients, HeaderStage::Read, peer(1));
+        let mut used = connection(&mut clients, HeaderStage::Used, peer(2));
         for client in [&mut check, &mut opened, &mut used] {
             assert!(clients.count_proxied(client, &telemetry));
         }
@@ -349,17 +349,17 @@ mod tests {
     #[test]
     fn the_address_of_the_header_is_counted_once() {
         let (mut clients, mut telemetry) = (clients_with_limit(1), Telemetry::new());
-        let mut first = connection(&mut clients, Stage::Read, peer(1));
+        let mut first = connection(&mut clients, HeaderStage::Read, peer(1));
         for _ in 0..2 {
             assert!(clients.count_proxied(&mut first, &telemetry));
         }
-        let mut second = connection(&mut clients, Stage::Read, peer(2));
+        let mut second = connection(&mut clients, HeaderStage::Read, peer(2));
         assert!(!clients.count_proxied(&mut second, &telemetry));
         let second = Unleased::new(second, 1);
         assert!(clients.count_or_reject(second, &mut telemetry).is_none());
         assert_eq!((telemetry.counts.refused, clients.accepted()), (1, 1));
         clients.end(first, Some(CloseReason::Left), &mut telemetry);
-        let third = connection(&mut clients, Stage::Read, peer(3));
+        let third = connection(&mut clients, HeaderStage::Read, peer(3));
         let mut third = Unleased::new(third, 1);
         third.flags.proxy = ProxyState::Read;
         let third = clients
@@ -371,9 +371,9 @@ mod tests {
     #[test]
     fn a_connection_that_the_daemon_closes_is_counted_as_a_client() {
         let (mut clients, mut telemetry) = (clients_with_limit(1), Telemetry::new());
-        let stopped = connection(&mut clients, Stage::Header, None);
+        let stopped = connection(&mut clients, HeaderStage::Awaited, None);
         clients.end(stopped, Some(CloseReason::Stopping), &mut telemetry);
-        let refused = connection(&mut clients, Stage::Header, None);
+        let refused = connection(&mut clients, HeaderStage::Awaited, None);
         clients.end(refused, Some(CloseReason::HeaderChecksum), &mut telemetry);
         let counts = &telemetry.counts;
         assert_eq!(

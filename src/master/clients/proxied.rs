@@ -11,19 +11,19 @@ use crate::shm::ProxyState;
 pub(crate) struct Proxied {
     /// The versions of the header that the listener accepts, as of the time of the connection.
     pub(crate) version: ProxyVersion,
-    pub(super) stage: Stage,
+    pub(super) header_stage: HeaderStage,
     /// The client's address, once it is known.
     pub(super) peer: Option<Peer>,
     /// Whether the client is counted for its address.
     pub(super) is_counted: bool,
-    pub(super) standing: Standing,
+    pub(super) client_stage: ClientStage,
     /// Leases that ended only because the client had to be counted for its address. They do not count as moves.
     pub(super) releases: u32,
 }
 
 /// Whether a connection is counted as a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Standing {
+pub(super) enum ClientStage {
     /// Not yet.
     Pending,
     /// The connection is counted.
@@ -32,11 +32,11 @@ pub(super) enum Standing {
     NoClient,
 }
 
-/// How far a connection has come. Later stages are greater.
+/// How far a connection has come with its header. Later stages are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) enum Stage {
+pub(super) enum HeaderStage {
     /// The header is not complete.
-    Header,
+    Awaited,
     /// The header is that of a connection of the balancer itself, such as a check.
     Local,
     /// The header is complete.
@@ -45,13 +45,13 @@ pub(super) enum Stage {
     Used,
 }
 
-impl Stage {
-    pub(super) fn of(state: ProxyState) -> Stage {
+impl HeaderStage {
+    pub(super) fn of(state: ProxyState) -> HeaderStage {
         match state {
-            ProxyState::None | ProxyState::Awaited(_) => Stage::Header,
-            ProxyState::Local => Stage::Local,
-            ProxyState::Read | ProxyState::Known => Stage::Read,
-            ProxyState::Used => Stage::Used,
+            ProxyState::None | ProxyState::Awaited(_) => HeaderStage::Awaited,
+            ProxyState::Local => HeaderStage::Local,
+            ProxyState::Read | ProxyState::Known => HeaderStage::Read,
+            ProxyState::Used => HeaderStage::Used,
         }
     }
 }
@@ -61,10 +61,10 @@ impl Proxied {
     pub(crate) fn new(version: ProxyVersion) -> Proxied {
         Proxied {
             version,
-            stage: Stage::Header,
+            header_stage: HeaderStage::Awaited,
             peer: None,
             is_counted: false,
-            standing: Standing::Pending,
+            client_stage: ClientStage::Pending,
             releases: 0,
         }
     }
@@ -79,12 +79,12 @@ impl Proxied {
         };
         Some(Proxied {
             version,
-            stage: Stage::of(state),
+            header_stage: HeaderStage::of(state),
             peer,
             is_counted: matches!(state, ProxyState::Known | ProxyState::Used),
-            standing: match state {
-                ProxyState::Used => Standing::Client,
-                _ => Standing::Pending,
+            client_stage: match state {
+                ProxyState::Used => ClientStage::Client,
+                _ => ClientStage::Pending,
             },
             releases: 0,
         })
@@ -92,6 +92,6 @@ impl Proxied {
 
     /// Returns whether the connection is not counted as a client yet.
     pub(crate) fn is_pending(&self) -> bool {
-        self.standing == Standing::Pending
+        self.client_stage == ClientStage::Pending
     }
 }
