@@ -2,8 +2,8 @@
 //!
 //! An app is killed with its worker, but it ends a moment later, or much later if a system call does not return. Its
 //! requests may run again, and later requests of the same clients may run, only when the first run is over. So these
-//! clients wait here; all other clients of the worker are leased at once. If the app has not ended after [`LIMIT`], its
-//! requests are answered with `timeout` and do not run again.
+//! clients wait here; all other clients of the worker are leased at once. If the app has not ended after
+//! [`KILL_TIMEOUT`], its requests are answered with `timeout` and do not run again.
 //!
 //! If the app has a cgroup of its own, everything in it is killed, and must end as well: what the app has started may
 //! do its work. Such an app waits here until its cgroup is removed, also without clients.
@@ -25,7 +25,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(2);
 const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// How long an app that was killed may take to end.
-const LIMIT: Duration = Duration::from_secs(5);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The app of a dead worker, and the clients whose requests it was executing.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl EndingApp {
             cgroup: None,
             clients,
             reason,
-            until: now + LIMIT,
+            until: now + KILL_TIMEOUT,
             due: now + FIRST_WAIT,
             wait: FIRST_WAIT,
         }
@@ -62,8 +62,8 @@ impl EndingApp {
             None => "a process in the cgroup of app",
             Some(_) => "app",
         };
-        let (pid, limit) = (self.pid, LIMIT.as_secs());
-        let line = format!("{subject} {pid} was killed and has not ended after {limit} s");
+        let (pid, seconds) = (self.pid, KILL_TIMEOUT.as_secs());
+        let line = format!("{subject} {pid} was killed and has not ended after {seconds} s");
         match self.clients.len() {
             0 => line,
             1 => format!("{line}; 1 request gets timeout"),
@@ -361,7 +361,7 @@ mod tests {
         clients.close_without_worker(&mut telemetry);
         assert_eq!(clients.all_unleased().count(), 0, "closed at the stop");
         assert_eq!(clients.ending_apps.len(), 1, "which waits for the cgroup");
-        clients.check_ending_apps(&mut telemetry, now + LIMIT);
+        clients.check_ending_apps(&mut telemetry, now + KILL_TIMEOUT);
         assert!(clients.ending_apps.is_empty(), "not for ever");
     }
 
@@ -377,12 +377,12 @@ mod tests {
             due: now,
             ..EndingApp::new(identity.pid, callers, Reason::Death, now)
         });
-        let half = now + LIMIT / 2;
+        let half = now + KILL_TIMEOUT / 2;
         clients.check_ending_apps(&mut telemetry, half);
         assert!(clients.unleased.is_empty());
         assert!(clients.ending_apps_deadline() <= Some(half + MAX_WAIT));
         assert!(clients.take_unleased(ClientId(2)).is_some(), "kicked");
-        clients.check_ending_apps(&mut telemetry, now + LIMIT);
+        clients.check_ending_apps(&mut telemetry, now + KILL_TIMEOUT);
         assert_eq!((clients.unleased.len(), clients.ending_apps.len()), (1, 0));
         assert!(clients.unleased[0].flags.timed_out, "it never runs again");
         child

@@ -12,7 +12,7 @@ use crate::shm::{ClientBytes, LeftSlot};
 const MAX_KEPT_LEN: usize = 4 << 20;
 
 /// The number of such bytes from which on the leases must be sent.
-const KEPT_LEN: usize = 1 << 20;
+const SEND_THRESHOLD: usize = 1 << 20;
 
 /// The places of clients until their leases are sent, by slot.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ impl LeftPlaces {
 
     /// Returns whether the leases must be sent before another client is leased.
     pub(super) fn must_be_sent(&self) -> bool {
-        self.has_moved || self.kept_len >= KEPT_LEN
+        self.has_moved || self.kept_len >= SEND_THRESHOLD
     }
 
     /// Notes that a batch of leases is being sent.
