@@ -9,7 +9,7 @@ use crate::master::error::Error;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::exporter_listener::ExporterListener;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::socket_file::ANOTHER;
+use crate::master::listeners::socket_file::IN_USE_CAUSE;
 use crate::proto::names::Address;
 
 /// The addresses at which the daemon listens, each with its purpose.
@@ -35,8 +35,8 @@ impl OwnListeners {
         OwnListeners(clients.chain(exporter).chain(control).collect())
     }
 
-    /// Replaces [`ANOTHER`] in an error if the daemon itself listens at the wanted address. `wanted` is `None` for a
-    /// listener that the daemon does not bind.
+    /// Replaces [`IN_USE_CAUSE`] in an error if the daemon itself listens at the wanted address. `wanted` is `None` for
+    /// a listener that the daemon does not bind.
     pub(crate) fn explain(&self, error: Error, wanted: Option<&Address>) -> Error {
         match self
             .0
@@ -44,7 +44,7 @@ impl OwnListeners {
             .find(|(own, _)| wanted.is_some_and(|wanted| exclude_each_other(own, wanted)))
         {
             Some((own, purpose)) => error.replace(
-                ANOTHER,
+                IN_USE_CAUSE,
                 &format!("the daemon itself listens there, at {own}, for {purpose}"),
             ),
             None => error,
@@ -99,7 +99,10 @@ mod tests {
                 [own, wanted].map(|text| text.parse::<Address>().expect("an address"));
             let own = OwnListeners(vec![(own, "clients".to_owned())]);
             let error = own
-                .explain(Error::Unavailable(format!("no; {ANOTHER}")), Some(&wanted))
+                .explain(
+                    Error::Unavailable(format!("no; {IN_USE_CAUSE}")),
+                    Some(&wanted),
+                )
                 .to_string();
             assert_eq!(error.contains("the daemon itself"), is_held, "{error}");
         }

@@ -74,7 +74,7 @@ pub(crate) fn remove_link(path: &Path) -> io::Result<()> {
     if socket::is_unix_alive(path).unwrap_or(false) {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            crate::master::listeners::socket_file::ANOTHER,
+            crate::master::listeners::socket_file::IN_USE_CAUSE,
         ));
     }
     fs::remove_file(path)

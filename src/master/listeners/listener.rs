@@ -46,7 +46,7 @@ pub(crate) struct Listener {
     /// The file of a Unix socket that the daemon has bound.
     file: Option<SocketFile>,
     /// The access to the file of an activated Unix socket, as it was when the file was last seen.
-    handed_access: Option<Access>,
+    activated_access: Option<Access>,
     /// The entry for which the listener was last opened or adopted.
     entry: Listen,
     /// Set while the listener should be in the poller and is not: another process has ended it, it cannot be bound, or
@@ -106,13 +106,13 @@ impl Listener {
             SocketSource::Bound(_) if refuses => Admission::Refusing { can_listen: true },
             SocketSource::Bound(_) | SocketSource::Activated(_) => Admission::Open,
         };
-        let handed_access = match (source, &address) {
+        let activated_access = match (source, &address) {
             (SocketSource::Activated(_), Address::Unix(path)) => access_of(path),
             _ => None,
         };
         Ok(Listener {
             file,
-            handed_access,
+            activated_access,
             admission,
             ..Listener::new(number, socket, source.clone(), address, (*entry).clone())
         })
@@ -136,7 +136,7 @@ impl Listener {
             accepted: 0,
             connections: 0,
             file: None,
-            handed_access: None,
+            activated_access: None,
             entry,
             outage: None,
             admission: Admission::Open,
@@ -302,14 +302,14 @@ impl Listener {
             Address::Tcp(_) => share_address(&self.socket).map_err(fail)?,
             // The file may be gone, or an attempt that fails removes it.
             Address::Unix(path) => {
-                self.handed_access = access_of(path).or(self.handed_access.take());
+                self.activated_access = access_of(path).or(self.activated_access.take());
                 self.file.iter().for_each(SocketFile::remove);
             }
         }
         let (socket, address, mut file) =
             bind(&self.address, access, self.entry.freebind).map_err(fail)?;
-        if let (None, Some(file), Some(handed)) = (access, &mut file, &self.handed_access) {
-            file.restore_access(handed).map_err(fail)?;
+        if let (None, Some(file), Some(before)) = (access, &mut file, &self.activated_access) {
+            file.restore_access(before).map_err(fail)?;
         }
         if let Address::Tcp(_) = self.address {
             socket::set_keepalive(&socket, keepalive).map_err(fail)?;

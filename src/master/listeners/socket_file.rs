@@ -15,12 +15,12 @@ use crate::sys::{process, socket};
 
 /// The cause in an error about an address in use. [`explain`](super::conflict::OwnListeners::explain) replaces it if
 /// this daemon itself uses the address.
-pub(crate) const ANOTHER: &str = "another process listens there";
+pub(crate) const IN_USE_CAUSE: &str = "another process listens there";
 
 /// Returns the error for a socket that cannot be bound, with a remedy as far as the cause shows one.
 pub(crate) fn cannot_bind(doing: &str, address: &Address, error: &io::Error) -> Error {
     let advice = match (address, error.kind()) {
-        (Address::Tcp(_), io::ErrorKind::AddrInUse) => format!("; {ANOTHER}"),
+        (Address::Tcp(_), io::ErrorKind::AddrInUse) => format!("; {IN_USE_CAUSE}"),
         (Address::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
             "; ports below 1024 need the capability CAP_NET_BIND_SERVICE".to_owned()
         }
@@ -263,7 +263,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         ));
     }
     if socket::is_unix_alive(path)? {
-        return Err(in_use(ANOTHER));
+        return Err(in_use(IN_USE_CAUSE));
     }
     log::info!(
         "{} was left by a process that is gone; replacing it",
