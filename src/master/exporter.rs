@@ -15,7 +15,7 @@ pub(super) use self::plan::PlannedExporter;
 use self::socket::ExporterSocket;
 use super::Error;
 use super::listeners::exporter_listener::ExporterListener;
-use super::listeners::outage::Served;
+use super::listeners::served::Served;
 use super::retry::Outage;
 use super::telemetry::events::EventLog;
 use crate::channel::{Channel, Sent};

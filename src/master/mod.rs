@@ -56,7 +56,7 @@ use crate::master::handover::HandoverState;
 use crate::master::handover::unleased::Leasing;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::master::reload::Reloads;
 use crate::master::retry::Outage;
 use crate::master::service_manager::{Details, ManagerLink};

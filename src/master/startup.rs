@@ -25,7 +25,7 @@ use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::drain::state::DrainState;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::master::reload::Reloads;
 use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;

@@ -9,7 +9,7 @@ use crate::master::exporter::Exporter;
 use crate::master::lifecycle::Lifecycle;
 use crate::master::listeners::Listeners;
 use crate::master::listeners::control_listener::ControlListener;
-use crate::master::listeners::outage::FILE_GONE;
+use crate::master::listeners::served::FILE_GONE;
 use crate::master::memory;
 use crate::master::retry::Outage;
 use crate::master::settings::SettingsInForce;

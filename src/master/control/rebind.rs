@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::config::ControlConfig;
 use crate::master::Token;
 use crate::master::control::ControlServer;
-use crate::master::listeners::outage::{FILE_GONE, Served};
+use crate::master::listeners::served::{FILE_GONE, Served};
 use crate::master::retry::Outage;
 use crate::master::telemetry::events::EventLog;
 use crate::sys::poll::{Interest, Poller};

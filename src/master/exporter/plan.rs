@@ -7,7 +7,7 @@ use super::{Exporter, address_of};
 use crate::config::Config;
 use crate::master::Error;
 use crate::master::listeners::exporter_listener::ExporterListener;
-use crate::master::listeners::outage::{FILE_GONE, Served};
+use crate::master::listeners::served::{FILE_GONE, Served};
 use crate::proto::exporter::{ExporterService, StartExporter};
 use crate::proto::names::Address;
 use crate::sys::poll::{Interest, Poller};

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use crate::master::listeners::exporter_listener::ExporterListener;
-use crate::master::listeners::outage::{FILE_GONE, Served};
+use crate::master::listeners::served::{FILE_GONE, Served};
 use crate::master::retry::Outage;
 use crate::master::{Error, Token};
 use crate::proto::exporter::ExporterService;

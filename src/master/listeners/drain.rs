@@ -26,7 +26,7 @@ use crate::master::listeners::Listeners;
 use crate::master::listeners::drain::state::{ClientMoves, DrainState};
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::listener::refusal::Admission;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::master::retry::Outage;
 use crate::master::telemetry::Telemetry;
 use crate::proto::channel::MAX_LEASES;

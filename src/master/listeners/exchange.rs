@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::master::error::Error;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::master::listeners::{Listeners, matching};
 use crate::master::telemetry::Telemetry;
 use crate::proto::control::{About, Kind};

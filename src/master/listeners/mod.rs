@@ -22,10 +22,10 @@ pub(crate) mod listener;
 pub(crate) mod matching;
 pub(crate) mod open;
 pub(crate) mod open_control;
-pub(crate) mod outage;
 pub(crate) mod outages;
 pub(crate) mod plan;
 pub(crate) mod record;
+pub(crate) mod served;
 pub(crate) mod socket_file;
 pub(crate) mod yielding;
 

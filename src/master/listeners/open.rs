@@ -6,8 +6,8 @@ use crate::config::Listen;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::matching;
-use crate::master::listeners::outage::{FILE_GONE, Served};
 use crate::master::listeners::plan::WantedListener;
+use crate::master::listeners::served::{FILE_GONE, Served};
 use crate::master::retry::Outage;
 use crate::master::{ActivatedSockets, Error};
 

@@ -9,7 +9,7 @@ use crate::master::error::Error;
 use crate::master::listeners::conflict::OwnListeners;
 use crate::master::listeners::control_listener::ControlListener;
 use crate::master::listeners::listener::Listener;
-use crate::master::listeners::outage::FILE_GONE;
+use crate::master::listeners::served::FILE_GONE;
 use crate::master::retry::Outage;
 use crate::proto::control::{places, temporary};
 use crate::proto::names::Address;

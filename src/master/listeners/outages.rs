@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::master::listeners::Listeners;
 use crate::master::listeners::listener::Listener;
 use crate::master::listeners::listener::refusal::Admission;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::master::retry::Outage;
 use crate::master::telemetry::Telemetry;
 use crate::sys::listening::is_listening;

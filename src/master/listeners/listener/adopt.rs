@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Listener;
 use crate::config::Listen;
 use crate::master::error::Error;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::proto::names::Address;
 use crate::sys::listening::{is_listening, listen};
 use crate::sys::socket;

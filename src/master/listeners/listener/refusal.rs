@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::Listener;
 use crate::master::error::Error;
 use crate::master::listeners::activation::ActivatedSockets;
-use crate::master::listeners::outage::Served;
+use crate::master::listeners::served::Served;
 use crate::master::listeners::socket_file::cannot_bind;
 use crate::proto::names::Address;
 use crate::sys::listening::{self, can_listen_again, hold_address, is_listening, stop_listening};

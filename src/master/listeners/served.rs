@@ -1,4 +1,4 @@
-//! Sockets of the daemon that no client can connect to: listeners, the control socket and the exporter's listener.
+//! The sockets that the daemon serves, and their outages: listeners, the control socket and the exporter's listener.
 //!
 //! Another process that holds such a socket can shut it down, by shutdown(2) or by `ss -K`. The daemon then binds another
 //! socket to the same address. The old one cannot listen again: after listen(2) on a TCP socket, the kernel would accept
