@@ -111,12 +111,16 @@ impl Destination {
     }
 
     /// Notes that the connection to one of its daemons has ended, so that the next one is made to another.
-    pub(super) fn note_end(&self, _daemon: &Arc<str>, _has_replied: bool) {
-        #[cfg(feature = "srv")]
+    #[cfg(feature = "srv")]
+    pub(super) fn note_end(&self, daemon: &Arc<str>, has_replied: bool) {
         if let Destination::Srv(name) = self {
-            name.note_end(_daemon, _has_replied);
+            name.note_end(daemon, has_replied);
         }
     }
+
+    /// Does nothing: only SRV records name several daemons.
+    #[cfg(not(feature = "srv"))]
+    pub(super) fn note_end(&self, _: &Arc<str>, _: bool) {}
 }
 
 impl fmt::Display for Destination {
