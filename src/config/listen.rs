@@ -137,9 +137,7 @@ impl Listen {
             proxy_from: Vec::new(),
         })
     }
-}
 
-impl Listen {
     /// Returns what the listener accepts, if clients begin with a PROXY protocol header.
     #[must_use]
     pub fn proxy_rule(&self) -> Option<ProxyRule> {
