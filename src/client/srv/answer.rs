@@ -58,7 +58,7 @@ pub(super) enum DnsMessage {
     Truncated,
     Answer(DnsAnswer),
     /// No other nameserver knows more.
-    None(ResolveError),
+    Final(ResolveError),
     /// The nameserver has failed, by this code.
     Failed(String),
     /// The answer is not valid.
@@ -120,7 +120,7 @@ impl<'a> DnsQuestion<'a> {
         }
         match packet.rcode() {
             RCODE::NoError => self.answer(&packet),
-            RCODE::NameError => DnsMessage::None(ResolveError::NoSuchName),
+            RCODE::NameError => DnsMessage::Final(ResolveError::NoSuchName),
             other => DnsMessage::Failed(code(other)),
         }
     }
@@ -161,7 +161,7 @@ impl<'a> DnsQuestion<'a> {
                 TYPE::SRV => "SRV",
                 _ => "A or AAAA",
             };
-            return DnsMessage::None(ResolveError::NoRecords { kind });
+            return DnsMessage::Final(ResolveError::NoRecords { kind });
         }
         DnsMessage::Answer(answer)
     }

@@ -85,7 +85,7 @@ fn attempt(
     }
     match received {
         DnsMessage::Answer(answer) => Ok(answer),
-        DnsMessage::None(why) => Err(Attempt::Final(why)),
+        DnsMessage::Final(why) => Err(Attempt::Final(why)),
         DnsMessage::Failed(code) => Err(Attempt::Failed(ResolveError::ServerFailed {
             nameserver,
             code,
