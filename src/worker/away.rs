@@ -153,7 +153,7 @@ impl WorkerLoop<'_> {
         };
         match connection.waits {
             WaitingFor::Permit | WaitingFor::Answer if !event.has_ended => {
-                if connection.await_app(&self.poller, slot).is_err() {
+                if connection.watch_end_only(&self.poller, slot).is_err() {
                     self.break_off(super::turn::FOREIGN);
                 }
                 true

@@ -50,14 +50,15 @@ pub(super) struct Connection {
     pub(super) waits: WaitingFor,
     /// The event that the poller watches it for; `None` until it is added.
     pub(super) watched: Option<Interest>,
-    /// Bytes read since the kernel's count was last rearmed, for a Unix client; at most `u32::MAX`.
-    pub(super) unarmed: u32,
+    /// Bytes read since the kernel's count was last rearmed, for a Unix client; at most `u32::MAX`. The first read rearms
+    /// it, so this begins with [`REARM_BYTES`].
+    pub(super) bytes_since_rearm: u32,
     /// Bytes that the client may still send during the lingering close.
     pub(super) linger_bytes: u32,
     /// The deadline of its entry in the timers: ns of CLOCK_MONOTONIC.
     pub(super) armed: u64,
-    /// The app has executed a request of this client.
-    pub(super) has_used_app: bool,
+    /// The worker's executor has executed a request of this client.
+    pub(super) has_used_executor: bool,
     /// The client's PROXY protocol header is not complete.
     pub(super) awaits_header: bool,
     /// The master must count it for its address before its first request.
@@ -129,10 +130,10 @@ impl Connection {
                 (true, true) => WaitingFor::End,
             },
             watched: None,
-            unarmed: REARM_BYTES,
+            bytes_since_rearm: REARM_BYTES,
             linger_bytes: MAX_LINGER_BYTES,
             armed: NEVER,
-            has_used_app: false,
+            has_used_executor: false,
             awaits_header: slot.flags().proxy.is_awaited(),
             awaits_count: false,
             is_refused: false,
@@ -185,7 +186,7 @@ impl Connection {
             WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Interest::Read,
             WaitingFor::Writable => Interest::Write,
             WaitingFor::Turn => return Ok(()),
-            // Whether more arrives is looked at only if it does, see `await_app`.
+            // Whether more arrives is looked at only if it does, see `watch_end_only`.
             WaitingFor::Permit | WaitingFor::Answer
                 if self
                     .watched
@@ -206,7 +207,7 @@ impl Connection {
     }
 
     /// Watches for the end only: bytes that have arrived are read when the request was answered.
-    pub(super) fn await_app(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
+    pub(super) fn watch_end_only(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
         let token = u64::from(self.lease_number) << 32 | u64::from(index);
         poller.modify(&self.socket, token, Interest::HangUp)?;
         self.watched = Some(Interest::HangUp);
@@ -215,10 +216,10 @@ impl Connection {
 
     /// Ensures that the kernel can count the bytes that are about to be read.
     pub(super) fn rearm(&mut self) {
-        if !self.is_tcp() && self.unarmed >= REARM_BYTES {
+        if !self.is_tcp() && self.bytes_since_rearm >= REARM_BYTES {
             // If it fails, the master loses this one client if the worker dies in its turn.
             let _ = byte_counts::rearm(&self.socket);
-            self.unarmed = 0;
+            self.bytes_since_rearm = 0;
         }
     }
 

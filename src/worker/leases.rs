@@ -128,7 +128,11 @@ impl WorkerLoop<'_> {
         if connection.watched.is_some() && self.poller.remove(&connection.socket).is_err() {
             self.break_off(FOREIGN);
         }
-        if let Some(executor) = self.executor.as_mut().filter(|_| connection.has_used_app) {
+        if let Some(executor) = self
+            .executor
+            .as_mut()
+            .filter(|_| connection.has_used_executor)
+        {
             executor.client_left(connection.client);
         }
         if connection.waits == WaitingFor::Permit {

@@ -123,7 +123,7 @@ fn a_tcp_client_may_send_any_number_of_bytes() {
     let connection = worker.connections.get_mut(0).expect("it was leased");
     connection.peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
     // Almost the count after 3.75 GiB.
-    connection.unarmed = u32::MAX - 3;
+    connection.bytes_since_rearm = u32::MAX - 3;
     for number in 0..3 {
         client.send(&ping(&number.to_string()));
         worker.run_turn(0, &Purpose::Serve, &mut service);

@@ -129,7 +129,7 @@ impl Turn<'_, '_> {
         };
         executor.requests.add(away, is_alone);
         let count = executor.requests.count() as u64;
-        self.connection.has_used_app = true;
+        self.connection.has_used_executor = true;
         self.context.shm.header().set_away(count);
     }
 

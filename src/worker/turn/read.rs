@@ -84,7 +84,8 @@ impl Turn<'_, '_> {
                 self.have += n;
                 self.has_traffic = true;
                 // For a TCP client this count is neither used nor reset.
-                self.connection.unarmed = self.connection.unarmed.saturating_add(n as u32);
+                self.connection.bytes_since_rearm =
+                    self.connection.bytes_since_rearm.saturating_add(n as u32);
             }
             Ok(Transfer::Nothing) => {}
             Ok(Transfer::Shortage) => self.connection.is_refused = true,
