@@ -415,7 +415,7 @@ mod tests {
                 (0..3).for_each(|_| assert!(answer(&worker, 1, (3, true), 4)));
                 // Bytes sent midway are in other cursors.
                 let slot = worker.slot(1).expect("a slot");
-                slot.flip(&Cursors::idle(15, 30), Flags::default());
+                slot.activate(&Cursors::idle(15, 30), Flags::default());
                 let is_committed = answer(&worker, 1, (3, false), stores);
                 for _ in 0..2 {
                     master.settle();

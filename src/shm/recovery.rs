@@ -271,7 +271,8 @@ mod tests {
         let open = worker.open(1, Region::Shared, Region::Shared);
         open.rx[..10].copy_from_slice(b"aaaabbbbcc");
         open.tx[..6].copy_from_slice(b"answer");
-        open.slot.flip(&Cursors::idle(1000, 2000), Flags::default());
+        open.slot
+            .activate(&Cursors::idle(1000, 2000), Flags::default());
         open.slot.commit(4, 6);
         let recover = |received, written| {
             master.recover(1, Some(ByteCounts { received, written }), Owner::Dead)
@@ -301,7 +302,7 @@ mod tests {
         #[test]
         fn arbitrary_cursors_and_counts_do_not_panic(cursors in any::<[u64; 5]>(), received: u64, written: u64, known: bool) {
             let (master, worker) = shms();
-            worker.slot(0).expect("a slot").flip(&Cursors::decode(cursors), Flags::default());
+            worker.slot(0).expect("a slot").activate(&Cursors::decode(cursors), Flags::default());
             let byte_counts = known.then_some(ByteCounts { received, written });
             let _ = master.recover(0, byte_counts, Owner::Alive);
             let _ = master.recover(0, byte_counts, Owner::Dead);

@@ -13,10 +13,10 @@
 //!   11-15  cursors 1
 //! ```
 //!
-//! **One store changes where the bytes of a client are**: the inactive cursors are written, then `active` is flipped.
-//! Active cursors never change, except for their progress word, which commits one reply: `answered` and `replied`
-//! together. Stores are Release and loads Acquire, so that a process that finds an idle lease word also finds the
-//! cursors that belong to it; after a death program order is enough.
+//! **One store changes where the bytes of a client are**: the inactive cursors are written, then one store to `active`
+//! activates them. Active cursors never change, except for their progress word, which commits one reply: `answered` and
+//! `replied` together. Stores are Release and loads Acquire, so that a process that finds an idle lease word also finds
+//! the cursors that belong to it; after a death program order is enough.
 
 mod proxy;
 mod words;
@@ -225,7 +225,7 @@ impl<'a, W: Word> Slot<'a, W> {
     }
 
     /// Worker: makes `cursors` and `flags` active, in one store, and notes that no method is executing.
-    pub fn flip(&self, cursors: &Cursors, flags: Flags) {
+    pub fn activate(&self, cursors: &Cursors, flags: Flags) {
         let next = self.load(ACTIVE) & 1 ^ 1;
         let begin = CURSORS[next as usize];
         for (word, value) in (begin..).zip(cursors.encode()) {
@@ -391,7 +391,7 @@ mod tests {
                 proxy: ProxyState::Used,
             };
             slot.preset_idle(1, 0);
-            slot.flip(&some_cursors(), flags);
+            slot.activate(&some_cursors(), flags);
             assert_eq!((slot.cursors(), slot.flags()), (some_cursors(), flags));
             slot.set_close_reason(CloseReason::Lost);
             let changed = Flags {
@@ -409,7 +409,7 @@ mod tests {
                 }
             );
             assert_eq!(slot.cursors().ends(), ((1 << 40) + 8, 16));
-            slot.flip(&Cursors::idle(1, 2), Flags::default());
+            slot.activate(&Cursors::idle(1, 2), Flags::default());
             assert_eq!(slot.cursors(), Cursors::idle(1, 2));
         });
     }
@@ -425,7 +425,7 @@ mod tests {
             assert_eq!(slot.executing(), None);
             slot.execute(8, 40);
             assert_eq!(slot.executing(), Some(8));
-            slot.flip(&Cursors::idle(80, 88), Flags::default());
+            slot.activate(&Cursors::idle(80, 88), Flags::default());
             assert_eq!(slot.executing(), None);
         });
     }

@@ -91,7 +91,7 @@ pub(super) fn turn(
         have: if is_parked { cursors.have as usize } else { 0 },
         answered: 0,
         unrecorded: 0,
-        blocked: false,
+        is_blocked: false,
         has_traffic: false,
         is_doubtful: false,
         is_foreign: false,
@@ -147,7 +147,7 @@ struct Turn<'t, 'a> {
     /// Of these, the requests whose time is not recorded yet. The next attempt to send records it.
     unrecorded: u64,
     /// Whether the socket accepts no more replies: they are parked, and no more are added.
-    blocked: bool,
+    is_blocked: bool,
     /// Whether bytes were received from the client, or parked ones were sent to it.
     has_traffic: bool,
     /// Whether the descriptor must be checked before it is used: a method that is not inline has run, or the stream has
@@ -211,7 +211,7 @@ impl Turn<'_, '_> {
     fn work(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
         let began = self.context.now;
         let was_partial = self.connection.waits == WaitingFor::Bytes;
-        if self.begin().is_none() {
+        if self.activate_receive_cursors().is_none() {
             self.lose();
             return None;
         }
@@ -304,12 +304,12 @@ impl Turn<'_, '_> {
             .expect("the slot was claimed")
     }
 
-    fn flip(&self) {
-        self.slot().flip(&self.cursors, self.flags);
+    fn activate_cursors(&self) {
+        self.slot().activate(&self.cursors, self.flags);
     }
 
     /// Moves the cursors of this turn past the answered frames and the bytes sent. The shared memory is not changed.
-    fn advance(&mut self, sent: usize) {
+    fn advance_cursors(&mut self, sent: usize) {
         let answered = self.cursors.answered;
         self.cursors.in_base += u64::from(answered);
         self.cursors.rx.1 += answered;

@@ -81,12 +81,12 @@ impl<W: Word> Shm<W> {
     fn turn(&self, lease_number: u32) -> Option<u32> {
         let slot = self.slot();
         let n = self.read(slot.claim(lease_number)?) + 1;
-        slot.flip(&Cursors::idle(n.into(), n.into()), Flags::default());
+        slot.activate(&Cursors::idle(n.into(), n.into()), Flags::default());
         slot.execute(n, 0);
         slot.commit(1, n);
         let (cursors, flags, found) = after_turn(n);
         self.bytes.set(n);
-        slot.flip(&cursors, flags);
+        slot.activate(&cursors, flags);
         slot.set_requests(n.into());
         slot.touch(n.into());
         slot.release(lease_number, state(found));
@@ -99,7 +99,7 @@ impl<W: Word> Shm<W> {
         let n = self.read(slot.claim(lease_number)?) + 1;
         let (cursors, flags, _) = after_turn(n);
         self.bytes.set(n);
-        slot.flip(&cursors, flags);
+        slot.activate(&cursors, flags);
         slot.execute(7, n);
         slot.release(lease_number, LeaseState::Away);
         Some(n)
@@ -114,7 +114,7 @@ impl<W: Word> Shm<W> {
         assert_eq!(slot.executing(), None);
         let (cursors, flags, found) = after_turn(n);
         self.bytes.set(n);
-        slot.flip(&cursors, flags);
+        slot.activate(&cursors, flags);
         slot.set_requests(n.into());
         slot.touch(n.into());
         slot.release(lease_number, state(found));
@@ -293,18 +293,18 @@ fn cursors_are_consistent_during_a_flip() {
     model(
         ModelWord::new,
         |shm| {
-            shm.slot().flip(&after_turn(1).0, Flags::default());
+            shm.slot().activate(&after_turn(1).0, Flags::default());
             shm.slot().commit(2, 3);
         },
         |shm| shm.slot().cursors(),
         |shm, (), seen| {
-            let [before, flipped] = [after_turn(0).0, after_turn(1).0];
+            let [before, activated] = [after_turn(0).0, after_turn(1).0];
             let committed = Cursors {
                 answered: 2,
                 replied: 3,
-                ..flipped
+                ..activated
             };
-            assert!([before, flipped, committed].contains(&seen), "{seen:?}");
+            assert!([before, activated, committed].contains(&seen), "{seen:?}");
             assert_eq!(shm.slot().cursors(), committed);
         },
     );

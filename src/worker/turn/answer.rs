@@ -107,7 +107,7 @@ impl Turn<'_, '_> {
         let note = Note::new(header, slot, (0, true), replied);
         kill_points::pass(Point::BeforeCommit);
         // One store: this reply is the last one from the moment it is committed, and not before.
-        slot.flip(&cursors, self.flags);
+        slot.activate(&cursors, self.flags);
         kill_points::pass(Point::AfterCommit);
         note.count(header, slot);
         self.count(skipped, length);

@@ -213,7 +213,7 @@ impl Turn<'_, '_> {
     /// Takes back a request that was not handed over after all: its client is parked again.
     pub(super) fn take_back(&mut self) -> WaitingFor {
         // No request is executing any more.
-        self.flip();
+        self.activate_cursors();
         WaitingFor::Turn
     }
 }

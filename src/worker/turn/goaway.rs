@@ -97,7 +97,7 @@ impl Turn<'_, '_> {
             ..self.cursors
         };
         kill_points::pass(Point::BeforeGoaway);
-        open.slot.flip(&self.cursors, self.flags);
+        open.slot.activate(&self.cursors, self.flags);
         kill_points::pass(Point::AfterGoaway);
     }
 }

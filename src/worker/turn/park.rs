@@ -22,7 +22,8 @@ impl Turn<'_, '_> {
             self.end_without_header();
             return None;
         }
-        let may_answer = !self.flags.closing && !self.blocked && !self.context.has_reached_limit();
+        let may_answer =
+            !self.flags.closing && !self.is_blocked && !self.context.has_reached_limit();
         if self.flags.half_closed && may_answer && self.ends_in_a_frame() {
             let reason = "the connection ended in the middle of a frame";
             self.give_up_frame(Code::BadRequest, reason);
@@ -30,7 +31,7 @@ impl Turn<'_, '_> {
         if may_answer {
             self.end_with_goaway();
         }
-        let sent = if self.blocked {
+        let sent = if self.is_blocked {
             0
         } else {
             self.send(began).ok()?
@@ -73,8 +74,8 @@ impl Turn<'_, '_> {
     /// death at the beginning of the next turn, replies that were sent would seem unsent.
     fn become_idle(&mut self, sent: usize) {
         if !self.connection.is_tcp() && self.cursors.replied > 0 {
-            self.advance(sent);
-            self.flip();
+            self.advance_cursors(sent);
+            self.activate_cursors();
         }
     }
 
@@ -97,7 +98,7 @@ impl Turn<'_, '_> {
     /// Copies unread and unsent bytes to the slot's own regions, unless they are there; then activates cursors to them.
     /// The previous cursors stay valid until then, because no copy overlaps its source.
     fn park(&mut self, sent: usize, unread: usize) {
-        self.advance(sent);
+        self.advance_cursors(sent);
         let (region, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
         if region == Region::Shared && unread > 0 {
             let target = if unread <= SMALL_LEN {
@@ -118,7 +119,7 @@ impl Turn<'_, '_> {
             self.cursors.tx = (Region::Large, 0);
         }
         kill_points::pass(Point::AmidParking);
-        self.flip();
+        self.activate_cursors();
         kill_points::pass(Point::AfterParking);
     }
 }

@@ -78,7 +78,7 @@ impl Turn<'_, '_> {
             true => ProxyState::Local,
             false => ProxyState::Read,
         };
-        self.flip();
+        self.activate_cursors();
         kill_points::pass(Point::AfterHeader);
         // The frame after it has its own time.
         self.slot().set_since(self.context.now);

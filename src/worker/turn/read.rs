@@ -15,7 +15,7 @@ impl Turn<'_, '_> {
     /// Unread bytes are moved to the front of the shared buffer. A large frame, or the beginning of one, stays at the
     /// front of the large region, and is received and answered there. Returns `None` if the unread bytes do not fit
     /// into the shared buffer and are not at the front of the large region; no turn leaves such bytes.
-    pub(super) fn begin(&mut self) -> Option<()> {
+    pub(super) fn activate_receive_cursors(&mut self) -> Option<()> {
         let (in_base, out_base) = self.cursors.ends();
         let (from, offset) = (self.cursors.rx.0, self.cursors.rx.1 as usize);
         let mut region = Region::Shared;
@@ -49,7 +49,7 @@ impl Turn<'_, '_> {
             tx: (Region::Shared, 0),
             have,
         };
-        self.flip();
+        self.activate_cursors();
         kill_points::pass(Point::AfterBegin);
         Some(())
     }

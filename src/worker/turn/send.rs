@@ -18,12 +18,12 @@ impl Turn<'_, '_> {
             self.check_socket()?;
         }
         let sent = self.send(since)?;
-        self.advance(sent);
+        self.advance_cursors(sent);
         if self.cursors.replied > 0 {
-            self.blocked = true;
+            self.is_blocked = true;
             return Ok(false);
         }
-        self.flip();
+        self.activate_cursors();
         Ok(true)
     }
 
@@ -87,7 +87,7 @@ impl Turn<'_, '_> {
                 return None;
             }
         };
-        self.advance(sent);
+        self.advance_cursors(sent);
         self.has_traffic = sent > 0;
         if sent < unsent {
             // A rejected client that does not read gets no reply.
@@ -96,7 +96,7 @@ impl Turn<'_, '_> {
                 return None;
             }
             if sent > 0 {
-                self.flip();
+                self.activate_cursors();
                 self.slot().set_since(self.context.now);
             }
             return Some(WaitingFor::Writable);
@@ -111,7 +111,7 @@ impl Turn<'_, '_> {
 
     /// Begins the lingering close after the last reply: nothing more is sent, and the client has time to read.
     pub(super) fn begin_lingering_close(&mut self, sent: usize) -> Option<WaitingFor> {
-        self.advance(sent);
+        self.advance_cursors(sent);
         // Before the cursors of the lingering close: a worker that takes over from there counts the time from this.
         self.slot().set_since(self.context.now);
         self.forget_received(0);
@@ -153,7 +153,7 @@ impl Turn<'_, '_> {
         let (received, written) = self.cursors.ends();
         self.cursors = Cursors::idle(received + (self.have + more) as u64, written);
         self.have = 0;
-        self.flip();
+        self.activate_cursors();
     }
 }
 

@@ -92,7 +92,7 @@ impl World {
                 tx: (cursors.tx.0, cursors.tx.1 + sent),
                 ..cursors
             };
-            open.slot.flip(&kept, flags);
+            open.slot.activate(&kept, flags);
             open.header.end_write();
             let is_idle = kept.replied == 0 && kept.have == 0;
             return open.slot.release(
@@ -119,7 +119,7 @@ impl World {
                 .move_received(slot, cursors.rx.0, begin..begin + have, Region::Shared);
         }
         let open = self.worker.open(slot, Region::Shared, Region::Shared);
-        open.slot.flip(
+        open.slot.activate(
             &Cursors {
                 have: have as u32,
                 ..Cursors::idle(in_base, out_base)
@@ -198,7 +198,7 @@ impl World {
             self.worker
                 .slot(slot)
                 .expect("it is held")
-                .flip(&kept, flags);
+                .activate(&kept, flags);
             if dies(Point::Park) {
                 return;
             }
@@ -209,7 +209,7 @@ impl World {
             self.worker
                 .slot(slot)
                 .expect("it is held")
-                .flip(&rest, flags);
+                .activate(&rest, flags);
         }
         self.worker.header().end_write();
         if dies(Point::End) {
@@ -240,7 +240,7 @@ impl World {
             tx: (Region::Shared, 0),
             ..cursors
         };
-        shared_slot.flip(&parked, flags);
+        shared_slot.activate(&parked, flags);
         shared_slot.execute(METHOD, 0);
         if dies {
             self.dying = Some((slot, true));
@@ -329,7 +329,7 @@ impl World {
         let is_idle = unread == 0 && unsent == 0;
         let shared_slot = self.worker.slot(slot).expect("it is held");
         if !is_idle || is_unix {
-            shared_slot.flip(&kept, flags);
+            shared_slot.activate(&kept, flags);
         }
         if dies(Point::Park, false) {
             return;
