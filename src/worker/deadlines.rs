@@ -118,8 +118,8 @@ impl WorkerLoop<'_> {
             WaitingFor::Request if awaits_header && self.settings.frame_timeout.is_some() => {
                 Purpose::Expire
             }
-            WaitingFor::Writable => Purpose::Cut(CloseReason::SendTimeout),
-            _ => Purpose::Cut(CloseReason::Idle),
+            WaitingFor::Writable => Purpose::Close(CloseReason::SendTimeout),
+            _ => Purpose::Close(CloseReason::Idle),
         };
         self.run_turn(index, &purpose, service);
     }

@@ -49,7 +49,7 @@ impl WorkerLoop<'_> {
                 fault = Fault::from_code(Code::ShuttingDown, "the daemon is stopping");
                 Purpose::Reject(&fault)
             }
-            _ => Purpose::Cut(CloseReason::Stopping),
+            _ => Purpose::Close(CloseReason::Stopping),
         };
         self.run_one_turn(index, &purpose, service);
     }

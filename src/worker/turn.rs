@@ -48,11 +48,11 @@ const MAX_TURN: u64 = 10_000_000;
 
 /// The end of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum TurnEnd {
     /// The client stays, and the worker waits for this.
     Waits(WaitingFor),
     /// The client must be closed; the slot is still claimed.
-    Over,
+    MustClose,
     /// The lease had been revoked.
     Lost,
     /// The descriptor is not the client's socket any more. The slot is still claimed, as at a death.
@@ -65,9 +65,9 @@ pub(super) fn turn(
     index: u32,
     purpose: &Purpose<'_>,
     context: &mut TurnContext<'_>,
-) -> Ended {
+) -> TurnEnd {
     let Some(slot) = context.shm.slot(index) else {
-        return Ended::Lost;
+        return TurnEnd::Lost;
     };
     let found = if purpose.is_of_away() {
         slot.claim_away(connection.lease_number)
@@ -76,12 +76,12 @@ pub(super) fn turn(
         slot.claim(connection.lease_number)
     };
     let Some(found) = found else {
-        return Ended::Lost;
+        return TurnEnd::Lost;
     };
     context.shm.header().begin_turn(index, context.now);
     kill_points::pass(Point::AfterClaim);
     let is_parked = found == Claim::Parked;
-    let (cursors, flags) = (slot.cursors(), first_flags(slot, is_parked));
+    let (cursors, flags) = (slot.cursors(), initial_flags(slot, is_parked));
     let mut turn = Turn {
         connection,
         index,
@@ -101,13 +101,13 @@ pub(super) fn turn(
     let (is_active, is_foreign) = (turn.has_traffic || turn.answered > 0, turn.is_foreign);
     let close_reason = turn.flags.close_reason;
     if is_foreign {
-        return Ended::Foreign;
+        return TurnEnd::Foreign;
     }
     context.shm.header().end_turn();
     let slot = context.shm.slot(index).expect("the slot was claimed");
     let Some(waits) = waits else {
         slot.set_close_reason(close_reason);
-        return Ended::Over;
+        return TurnEnd::MustClose;
     };
     // Each lease begins with a turn: a client that moves without sending stays idle.
     if is_active {
@@ -115,11 +115,11 @@ pub(super) fn turn(
     }
     kill_points::pass(Point::BeforeEnd);
     slot.release(connection.lease_number, waits.lease_state());
-    Ended::Waits(waits)
+    TurnEnd::Waits(waits)
 }
 
 /// Returns the flags of the client in a slot, as far as they hold when a turn begins.
-fn first_flags(slot: Slot<'_>, is_parked: bool) -> Flags {
+fn initial_flags(slot: Slot<'_>, is_parked: bool) -> Flags {
     let mut flags = slot.flags();
     if !is_parked {
         // An idle client's cursors refer to answered bytes, and its flags to an answered frame.
@@ -195,7 +195,7 @@ impl Turn<'_, '_> {
             self.check_socket().ok()?;
         }
         match purpose {
-            Purpose::Cut(reason) => {
+            Purpose::Close(reason) => {
                 if !self.flags.closing {
                     self.flags.close_reason = *reason;
                 }
@@ -204,15 +204,15 @@ impl Turn<'_, '_> {
             Purpose::Serve | Purpose::Goaway(_) if is_closing && !has_unsent => self.linger(),
             Purpose::Reject(_) | Purpose::Expire if self.flags.closing => None,
             _ if has_unsent => self.send_parked(purpose),
-            _ => self.work(purpose),
+            _ => self.carry_out(purpose),
         }
     }
 
-    fn work(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
+    fn carry_out(&mut self, purpose: &Purpose<'_>) -> Option<WaitingFor> {
         let began = self.context.now;
         let was_partial = self.connection.waits == WaitingFor::Bytes;
         if self.activate_receive_cursors().is_none() {
-            self.lose();
+            self.note_lost();
             return None;
         }
         match purpose {
@@ -233,7 +233,7 @@ impl Turn<'_, '_> {
         if !self.flags.half_closed && most > 0 {
             self.read(most)?;
         }
-        if self.flags.proxy != ProxyState::None && !self.pass_header()? {
+        if self.flags.proxy != ProxyState::None && !self.read_header()? {
             return Ok(());
         }
         self.serve_frames(began)
@@ -287,12 +287,12 @@ impl Turn<'_, '_> {
         let (client, peer) = (self.connection.client, self.connection.peer);
         log::debug!("client {client} ({peer}): {error}");
         if !socket::is_broken_by_peer(error) {
-            self.lose();
+            self.note_lost();
         }
     }
 
     /// Counts that the client must be closed for a reason of the daemon's own.
-    fn lose(&mut self) {
+    fn note_lost(&mut self) {
         self.context.shm.header().add_lost();
         self.flags.close_reason = CloseReason::Lost;
     }

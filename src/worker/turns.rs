@@ -6,7 +6,7 @@ use super::away::Executor;
 use super::connection::WaitingFor;
 use super::methods::Service;
 use super::reply::Fault;
-use super::turn::{Ended, FOREIGN, Purpose, TurnContext, turn};
+use super::turn::{FOREIGN, Purpose, TurnContext, TurnEnd, turn};
 use super::{Ending, WorkerLoop};
 use crate::proto::rpc::Code;
 use crate::sys::poll::{self, PollEvent};
@@ -112,10 +112,10 @@ impl WorkerLoop<'_> {
         let (begun, has_reached_limit) = (context.begun(), context.has_reached_limit());
         self.note_requests(begun, has_reached_limit);
         match ended {
-            Ended::Waits(waits) => self.schedule(slot, waits),
-            Ended::Over => self.close(slot),
-            Ended::Lost => self.release(slot),
-            Ended::Foreign => return,
+            TurnEnd::Waits(waits) => self.schedule(slot, waits),
+            TurnEnd::MustClose => self.close(slot),
+            TurnEnd::Lost => self.release(slot),
+            TurnEnd::Foreign => return,
         }
         if !is_tcp {
             // Later writes belong to another client. The note must stay until the lease word shows the end of the turn.

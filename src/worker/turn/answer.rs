@@ -66,7 +66,7 @@ impl Turn<'_, '_> {
             header.end_method(self.context.now);
             self.log_if_slow(number, began);
         }
-        self.count(answered, length);
+        self.note_commit(answered, length);
         kill_points::pass(Point::AfterAnswered);
         FrameOutcome::Answered { is_inline }
     }
@@ -110,11 +110,11 @@ impl Turn<'_, '_> {
         slot.activate(&cursors, self.flags);
         kill_points::pass(Point::AfterCommit);
         note.count(header, slot);
-        self.count(skipped, length);
+        self.note_commit(skipped, length);
     }
 
     /// Records a commit in the turn: frames are answered up to this byte, by a reply of this length.
-    pub(super) fn count(&mut self, answered: u32, length: usize) {
+    pub(super) fn note_commit(&mut self, answered: u32, length: usize) {
         clear_crash_flags(&mut self.flags);
         self.cursors.answered = answered;
         self.cursors.replied += length as u32;

@@ -139,7 +139,7 @@ impl Turn<'_, '_> {
     pub(super) fn complete(&mut self, answer: &AwayAnswer<'_>) -> Option<WaitingFor> {
         let order = self.flags.order.unwrap_or(ByteOrder::Little);
         let Next::Complete { total } = frame::next(self.unread(), order, u32::MAX) else {
-            self.lose();
+            self.note_lost();
             return None;
         };
         // Other code of this process may have closed the descriptor while the request was away.
@@ -206,7 +206,7 @@ impl Turn<'_, '_> {
         commit((header, slot), (method, is_error), answered, replied);
         self.context.now = clock::monotonic();
         self.log_if_slow(method, answer.request.began);
-        self.count(answered, length);
+        self.note_commit(answered, length);
         kill_points::pass(Point::AfterAnswered);
     }
 

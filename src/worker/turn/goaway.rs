@@ -68,7 +68,7 @@ impl Turn<'_, '_> {
         };
         let is_done = match reason {
             GoawayReason::Draining => self.unread().is_empty(),
-            GoawayReason::Stopping => !self.next_is_whole(),
+            GoawayReason::Stopping => !self.next_is_complete(),
             GoawayReason::Kicked => self.is_kicked(),
         };
         if is_done && self.departure.is_none() {

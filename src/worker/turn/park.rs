@@ -53,7 +53,7 @@ impl Turn<'_, '_> {
             WaitingFor::Writable
         } else if let Some(departure) = self.departure.take() {
             self.depart(departure)
-        } else if self.next_is_whole() {
+        } else if self.next_is_complete() {
             WaitingFor::Turn
         } else {
             if self.connection.is_tcp() {
@@ -80,10 +80,10 @@ impl Turn<'_, '_> {
     }
 
     fn ends_in_a_frame(&self) -> bool {
-        !self.unread().is_empty() && !self.next_is_whole()
+        !self.unread().is_empty() && !self.next_is_complete()
     }
 
-    pub(super) fn next_is_whole(&self) -> bool {
+    pub(super) fn next_is_complete(&self) -> bool {
         if self.flags.proxy.is_awaited() {
             return false;
         }

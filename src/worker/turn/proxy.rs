@@ -18,21 +18,21 @@ impl Turn<'_, '_> {
     /// Reads the header of a client whose listener expects one. Returns whether frames may be served.
     #[cold]
     #[inline(never)]
-    pub(super) fn pass_header(&mut self) -> Result<bool, Gone> {
+    pub(super) fn read_header(&mut self) -> Result<bool, Gone> {
         if self.flags.closing {
             return Ok(false);
         }
-        let mut has_news = false;
+        let mut must_report = false;
         if let ProxyState::Awaited(version) = self.flags.proxy {
             match proxy::read(self.unread(), version) {
                 Ok(None) => return Ok(false),
-                Ok(Some(header)) => self.take_header(header)?,
+                Ok(Some(header)) => self.accept_header(header)?,
                 Err(fault) => {
                     self.refuse_header(fault, version)?;
                     return Ok(false);
                 }
             }
-            has_news = self.flags.proxy == ProxyState::Read;
+            must_report = self.flags.proxy == ProxyState::Read;
         }
         if self.flags.proxy == ProxyState::Read && self.must_be_counted() {
             // The master counts the client first.
@@ -43,9 +43,9 @@ impl Turn<'_, '_> {
         if is_unused && !self.unread().is_empty() {
             self.flags.proxy = ProxyState::Used;
             self.slot().set_flags(self.flags);
-            has_news = true;
+            must_report = true;
         }
-        if has_news {
+        if must_report {
             self.context.proxied.push(self.index);
         }
         Ok(true)
@@ -56,8 +56,9 @@ impl Turn<'_, '_> {
         self.context.settings.counts_addresses && self.context.stop_by.is_none()
     }
 
-    /// Passes over a complete header. A client whose address cannot be stored is lost.
-    fn take_header(&mut self, header: ProxyHeader) -> Result<(), Gone> {
+    /// Accepts a complete header: stores its address, and moves the cursors after it. A client whose address cannot be
+    /// stored is lost.
+    fn accept_header(&mut self, header: ProxyHeader) -> Result<(), Gone> {
         let source = match header.source {
             ProxySource::Address(address) => Some(Peer::from(address)),
             ProxySource::Local | ProxySource::Unknown => None,
@@ -65,7 +66,7 @@ impl Turn<'_, '_> {
         let is_local = header.source == ProxySource::Local;
         if !is_local && let Err(e) = self.context.shm.set_source(self.index, source) {
             log::error!("cannot store the address of a client: {e}; closing it");
-            self.lose();
+            self.note_lost();
             return Err(Gone);
         }
         kill_points::pass(Point::BeforeHeader);

@@ -15,7 +15,7 @@ pub(in crate::worker) enum Purpose<'a> {
     /// Rejects the client: its frame was not complete in time.
     Expire,
     /// Closes the client without a reply, for this reason.
-    Cut(CloseReason),
+    Close(CloseReason),
     /// Ends the connection of a client politely, for this reason: its last frame is a goaway.
     Goaway(GoawayReason),
     /// Commits the answer to the request that is away.
@@ -30,7 +30,7 @@ impl Purpose<'_> {
         match self {
             Purpose::Reject(fault) => Some(fault.close_reason()),
             Purpose::Expire => Some(CloseReason::FrameTimeout),
-            Purpose::Cut(reason) => Some(*reason),
+            Purpose::Close(reason) => Some(*reason),
             // The others get theirs when they have received their replies.
             Purpose::Goaway(GoawayReason::Kicked) => Some(CloseReason::Kicked),
             Purpose::Goaway(_) | Purpose::Serve | Purpose::Complete(_) | Purpose::TakeBack => None,

@@ -69,7 +69,7 @@ impl Turn<'_, '_> {
             .shm
             .open(self.index, Region::Shared, self.cursors.tx.0);
         let Some(bytes) = open.tx.get(begin..begin + unsent) else {
-            self.lose();
+            self.note_lost();
             return None;
         };
         let at = self.cursors.out_base;
@@ -105,7 +105,7 @@ impl Turn<'_, '_> {
         match (self.flags.closing, is_over) {
             (true, _) => self.begin_lingering_close(0),
             (false, true) => None,
-            (false, false) => self.work(purpose),
+            (false, false) => self.carry_out(purpose),
         }
     }
 
