@@ -175,15 +175,15 @@ fn request(method: &str) -> Vec<u8> {
 
 /// Returns the number of connections that ended without becoming clients, for this reason.
 #[track_caller]
-fn no_clients(daemon: &Running, reason: &str) -> f64 {
-    let name = format!("fdpassd_proxy_no_clients_total{{reason=\"{reason}\"}}");
+fn without_client(daemon: &Running, reason: &str) -> f64 {
+    let name = format!("fdpassd_proxy_connections_without_client_total{{reason=\"{reason}\"}}");
     crate::common::metrics::samples(daemon)[&name]
 }
 
 #[track_caller]
-fn wait_for_no_clients(daemon: &Running, reason: &str, count: f64) {
+fn wait_for_without_client(daemon: &Running, reason: &str, count: f64) {
     eventually(&format!("{count} connections ended: {reason}"), || {
-        (no_clients(daemon, reason) >= count).then_some(())
+        (without_client(daemon, reason) >= count).then_some(())
     });
-    assert_eq!(no_clients(daemon, reason), count, "{reason}");
+    assert_eq!(without_client(daemon, reason), count, "{reason}");
 }

@@ -3,7 +3,7 @@
 //! A worker reads the header and writes the address into the shared memory. The master learns it from a message, or
 //! finds it when the lease ends, and then counts the client for its address. A connection that ends without a byte
 //! after the header, such as a check of a load balancer, is not counted as a client, unless the daemon closes it for a
-//! reason of its own. A refused or late header and `idle-timeout` are no such reasons ([`NoClient::from_reason`]).
+//! reason of its own. A refused or late header and `idle-timeout` are no such reasons ([`WithoutClient::from_reason`]).
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::master::clients::leases::Leases;
 use crate::master::clients::proxied::{ClientStage, HeaderStage};
 use crate::master::clients::reject::{reject, reject_accepted};
 use crate::master::telemetry::Telemetry;
-use crate::master::telemetry::no_client::NoClient;
+use crate::master::telemetry::without_client::WithoutClient;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Peer};
 use crate::proto::rpc::{Code, GoawayReason};
@@ -140,7 +140,7 @@ impl Clients {
     pub(crate) fn accepted(&self) -> u64 {
         (self.next_id - 1)
             .saturating_sub(self.pending)
-            .saturating_sub(self.no_clients)
+            .saturating_sub(self.without_client)
     }
 
     /// Counts a connection for its address if its header has been read, and among the clients if the client has sent a
@@ -203,14 +203,14 @@ impl Clients {
         {
             self.make_client(client, telemetry);
         }
-        let kind = NoClient::from_reason(reason);
+        let kind = WithoutClient::from_reason(reason);
         let proxied = client.proxied.as_mut().filter(|it| it.is_pending());
         let (Some(proxied), Some(kind)) = (proxied, kind) else {
             return false;
         };
         proxied.client_stage = ClientStage::NoClient;
         self.pending = self.pending.saturating_sub(1);
-        self.count_no_client(kind, telemetry);
+        self.count_without_client(kind, telemetry);
         true
     }
 
@@ -222,7 +222,7 @@ impl Clients {
         telemetry: &mut Telemetry,
     ) {
         self.next_id += 1;
-        self.count_no_client(NoClient::Outside, telemetry);
+        self.count_without_client(WithoutClient::Outside, telemetry);
         self.write_figures(telemetry);
         let socket = ClientSocket::shared(accepted.socket, accepted.address.is_none());
         let sentence = "the listener accepts only the load balancers in its proxy-from";
@@ -231,9 +231,9 @@ impl Clients {
     }
 
     /// Counts a connection that has ended without becoming a client.
-    fn count_no_client(&mut self, kind: NoClient, telemetry: &mut Telemetry) {
-        telemetry.counts.no_clients.add(kind, 1);
-        self.no_clients += 1;
+    fn count_without_client(&mut self, kind: WithoutClient, telemetry: &mut Telemetry) {
+        telemetry.counts.without_client.add(kind, 1);
+        self.without_client += 1;
     }
 
     /// Counts a client without a worker for its address, if its header has been read. Rejects the client and returns
@@ -342,7 +342,7 @@ mod tests {
         }
         let counts = &telemetry.counts;
         assert_eq!((clients.accepted(), clients.count()), (1, 0));
-        assert_eq!(counts.no_clients[NoClient::Check], 2);
+        assert_eq!(counts.without_client[WithoutClient::Check], 2);
         assert_eq!(counts.closed[CloseReason::Left], 1);
     }
 
@@ -380,6 +380,6 @@ mod tests {
             (clients.accepted(), counts.closed[CloseReason::Stopping]),
             (1, 1)
         );
-        assert_eq!(counts.no_clients[NoClient::Checksum], 1);
+        assert_eq!(counts.without_client[WithoutClient::Checksum], 1);
     }
 }

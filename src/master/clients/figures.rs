@@ -9,7 +9,7 @@ use crate::sys::memory::Words;
 const NEXT_CLIENT: usize = 2;
 const REFUSED: usize = 3;
 const CLIENTS: usize = 4;
-const NO_CLIENTS: usize = 6;
+const WITHOUT_CLIENT: usize = 6;
 
 /// The words of a state file that concern clients.
 #[derive(Clone, Debug)]
@@ -27,12 +27,12 @@ impl ClientFigures {
     }
 
     /// Writes how many connections to listeners with the key `proxy` ended without becoming clients.
-    pub(crate) fn set_no_clients(&self, no_clients: u64) {
-        self.0[NO_CLIENTS].store(no_clients, Ordering::Relaxed);
+    pub(crate) fn set_without_client(&self, without_client: u64) {
+        self.0[WITHOUT_CLIENT].store(without_client, Ordering::Relaxed);
     }
 
-    pub(crate) fn no_clients(&self) -> u64 {
-        self.0[NO_CLIENTS].load(Ordering::Relaxed)
+    pub(crate) fn without_client(&self) -> u64 {
+        self.0[WITHOUT_CLIENT].load(Ordering::Relaxed)
     }
 
     /// Returns the number of clients; `None` if it is not known.

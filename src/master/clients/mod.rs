@@ -65,7 +65,7 @@ pub(crate) struct Clients {
     pub(crate) pending: u64,
     /// The number of such connections that ended without becoming clients, with those from addresses outside
     /// `proxy-from`.
-    pub(crate) no_clients: u64,
+    pub(crate) without_client: u64,
     /// The number of the listener of each connection that has become a client and that the listener has not counted.
     pub(crate) arrived: Vec<u32>,
     /// Clients that were removed since this master began.
@@ -93,7 +93,7 @@ impl Clients {
             next_id: 1,
             count: 0,
             pending: 0,
-            no_clients: 0,
+            without_client: 0,
             arrived: Vec::new(),
             removed: 0,
             max,
@@ -166,7 +166,7 @@ impl Clients {
     pub(crate) fn write_figures(&self, telemetry: &Telemetry) {
         if let Some(figures) = &self.figures {
             figures.set(self.next_id, telemetry.counts.refused, self.count);
-            figures.set_no_clients(self.no_clients);
+            figures.set_without_client(self.without_client);
         }
     }
 

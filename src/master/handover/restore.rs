@@ -96,7 +96,7 @@ impl Master {
             applied_at: self.telemetry.counts.applied_at,
             ..saved_state.counts
         };
-        self.clients.no_clients = self.telemetry.counts.no_clients.total();
+        self.clients.without_client = self.telemetry.counts.without_client.total();
         self.telemetry.tally = saved_state.tally;
         self.telemetry.events.continue_after(saved_state.events);
         self.settings.last_reload = saved_state.last_reload;
@@ -117,7 +117,7 @@ impl Master {
             let figures = store.state_file.figures();
             self.clients.next_id = figures.next_client();
             self.telemetry.counts.refused = figures.refused();
-            self.clients.no_clients = self.clients.no_clients.max(figures.no_clients());
+            self.clients.without_client = self.clients.without_client.max(figures.without_client());
         }
     }
 

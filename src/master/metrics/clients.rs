@@ -46,8 +46,13 @@ pub(super) fn write_clients(text: &mut MetricsText, master: &Snapshot<'_>, statu
         master.telemetry.counts.refused,
     );
     let help = "Connections to listeners with the key proxy that ended without becoming clients, by reason.";
-    let no_clients = &master.telemetry.counts.no_clients;
-    text.by("proxy_no_clients_total", help, "reason", no_clients);
+    let without_client = &master.telemetry.counts.without_client;
+    text.by(
+        "proxy_connections_without_client_total",
+        help,
+        "reason",
+        without_client,
+    );
     write_losses(text, master);
     if let Some(skew) = status.skew {
         text.gauge(

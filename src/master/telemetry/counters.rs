@@ -6,7 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::master::telemetry::by_kind::{By, Label};
-use crate::master::telemetry::no_client::NoClient;
+use crate::master::telemetry::without_client::WithoutClient;
 use crate::pool::Why;
 use crate::proto::channel::MethodName;
 use crate::proto::control::Verdict;
@@ -32,7 +32,7 @@ pub(crate) struct Counts {
     /// Clients that were closed for another reason, or have left.
     pub(crate) closed: By<CloseReason>,
     /// Connections to listeners with the key `proxy` that ended without becoming clients, by reason.
-    pub(crate) no_clients: By<NoClient>,
+    pub(crate) without_client: By<WithoutClient>,
     /// Workers that had been ready and ended without being asked to, by cause.
     pub(crate) deaths: By<Cause>,
     /// Workers that ended before they were ready, or could not be started.

@@ -9,7 +9,7 @@ use crate::master::telemetry::events::EventLog;
 pub(crate) mod by_kind;
 pub(crate) mod counters;
 pub(crate) mod events;
-pub(crate) mod no_client;
+pub(crate) mod without_client;
 
 /// Everything that is counted and reported.
 #[derive(Debug)]

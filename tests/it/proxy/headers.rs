@@ -163,7 +163,7 @@ fn checks_are_no_clients_in_counters_and_log() {
         half_closed.finish();
         half_closed.expect_end();
         expected += 5.0;
-        wait_for_no_clients(&daemon, "check", expected);
+        wait_for_without_client(&daemon, "check", expected);
     }
     daemon.wait_until("all are gone", |status| status.clients == 0);
     let samples = crate::common::metrics::samples(&daemon);

@@ -41,7 +41,7 @@ fn a_client_without_a_header_gets_a_sentence() {
         );
         assert_eq!(refusal(unix, ByteOrder::Big, bytes), format!("{v1}{what}"));
     }
-    wait_for_no_clients(&daemon, "missing", 4.0);
+    wait_for_without_client(&daemon, "missing", 4.0);
     assert_eq!(daemon.status().accepted_total, 0);
 }
 
@@ -59,7 +59,7 @@ fn a_header_of_the_other_version_is_refused() {
         refusal(unix, ByteOrder::Big, &client_v2(1).0),
         "bad_request: the PROXY protocol header is of version 2; the listener expects one of version 1"
     );
-    wait_for_no_clients(&daemon, "version", 2.0);
+    wait_for_without_client(&daemon, "version", 2.0);
 }
 
 #[test]
@@ -99,14 +99,14 @@ fn an_invalid_header_is_refused_and_harms_no_worker() {
             )
         );
     }
-    wait_for_no_clients(&daemon, "malformed", 6.0);
+    wait_for_without_client(&daemon, "malformed", 6.0);
     let wrong_sum = with_rest(&[3, 0, 4, 1, 2, 3, 4]);
     assert_eq!(
         refusal(address, ByteOrder::Little, &wrong_sum),
         "bad_request: the checksum (CRC32c) of the PROXY protocol header is wrong; the listener expects one of \
          version 1 or 2"
     );
-    wait_for_no_clients(&daemon, "checksum", 1.0);
+    wait_for_without_client(&daemon, "checksum", 1.0);
     // Seven in a few moments: one line of each worker, and the others are counted.
     let log = daemon.stderr();
     let lines = log.matches("; closing it").count();
@@ -126,7 +126,7 @@ fn a_header_that_never_ends_is_given_up() {
             "timeout: the PROXY protocol header was not complete within frame-timeout"
         );
     }
-    wait_for_no_clients(&daemon, "timeout", 2.0);
+    wait_for_without_client(&daemon, "timeout", 2.0);
     // The time for a header begins when the connection is accepted: not before both have sent all that they send.
     kernel::stop(daemon.pid());
     // A connection that ends before its header does.
@@ -136,7 +136,7 @@ fn a_header_that_never_ends_is_given_up() {
     let mut silent = connect(&daemon.addresses()[0], &header);
     daemon.signal("CONT");
     half.expect_end();
-    wait_for_no_clients(&daemon, "incomplete", 1.0);
+    wait_for_without_client(&daemon, "incomplete", 1.0);
     crate::common::let_pass(std::time::Duration::from_millis(600));
     ping(&mut silent);
 }
@@ -153,13 +153,13 @@ fn only_the_addresses_in_proxy_from_may_report_one() {
         reply.contains("the listener accepts only the load balancers in its proxy-from"),
         "{reply}"
     );
-    wait_for_no_clients(&daemon, "outside", 1.0);
+    wait_for_without_client(&daemon, "outside", 1.0);
     daemon.wait_for_log("a connection from 127.0.0.2 to 127.0.0.1:");
     for _ in 0..20 {
         let mut liar = connect_from(Ipv4Addr::new(127, 0, 0, 3), address);
         liar.read_to_end(&mut Vec::new()).expect("the end");
     }
-    wait_for_no_clients(&daemon, "outside", 21.0);
+    wait_for_without_client(&daemon, "outside", 21.0);
     let log = daemon.stderr();
     assert_eq!(
         log.matches("the address is not in its proxy-from").count(),

@@ -210,7 +210,7 @@ fn a_restart_or_an_upgrade_keeps_headers_and_addresses() {
         let mut check = connect(&daemon.addresses()[0], &local());
         ping(&mut check);
         drop(check);
-        wait_for_no_clients(&daemon, "check", 1.0);
+        wait_for_without_client(&daemon, "check", 1.0);
         let all = Connections::open(&daemon);
         let daemon = restart(&manager, daemon, how, Path::new(&program));
         all.check(&daemon, &format!("{how:?}"));
@@ -234,7 +234,7 @@ fn a_restart_keeps_the_count_of_those_that_are_no_clients() {
         }
         let mut client = connect(&address, &client_v2(1).0);
         ping(&mut client);
-        wait_for_no_clients(&daemon, "check", 5.0);
+        wait_for_without_client(&daemon, "check", 5.0);
         daemon.wait_until("it is counted", |status| status.accepted_total == 1);
         let daemon = restart(&manager, daemon, how, Path::new(FDPASSD));
         ping(&mut client);

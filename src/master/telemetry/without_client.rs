@@ -5,7 +5,7 @@ use crate::shm::CloseReason;
 
 /// Reasons why a connection to a listener with the key `proxy` has not become a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoClient {
+pub(crate) enum WithoutClient {
     /// Nothing came after its header, or it had none and sent nothing, or the header is that of a check.
     Check,
     /// The address is not in `proxy-from`.
@@ -24,18 +24,18 @@ pub(crate) enum NoClient {
     Timeout,
 }
 
-impl NoClient {
+impl WithoutClient {
     /// Returns why a connection that ends for this reason has not become a client; `None` if the daemon has closed it
     /// for a reason of its own.
-    pub(crate) fn from_reason(reason: CloseReason) -> Option<NoClient> {
+    pub(crate) fn from_reason(reason: CloseReason) -> Option<WithoutClient> {
         match reason {
-            CloseReason::Left | CloseReason::Idle => Some(NoClient::Check),
-            CloseReason::HeaderMissing => Some(NoClient::Missing),
-            CloseReason::HeaderVersion => Some(NoClient::Version),
-            CloseReason::HeaderMalformed => Some(NoClient::Malformed),
-            CloseReason::HeaderChecksum => Some(NoClient::Checksum),
-            CloseReason::HeaderIncomplete => Some(NoClient::Incomplete),
-            CloseReason::HeaderTimeout => Some(NoClient::Timeout),
+            CloseReason::Left | CloseReason::Idle => Some(WithoutClient::Check),
+            CloseReason::HeaderMissing => Some(WithoutClient::Missing),
+            CloseReason::HeaderVersion => Some(WithoutClient::Version),
+            CloseReason::HeaderMalformed => Some(WithoutClient::Malformed),
+            CloseReason::HeaderChecksum => Some(WithoutClient::Checksum),
+            CloseReason::HeaderIncomplete => Some(WithoutClient::Incomplete),
+            CloseReason::HeaderTimeout => Some(WithoutClient::Timeout),
             CloseReason::FrameTimeout
             | CloseReason::SendTimeout
             | CloseReason::TooLarge
@@ -48,15 +48,15 @@ impl NoClient {
     }
 }
 
-impl Label for NoClient {
-    const ALL: &'static [(NoClient, &'static str)] = &[
-        (NoClient::Check, "check"),
-        (NoClient::Outside, "outside"),
-        (NoClient::Missing, "missing"),
-        (NoClient::Version, "version"),
-        (NoClient::Malformed, "malformed"),
-        (NoClient::Checksum, "checksum"),
-        (NoClient::Incomplete, "incomplete"),
-        (NoClient::Timeout, "timeout"),
+impl Label for WithoutClient {
+    const ALL: &'static [(WithoutClient, &'static str)] = &[
+        (WithoutClient::Check, "check"),
+        (WithoutClient::Outside, "outside"),
+        (WithoutClient::Missing, "missing"),
+        (WithoutClient::Version, "version"),
+        (WithoutClient::Malformed, "malformed"),
+        (WithoutClient::Checksum, "checksum"),
+        (WithoutClient::Incomplete, "incomplete"),
+        (WithoutClient::Timeout, "timeout"),
     ];
 }
