@@ -196,7 +196,7 @@ fn open_listeners(
 }
 
 /// Replaces the configuration, whose listeners cannot be opened because of `error`, by the one that was applied last if
-/// that is another one. Removes the entries for which no socket was handed over.
+/// that is another one. Removes the entries for which systemd has passed no socket.
 fn use_last(
     setup: &mut MasterSetup,
     activated: &ActivatedSockets,

@@ -147,7 +147,7 @@ fn workers_inherit_no_activated_socket() {
         .start()
         .expect("the daemon serves");
     daemon.wait_for_log(
-        "systemd has handed over a socket named other, and no entry of listen is \"systemd:other\"",
+        "systemd has passed a socket named other, and no entry of listen is \"systemd:other\"",
     );
     daemon.wait_for_workers();
     let sockets = |pid| {
@@ -166,7 +166,7 @@ fn workers_inherit_no_activated_socket() {
     assert_eq!(
         shared(daemon.pid()),
         3,
-        "two that were handed over, and the copy of a listener"
+        "two that were passed, and the copy of a listener"
     );
     for worker in daemon.worker_pids() {
         assert_eq!(shared(worker), 0);
@@ -232,15 +232,14 @@ fn reloads_drop_and_reuse_an_activated_socket() {
 }
 
 #[test]
-fn a_reload_with_a_name_that_was_not_handed_over_is_rejected() {
+fn a_reload_with_a_name_that_was_not_passed_is_rejected() {
     let tcp = Bound::tcp("127.0.0.1:0");
     let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", tcp.copy());
     let daemon = setup.start().expect("the daemon serves");
     let fault = daemon
         .reload_with("listen = [\"systemd:rpc\", \"systemd:web\"]")
         .expect_err("there is no such name");
-    let why =
-        "cannot listen on systemd:web: no socket of that name was handed over, only systemd:rpc";
+    let why = "cannot listen on systemd:web: no socket of that name was passed, only systemd:rpc";
     assert_eq!((fault.code(), fault.message()), ("rejected", why));
     assert_eq!(addresses(&daemon), [tcp.address.to_string()]);
     assert_eq!(
@@ -254,7 +253,8 @@ fn a_reload_with_a_name_that_was_not_handed_over_is_rejected() {
 #[test]
 fn unusable_activated_sockets_are_refused_with_advice() {
     let (code, said) = refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]"));
-    let why = "cannot listen on systemd:rpc: systemd has handed over no socket; is the socket unit started?";
+    let why =
+        "cannot listen on systemd:rpc: systemd has passed no socket; is the socket unit started?";
     assert!(code == Some(69) && said.contains(why), "{said}");
 
     let tcp = Bound::tcp("127.0.0.1:0");
@@ -262,7 +262,7 @@ fn unusable_activated_sockets_are_refused_with_advice() {
         .handed("web", tcp.copy())
         .handed("api", tcp.copy());
     let (code, said) = refused(setup);
-    let why = "no socket of that name was handed over, only systemd:web, systemd:api";
+    let why = "no socket of that name was passed, only systemd:web, systemd:api";
     assert!(code == Some(69) && said.contains(why), "{said}");
 
     let datagrams = UdpSocket::bind("127.0.0.1:0").expect("a free port");
@@ -287,8 +287,8 @@ fn unusable_activated_sockets_are_refused_with_advice() {
     let setup = Setup::new(FDPASSD, &format!("listen = [\"{at}\"]")).handed("rpc", tcp.copy());
     let (code, said) = refused(setup);
     let why = format!(
-        "cannot listen on {at}: Address already in use (os error 98); systemd has bound it and handed it \
-                       over: write \"systemd:rpc\""
+        "cannot listen on {at}: Address already in use (os error 98); systemd has bound it and passed it: \
+                       write \"systemd:rpc\""
     );
     assert!(code == Some(69) && said.contains(&why), "{said}");
 }

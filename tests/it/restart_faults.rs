@@ -303,7 +303,7 @@ fn an_upgrade_does_not_remove_another_daemons_control_socket() {
 }
 
 #[test]
-fn a_socket_that_systemd_does_not_hand_over_ends_no_client() {
+fn a_socket_that_systemd_does_not_pass_ends_no_client() {
     let manager = ServiceManager::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = Address::Tcp(listener.local_addr().expect("it is bound"));

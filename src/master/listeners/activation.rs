@@ -196,7 +196,7 @@ impl ActivatedSockets {
         };
         for (name, _) in self.0.iter().filter(|(name, _)| !is_wanted(name)) {
             log::warn!(
-                "systemd has handed over a socket named {name}, and no entry of listen is \"systemd:{name}\""
+                "systemd has passed a socket named {name}, and no entry of listen is \"systemd:{name}\""
             );
         }
     }
@@ -204,9 +204,9 @@ impl ActivatedSockets {
     /// Describes the available sockets for the error about a missing one.
     fn names(&self) -> String {
         if self.0.is_empty() {
-            return "systemd has handed over no socket; is the socket unit started?".to_owned();
+            return "systemd has passed no socket; is the socket unit started?".to_owned();
         }
-        let mut sentence = "no socket of that name was handed over, only ".to_owned();
+        let mut sentence = "no socket of that name was passed, only ".to_owned();
         for (index, (name, _)) in self.0.iter().enumerate() {
             // Writing into a String cannot fail.
             let _ = write!(

@@ -74,7 +74,7 @@ impl Listener {
             match source {
                 SocketSource::Bound(address) => match activated.name_at(address) {
                     Some(name) => Error::unavailable(&doing, &e).with(&format!(
-                        "; systemd has bound it and handed it over: write \"systemd:{name}\""
+                        "; systemd has bound it and passed it: write \"systemd:{name}\""
                     )),
                     None => cannot_bind(&doing, address, &e),
                 },
@@ -440,7 +440,7 @@ mod tests {
         ];
         let wanted = ActivatedSockets::default()
             .wanted(&wanted)
-            .expect("nothing is handed over");
+            .expect("nothing is passed");
         assert_eq!(
             match_existing(&there, &wanted, keeps_all),
             [None, Some(0), Some(1), None, Some(2), None]
@@ -544,7 +544,7 @@ mod tests {
         let wanted = [before];
         let wanted = ActivatedSockets::default()
             .wanted(&wanted)
-            .expect("nothing is handed over");
+            .expect("nothing is passed");
         let there = [listener];
         assert_eq!(
             (
