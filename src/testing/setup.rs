@@ -25,7 +25,7 @@ const SERVES: &str = " listens on ";
 pub struct Setup {
     command: Command,
     config: String,
-    handed: Vec<(String, OwnedFd)>,
+    activated: Vec<(String, OwnedFd)>,
     stored: Option<StoredCopies>,
 }
 
@@ -38,7 +38,7 @@ impl Setup {
         Setup {
             command: Command::new(program),
             config: config.to_owned(),
-            handed: Vec::new(),
+            activated: Vec::new(),
             stored: None,
         }
     }
@@ -60,8 +60,8 @@ impl Setup {
     /// Passes a listening socket as systemd does, for `listen = ["systemd:NAME"]`. A copy that the test keeps outlives
     /// the daemon, as systemd's copy does.
     #[must_use]
-    pub fn handed(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
-        self.handed.push((name.to_owned(), listener.into()));
+    pub fn activated(mut self, name: &str, listener: impl Into<OwnedFd>) -> Setup {
+        self.activated.push((name.to_owned(), listener.into()));
         self
     }
 
@@ -104,9 +104,9 @@ impl Setup {
             .stored
             .map_or_else(|| Ok(Vec::new()), |stored| stored.take());
         let mut passed = stored.map_err(Error::setup)?;
-        passed.extend(self.handed);
+        passed.extend(self.activated);
         if !passed.is_empty() {
-            self.command = hand_over(&self.command, passed).map_err(Error::setup)?;
+            self.command = with_descriptors(&self.command, passed).map_err(Error::setup)?;
         }
         self.command
             .stdin(Stdio::null())
@@ -165,8 +165,8 @@ fn did_not_serve(mut daemon: Running) -> Error {
 
 /// Returns a command that runs `program` with these descriptors and the variables of sd_listen_fds(3). LISTEN_PID is
 /// known only in the new process, so a shell sets it and then executes the program.
-fn hand_over(program: &Command, handed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
-    let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = handed.into_iter().unzip();
+fn with_descriptors(program: &Command, passed: Vec<(String, OwnedFd)>) -> io::Result<Command> {
+    let (names, descriptors): (Vec<String>, Vec<OwnedFd>) = passed.into_iter().unzip();
     let mut command = Command::new("sh");
     command.args(["-c", "LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" \"$@\""]);
     command.arg(program.get_program()).args(program.get_args());

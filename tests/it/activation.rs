@@ -64,7 +64,7 @@ fn a_socket_of_a_unit_named_after_the_daemon_is_served() {
     for name in ["fdpassd-rpc.socket", "fdpassd-listener.socket"] {
         let bound = Bound::tcp("127.0.0.1:0");
         let config = format!("listen = [\"systemd:{name}\"]\nworkers.count = 1");
-        let setup = Setup::new(FDPASSD, &config).handed(name, bound.copy());
+        let setup = Setup::new(FDPASSD, &config).activated(name, bound.copy());
         let daemon = setup.start().expect("the daemon serves");
         assert_eq!(addresses(&daemon), [bound.address.to_string()]);
         let mut client = Client::connect(&bound.address);
@@ -85,10 +85,10 @@ fn sockets_of_one_name_are_all_served_like_own_listeners() {
         workers.count = 2
     "#;
     let setup = Setup::new(FDPASSD, config)
-        .handed("rpc", v4.copy())
-        .handed("local", unix.copy());
+        .activated("rpc", v4.copy())
+        .activated("local", unix.copy());
     let daemon = setup
-        .handed("rpc", v6.copy())
+        .activated("rpc", v6.copy())
         .start()
         .expect("the daemon serves");
     let bound = addresses(&daemon);
@@ -141,9 +141,9 @@ fn sockets_of_one_name_are_all_served_like_own_listeners() {
 fn workers_inherit_no_activated_socket() {
     let (used, unused) = (Bound::tcp("127.0.0.1:0"), Bound::tcp("127.0.0.1:0"));
     let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]\nworkers.count = 2")
-        .handed("rpc", used.copy());
+        .activated("rpc", used.copy());
     let daemon = setup
-        .handed("other", unused.copy())
+        .activated("other", unused.copy())
         .start()
         .expect("the daemon serves");
     daemon.wait_for_log(
@@ -180,8 +180,8 @@ fn reloads_drop_and_reuse_an_activated_socket() {
     let unix = Bound::unix(&directory.path().join("rpc"));
     let both = "listen = [\"systemd:tcp\", \"systemd:unix\", \"127.0.0.1:0\"]\nworkers.count = 1";
     let setup = Setup::new(FDPASSD, both)
-        .handed("tcp", tcp.copy())
-        .handed("unix", unix.copy());
+        .activated("tcp", tcp.copy())
+        .activated("unix", unix.copy());
     let daemon = setup.start().expect("the daemon serves");
     let mut clients = [&tcp, &unix].map(|bound| Client::connect(&bound.address));
     for client in &mut clients {
@@ -234,7 +234,7 @@ fn reloads_drop_and_reuse_an_activated_socket() {
 #[test]
 fn a_reload_with_a_name_that_was_not_passed_is_rejected() {
     let tcp = Bound::tcp("127.0.0.1:0");
-    let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", tcp.copy());
+    let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").activated("rpc", tcp.copy());
     let daemon = setup.start().expect("the daemon serves");
     let fault = daemon
         .reload_with("listen = [\"systemd:rpc\", \"systemd:web\"]")
@@ -259,15 +259,15 @@ fn unusable_activated_sockets_are_refused_with_advice() {
 
     let tcp = Bound::tcp("127.0.0.1:0");
     let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]")
-        .handed("web", tcp.copy())
-        .handed("api", tcp.copy());
+        .activated("web", tcp.copy())
+        .activated("api", tcp.copy());
     let (code, said) = refused(setup);
     let why = "no socket of that name was passed, only systemd:web, systemd:api";
     assert!(code == Some(69) && said.contains(why), "{said}");
 
     let datagrams = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let (code, said) =
-        refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", datagrams));
+        refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").activated("rpc", datagrams));
     let why =
         "cannot listen on systemd:rpc: it is not a stream socket of TCP or Unix (ListenStream=)";
     assert!(code == Some(69) && said.contains(why), "{said}");
@@ -277,14 +277,14 @@ fn unusable_activated_sockets_are_refused_with_advice() {
     };
     let connection = TcpStream::connect(at).expect("it listens");
     let (code, said) =
-        refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", connection));
+        refused(Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").activated("rpc", connection));
     assert!(
         code == Some(69) && said.contains("it does not listen; its unit must not set Accept=yes"),
         "{said}"
     );
 
     // An enabled socket unit without a change of the configuration is reported with advice.
-    let setup = Setup::new(FDPASSD, &format!("listen = [\"{at}\"]")).handed("rpc", tcp.copy());
+    let setup = Setup::new(FDPASSD, &format!("listen = [\"{at}\"]")).activated("rpc", tcp.copy());
     let (code, said) = refused(setup);
     let why = format!(
         "cannot listen on {at}: Address already in use (os error 98); systemd has bound it and passed it: \
@@ -302,7 +302,7 @@ fn failed_start_with_a_waiting_client_takes_two_seconds() {
     let _waiting = TcpStream::connect(address).expect("it listens");
     let began = Instant::now();
     let config = "listen = [\"systemd:rpc\"]\nworkers.count = 0";
-    let (code, said) = refused(Setup::new(FDPASSD, config).handed("rpc", bound.copy()));
+    let (code, said) = refused(Setup::new(FDPASSD, config).activated("rpc", bound.copy()));
     assert_eq!(code, Some(78), "{said}");
     assert!(
         began.elapsed() >= Duration::from_secs(2),
@@ -351,9 +351,9 @@ fn clients_wait_for_the_next_daemon() {
     let path = directory.path().join("rpc");
     let (tcp, unix) = (Bound::tcp("127.0.0.1:0"), Bound::unix(&path));
     let start = || {
-        let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").handed("rpc", tcp.copy());
+        let setup = Setup::new(FDPASSD, "listen = [\"systemd:rpc\"]").activated("rpc", tcp.copy());
         setup
-            .handed("rpc", unix.copy())
+            .activated("rpc", unix.copy())
             .start()
             .expect("the daemon serves")
     };
@@ -377,7 +377,7 @@ fn ipv4_clients_of_a_dual_stack_listener_count_as_ipv4() {
     let port = both.local_addr().expect("it is bound").port();
     let config = "listen = [\"systemd:rpc\", \"127.0.0.1:0\"]\nlimits.max-clients-per-address = 1";
     let daemon = Setup::new(FDPASSD, config)
-        .handed("rpc", both)
+        .activated("rpc", both)
         .start()
         .expect("the daemon serves");
     let mut first = Client::connect(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port))));

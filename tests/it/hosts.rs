@@ -254,7 +254,7 @@ fn each_line_of_a_result_has_the_name_of_its_host() {
     let theirs = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = theirs.local_addr().expect("it is bound");
     let config = "listen = [\"127.0.0.1:0\", \"systemd:rpc\"]\nworkers.count = 1";
-    let daemon = Setup::new(FDPASSD, config).handed("rpc", theirs).start();
+    let daemon = Setup::new(FDPASSD, config).activated("rpc", theirs).start();
     let daemon = daemon.expect("the daemon serves");
     lab.daemon("a", &daemon);
     let rows = lines(&lab.ctl(&["drain", "--hosts", "a"]), 0);

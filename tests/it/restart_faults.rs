@@ -308,7 +308,7 @@ fn a_socket_that_systemd_does_not_pass_ends_no_client() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = Address::Tcp(listener.local_addr().expect("it is bound"));
     let config = "listen = [\"systemd:rpc\"]\nworkers.count = 1\n";
-    let setup = manager.setup(FDPASSD, config).handed("rpc", listener);
+    let setup = manager.setup(FDPASSD, config).activated("rpc", listener);
     let daemon = setup.start().expect("it serves");
     wait_for_confirmed_store(&daemon);
     let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&address)).collect();

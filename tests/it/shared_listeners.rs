@@ -334,8 +334,8 @@ fn a_socket_that_ended_before_its_activation_is_bound_again() {
     end(&unix, Shutdown::Both);
     let config = "listen = [\"systemd:tcp\", \"systemd:unix\"]\nworkers.count = 1";
     let setup = Setup::new(FDPASSD, config)
-        .handed("tcp", copy(&tcp))
-        .handed("unix", copy(&unix));
+        .activated("tcp", copy(&tcp))
+        .activated("unix", copy(&unix));
     let daemon = setup.start().expect("the daemon serves");
     addresses.iter().for_each(assert_served_again);
     assert_eq!(
@@ -362,7 +362,7 @@ fn an_activated_socket_without_a_file_gets_its_mode_again() {
     let unix = OwnedFd::from(unix);
     let copy = unix.try_clone().expect("a descriptor is left");
     let config = "listen = [\"systemd:unix\"]\nworkers.count = 1";
-    let setup = Setup::new(FDPASSD, config).handed("unix", copy);
+    let setup = Setup::new(FDPASSD, config).activated("unix", copy);
     let _daemon = setup.start().expect("the daemon serves");
     fs::remove_file(&path).expect("it is ours");
     end(&unix, Shutdown::Both);
@@ -471,8 +471,8 @@ fn a_listener_made_blocking_by_another_holder_delays_nothing() {
     let address = Address::Tcp(tcp.local_addr().expect("it is bound"));
     let held = OwnedFd::from(tcp);
     let config = "listen = [\"systemd:rpc\"]\nworkers.count = 1\nmetrics.listen = \"unix:{dir}/metrics.sock\"";
-    let setup =
-        Setup::new(FDPASSD, config).handed("rpc", held.try_clone().expect("a descriptor is left"));
+    let setup = Setup::new(FDPASSD, config)
+        .activated("rpc", held.try_clone().expect("a descriptor is left"));
     let mut daemon = setup.start().expect("the daemon serves");
     let metrics = metrics_address(&daemon);
     let (control, exporters) = (Address::Unix(control_socket(&daemon)), metrics.clone());

@@ -113,7 +113,7 @@ fn sockets_of_systemd_are_left_unaccepted() {
     let address = Address::Tcp(theirs.local_addr().expect("it is bound"));
     let config = "listen = [\"127.0.0.1:0\", \"systemd:rpc\"]\nworkers.count = 1";
     let copy = theirs.try_clone().expect("a descriptor is left");
-    let setup = Setup::new(FDPASSD, config).handed("rpc", copy);
+    let setup = Setup::new(FDPASSD, config).activated("rpc", copy);
     let daemon = setup.start().expect("the daemon serves");
     assert_eq!(
         done(&daemon, &["drain"]),

@@ -70,10 +70,10 @@ fn an_upgrade_from_0_1_0_replaces_the_workers_and_serves() {
     let setup = setup
         .variable("SNAPSHOT", snapshot.to_string())
         .variable("ADDRESS", &later);
-    let setup = setup.handed("left", tempfile::tempfile().expect("a file"));
+    let setup = setup.activated("left", tempfile::tempfile().expect("a file"));
     let daemon = left
         .into_iter()
-        .fold(setup, |setup, left| setup.handed("left", left))
+        .fold(setup, |setup, left| setup.activated("left", left))
         .start()
         .expect("it goes on");
 
