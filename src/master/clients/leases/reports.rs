@@ -5,7 +5,7 @@ use crate::master::clients::leases::recovery::recover_given_up;
 use crate::master::clients::leases::{LeaseEntry, Leases, Recovered};
 use crate::shm::{Claim, CloseReason, LeaseState, MasterShm};
 
-/// What a worker's report about a slot means: that it is closed, or released.
+/// The meaning of a worker's report that a slot is closed or released.
 #[derive(Debug)]
 pub(crate) enum SlotReport {
     /// The lease had been revoked before.
