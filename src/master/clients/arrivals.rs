@@ -159,7 +159,7 @@ impl Clients {
             proxied.is_counted = true;
         }
         if proxied.header_stage == HeaderStage::Used {
-            self.make_client(client, telemetry);
+            self.count_as_client(client, telemetry);
         }
         true
     }
@@ -177,7 +177,7 @@ impl Clients {
     }
 
     /// Counts a connection among the clients that were accepted.
-    pub(super) fn make_client(&mut self, client: &mut Client, telemetry: &Telemetry) {
+    pub(super) fn count_as_client(&mut self, client: &mut Client, telemetry: &Telemetry) {
         let Some(proxied) = client.proxied.as_mut().filter(|it| it.is_pending()) else {
             return;
         };
@@ -201,7 +201,7 @@ impl Clients {
             .as_ref()
             .is_some_and(|it| it.header_stage == HeaderStage::Used)
         {
-            self.make_client(client, telemetry);
+            self.count_as_client(client, telemetry);
         }
         let kind = WithoutClient::from_reason(reason);
         let proxied = client.proxied.as_mut().filter(|it| it.is_pending());
@@ -275,7 +275,7 @@ impl Clients {
     /// Rejects a client whose address has as many clients as it may have.
     pub(crate) fn reject_over_limit(&mut self, mut unleased: Unleased, telemetry: &mut Telemetry) {
         let client = &mut unleased.client;
-        self.make_client(client, telemetry);
+        self.count_as_client(client, telemetry);
         log::debug!(
             "client {} ({}) rejected: its address has as many clients as it may have",
             client.id,

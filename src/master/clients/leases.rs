@@ -43,7 +43,7 @@ pub(crate) struct Leases {
     /// The number of the last lease.
     lease_number: u32,
     /// Leases granted, minus those withdrawn because they could not be sent.
-    given: u64,
+    granted: u64,
     /// Slots whose leases have not been sent yet.
     outbox: Vec<u32>,
     left_places: LeftPlaces,
@@ -78,7 +78,7 @@ impl Leases {
             clients: 0,
             changes: ChangeReport::default(),
             lease_number: 0,
-            given: 0,
+            granted: 0,
             outbox: Vec::new(),
             left_places: LeftPlaces::default(),
             are_packed: false,
@@ -100,9 +100,9 @@ impl Leases {
         self.clients
     }
 
-    /// Returns the number of leases granted.
-    pub(crate) fn given(&self) -> u64 {
-        self.given
+    /// Returns the number of leases granted, minus those withdrawn because they could not be sent.
+    pub(crate) fn granted(&self) -> u64 {
+        self.granted
     }
 
     /// Returns whether there is a slot for one more client.
@@ -150,7 +150,7 @@ impl Leases {
     ///
     /// # Panics
     /// Without a free slot: dispatch chooses only workers that have one.
-    pub(crate) fn give(
+    pub(crate) fn grant(
         &mut self,
         unleased: Unleased,
         shm: &MasterShm,
@@ -188,7 +188,7 @@ impl Leases {
         );
         self.clients += 1;
         self.changes.note();
-        self.given += 1;
+        self.granted += 1;
         self.outbox.push(slot);
         Ok(())
     }
@@ -246,13 +246,13 @@ impl Leases {
     /// Withdraws the leases of this batch and all others that were not sent. The worker does not know of them.
     pub(crate) fn withdraw(&mut self, batch: Vec<u32>, shm: &MasterShm) -> Vec<Recovered> {
         let unsent: Vec<u32> = batch.into_iter().chain(self.outbox.drain(..)).collect();
-        self.given -= unsent.len() as u64;
+        self.granted -= unsent.len() as u64;
         let mut back = Vec::new();
         for slot in unsent {
             // The shared memory may contradict this only if the worker is broken, as it has not received the lease.
             // Then the lease stays.
             if let Some(mut recovered) = self.revoke(slot, shm) {
-                self.vacate(slot, shm);
+                self.free_slot(slot, shm);
                 if let Ok(unleased) = &mut recovered {
                     self.left_places.give_back(slot, unleased);
                 }
@@ -287,7 +287,7 @@ impl Leases {
     }
 
     /// Removes the client from its slot, which is not free yet.
-    fn leave_behind(&mut self, slot: u32) -> Option<Client> {
+    fn take_client(&mut self, slot: u32) -> Option<Client> {
         match mem::replace(self.entries.get_mut(slot)?, LeaseEntry::Revoked) {
             LeaseEntry::Leased(leased) => {
                 self.clients -= 1;
@@ -298,7 +298,7 @@ impl Leases {
         }
     }
 
-    fn vacate(&mut self, slot: u32, shm: &MasterShm) {
+    fn free_slot(&mut self, slot: u32, shm: &MasterShm) {
         if self.are_packed {
             return;
         }

@@ -331,7 +331,7 @@ impl Clients {
             client.shown()
         );
         socket::end(&client.socket);
-        self.make_client(&mut client, telemetry);
+        self.count_as_client(&mut client, telemetry);
         telemetry.counts.losses.add(loss, 1);
         self.remove(client, telemetry);
     }
@@ -348,14 +348,14 @@ impl Clients {
             Some(reason) if self.end_pending(&mut client, reason, telemetry) => {}
             Some(CloseReason::Kicked) => telemetry.counts.kicked += 1,
             Some(reason) => telemetry.counts.closed.add(of_client(reason), 1),
-            None => self.make_client(&mut client, telemetry),
+            None => self.count_as_client(&mut client, telemetry),
         }
         self.remove(client, telemetry);
     }
 
     /// Removes a client that is counted, and whose connection is closed or is closed by dropping `client`.
     pub(crate) fn remove(&mut self, mut client: Client, telemetry: &Telemetry) {
-        self.make_client(&mut client, telemetry);
+        self.count_as_client(&mut client, telemetry);
         if client.is_client() {
             log::debug!("client {} ({}) closed", client.id, client.shown());
         }

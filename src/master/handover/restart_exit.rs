@@ -246,7 +246,7 @@ impl Master {
         };
         let mut leases = Leases::new(self.clients.layout.slots());
         for unleased in clients {
-            if let Err((reason, client)) = leases.give(unleased, &shm) {
+            if let Err((reason, client)) = leases.grant(unleased, &shm) {
                 let loss = Loss::from_error(&reason);
                 self.clients
                     .lose(loss, &reason, client, &mut self.telemetry);

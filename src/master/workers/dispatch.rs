@@ -113,7 +113,7 @@ impl Workers {
         if !worker.leases.has_unsent() {
             self.dispatch.to_flush.push(worker.id);
         }
-        let leased = worker.leases.give(unleased, &worker.shm);
+        let leased = worker.leases.grant(unleased, &worker.shm);
         if leased.is_ok() && !was_leased {
             worker.note_new();
         }

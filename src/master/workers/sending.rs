@@ -166,7 +166,7 @@ impl Worker {
                     // it. If the worker has picked up everything, no pick-up will come: the channel is full of other
                     // messages, or the descriptors are in flight in other channels.
                     let picked_up = self.shm.header().want_capacity();
-                    if picked_up < self.leases.given() {
+                    if picked_up < self.leases.granted() {
                         if matches!(
                             self.channel_state.send_state,
                             SendState::Open | SendState::Throttled { .. }

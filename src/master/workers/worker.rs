@@ -43,7 +43,7 @@ pub(crate) struct Worker {
     pub(crate) shm: MasterShm,
     pub(crate) writes: WriteAccount,
     pub(crate) leases: Leases,
-    /// The numbers of the last leases of new clients, as [`Leases::given`] counts them.
+    /// The numbers of the last leases of new clients, as [`Leases::granted`] counts them.
     new_leases: VecDeque<u64>,
     pub(crate) methods: Vec<MethodName>,
     /// Why the worker is unhealthy, as its health function or its app reports it.
@@ -298,7 +298,7 @@ impl Worker {
                 false => self.accepts_new(picked_up),
             },
             executing: header.in_progress(),
-            not_picked_up: self.leases.given().saturating_sub(picked_up),
+            not_picked_up: self.leases.granted().saturating_sub(picked_up),
             busy: (header.busy(now).clamp(0.0, 1.0) * 8.0) as u8,
             ..self.at_rest()
         }
@@ -312,7 +312,7 @@ impl Worker {
             SendState::Full { .. } | SendState::Refused => false,
             SendState::Throttled { picked_up: then } => picked_up > then,
         };
-        let not_picked_up = self.leases.given().saturating_sub(picked_up);
+        let not_picked_up = self.leases.granted().saturating_sub(picked_up);
         accepts && not_picked_up < window && self.leases.has_free_slot()
     }
 
@@ -334,13 +334,13 @@ impl Worker {
         {
             self.new_leases.pop_front();
         }
-        self.new_leases.push_back(self.leases.given());
+        self.new_leases.push_back(self.leases.granted());
     }
 
     /// Forgets the new leases that were withdrawn.
     pub(super) fn forget_withdrawn(&mut self) {
-        let given = self.leases.given();
-        while self.new_leases.back().is_some_and(|last| *last > given) {
+        let granted = self.leases.granted();
+        while self.new_leases.back().is_some_and(|last| *last > granted) {
             self.new_leases.pop_back();
         }
     }
@@ -351,7 +351,7 @@ impl Worker {
         if !self.accepts(picked_up, window) {
             return 0;
         }
-        let not_picked_up = self.leases.given().saturating_sub(picked_up);
+        let not_picked_up = self.leases.granted().saturating_sub(picked_up);
         let left = usize::try_from(window.saturating_sub(not_picked_up)).unwrap_or(usize::MAX);
         left.min(self.leases.free_slots())
     }

@@ -138,7 +138,7 @@ impl Leases {
             let lease_number = self.lease_number_of(slot);
             let reason = self.close_reason(slot, shm);
             let _ = self.update_proxied(slot, shm);
-            let Some(client) = self.leave_behind(slot) else {
+            let Some(client) = self.take_client(slot) else {
                 continue;
             };
             let mut interrupted = None;

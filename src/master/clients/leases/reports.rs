@@ -25,10 +25,10 @@ impl Leases {
             Some(LeaseState::Closed) => {
                 let reason = self.close_reason(slot, shm);
                 let _ = self.update_proxied(slot, shm);
-                match self.leave_behind(slot) {
+                match self.take_client(slot) {
                     Some(client) => {
                         shm.header().add_known_closed();
-                        self.vacate(slot, shm);
+                        self.free_slot(slot, shm);
                         SlotReport::Ended(client, reason)
                     }
                     None => SlotReport::Contradiction,
@@ -42,7 +42,7 @@ impl Leases {
     /// slot any more, whose lease was revoked before.
     pub(crate) fn released(&mut self, slot: u32, shm: &MasterShm) -> SlotReport {
         if matches!(self.entries.get(slot), Some(LeaseEntry::Revoked)) {
-            self.vacate(slot, shm);
+            self.free_slot(slot, shm);
             return SlotReport::AlreadyRevoked;
         }
         let found = match self.state(slot, shm) {
@@ -52,7 +52,7 @@ impl Leases {
         };
         let place = (slot, self.lease_number_of(slot));
         let _ = self.update_proxied(slot, shm);
-        let Some(client) = self.leave_behind(slot) else {
+        let Some(client) = self.take_client(slot) else {
             return SlotReport::Contradiction;
         };
         SlotReport::GivenUp(recover_given_up(place, client, found, shm))

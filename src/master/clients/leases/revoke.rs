@@ -13,7 +13,7 @@ impl Leases {
         let lease_number = leased.lease_number;
         let found = shm.slot(slot)?.revoke(lease_number)?;
         let _ = self.update_proxied(slot, shm);
-        let client = self.leave_behind(slot)?;
+        let client = self.take_client(slot)?;
         Some(recover_given_up((slot, lease_number), client, found, shm))
     }
 

@@ -98,7 +98,7 @@ impl Leases {
         self.outbox.is_empty().then(|| LeasesSnapshot {
             used: self.used,
             lease_number: self.lease_number,
-            given: self.given,
+            given: self.granted,
             entries: (0..self.used).filter_map(entry).collect(),
         })
     }
@@ -113,7 +113,7 @@ impl Leases {
         mut take: impl FnMut(RawFd) -> io::Result<OwnedFd>,
     ) -> io::Result<Leases> {
         let mut leases = Leases::new(slots);
-        (leases.used, leases.lease_number, leases.given) =
+        (leases.used, leases.lease_number, leases.granted) =
             (snapshot.used, snapshot.lease_number, snapshot.given);
         for (slot, client) in snapshot.entries {
             if slot >= snapshot.used || snapshot.used > slots {

@@ -90,7 +90,7 @@ proptest! {
                     // One client is leased again, and perhaps revoked.
                     let next = back.iter().position(|recovered| recovered.is_ok() && leases.has_free_slot());
                     if let Some(Ok(unleased)) = next.map(|next| back.swap_remove(next)) {
-                        back.extend(leases.give(unleased, shm).err().map(Err));
+                        back.extend(leases.grant(unleased, shm).err().map(Err));
                     }
                     if let Some(batch) = leases.next_batch().filter(|_| *what == 7) {
                         shm.file().write_all_at(&[0xee; 8], 2048 * 8).expect("the shared memory is that long");
@@ -121,7 +121,7 @@ proptest! {
                     let ClientBytes { unread, unsent, .. } = &unleased.bytes;
                     assert!(unread.len() <= longest && unsent.len() <= longest);
                     ended.push(unleased.client.id);
-                    Leases::new(SLOTS).give(unleased, &next).expect("what one shared memory held fits into another");
+                    Leases::new(SLOTS).grant(unleased, &next).expect("what one shared memory held fits into another");
                 }
             }
         }

@@ -78,7 +78,7 @@ impl World {
                 if self.leases.has_free_slot() && !self.unleased.is_empty() {
                     let unleased = self.unleased.remove(0);
                     self.leases
-                        .give(unleased, &self.shm)
+                        .grant(unleased, &self.shm)
                         .expect("all bytes have a region");
                 }
             }
@@ -344,7 +344,7 @@ impl World {
             leased.len() + self.behind.len() < SLOTS as usize
         );
         assert_eq!(
-            self.leases.given(),
+            self.leases.granted(),
             self.received + self.leases.outbox.len() as u64
         );
         self.check_kept();
