@@ -50,8 +50,8 @@ pub(super) struct Connection {
     pub(super) waits: WaitingFor,
     /// The event that the poller watches it for; `None` until it is added.
     pub(super) watched: Option<Interest>,
-    /// Bytes read since the kernel's count was last rearmed, for a Unix client; at most `u32::MAX`. The first read rearms
-    /// it, so this begins with [`REARM_BYTES`].
+    /// Bytes read since the kernel's count was last rearmed, for a Unix client; at most `u32::MAX`. The first read
+    /// rearms it, so this begins with [`REARM_BYTES`].
     pub(super) bytes_since_rearm: u32,
     /// Bytes that the client may still send during the lingering close.
     pub(super) linger_bytes: u32,
