@@ -194,7 +194,7 @@ fn an_idempotent_request_that_ends_two_workers_counts_twice() {
 
 #[test]
 fn a_kill_from_outside_does_not_count_when_the_rerun_crashes() {
-    // A worker that counts as stuck would get another one beside it.
+    // Otherwise a second worker would start as soon as this one counts as stuck.
     let daemon = faulty::start("workers.count = 1\nlimits.stall-timeout = \"1h\"");
     let mut client = daemon.connect();
     for _ in 0..2 {
