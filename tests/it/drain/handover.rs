@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fdpassd::proto::names::Address;
-use fdpassd::testing::{Client, Running, ServiceManager};
+use fdpassd::testing::{Client, Running, ServiceManager, eventually};
 
 use crate::common::port::Reserved;
 use crate::common::restart::{How, restart, wait_for_confirmed_store};
@@ -109,8 +109,10 @@ fn the_next_master_refuses_clients_until_undrain() {
 
         assert_no_fault(&daemon);
         // The next one gets the sockets again.
+        eventually("all listeners are stored", || {
+            (listener_names(&manager) == 4).then_some(())
+        });
         wait_for_confirmed_store(&daemon);
-        assert_eq!(listener_names(&manager), 4, "{how:?}");
         let daemon = next(&manager, daemon, how);
         assert_served(&addresses);
         assert_kept(&daemon, &addresses, &mut clients);
