@@ -139,8 +139,15 @@ class Case(unittest.TestCase):
         return cause
 
     def kick_all(self, daemon: Daemon) -> None:
-        for client in json.loads(daemon.ctl("clients", "--json"))["clients"]:
+        def clients() -> Any:
+            return json.loads(daemon.ctl("clients", "--json"))["clients"]
+
+        for client in clients():
             daemon.ctl("kick", str(client["id"]))
+        # Before, the next request might still be answered there.
+        deadline = Deadline(TIMEOUT)
+        while clients():
+            self.assertGreater(deadline.left(), 0, "the connections have not ended")
 
 
 class Targets(Case):

@@ -78,6 +78,8 @@ fn kick(daemon: &Running) {
     daemon
         .ctl_with("kick", json!({ "client": client["id"] }))
         .expect("it is done");
+    // Before, the next request might still be answered there.
+    daemon.wait_until("the connection has ended", |status| status.clients == 0);
 }
 
 /// Waits until records that were received at `begin` do not hold any more.
