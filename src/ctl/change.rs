@@ -194,10 +194,17 @@ fn describe_moves(result: &Rebalanced, dry_run: bool) -> String {
             moves.from, moves.to
         )
     };
-    match result.moves.as_slice() {
-        [] => "already balanced; nothing to move".to_owned(),
-        moves => moves.iter().map(line).collect::<Vec<_>>().join("\n"),
+    let mut lines: Vec<String> = result.moves.iter().map(line).collect();
+    match result.busy {
+        0 if lines.is_empty() => lines.push("already balanced; nothing to move".to_owned()),
+        0 => {}
+        1 => lines.push("1 client stays, as its request is executing; try again".to_owned()),
+        busy => lines.push(format!(
+            "{} stay, as their requests are executing; try again",
+            counted(busy, "client")
+        )),
     }
+    lines.join("\n")
 }
 
 fn describe_upgrade(name: &str, result: &Upgraded) -> String {

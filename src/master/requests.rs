@@ -11,8 +11,8 @@ use crate::master::telemetry::events::Asker;
 use crate::master::{Master, metrics};
 use crate::proto::channel::ToWorker;
 use crate::proto::control::{
-    EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Rebalanced, Recycle, Refusal,
-    RefusalCode, ReloadParams, Reopened, Scale, Settled, UpgradeTo, Upgraded, Verb, Version,
+    EventsAfter, Hold, Kick, Kind, MAX_WAIT, Metrics, Rebalance, Recycle, Refusal, RefusalCode,
+    ReloadParams, Reopened, Scale, Settled, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::sys::poll::PollEvent;
 
@@ -242,11 +242,11 @@ impl Master {
     pub(super) fn complete_requests(&mut self, now: Instant) {
         self.end_clients(now);
         let (clients, telemetry) = (&mut self.clients, &mut self.telemetry);
-        let moves = self
+        let rebalanced = self
             .workers
             .end_balance(clients, telemetry, &self.poller, now);
-        if let Some(moves) = moves {
-            let reply = ControlReply::new(Verb::Rebalance, &Rebalanced { moves });
+        if let Some(rebalanced) = rebalanced {
+            let reply = ControlReply::new(Verb::Rebalance, &rebalanced);
             self.control
                 .clients
                 .resolve(|kind| matches!(kind, PendingKind::Rebalanced), &reply);

@@ -287,6 +287,9 @@ pub struct Reopened {
 pub struct Rebalanced {
     /// The moves, which a preview only plans; empty if the load is already balanced.
     pub moves: Vec<MovedLoad>,
+    /// How many of the chosen clients stay, because a request of theirs was executing.
+    #[serde(default)]
+    pub busy: u64,
 }
 
 /// Clients moved from one worker to another.

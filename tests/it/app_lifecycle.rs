@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use fdpassd::proto::control::WorkerState;
-use fdpassd::testing::{Client, Running, eventually};
+use fdpassd::testing::{Client, Running, TIMEOUT, eventually};
 use serde_json::{Value, json};
 
 use crate::app_deaths::{LISTEN, Shoppers, apps, config, end, journal, wait_until_begun};
@@ -100,12 +101,16 @@ fn a_rebalancing_moves_clients_between_two_requests() {
     let mut crowd: Vec<Client> = crowd.into_iter().map(|(_, client)| client).collect();
     let is_over = AtomicBool::new(false);
     let order = &|client: &mut Client| {
+        let (filling, began) = ("z".repeat(200_000), Instant::now());
         for number in 1.. {
-            // Long enough to keep the worker busy, by which it is compared.
-            let params = json!({"n": number, "ms": 5, "filling": "z".repeat(200_000)});
+            let params = json!({"n": number, "ms": 5, "filling": filling});
             let result = client.call("order", params).expect("an answer");
             assert_eq!(result, number);
-            if is_over.load(Ordering::Relaxed) {
+            // They keep the worker busy, by which it is compared, however slow its app is.
+            for _ in 0..20 {
+                client.call("ping", &filling).expect("a pong");
+            }
+            if is_over.load(Ordering::Relaxed) || began.elapsed() > 2 * TIMEOUT {
                 break;
             }
         }

@@ -78,7 +78,9 @@ fn every_change_has_its_request_and_its_result_in_words() {
         result["move"] = over.into();
         result
     };
-    let moves = |moves| serde_json::to_value(Rebalanced { moves }).expect("plain data");
+    let rebalanced =
+        |moves, busy| serde_json::to_value(Rebalanced { moves, busy }).expect("plain data");
+    let moves = |moves| rebalanced(moves, 0);
     let moved = |from, to, clients, load| MovedLoad {
         from: WorkerId(from),
         to: WorkerId(to),
@@ -231,6 +233,19 @@ fn every_change_has_its_request_and_its_result_in_words() {
             r#""rebalance","params":{"dry_run":false}"#,
             moves(vec![]),
             "already balanced; nothing to move",
+        ),
+        (
+            "rebalance",
+            r#""rebalance","params":{"dry_run":false}"#,
+            rebalanced(vec![moved(1, 2, 1, 0.02)], 1),
+            "1 client moved from worker 1 to worker 2: 2% of a worker's time\n\
+             1 client stays, as its request is executing; try again",
+        ),
+        (
+            "rebalance",
+            r#""rebalance","params":{"dry_run":false}"#,
+            rebalanced(vec![], 1200),
+            "1,200 clients stay, as their requests are executing; try again",
         ),
         (
             "upgrade",

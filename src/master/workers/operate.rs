@@ -9,7 +9,7 @@ use crate::master::telemetry::events::Asker;
 use crate::master::workers::Workers;
 use crate::master::workers::rebalance::{RequestedRebalance, sum_up};
 use crate::pool::rebalance;
-use crate::proto::control::{About, Kind, MovedLoad, Refusal, RefusalCode, Release};
+use crate::proto::control::{About, Kind, Rebalanced, Refusal, RefusalCode, Release};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::poll::Poller;
@@ -157,7 +157,7 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
         now: Instant,
-    ) -> Option<Vec<MovedLoad>> {
+    ) -> Option<Rebalanced> {
         self.requested_rebalance
             .as_ref()
             .filter(|asked| asked.until <= now)?;
@@ -168,29 +168,32 @@ impl Workers {
             ..
         } = self.requested_rebalance.take()?;
         let Some(from) = from else {
-            return Some(Vec::new());
+            return Some(Rebalanced {
+                moves: Vec::new(),
+                busy: 0,
+            });
         };
         let moves = self.plan(from, &self.loads(now));
-        let (sums, planned) = (sum_up(from, &moves), moves.len());
+        let planned = moves.len();
         if is_dry {
             log::info!(
                 "{asker}: {} would be moved from worker {from}",
                 Counted(planned, "client")
             );
-        } else {
-            let count = self.move_clients(from, moves, clients, telemetry, poller);
-            let about = About {
-                worker: Some(from),
-                clients: Some(count as u64),
-                ..asker.about()
-            };
-            let sentence = format_args!(
-                "{asker}: {} moved from worker {from}, the busiest",
-                Counted(count, "client")
-            );
-            telemetry.events.note(Kind::Rebalanced, about, sentence);
+            return Some(sum_up(from, &moves, planned));
         }
-        Some(sums)
+        let moved = self.move_clients(from, moves, clients, telemetry, poller);
+        let about = About {
+            worker: Some(from),
+            clients: Some(moved.len() as u64),
+            ..asker.about()
+        };
+        let sentence = format_args!(
+            "{asker}: {} moved from worker {from}, the busiest",
+            Counted(moved.len(), "client")
+        );
+        telemetry.events.note(Kind::Rebalanced, about, sentence);
+        Some(sum_up(from, &moved, planned))
     }
 }
 

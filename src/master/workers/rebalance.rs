@@ -13,7 +13,7 @@ use crate::master::workers::worker::Worker;
 use crate::pool::MemberState;
 use crate::pool::rebalance::{self, Busy, Move, Step, WorkerLoad};
 use crate::proto::channel::ToWorker;
-use crate::proto::control::{About, Kind, MovedLoad};
+use crate::proto::control::{About, Kind, MovedLoad, Rebalanced};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Counted;
 use crate::sys::clock;
@@ -45,7 +45,8 @@ impl Workers {
             Step::Watch(id) => self.begin_request_count(id),
             Step::Move(id) => {
                 let moves = self.plan(id, &loads);
-                let count = self.move_clients(id, moves, clients, telemetry, poller);
+                let moved = self.move_clients(id, moves, clients, telemetry, poller);
+                let count = moved.len();
                 if count == 0 {
                     // Each client was in a turn, or its request is away.
                     return;
@@ -109,7 +110,7 @@ impl Workers {
     }
 
     /// Revokes the leases of these clients, except those in a turn or with a request away, and has the clients leased
-    /// to their new workers. Returns the number of moved clients.
+    /// to their new workers. Returns the moves that were made.
     pub(super) fn move_clients(
         &mut self,
         from: WorkerId,
@@ -117,45 +118,48 @@ impl Workers {
         clients: &mut Clients,
         telemetry: &mut Telemetry,
         poller: &Poller,
-    ) -> usize {
+    ) -> Vec<Move> {
         let Some(worker) = self.all.get_mut(&from) else {
-            return 0;
+            return Vec::new();
         };
-        let mut revoked = Vec::new();
-        for Move { client, to, .. } in moves {
-            let recovered = u32::try_from(client)
+        let (mut revoked, mut moved) = (Vec::new(), Vec::new());
+        for planned in moves {
+            let recovered = u32::try_from(planned.client)
                 .ok()
                 .and_then(|slot| worker.leases.revoke(slot, &worker.shm));
-            revoked.extend(recovered.map(|recovered| {
-                recovered.map(|unleased| Unleased {
-                    to: Some(to),
-                    ..unleased
-                })
+            let Some(recovered) = recovered else { continue };
+            revoked.push(recovered.map(|unleased| Unleased {
+                to: Some(planned.to),
+                ..unleased
             }));
+            moved.push(planned);
         }
-        let moved = clients.requeue(revoked, Reason::Rebalance, telemetry);
-        if moved > 0 {
+        clients.requeue(revoked, Reason::Rebalance, telemetry);
+        if !moved.is_empty() {
             self.send(from, ToWorker::LeasesRevoked, poller);
         }
         moved
     }
 }
 
-/// Returns the summary of moves for the reply: one line for each worker that gets clients.
-pub(super) fn sum_up(from: WorkerId, moves: &[Move]) -> Vec<MovedLoad> {
+/// Returns the reply about these of the planned moves: a sum for each worker that gets clients.
+pub(super) fn sum_up(from: WorkerId, moves: &[Move], planned: usize) -> Rebalanced {
     let mut sums: BTreeMap<WorkerId, (u64, f64)> = BTreeMap::new();
     for Move { to, load, .. } in moves {
         let (clients, sum) = sums.entry(*to).or_default();
         (*clients, *sum) = (*clients + 1, *sum + load);
     }
-    sums.into_iter()
-        .map(|(to, (clients, load))| MovedLoad {
-            from,
-            to,
-            clients,
-            load,
-        })
-        .collect()
+    let sums = sums.into_iter();
+    let sums = sums.map(|(to, (clients, load))| MovedLoad {
+        from,
+        to,
+        clients,
+        load,
+    });
+    Rebalanced {
+        moves: sums.collect(),
+        busy: planned.saturating_sub(moves.len()) as u64,
+    }
 }
 
 /// Age below which the busy share of a worker means little.

@@ -370,7 +370,7 @@ fn every_change_is_reported_as_text_and_as_json() {
     );
     let even = (
         "already balanced; nothing to move\n".to_owned(),
-        json!({"moves": []}),
+        json!({"moves": [], "busy": 0}),
     );
     assert_eq!(both(&daemon, &["rebalance", "--dry-run"]), even);
     // A worker can be held once.
