@@ -10,7 +10,8 @@ mod time;
 
 use std::process::Command;
 
-use fdpassd::testing::{Running, Setup, eventually};
+use fdpassd::testing::{Client, Running, Setup, eventually};
+use serde_json::{Value, json};
 
 use crate::common::FDPASSD;
 use crate::common::faulty::{self, Switch};
@@ -85,6 +86,24 @@ pub fn app_of(worker: u32) -> u32 {
 fn kill(pid: u32) {
     let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
     assert!(killed.expect("kill").success());
+}
+
+/// Sends a request, and pings from other clients. Checks the replies to the pings, and returns the code of the request's error.
+#[track_caller]
+fn fault_of(daemon: &Running, method: &str, params: &Value) -> String {
+    let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
+    let mut client = daemon.connect();
+    client.request(method, params);
+    for (number, other) in others.iter_mut().enumerate() {
+        other.request("ping", number);
+    }
+    let fault = client.reply().value().expect_err("an error");
+    for (number, other) in others.iter_mut().enumerate() {
+        assert_eq!(other.reply().value(), Ok(json!(number)), "{params}");
+    }
+    // The connection stays open.
+    assert_eq!(client.call("echo", 1), Ok(json!(1)), "{params}");
+    fault.code().to_owned()
 }
 
 /// Returns the lines that the app's methods have written to `counts`, once there are at least `least`.

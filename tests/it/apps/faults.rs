@@ -5,7 +5,7 @@ use fdpassd::proto::control::WorkerState;
 use fdpassd::testing::{Client, Running, eventually};
 use serde_json::{Value, json};
 
-use super::{app_of, counted, kill, start, start_with};
+use super::{app_of, counted, fault_of, kill, start, start_with};
 use crate::common::http::{get, metrics_address};
 use crate::common::kernel;
 
@@ -54,24 +54,6 @@ fn what_is_wrong_within_an_answer_concerns_its_caller_only() {
     assert_eq!(daemon.status().deaths_total, 0);
 }
 
-/// Calls a method that breaks the protocol, while other clients send pings.
-#[track_caller]
-fn break_protocol(daemon: &Running, method: &str, params: &Value) {
-    let mut others: Vec<Client> = (0..6).map(|_| daemon.connect()).collect();
-    let mut client = daemon.connect();
-    client.request(method, params);
-    for (number, other) in others.iter_mut().enumerate() {
-        other.request("ping", number);
-    }
-    let fault = client.reply().value().expect_err("it has no answer");
-    assert_eq!(fault.code(), "crashed", "{params}");
-    for (number, other) in others.iter_mut().enumerate() {
-        assert_eq!(other.reply().value(), Ok(json!(number)), "{params}");
-    }
-    // The connection stays open.
-    assert_eq!(client.call("echo", 1), Ok(json!(1)), "{params}");
-}
-
 #[test]
 fn a_broken_protocol_ends_the_pair_and_is_logged() {
     let Some(daemon) = start_with("workers.count = 2", &[("CONCURRENCY", "8")]) else {
@@ -97,13 +79,13 @@ fn a_broken_protocol_ends_the_pair_and_is_logged() {
             "a frame of 4294967295 bytes",
         ),
     ] {
-        break_protocol(&daemon, method, &params);
+        assert_eq!(fault_of(&daemon, method, &params), "crashed", "{reason}");
         daemon.wait_for_log(reason);
         deaths += 1;
     }
     // The worker waits for the exit for a second, in which the app need not have run.
     eventually("the exit is the reason", || {
-        break_protocol(&daemon, "close", &Value::Null);
+        assert_eq!(fault_of(&daemon, "close", &Value::Null), "crashed");
         deaths += 1;
         let log = daemon.stderr();
         log.contains("its app exited with status 0").then_some(())

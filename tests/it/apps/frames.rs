@@ -3,28 +3,10 @@
 use std::thread;
 
 use fdpassd::testing::{Client, Running, Setup, eventually};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{app_of, kill, start, start_app, start_with};
+use super::{app_of, fault_of, kill, start, start_app, start_with};
 use crate::common::FDPASSD;
-
-/// Sends a request, and pings from other clients. Checks the replies to the pings, and returns the request's error.
-#[track_caller]
-fn fault_of(daemon: &Running, method: &str, params: &Value) -> String {
-    let mut others: Vec<Client> = (0..4).map(|_| daemon.connect()).collect();
-    let mut client = daemon.connect();
-    client.request(method, params);
-    for (number, other) in others.iter_mut().enumerate() {
-        other.request("ping", number);
-    }
-    let fault = client.reply().value().expect_err("an error");
-    for (number, other) in others.iter_mut().enumerate() {
-        assert_eq!(other.reply().value(), Ok(json!(number)), "{params}");
-    }
-    // The connection stays open.
-    assert_eq!(client.call("echo", 1), Ok(json!(1)), "{params}");
-    fault.code().to_owned()
-}
 
 #[test]
 fn members_that_occur_twice_concern_the_caller_only() {
