@@ -1,6 +1,7 @@
 //! A client in its worker, between its turns.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -35,14 +36,13 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
-    /// The cookie of the socket, if the kernel has cookies.
-    cookie: Option<u64>,
-    passed: Passed,
+    /// The lowest 32 bits of the socket's cookie, if the kernel has cookies.
+    cookie: Option<NonZeroU32>,
     pub(super) client: ClientId,
     /// The client's address: that of the other end, or the one in its PROXY protocol header.
     pub(super) peer: Peer,
-    /// The other end, if the header has the address.
-    pub(super) via: Option<Peer>,
+    /// The state that few clients have.
+    rare: Option<Box<RareState>>,
     is_unix: bool,
     pub(super) lease_number: u32,
     /// How the byte order is learnt.
@@ -50,11 +50,6 @@ pub(super) struct Connection {
     pub(super) waits: WaitingFor,
     /// The event that the poller watches it for; `None` until it is added.
     pub(super) watched: Option<Interest>,
-    /// Bytes read since the kernel's count was last rearmed, for a Unix client; at most `u32::MAX`. The first read
-    /// rearms it, so this begins with [`REARM_BYTES`].
-    pub(super) bytes_since_rearm: u32,
-    /// Bytes that the client may still send during the lingering close.
-    pub(super) linger_bytes: u32,
     /// The deadline of its entry in the timers: ns of CLOCK_MONOTONIC.
     pub(super) armed: u64,
     /// The worker's executor has executed a request of this client.
@@ -65,8 +60,37 @@ pub(super) struct Connection {
     pub(super) awaits_count: bool,
     /// In this turn the kernel had no memory to read or write.
     pub(super) is_refused: bool,
+}
+
+// The worker's part of the memory of an idle client.
+const _: () = assert!(size_of::<Option<Connection>>() <= 64);
+
+/// The state that few clients have, apart from the others so that an idle client is small.
+#[derive(Debug)]
+struct RareState {
+    /// The other end, if the client's PROXY protocol header has the address.
+    via: Option<Peer>,
+    /// Bytes that the client may still send during the lingering close.
+    linger_bytes: u32,
     /// The wait for memory of the kernel.
-    pub(super) shortage: Shortage<u64>,
+    shortage: Shortage<u64>,
+    /// The number of descriptors that a Unix client has passed.
+    passed: Passed,
+    /// Bytes read from a Unix client since the kernel's count was last rearmed; at most `u32::MAX`. The first read rearms
+    /// it, so this begins with [`REARM_BYTES`].
+    bytes_since_rearm: u32,
+}
+
+impl Default for RareState {
+    fn default() -> RareState {
+        RareState {
+            via: None,
+            linger_bytes: MAX_LINGER_BYTES,
+            shortage: Shortage::default(),
+            passed: Passed::default(),
+            bytes_since_rearm: REARM_BYTES,
+        }
+    }
 }
 
 /// The event that the worker waits for.
@@ -115,11 +139,10 @@ impl Connection {
         let is_lingering = slot.flags().closing && slot.cursors().replied == 0;
         let mut connection = Connection {
             socket,
-            cookie,
-            passed: Passed::default(),
+            cookie: cookie.and_then(short_cookie),
             client: lease.record.client,
             peer: lease.peer,
-            via: None,
+            rare: None,
             is_unix: matches!(lease.peer, Peer::Unix { .. }),
             lease_number: lease.record.lease_number,
             order: lease.record.order,
@@ -130,14 +153,11 @@ impl Connection {
                 (true, true) => WaitingFor::End,
             },
             watched: None,
-            bytes_since_rearm: REARM_BYTES,
-            linger_bytes: MAX_LINGER_BYTES,
             armed: NEVER,
             has_used_executor: false,
             awaits_header: slot.flags().proxy.is_awaited(),
             awaits_count: false,
             is_refused: false,
-            shortage: Shortage::default(),
         };
         connection.set_source(source);
         connection
@@ -146,8 +166,44 @@ impl Connection {
     /// Sets the address that the client's PROXY protocol header has reported, if it has one.
     pub(super) fn set_source(&mut self, source: Option<Peer>) {
         if let Some(source) = source {
-            self.via = Some(std::mem::replace(&mut self.peer, source));
+            let via = std::mem::replace(&mut self.peer, source);
+            self.rare().via = Some(via);
         }
+    }
+
+    fn rare(&mut self) -> &mut RareState {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Returns the other end, if the client's PROXY protocol header has reported the client's address.
+    pub(super) fn via(&self) -> Option<Peer> {
+        self.rare.as_ref()?.via
+    }
+
+    /// Counts bytes that the client has sent during the lingering close. Returns whether it may send more.
+    pub(super) fn linger(&mut self, bytes: u32) -> bool {
+        let rare = self.rare();
+        let left = rare.linger_bytes.checked_sub(bytes);
+        rare.linger_bytes = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// Returns when the wait for memory of the kernel ends, if the client waits for it: ns of CLOCK_MONOTONIC.
+    pub(super) fn shortage_until(&self) -> Option<u64> {
+        self.rare.as_ref()?.shortage.until()
+    }
+
+    /// Returns how many attempts in a row the kernel refused for lack of memory.
+    pub(super) fn refusals(&self) -> u32 {
+        self.rare
+            .as_ref()
+            .map_or(0, |rare| rare.shortage.refusals())
+    }
+
+    /// Ends the wait for memory if it is over. Returns whether it is.
+    pub(super) fn end_shortage_if_over(&mut self, now: u64) -> bool {
+        let rare = self.rare.as_mut();
+        rare.is_some_and(|rare| rare.shortage.end_if_over(now))
     }
 
     /// Logs why the client is closed before its first frame, unless there are many such lines.
@@ -164,7 +220,7 @@ impl Connection {
 
     /// Returns the client, its address, and the load balancer that has reported that address.
     pub(super) fn caller(&self) -> (ClientId, Peer, Option<Peer>) {
-        (self.client, self.peer, self.via)
+        (self.client, self.peer, self.via())
     }
 
     /// Returns the circumstances of a request of the client.
@@ -172,7 +228,7 @@ impl Connection {
         Call {
             client: self.client,
             peer: self.peer,
-            via: self.via,
+            via: self.via(),
             attempt,
             deadline,
             socket: Some(self.socket.as_fd()),
@@ -182,7 +238,7 @@ impl Connection {
     /// Watches for the event that the client waits for.
     pub(super) fn watch(&mut self, poller: &Poller, index: u32) -> io::Result<()> {
         let wanted = match self.waits {
-            _ if self.shortage.until().is_some() => Interest::Paused,
+            _ if self.shortage_until().is_some() => Interest::Paused,
             WaitingFor::Request | WaitingFor::Bytes | WaitingFor::End => Interest::Read,
             WaitingFor::Writable => Interest::Write,
             WaitingFor::Turn => return Ok(()),
@@ -216,29 +272,37 @@ impl Connection {
 
     /// Ensures that the kernel can count the bytes that are about to be read.
     pub(super) fn rearm(&mut self) {
-        if !self.is_tcp() && self.bytes_since_rearm >= REARM_BYTES {
-            // If it fails, the master loses this one client if the worker dies in its turn.
-            let _ = byte_counts::rearm(&self.socket);
-            self.bytes_since_rearm = 0;
+        if self.is_tcp() || self.rare().bytes_since_rearm < REARM_BYTES {
+            return;
         }
+        // If it fails, the master loses this one client if the worker dies in its turn.
+        let _ = byte_counts::rearm(&self.socket);
+        self.rare().bytes_since_rearm = 0;
+    }
+
+    /// Counts bytes that were read from a Unix client, for [`Connection::rearm`].
+    pub(super) fn count_for_rearm(&mut self, bytes: usize) {
+        let count = &mut self.rare().bytes_since_rearm;
+        *count = count.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
     /// Reads available bytes into `buffer`, which must not be empty.
     ///
     /// # Errors
     /// Those that end the connection.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Transfer> {
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Transfer> {
         if self.is_tcp() {
-            socket::receive(&self.socket, buffer)
-        } else {
-            self.passed.receive(&self.socket, buffer)
+            return socket::receive(&self.socket, buffer);
         }
+        let rare = self.rare.get_or_insert_default();
+        rare.passed.receive(&self.socket, buffer)
     }
 
     /// Returns whether the descriptor still is the client's socket. Other code of this process may have closed it, and
     /// its number may have been reused.
     pub(super) fn has_its_socket(&self) -> bool {
-        socket::cookie(&self.socket).is_ok_and(|cookie| cookie == self.cookie)
+        socket::cookie(&self.socket)
+            .is_ok_and(|cookie| cookie.and_then(short_cookie) == self.cookie)
     }
 
     /// Returns whether the client is connected by TCP.
@@ -248,7 +312,7 @@ impl Connection {
 
     /// Records whether the kernel had memory in the turn that has ended at `now`: ns of CLOCK_MONOTONIC.
     pub(super) fn note_shortage(&mut self, now: u64) {
-        if !self.is_refused && self.shortage.refusals() == 0 {
+        if !self.is_refused && self.refusals() == 0 {
             return;
         }
         let is_refused = std::mem::take(&mut self.is_refused);
@@ -258,20 +322,20 @@ impl Connection {
         );
         if is_refused && waits_for_socket {
             self.begin_shortage(now);
-        } else {
-            self.shortage.end();
+        } else if let Some(rare) = &mut self.rare {
+            rare.shortage.end();
         }
     }
 
     /// Lets the client wait for memory, longer each time: `now` is in ns of CLOCK_MONOTONIC.
     pub(super) fn begin_shortage(&mut self, now: u64) {
-        self.shortage.begin(|wait| clock::after(now, wait));
+        self.rare().shortage.begin(|wait| clock::after(now, wait));
     }
 
     /// Returns the deadline of the wait: ns of CLOCK_MONOTONIC. Time in which this process could not run does not
     /// count, and no deadline ends while the kernel has no memory.
     pub(super) fn deadline(&self, slot: Slot<'_>, settings: &Settings, clock: &LoopClock) -> u64 {
-        if let Some(until) = self.shortage.until() {
+        if let Some(until) = self.shortage_until() {
             return until;
         }
         let (begin, limit) = match self.waits {
@@ -289,4 +353,10 @@ impl Connection {
             .saturating_add(ns)
             .saturating_add(clock.gaps_since(begin))
     }
+}
+
+/// Returns the lowest 32 bits of a cookie. The kernel counts sockets: two that are open at a time have the same bits
+/// only if more than four billion were made between them.
+fn short_cookie(cookie: u64) -> Option<NonZeroU32> {
+    NonZeroU32::new(cookie as u32)
 }

@@ -95,7 +95,7 @@ impl WorkerLoop<'_> {
             return;
         };
         let slot = self.shm.slot(index).expect("the client has a slot");
-        if connection.shortage.end_if_over(by) {
+        if connection.end_shortage_if_over(by) {
             // The next wait reports bytes that have arrived. They are processed before any deadline.
             let watch = connection.watch(&self.poller, index);
             let deadline = connection.deadline(slot, &self.settings, &self.time.clock);

@@ -224,7 +224,7 @@ impl WorkerLoop<'_> {
             return;
         };
         // Requests that it has sent are still unread.
-        if connection.shortage.until().is_some() {
+        if connection.shortage_until().is_some() {
             return;
         }
         match connection.waits {

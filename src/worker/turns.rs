@@ -20,7 +20,7 @@ impl WorkerLoop<'_> {
             // A client that waits for its next turn is in `again` and is served after the events of this iteration.
             // With another turn for each event, it would be in `again` once more in each iteration.
             connection.lease_number == lease_number
-                && connection.shortage.until().is_none()
+                && connection.shortage_until().is_none()
                 && connection.waits != WaitingFor::Turn
         });
         if is_due && !self.handle_away_event(slot, event) {
@@ -181,7 +181,7 @@ impl WorkerLoop<'_> {
             let Some(connection) = self.connections.get_mut(index) else {
                 return;
             };
-            if connection.shortage.refusals() == 0 {
+            if connection.refusals() == 0 {
                 log::warn!("cannot watch a client: {e}; trying again");
             }
             connection.begin_shortage(self.time.now);

@@ -25,26 +25,26 @@ use crate::sys::socket;
 impl Client {
     /// Returns the client's address: that in its PROXY protocol header, or that of the other end.
     pub(crate) fn address(&self) -> Peer {
-        let proxied = self.proxied.as_ref();
+        let proxied = self.rare.proxied();
         proxied.and_then(|it| it.peer).unwrap_or(self.peer)
     }
 
     /// Returns the address of the balancer that the client came through, if that has reported the client's.
     pub(crate) fn via(&self) -> Option<Peer> {
-        let proxied = self.proxied.as_ref();
+        let proxied = self.rare.proxied();
         proxied.and_then(|it| it.peer).map(|_| self.peer)
     }
 
     /// Returns how often the client has moved from one worker to another: `moves` without the leases that ended only
     /// because the client had to be counted for its address.
     pub(crate) fn true_moves(&self) -> u32 {
-        let releases = self.proxied.as_ref().map_or(0, |it| it.releases);
+        let releases = self.rare.proxied().map_or(0, |it| it.releases);
         self.moves.saturating_sub(releases)
     }
 
     /// Returns the address that the client is counted under, if it is counted.
     pub(crate) fn counted_peer(&self) -> Option<Peer> {
-        match &self.proxied {
+        match self.rare.proxied() {
             None => Some(self.peer),
             Some(proxied) => proxied.peer.filter(|_| proxied.is_counted),
         }
@@ -52,12 +52,12 @@ impl Client {
 
     /// Returns whether the connection is not counted as a client yet.
     pub(crate) fn is_pending(&self) -> bool {
-        self.proxied.as_ref().is_some_and(|it| it.is_pending())
+        self.rare.proxied().is_some_and(|it| it.is_pending())
     }
 
     /// Returns whether the connection is counted as a client.
     pub(crate) fn is_client(&self) -> bool {
-        let proxied = self.proxied.as_ref();
+        let proxied = self.rare.proxied();
         proxied.is_none_or(|it| it.client_stage == ClientStage::Client)
     }
 
@@ -84,7 +84,7 @@ impl Client {
     /// Returns the address that the client's slot has from its header. The worker reports it only after the turn, which
     /// may execute a request.
     pub(super) fn source_in(&self, slot: u32, shm: &MasterShm) -> Option<Peer> {
-        self.proxied.as_ref()?;
+        self.rare.proxied()?;
         let state = shm.slot(slot)?.flags().proxy;
         state.has_source().then(|| shm.source(slot)).flatten()
     }
@@ -108,7 +108,7 @@ impl fmt::Display for Shown {
 impl Unleased {
     /// Returns whether the client waits only because it is not counted for its address.
     pub(crate) fn is_uncounted(&self) -> bool {
-        let proxied = self.client.proxied.as_ref();
+        let proxied = self.client.rare.proxied();
         self.flags.proxy == ProxyState::Read && proxied.is_some_and(|it| !it.is_counted)
     }
 }
@@ -124,7 +124,7 @@ impl Leases {
     /// in it. Returns the client if its listener has the key `proxy`.
     pub(crate) fn update_proxied(&mut self, slot: u32, shm: &MasterShm) -> Option<&mut Client> {
         let client = self.client_mut(slot)?;
-        let proxied = client.proxied.as_mut()?;
+        let proxied = client.rare.proxied_mut()?;
         let state = shm.slot(slot)?.flags().proxy;
         proxied.header_stage = proxied.header_stage.max(HeaderStage::of(state));
         if state.has_source() && proxied.peer.is_none() {
@@ -146,7 +146,7 @@ impl Clients {
     /// Counts a connection for its address if its header has been read, and among the clients if the client has sent a
     /// byte after it. Returns false, and counts nothing, if the address has as many clients as it may have.
     pub(crate) fn count_proxied(&mut self, client: &mut Client, telemetry: &Telemetry) -> bool {
-        let Some(proxied) = &mut client.proxied else {
+        let Some(proxied) = client.rare.proxied_mut() else {
             return true;
         };
         let has_address = matches!(proxied.header_stage, HeaderStage::Read | HeaderStage::Used);
@@ -167,7 +167,7 @@ impl Clients {
     /// Counts a connection for its address although that has as many clients as it may have: it is in a turn of a
     /// worker that has started before a reload set the limit.
     pub(crate) fn count_beyond_limit(&mut self, client: &mut Client, telemetry: &Telemetry) {
-        if let Some(proxied) = &mut client.proxied {
+        if let Some(proxied) = client.rare.proxied_mut() {
             if let Some(peer) = proxied.peer.as_ref().filter(|_| !proxied.is_counted) {
                 self.addresses.add(peer);
             }
@@ -178,7 +178,7 @@ impl Clients {
 
     /// Counts a connection among the clients that were accepted.
     pub(super) fn count_as_client(&mut self, client: &mut Client, telemetry: &Telemetry) {
-        let Some(proxied) = client.proxied.as_mut().filter(|it| it.is_pending()) else {
+        let Some(proxied) = client.rare.proxied_mut().filter(|it| it.is_pending()) else {
             return;
         };
         proxied.client_stage = ClientStage::Client;
@@ -197,14 +197,14 @@ impl Clients {
         telemetry: &mut Telemetry,
     ) -> bool {
         if client
-            .proxied
-            .as_ref()
+            .rare
+            .proxied()
             .is_some_and(|it| it.header_stage == HeaderStage::Used)
         {
             self.count_as_client(client, telemetry);
         }
         let kind = WithoutClient::from_reason(reason);
-        let proxied = client.proxied.as_mut().filter(|it| it.is_pending());
+        let proxied = client.rare.proxied_mut().filter(|it| it.is_pending());
         let (Some(proxied), Some(kind)) = (proxied, kind) else {
             return false;
         };
@@ -243,7 +243,7 @@ impl Clients {
         mut unleased: Unleased,
         telemetry: &mut Telemetry,
     ) -> Option<Unleased> {
-        if unleased.client.proxied.is_none() {
+        if unleased.client.rare.proxied().is_none() {
             return Some(unleased);
         }
         if !self.count_proxied(&mut unleased.client, telemetry) {
@@ -266,7 +266,7 @@ impl Clients {
         };
         // Of two records of a client, the next master uses the one with more moves.
         unleased.client.moves = unleased.client.moves.saturating_add(1);
-        if let Some(proxied) = &mut unleased.client.proxied {
+        if let Some(proxied) = unleased.client.rare.proxied_mut() {
             proxied.releases += 1;
         }
         self.unleased.push_back(unleased);
@@ -297,6 +297,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::master::clients::proxied::Proxied;
+    use crate::master::clients::rare::RareFields;
+    use crate::proto::names::Offsets;
     use crate::proto::proxy::ProxyVersion;
     use crate::shm::Layout;
 
@@ -314,11 +316,12 @@ mod tests {
         clients.pending += 1;
         clients.add(1);
         let mut client = Client::simulated(clients.next_id - 1);
-        client.proxied = Some(Box::new(Proxied {
+        let proxied = Proxied {
             header_stage: stage,
             peer,
             ..Proxied::new(ProxyVersion::V2)
-        }));
+        };
+        client.rare = RareFields::new(Offsets::default(), Some(proxied));
         client
     }
 

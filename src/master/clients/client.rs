@@ -9,10 +9,10 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::master::clients::place::ClientPlace;
-use crate::master::clients::proxied::Proxied;
+use crate::master::clients::rare::RareFields;
 use crate::proto::frame::OrderRule;
 use crate::proto::lease::ClientRecord;
-use crate::proto::names::{ClientId, Offsets, Peer, WorkerId};
+use crate::proto::names::{ClientId, Peer, WorkerId};
 use crate::proto::rpc::GoawayReason;
 use crate::shm::{ClientBytes, Flags, LeftSlot, ProxyState};
 use crate::sys::clock;
@@ -33,12 +33,9 @@ pub(crate) struct Client {
     pub(crate) since: u32,
     /// How often it was moved from one worker to another.
     pub(crate) moves: u32,
-    /// Offsets of the client's byte counts.
-    pub(crate) offsets: Offsets,
     /// Why it gets a goaway, if it does. The next worker finds the reason in the flags.
     pub(crate) goaway: Option<GoawayReason>,
-    /// Set if its listener has the key `proxy`.
-    pub(crate) proxied: Option<Box<Proxied>>,
+    pub(crate) rare: RareFields,
 }
 
 impl ClientPlace {
@@ -52,7 +49,7 @@ impl ClientPlace {
             moves: self.moves,
             listener: client.listener,
             since: client.since,
-            offsets: client.offsets,
+            offsets: client.rare.offsets(),
         }
     }
 }
@@ -89,9 +86,8 @@ impl Client {
             listener: 1,
             since: 0,
             moves: 0,
-            offsets: Offsets::default(),
             goaway: None,
-            proxied: None,
+            rare: RareFields::default(),
         }
     }
 }
@@ -118,7 +114,7 @@ impl Unleased {
     /// Creates the record of a client that was just accepted.
     pub(crate) fn new(client: Client, now: u64) -> Unleased {
         let bytes = ClientBytes::default();
-        let proxied = client.proxied.as_ref();
+        let proxied = client.rare.proxied();
         let proxy = proxied.map_or(ProxyState::None, |it| ProxyState::Awaited(it.version));
         Unleased {
             client,

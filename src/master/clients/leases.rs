@@ -68,6 +68,9 @@ struct Leased {
     is_counted: bool,
 }
 
+// The master's part of the memory of an idle client.
+const _: () = assert!(size_of::<Option<LeaseEntry>>() <= 80);
+
 impl Leases {
     pub(crate) fn new(slots: u32) -> Leases {
         Leases {
@@ -236,7 +239,7 @@ impl Leases {
                 moves: client.moves,
                 listener: client.listener,
                 since: client.since,
-                offsets: client.offsets,
+                offsets: client.rare.offsets(),
             };
             let peer = client.peer;
             Some((Lease { record, peer }, client.socket.as_fd()))

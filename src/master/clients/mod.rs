@@ -18,6 +18,7 @@ use crate::master::clients::leases::recovery::{DeadWorkerClients, Interrupted};
 use crate::master::clients::leases::{Leases, Recovered};
 use crate::master::clients::place::OrphanedShm;
 use crate::master::clients::proxied::Proxied;
+use crate::master::clients::rare::RareFields;
 use crate::master::clients::reject::reject_accepted;
 use crate::master::telemetry::Telemetry;
 use crate::master::telemetry::counters::{Loss, Reason, of_client};
@@ -44,6 +45,7 @@ pub(crate) mod handshakes;
 pub(crate) mod leases;
 pub(crate) mod place;
 pub(crate) mod proxied;
+pub(crate) mod rare;
 pub(crate) mod reject;
 
 /// All clients, with and without a worker.
@@ -197,6 +199,7 @@ impl Clients {
         }
         self.count += 1;
         self.write_figures(telemetry);
+        let proxied = rule.map(|rule| Proxied::new(rule.version));
         Some(Client {
             id,
             socket,
@@ -205,9 +208,8 @@ impl Clients {
             listener,
             since: clock::monotonic_seconds(),
             moves: 0,
-            offsets: Offsets::default(),
             goaway: None,
-            proxied: rule.map(|rule| Box::new(Proxied::new(rule.version))),
+            rare: RareFields::new(Offsets::default(), proxied),
         })
     }
 

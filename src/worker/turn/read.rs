@@ -83,9 +83,9 @@ impl Turn<'_, '_> {
                 header.add_received(n);
                 self.have += n;
                 self.has_traffic = true;
-                // For a TCP client this count is neither used nor reset.
-                self.connection.bytes_since_rearm =
-                    self.connection.bytes_since_rearm.saturating_add(n as u32);
+                if !self.connection.is_tcp() {
+                    self.connection.count_for_rearm(n);
+                }
             }
             Ok(Transfer::Nothing) => {}
             Ok(Transfer::Shortage) => self.connection.is_refused = true,

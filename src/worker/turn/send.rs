@@ -134,8 +134,9 @@ impl Turn<'_, '_> {
         match self.connection.receive(open.rx) {
             Ok(Transfer::Bytes(n)) => {
                 header.add_received(n);
-                self.connection.linger_bytes =
-                    self.connection.linger_bytes.checked_sub(n as u32)?;
+                if !self.connection.linger(n as u32) {
+                    return None;
+                }
                 self.forget_received(n);
                 Some(WaitingFor::End)
             }

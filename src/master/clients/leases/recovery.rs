@@ -304,7 +304,7 @@ fn recover_from_turn(
 
 /// Returns the byte counts of a TCP client, if its connection is not over.
 fn tcp_byte_counts(client: &Client) -> io::Result<Option<ByteCounts>> {
-    let Offsets { received, sent } = client.offsets;
+    let Offsets { received, sent } = client.rare.offsets();
     let counted = byte_counts::read(&client.socket)?;
     Ok(counted.map(|counted| ByteCounts {
         received: counted.received.wrapping_add(received),
@@ -321,7 +321,7 @@ fn unix_byte_counts(
     shm: &MasterShm,
 ) -> io::Result<ByteCounts> {
     let cursors = shm.slot(slot).ok_or(io::ErrorKind::InvalidData)?.cursors();
-    let before = client.offsets.received;
+    let before = client.rare.offsets().received;
     let received = byte_counts::received(&client.socket, cursors.in_base.wrapping_sub(before))?
         .wrapping_add(before);
     let header = shm.header();

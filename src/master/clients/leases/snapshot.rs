@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::master::clients::client::Client;
 use crate::master::clients::leases::{LeaseEntry, Leased, Leases};
 use crate::master::clients::proxied::Proxied;
+use crate::master::clients::rare::RareFields;
 use crate::proto::frame::OrderRule;
 use crate::proto::names::{ClientId, Offsets, Peer};
 use crate::proto::rpc::GoawayReason;
@@ -42,7 +43,7 @@ pub(crate) struct ClientSnapshot {
     #[serde(default)]
     pub(crate) goaway: Option<GoawayReason>,
     #[serde(default)]
-    pub(crate) proxied: Option<Box<Proxied>>,
+    pub(crate) proxied: Option<Proxied>,
 }
 
 impl From<&Leased> for ClientSnapshot {
@@ -58,9 +59,9 @@ impl From<&Leased> for ClientSnapshot {
             moves: client.moves,
             lease_number: leased.lease_number,
             requests: leased.requests,
-            offsets: client.offsets,
+            offsets: client.rare.offsets(),
             goaway: client.goaway,
-            proxied: client.proxied.clone(),
+            proxied: client.rare.proxied().cloned(),
         }
     }
 }
@@ -75,9 +76,8 @@ impl ClientSnapshot {
             listener: self.listener,
             since: self.since,
             moves: self.moves,
-            offsets: self.offsets,
             goaway: self.goaway,
-            proxied: self.proxied,
+            rare: RareFields::new(self.offsets, self.proxied),
         };
         Leased {
             client,

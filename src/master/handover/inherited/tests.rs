@@ -183,7 +183,7 @@ fn a_queue_and_shared_memory_of_0_1_0_are_recovered() {
             unleased.bytes.in_base > 0 && unleased.bytes.out_base > 0 && unleased.times.1 > 0,
             "{number}"
         );
-        assert!(unleased.client.offsets.is_zero());
+        assert!(unleased.client.rare.offsets().is_zero());
     }
 }
 
@@ -332,7 +332,7 @@ fn a_handoff_stays_in_the_queues_until_it_is_packed_again() {
     {
         let expected = record(u32::try_from(client.id.0).expect("it is one of these"));
         assert_eq!(
-            (client.offsets, client.moves, client.order),
+            (client.rare.offsets(), client.moves, client.order),
             (expected.offsets, 2, OrderRule::Auto)
         );
         assert_eq!(

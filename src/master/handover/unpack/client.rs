@@ -10,6 +10,7 @@ use crate::master::clients::leases::Leases;
 use crate::master::clients::leases::recovery::DeadWorkerClients;
 use crate::master::clients::place::OrphanedShm;
 use crate::master::clients::proxied::Proxied;
+use crate::master::clients::rare::RareFields;
 use crate::proto::lease::ClientRecord;
 use crate::proto::names::{Peer, WorkerId};
 use crate::sys::clock;
@@ -33,6 +34,7 @@ impl UnpackedClient {
             Err(socket::Credentials { pid, uid, gid }) => Peer::Unix { pid, uid, gid },
         };
         let record = self.record;
+        let proxied = orphan.and_then(|orphan| proxied(orphan, record.slot));
         Some(Client {
             id: record.client,
             socket: ClientSocket::shared(self.socket, matches!(peer, Peer::Unix { .. })),
@@ -41,11 +43,8 @@ impl UnpackedClient {
             listener: record.listener,
             since: record.since,
             moves: record.moves,
-            offsets: record.offsets,
             goaway: orphan.and_then(|orphan| orphan.shm.slot(record.slot)?.flags().goaway),
-            proxied: orphan
-                .and_then(|orphan| proxied(orphan, record.slot))
-                .map(Box::new),
+            rare: RareFields::new(record.offsets, proxied),
         })
     }
 }

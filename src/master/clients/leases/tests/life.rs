@@ -1,6 +1,7 @@
 //! A client of the test.
 
 use super::*;
+use crate::master::clients::rare::RareFields;
 
 /// The history of a client, as the test records it.
 #[derive(Debug)]
@@ -68,7 +69,8 @@ impl Life {
             requests,
         };
         let client = Client::with_socket(id.0, socket, name);
-        (Client { offsets, ..client }, life)
+        let rare = RareFields::new(offsets, None);
+        (Client { rare, ..client }, life)
     }
 
     pub(super) fn send(&mut self, count: u64) {

@@ -66,10 +66,9 @@ impl World {
                 let (client, life) = Life::begin(id, *is_unix);
                 self.lives.insert(id, life);
                 let mut unleased = Unleased::new(client, 1);
-                (unleased.bytes.in_base, unleased.bytes.out_base) = (
-                    unleased.client.offsets.received,
-                    unleased.client.offsets.sent,
-                );
+                let offsets = unleased.client.rare.offsets();
+                (unleased.bytes.in_base, unleased.bytes.out_base) =
+                    (offsets.received, offsets.sent);
                 self.unleased.push(unleased);
             }
             Act::Send(client, count) => self.life(client, |life| life.send((*count).into())),
