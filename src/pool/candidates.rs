@@ -213,6 +213,9 @@ impl Candidates {
     }
 }
 
+/// Up to this number of leaves, a search of them in turn takes fewer steps than one from the root.
+const FEW: usize = 16;
+
 /// Numbers, of which the first smallest one is found by a number of steps that grows with the logarithm of their count.
 #[derive(Debug)]
 struct SmallestFirst {
@@ -253,6 +256,12 @@ impl SmallestFirst {
 
     /// Returns the index of the smallest number, of several the first one from `next` on, or else the first one.
     fn first(&self, next: usize) -> Option<usize> {
+        let leaves = &self.nodes[self.leaves()..];
+        if leaves.len() <= FEW {
+            let next = next.min(leaves.len());
+            let is_smallest = |index: &usize| leaves[*index] == self.nodes[1];
+            return (next..leaves.len()).chain(0..next).find(is_smallest);
+        }
         let all = (1, 0, self.leaves());
         self.first_in(all, next).or_else(|| self.first_in(all, 0))
     }
