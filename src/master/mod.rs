@@ -194,7 +194,7 @@ impl Master {
             self.keep_exporter(now);
             // No event reports that the queue of a closing listener is empty.
             readable.extend(self.listeners.closing.iter().copied());
-            self.serve_listeners(&readable, &ended, now);
+            self.serve_listeners(&mut readable, &ended, now);
             self.keep_unleased(Leasing::Done, now);
             self.report_to_manager(now);
             self.complete_requests(now);
@@ -247,7 +247,7 @@ impl Master {
     }
 
     /// Has the listeners follow a drain, leases clients, keeps the listeners bound, and opens or closes the gate.
-    fn serve_listeners(&mut self, readable: &[u32], ended: &[u32], now: Instant) {
+    fn serve_listeners(&mut self, readable: &mut [u32], ended: &[u32], now: Instant) {
         self.workers.retry_channels(&self.poller, now);
         let keepalive = self.settings.config.limits.tcp_keepalive;
         let context = (&mut self.clients, &mut self.telemetry);
@@ -288,9 +288,10 @@ impl Master {
     /// Waits for events. If this process could not run for a while, the events include those that have occurred since,
     /// and the service manager gets the watchdog's message at once.
     fn wait(&mut self, events: &mut Vec<PollEvent>) -> Result<(), Error> {
+        let now = self.clock.now();
         let timeout = self
-            .deadline()
-            .map(|deadline| deadline.saturating_duration_since(self.clock.now()));
+            .deadline(now)
+            .map(|deadline| deadline.saturating_duration_since(now));
         self.clock.begin_wait(clock::monotonic(), timeout);
         let mut is_interrupted = self
             .poller
@@ -313,24 +314,24 @@ impl Master {
     }
 
     /// Returns when the loop must run although no event occurs.
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, now: Instant) -> Option<Instant> {
         let requested_rebalance = self.workers.requested_rebalance.as_ref();
         let spreading = self.workers.spreading.as_ref();
         let store = self.handover.store.as_ref();
         [
             self.workers.pool.deadline(),
-            self.workers.channels_deadline(self.clock.now()),
+            self.workers.channels_deadline(now),
             self.workers.watch.deadline(),
             self.workers.outgoing.as_ref().map(Outgoing::deadline),
             requested_rebalance.map(|requested| requested.until),
             spreading.and_then(Spreading::deadline),
-            self.listeners.deadline(self.lifecycle, self.clock.now()),
+            self.listeners.deadline(self.lifecycle, now),
             self.clients.dispatcher.deadline(),
-            self.workers.can_move().then(|| self.clock.now()),
+            self.workers.can_move().then_some(now),
             self.clients.handshakes_deadline(),
             self.clients.ending_apps_deadline(),
             self.clients.goaways.next(),
-            self.control.clients.deadline(self.clock.now()),
+            self.control.clients.deadline(now),
             self.control.outage.as_ref().map(Outage::deadline),
             self.handover.upgrade.as_ref().map(Upgrade::deadline),
             store.and_then(|store| store.canaries.deadline()),

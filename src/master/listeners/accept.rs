@@ -27,7 +27,7 @@ impl Listeners {
     /// at most as many as one message of leases holds, because until it is sent only the master has these clients.
     pub(crate) fn lease_clients(
         &mut self,
-        readable: &[u32],
+        readable: &mut [u32],
         clients: &mut Clients,
         workers: &mut Workers,
         telemetry: &mut Telemetry,
@@ -42,7 +42,8 @@ impl Listeners {
         if self.gate.is_open() && !self.is_drained() {
             workers.begin_leasing(clients.dispatcher.policy());
             let mut left = MAX_LEASES;
-            for number in &self.order(readable) {
+            self.order(readable);
+            for number in &*readable {
                 let Some(index) = self.index_of(*number) else {
                     continue;
                 };
@@ -66,14 +67,10 @@ impl Listeners {
         workers.flush_leases(clients, telemetry, poller);
     }
 
-    /// Returns these listeners in the order in which they are served. The first is the one after the listener that was
+    /// Puts these listeners into the order in which they are served. The first is the one after the listener that was
     /// served last, so that many clients at one listener do not take the capacity from the others.
-    fn order(&self, readable: &[u32]) -> Vec<u32> {
-        let (mut after, before): (Vec<u32>, Vec<u32>) = readable
-            .iter()
-            .partition(|number| **number > self.last_served);
-        after.extend(before);
-        after
+    fn order(&self, readable: &mut [u32]) {
+        readable.sort_unstable_by_key(|number| (*number <= self.last_served, *number));
     }
 
     /// Accepts the clients that wait at one listener, as far as there is capacity, and at most `most`. Returns whether
