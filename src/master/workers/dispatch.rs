@@ -132,7 +132,7 @@ impl Workers {
         telemetry: &mut Telemetry,
         poller: &Poller,
     ) {
-        for id in std::mem::take(&mut self.dispatch.to_flush) {
+        for id in self.dispatch.to_flush.drain(..) {
             if let Some(worker) = self.all.get_mut(&id) {
                 clients.put_back(worker.send_leases(), telemetry);
                 worker.watch_channel(poller);

@@ -152,8 +152,12 @@ impl Worker {
 
     fn try_send_leases(&mut self) -> io::Result<Vec<Recovered>> {
         while let Some(batch) = self.leases.next_batch() {
-            let (leases, sockets): (Vec<_>, Vec<BorrowedFd<'_>>) =
-                self.leases.records(&batch).unzip();
+            let mut leases = Vec::with_capacity(batch.len());
+            let mut sockets: Vec<BorrowedFd<'_>> = Vec::with_capacity(batch.len());
+            for (lease, socket) in self.leases.records(&batch) {
+                leases.push(lease);
+                sockets.push(socket);
+            }
             match self.channel.send(&ToWorker::Lease(leases), &sockets)? {
                 Sent::Queued => {
                     self.leases.close_left_places(&batch);
