@@ -19,6 +19,7 @@ mod help;
 mod target;
 pub(super) mod usage;
 mod values;
+pub(super) mod watching;
 
 use bench::BenchArguments;
 use check::AppVerb;
@@ -30,6 +31,7 @@ use values::{
     client_id, daemon_name, event, instance, json, most, recycle, release, timeout, words,
     worker_count, worker_id,
 };
+use watching::{StatusArguments, TopArguments};
 
 /// Controls a running fdpassd
 #[derive(Debug, Parser)]
@@ -96,7 +98,12 @@ pub(super) const PROGRAM: &str = "fdpassctl";
 #[derive(Debug, Subcommand)]
 pub(super) enum CtlVerb {
     /// Show the daemon, its listeners and its workers
-    Status,
+    Status(StatusArguments),
+    /// Watch the workers, the clients and the events on the whole terminal
+    ///
+    /// Its keys sort, look at a worker or a client, recycle, kick and drain;
+    /// the key "?" lists them.
+    Top(TopArguments),
     /// Show the connected clients
     Clients(ClientsArguments),
     /// Show what happened, the last 1,024 events: starts, deaths, reloads, …

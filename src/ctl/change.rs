@@ -16,7 +16,7 @@ use crate::proto::control::{
     ReloadParams, Reloaded, Reopened, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
 };
 use crate::proto::text::Escaped;
-use crate::rpc_client::{self, RpcClient};
+use crate::rpc_client::{self, Deadline, RpcClient};
 
 /// Requests a change, shows its progress and prints the result.
 ///
@@ -42,17 +42,33 @@ pub(super) fn perform(
         Some(progress) => progress.during(&mut daemon, err, |daemon| request(change, daemon)),
         None => request(change, &mut daemon),
     };
-    let result = done.map_err(|error| match (error, change.takes_long()) {
+    let result = done.map_err(|error| explain(error, change, &name, pid))?;
+    session.print(out, &result, |out| {
+        writeln!(out, "{}", describe(change, &name, &result)?).map_err(Error::Output)
+    })
+}
+
+/// Requests a change on a connection of its own, without progress, and returns the result in words.
+pub(super) fn make(change: &ChangeVerb, session: &Session) -> Result<String, Error> {
+    let usual = change.takes_long().map(|(_, usual)| usual);
+    let timeout = usual.map_or(session.timeout, |usual| usual.max(session.timeout));
+    let mut daemon = session.connect_until(Deadline::new(timeout))?;
+    let Version { name, pid, .. } = parse(&daemon.ask(Verb::Version)?)?;
+    let result =
+        request(change, &mut daemon).map_err(|error| explain(error, change, &name, pid))?;
+    Ok(describe(change, &name, &result)?)
+}
+
+/// Returns the error of a change: of one that takes long, a timeout is not its end.
+fn explain(error: rpc_client::Error, change: &ChangeVerb, name: &str, pid: u32) -> Error {
+    match (error, change.takes_long()) {
         (rpc_client::Error::Timeout(_), Some((activity, _))) => Error::StillGoing {
-            name: name.clone(),
+            name: name.to_owned(),
             pid,
             activity,
         },
         (error, _) => error.into(),
-    })?;
-    session.print(out, &result, |out| {
-        writeln!(out, "{}", describe(change, &name, &result)?).map_err(Error::Output)
-    })
+    }
 }
 
 fn request(

@@ -43,11 +43,21 @@ pub(super) struct ClientRow {
     pub(super) raw: Box<RawValue>,
 }
 
-/// Returns all clients, in no order. A client that moves between two requests is on two pages; the later page counts.
+/// Returns all clients, in no order.
 pub(super) fn request_all(
     daemon: &mut RpcClient,
     worker: Option<WorkerId>,
 ) -> Result<Vec<ClientRow>, Error> {
+    Ok(request_pages(daemon, worker, usize::MAX)?.0)
+}
+
+/// Returns the clients of at most this number of pages, in no order, and whether these are all. A client that moves
+/// between two requests is on two pages; the later page counts.
+pub(super) fn request_pages(
+    daemon: &mut RpcClient,
+    worker: Option<WorkerId>,
+    most: usize,
+) -> Result<(Vec<ClientRow>, bool), Error> {
     /// [`control::Clients`](crate::proto::control::Clients), with each client as received.
     #[derive(Deserialize)]
     struct ClientsPage<'a> {
@@ -57,7 +67,7 @@ pub(super) fn request_all(
     }
     let mut found: HashMap<ClientId, ClientRow> = HashMap::new();
     let mut after = None;
-    loop {
+    for _ in 0..most {
         let result = daemon.ask_with(Verb::Clients, &ClientsAfter { worker, after })?;
         let page: ClientsPage = parse(&result)?;
         for raw in page.clients {
@@ -71,13 +81,14 @@ pub(super) fn request_all(
             );
         }
         match (after, page.next) {
-            (_, None) => return Ok(found.into_values().collect()),
+            (_, None) => return Ok((found.into_values().collect(), true)),
             (Some(after), Some(next)) if next <= after => {
                 return Err(no_reply(&"its pages repeat").into());
             }
             (_, next) => after = next,
         }
     }
+    Ok((found.into_values().collect(), false))
 }
 
 fn sort_by_arguments(clients: &mut [ClientRow], arguments: &ClientsArguments) {
@@ -160,7 +171,7 @@ pub(super) fn write_total(to: &mut impl Write, shown: usize, total: usize) -> io
 }
 
 /// Returns the address of a client, and that of the load balancer that it came through.
-fn peer(client: &ClientStatus) -> Cow<'_, str> {
+pub(super) fn peer(client: &ClientStatus) -> Cow<'_, str> {
     match &client.via {
         None => Cow::Borrowed(&client.peer),
         Some(via) => Cow::Owned(format!("{} via {via}", client.peer)),

@@ -20,10 +20,12 @@ mod job;
 mod output;
 mod page;
 mod progress;
+mod reconnecting;
 mod session;
 mod status;
 mod style;
 mod table;
+mod top;
 mod tunnel;
 
 use std::env;
@@ -34,6 +36,7 @@ use std::process::ExitCode;
 
 use args::check::AppVerb;
 use args::usage::UsageMistake;
+use args::watching::StatusArguments;
 use args::{Arguments, CtlVerb};
 use clap::FromArgMatches;
 use clap::error::ErrorKind as UsageKind;
@@ -186,7 +189,11 @@ fn perform(
     err: &mut (impl Write + Send),
 ) -> Result<(), Error> {
     match &arguments.verb {
-        CtlVerb::Status => status::show(session, out),
+        CtlVerb::Status(StatusArguments { watch: None }) => status::show(session, out),
+        CtlVerb::Status(StatusArguments {
+            watch: Some(interval),
+        }) => status::watch(*interval, session, out),
+        CtlVerb::Top(arguments) => top::show(arguments, session, out),
         CtlVerb::Clients(arguments) => clients::show(arguments, session, out),
         CtlVerb::Events(arguments) => events::show(arguments, session, out),
         CtlVerb::Config { what } => config::perform(*what, session, out),

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -19,7 +20,7 @@ use crate::rpc_client::{self, Deadline, RpcClient, no_reply};
 use crate::sys::user::Holder;
 
 /// The settings from the command line and the environment for all verbs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     /// The name of the daemon, as in its paths.
     pub(super) daemon: String,
@@ -32,7 +33,7 @@ pub(super) struct Session {
 }
 
 /// The way to the daemon.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Way {
     /// The possible places of its socket.
     Places {
@@ -41,7 +42,7 @@ enum Way {
         temporary: Option<PathBuf>,
     },
     /// A socket that ssh(1) forwards from another host.
-    Tunnel(Box<Tunnel>),
+    Tunnel(Arc<Tunnel>),
 }
 
 impl Session {
@@ -70,7 +71,7 @@ impl Session {
     pub(super) fn through(&self, tunnel: Tunnel) -> Session {
         Session {
             daemon: self.daemon.clone(),
-            way: Way::Tunnel(Box::new(tunnel)),
+            way: Way::Tunnel(Arc::new(tunnel)),
             timeout: self.timeout,
             deadline: Deadline::new(self.timeout),
             json: self.json,

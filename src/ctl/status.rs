@@ -3,26 +3,28 @@
 //! Numbers are shortened (`--json` has them in full), and the tables usually fit 80 columns. Memory is in MiB.
 //! Unknown values are blank.
 
-use std::fmt::Display;
 use std::io::{self, Write};
-
-use anstyle::Style;
 
 use super::error::Error;
 use super::figures::{grouped, in_letters, in_words, instant};
 use super::session::{Session, parse};
-use super::style::{BAD, GOOD, NOTED, Paint};
+use super::style::{BAD, GOOD, Paint};
 use super::table;
 use crate::proto::control::{
-    DrainStatus, LastReload, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerStatus,
+    LastReload, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerStatus,
 };
 use crate::proto::frame::OrderRule;
 use crate::proto::proxy::ProxyVersion;
 use crate::proto::text::Escaped;
 
+mod notices;
 mod tables;
+mod watch;
 
 use tables::{APPS, LEAVING, RUNTIMES, WORKERS, app_row, leaving_row, runtime_row, worker_row};
+
+pub(super) use notices::{Notice, notices};
+pub(super) use watch::watch;
 
 /// Prints the status.
 pub(super) fn show(session: &Session, out: &mut impl Write) -> Result<(), Error> {
@@ -67,35 +69,9 @@ fn write_state(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result
         "{name} {version}, pid {}, up {uptime}, generation {}",
         status.pid, status.generation
     )?;
-    let mut notice = |style, word, text: &dyn Display| write_notice(to, paint, style, word, text);
-    if status.stopping {
-        let text = "no new clients; workers finish what they have";
-        notice(NOTED, "STOPPING", &text)?;
-    }
-    if let Some(DrainStatus {
-        notice: Some(left), ..
-    }) = status.drain
-    {
-        let left = in_letters(left.ceil());
-        let text = format_args!("in {left}; new clients are served until then");
-        notice(NOTED, "LEAVING", &text)?;
-    }
-    if let Some(over) = status.drain.and_then(|drain| drain.over) {
-        let text = format!("clients that want a goaway get it{}", within(over));
-        notice(NOTED, "MOVING", &text)?;
-    }
-    if let Some(reason) = &status.paused {
-        notice(NOTED, "PAUSED", &format_args!("no new clients: {reason}"))?;
-    }
-    if status.reloading {
-        notice(NOTED, "RELOADING", &"workers are replaced one by one")?;
-    }
-    if !status.quarantined.is_empty() {
-        let methods = status.quarantined.join(", ");
-        let text = format!("quarantined: {methods}; lifted by the verb \"release\"");
-        notice(BAD, "METHODS", &text)?;
-    }
-    Ok(())
+    notices::of_state(status)
+        .iter()
+        .try_for_each(|notice| write_notice(to, paint, notice))
 }
 
 /// Returns the words for the rest of the period over which clients get a goaway.
@@ -112,17 +88,9 @@ fn write_config(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
         Some(path) => writeln!(to, "config    {}", Escaped(path.display()))?,
         None => writeln!(to, "config    embedded default")?,
     }
-    let mut notice = |word, text: &dyn Display| write_notice(to, paint, BAD, word, text);
-    if let Some(why) = &status.config_stale {
-        let text = format_args!("the previous configuration is in force: {why}");
-        notice("STALE", &text)?;
-    }
-    for missing in &status.missing {
-        notice("MISSING", missing)?;
-    }
-    if let Some(why) = &status.store_outage {
-        notice("RESTART", &format_args!("would lose all clients: {why}"))?;
-    }
+    notices::of_config(status)
+        .iter()
+        .try_for_each(|notice| write_notice(to, paint, notice))?;
     status
         .last_reload
         .as_ref()
@@ -130,16 +98,10 @@ fn write_config(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
 }
 
 /// Writes a word in capitals, and a text beginning in column 11.
-fn write_notice(
-    to: &mut impl Write,
-    paint: Paint,
-    style: Style,
-    word: &str,
-    text: &dyn Display,
-) -> io::Result<()> {
-    let padding = 10 - word.len();
-    let word = paint.on(style, word);
-    writeln!(to, "{word}{:padding$}{}", "", Escaped(text))
+fn write_notice(to: &mut impl Write, paint: Paint, notice: &Notice) -> io::Result<()> {
+    let padding = 10 - notice.word.len();
+    let word = paint.on(notice.style, notice.word);
+    writeln!(to, "{word}{:padding$}{}", "", Escaped(&notice.text))
 }
 
 /// Writes how workers are made, if not as usual.
@@ -298,7 +260,9 @@ mod tests {
     use super::*;
     use crate::ctl::style::Seen;
     use crate::ctl::tests::status;
-    use crate::proto::control::{AppStatus, DrainMode, LeavingStatus, RuntimeStatus, WorkerState};
+    use crate::proto::control::{
+        AppStatus, DrainMode, DrainStatus, LeavingStatus, RuntimeStatus, WorkerState,
+    };
     use crate::proto::names::{Generation, WorkerId};
 
     fn table(status: &Status) -> String {

@@ -74,6 +74,11 @@ impl Seen {
 pub(super) struct Paint(bool);
 
 impl Paint {
+    /// Returns whether there are colours.
+    pub(super) fn is_on(self) -> bool {
+        self.0
+    }
+
     /// Returns the text in a style, if there are colours. Padding belongs in the text or outside: a width would count
     /// the sequences.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {

@@ -33,7 +33,15 @@ impl Cell {
         Cell::from(shortened(&Escaped(text).to_string(), most).into_owned())
     }
 
-    fn width(&self) -> usize {
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(super) fn style(&self) -> Style {
+        self.style
+    }
+
+    pub(super) fn width(&self) -> usize {
         self.text.chars().count()
     }
 }
@@ -110,7 +118,7 @@ pub(super) fn write<const N: usize>(
 }
 
 /// Shortens a text to `most` characters: the middle is left out, because beginning and end matter.
-fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+pub(super) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     let length = text.chars().count();
     if length <= most {
         return text.into();

@@ -21,6 +21,7 @@ pub mod poll;
 pub mod process;
 pub mod signal;
 pub mod socket;
+pub mod terminal;
 pub mod user;
 pub mod wakeup;
 pub mod watch;

@@ -145,7 +145,12 @@ pub fn set_at_interrupt() -> io::Result<Arc<AtomicBool>> {
 /// Returns whether this process ignores a signal (SIG_IGN), as nohup(1) makes a program do.
 #[must_use]
 pub fn is_ignored(signal: Signal) -> bool {
-    action_of(signal as i32) == Some(libc::SIG_IGN)
+    is_number_ignored(signal as i32)
+}
+
+/// Returns whether this process ignores the signal of this number.
+pub(super) fn is_number_ignored(number: i32) -> bool {
+    action_of(number) == Some(libc::SIG_IGN)
 }
 
 /// Ends this process by a signal, as if it had not been caught.

@@ -242,7 +242,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 22] = [
 ];
 
 /// Names that only these modules may use: foreign crates, and `unsafe`.
-const ONLY_IN: [(&str, &[&str]); 13] = [
+const ONLY_IN: [(&str, &[&str]); 14] = [
     ("nix", &["sys"]),
     ("libc", &["sys"]),
     ("signal_hook", &["sys"]),
@@ -256,6 +256,7 @@ const ONLY_IN: [(&str, &[&str]); 13] = [
     ("httparse", &["exporter"]),
     ("clap_complete", &["ctl"]),
     ("anstyle", &["ctl"]),
+    ("ratatui_core", &["ctl"]),
 ];
 
 #[test]

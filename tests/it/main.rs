@@ -94,6 +94,7 @@ mod stall;
 mod store;
 mod system_faults;
 mod testing;
+mod top;
 mod unleased;
 mod upgrade;
 mod upgrade_faults;

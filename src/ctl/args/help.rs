@@ -4,7 +4,7 @@
 pub(super) const HELP: &str = "\
 Usage: fdpassctl [OPTIONS] <VERB>; \"fdpassctl help VERB\" describes a verb
 
-Look     status           the daemon, its listeners and its workers
+Look     status, top      the daemon, its listeners and its workers; live
          clients          the connected clients and their requests
          events           recent events; with --follow also new ones
          config           show what is in force, or check the file

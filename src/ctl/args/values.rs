@@ -60,6 +60,14 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses the time between two requests for the status.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(time) if time < MIN_INTERVAL => Err("expected a time of at least 100ms".to_owned()),
+        time => time,
+    }
+}
+
 /// Parses the time of a notice or of moves, which may be zero.
 pub(super) fn notice(text: &str) -> Result<Duration, String> {
     duration(text)
@@ -169,6 +177,9 @@ const WORKER_IDS: &str = "a number in the column ID of `fdpassctl status`";
 
 /// The most requests a second.
 const MAX_RATE: f64 = 1e9;
+
+/// The shortest time between two requests for the status: each of them makes the daemon read the memory of all workers.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest timeout: an `Instant` can be that far away on every system.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);

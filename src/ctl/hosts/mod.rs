@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use super::args::watching::StatusArguments;
 use super::args::{Arguments, ChangeVerb, ClientsArguments, CtlVerb};
 use super::error::Error;
 use super::session::{Session, place_of_instance};
@@ -67,10 +68,13 @@ impl FleetVerb<'_> {
             CtlVerb::Change(
                 change @ (Drain { .. } | Reload { .. } | Stop { .. } | Undrain | Upgrade { .. }),
             ) => Ok(FleetVerb::Change(change)),
-            CtlVerb::Status | CtlVerb::Clients(_) if arguments.one_at_a_time => {
+            CtlVerb::Status(StatusArguments { watch: Some(_) }) => {
+                usage("--watch is for one host; it excludes --hosts")
+            }
+            CtlVerb::Status(_) | CtlVerb::Clients(_) if arguments.one_at_a_time => {
                 usage("--one-at-a-time is for verbs that make changes")
             }
-            CtlVerb::Status => Ok(FleetVerb::Status),
+            CtlVerb::Status(_) => Ok(FleetVerb::Status),
             CtlVerb::Clients(clients) => Ok(FleetVerb::Clients(clients)),
             _ => usage(
                 "this verb is for one host; --hosts is for status, clients, drain, undrain, reload, upgrade and stop",

@@ -19,6 +19,7 @@ pub mod restart;
 #[cfg(feature = "tokio")]
 pub mod starvation;
 pub mod strace;
+pub mod terminal;
 pub mod upgrade;
 
 use std::fs;

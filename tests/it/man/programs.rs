@@ -211,7 +211,7 @@ fn options_of(help: &str) -> BTreeSet<String> {
         .filter(|line| line.starts_with('-'));
     let words = lines.flat_map(|line| line.split("  ").next().unwrap_or_default().split(", "));
     words
-        .filter_map(|option| option.split(' ').next())
+        .filter_map(|option| option.split([' ', '[']).next())
         .map(str::to_owned)
         .collect()
 }

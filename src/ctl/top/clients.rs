@@ -1,0 +1,217 @@
+//! The clients: the rows and columns of their table, and the lines about one of them.
+
+use std::collections::HashMap;
+
+use ratatui_core::text::Line;
+
+use super::columns::Column;
+use super::news::{ClientList, ClientsWanted};
+use super::text::fact;
+use crate::ctl::clients::peer;
+use crate::ctl::figures::{counted, grouped, in_letters, in_words, rate, short};
+use crate::ctl::table::Cell;
+use crate::proto::control::ClientStatus;
+use crate::proto::names::ClientId;
+use crate::proto::text::Escaped;
+
+/// A client, with what is known from the list before.
+#[derive(Clone, Debug)]
+pub(crate) struct RatedClient {
+    pub(crate) status: ClientStatus,
+    /// Requests a second since the list before.
+    pub(crate) rate: Option<f64>,
+}
+
+/// The last list of clients.
+#[derive(Debug, Default)]
+pub(crate) struct RatedClients {
+    pub(crate) of: ClientsWanted,
+    pub(crate) clients: Vec<RatedClient>,
+    pub(crate) is_complete: bool,
+}
+
+impl RatedClients {
+    /// Returns the list that follows this one. The age of a client is the clock of its rate.
+    pub(crate) fn next(&self, list: ClientList) -> RatedClients {
+        let before: HashMap<ClientId, &ClientStatus> = self
+            .clients
+            .iter()
+            .map(|client| (client.status.id, &client.status))
+            .collect();
+        let rated = |status: ClientStatus| {
+            let rate = before
+                .get(&status.id)
+                .and_then(|before| rate_between(before, &status));
+            RatedClient { status, rate }
+        };
+        RatedClients {
+            of: list.of,
+            clients: list.clients.into_iter().map(rated).collect(),
+            is_complete: list.is_complete,
+        }
+    }
+}
+
+fn rate_between(before: &ClientStatus, now: &ClientStatus) -> Option<f64> {
+    let time = now.age_seconds - before.age_seconds;
+    let more = now.requests.checked_sub(before.requests)?;
+    (time > 0.0).then(|| more as f64 / time)
+}
+
+/// Returns the lines about one client.
+pub(crate) fn details(client: &RatedClient) -> Vec<Line<'static>> {
+    let status = &client.status;
+    let address = Escaped(peer(status)).to_string();
+    let name = format!(
+        "{} ({address}), connected for {}",
+        status.id,
+        in_words(status.age_seconds)
+    );
+    let listener = status.listener.as_deref().unwrap_or("closed");
+    let worker = match (status.worker, status.state) {
+        (None, _) => "none, it waits for one".to_owned(),
+        (Some(id), None) => id.to_string(),
+        (Some(id), Some(state)) => format!("{id}, {}", state.as_str()),
+    };
+    let moves = counted(status.moves.into(), "move");
+    let speed = client
+        .rate
+        .map_or_else(String::new, |requests| format!(", {}/s", rate(requests)));
+    let requests = format!("{} answered{speed}", grouped(status.requests));
+    let mut lines = vec![
+        fact("client", &name),
+        fact("listener", &Escaped(listener).to_string()),
+        fact("worker", &format!("{worker}; {moves} so far")),
+        fact("requests", &requests),
+        fact("idle", &in_words(status.idle_seconds)),
+        fact("buffers", &counted(status.bytes, "byte")),
+    ];
+    if let Some(method) = &status.method {
+        lines.push(fact("method", &Escaped(method).to_string()));
+    }
+    if status.wants_goaway {
+        lines.push(fact("goaway", "it has asked for one"));
+    }
+    lines
+}
+
+/// The longest name of a method that is shown in full.
+const MAX_METHOD_LEN: usize = 24;
+/// The longest address with that of a load balancer.
+const MAX_PEER_LEN: usize = 100;
+/// The longest address of a listener.
+const MAX_LISTENER_LEN: usize = 112;
+
+/// Returns a column of numbers.
+const fn number(
+    name: &'static str,
+    usual: usize,
+    rank: u8,
+    cell: fn(&RatedClient) -> Cell,
+    figure: Option<fn(&RatedClient) -> Option<f64>>,
+) -> Column<RatedClient> {
+    Column {
+        name,
+        is_word: false,
+        usual,
+        rank,
+        cell,
+        figure,
+    }
+}
+
+/// Returns a column of words.
+const fn word(
+    name: &'static str,
+    usual: usize,
+    rank: u8,
+    cell: fn(&RatedClient) -> Cell,
+) -> Column<RatedClient> {
+    Column {
+        name,
+        is_word: true,
+        usual,
+        rank,
+        cell,
+        figure: None,
+    }
+}
+
+/// The columns of the table of clients.
+pub(crate) const COLUMNS: &[Column<RatedClient>] = &[
+    number("ID", 5, 0, |row| row.status.id.to_string().into(), None),
+    word("PEER", 15, 0, |row| {
+        Cell::foreign(&peer(&row.status), MAX_PEER_LEN)
+    }),
+    number(
+        "WORKER",
+        6,
+        1,
+        |row| {
+            let worker = row.status.worker;
+            worker.map_or_else(String::new, |id| id.to_string()).into()
+        },
+        None,
+    ),
+    word("STATE", 7, 4, |row| {
+        let state = row.status.state;
+        state.map_or("", |state| state.as_str()).to_owned().into()
+    }),
+    number(
+        "REQ/S",
+        5,
+        0,
+        |row| row.rate.map_or_else(String::new, rate).into(),
+        Some(|row| row.rate),
+    ),
+    number(
+        "REQUESTS",
+        8,
+        2,
+        |row| short(row.status.requests).into(),
+        Some(|row| Some(row.status.requests as f64)),
+    ),
+    number(
+        "AGE",
+        6,
+        2,
+        |row| in_letters(row.status.age_seconds).into(),
+        Some(|row| Some(row.status.age_seconds)),
+    ),
+    number(
+        "IDLE",
+        6,
+        3,
+        |row| in_letters(row.status.idle_seconds).into(),
+        Some(|row| Some(row.status.idle_seconds)),
+    ),
+    number(
+        "BYTES",
+        5,
+        3,
+        |row| short(row.status.bytes).into(),
+        Some(|row| Some(row.status.bytes as f64)),
+    ),
+    number(
+        "MOVES",
+        5,
+        5,
+        |row| short(row.status.moves.into()).into(),
+        Some(|row| Some(row.status.moves.into())),
+    ),
+    word("METHOD", 6, 6, |row| {
+        Cell::foreign(
+            row.status.method.as_deref().unwrap_or_default(),
+            MAX_METHOD_LEN,
+        )
+    }),
+    word("LISTENER", 8, 7, |row| {
+        Cell::foreign(
+            row.status.listener.as_deref().unwrap_or_default(),
+            MAX_LISTENER_LEN,
+        )
+    }),
+];
+
+/// The column by which clients are sorted at first: the busiest are the first ones.
+pub(crate) const BY_RATE: usize = 4;

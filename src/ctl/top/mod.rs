@@ -1,0 +1,192 @@
+//! `top`: a daemon on the whole terminal, until the user quits.
+//!
+//! ```text
+//! keyboard, signals ──▶ Input ──▶ Top ──▶ view ──▶ ratatui ──▶ terminal
+//! watch (daemon)    ──▶            state, pure       differences only
+//! ```
+//!
+//! All threads but the one that draws sleep until their source has something; that one sleeps until one of them sends.
+
+mod clients;
+mod columns;
+mod events;
+mod header;
+mod history;
+mod inputs;
+mod keys;
+mod news;
+mod question;
+mod state;
+mod terminal;
+mod text;
+mod view;
+mod watch;
+mod workers;
+
+use std::io::Write;
+use std::panic::resume_unwind;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use ratatui_core::terminal::Terminal;
+
+use super::args::watching::TopArguments;
+use super::error::Error;
+use super::session::Session;
+use crate::sys::terminal::{ScreenSignal, ScreenSignals};
+use inputs::Input;
+use news::ClientsWanted;
+use state::{Top, TopRequest};
+use terminal::{Ansi, ScreenGuard};
+use watch::FiguresWatch;
+
+/// Shows the daemon until the user quits, or a signal ends the program.
+pub(super) fn show(
+    arguments: &TopArguments,
+    session: &Session,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    check(session)?;
+    let interval = arguments.interval;
+    let mut figures = FiguresWatch::new(session, interval);
+    let mut top = Top::new(interval, figures.status()?);
+    let (inputs, received) = mpsc::channel();
+    let (wanted, receiver) = mpsc::channel();
+    let unable = |e: std::io::Error| Error::Unable(format!("cannot watch the daemon: {e}"));
+    let signals = ScreenSignals::catch().map_err(unable)?;
+    let keyboard = inputs::keyboard().map_err(unable)?;
+    let guard = ScreenGuard::enter(out).map_err(Error::Output)?;
+    let own = session.clone();
+    inputs::start(&inputs, inputs::signals(signals))
+        .and_then(|()| inputs::start(&inputs, keyboard))
+        .and_then(|()| inputs::start(&inputs, move |inputs| figures.run(&receiver, inputs)))
+        .and_then(|()| {
+            inputs::start(&inputs, move |inputs| {
+                watch::follow_events(&own, interval, inputs);
+            })
+        })
+        .map_err(unable)?;
+    let mut screen = Screen {
+        terminal: Terminal::new(Ansi::new(out, session.seen.paint())).map_err(Error::Output)?,
+        session,
+        inputs,
+        wanted,
+    };
+    let ended = screen.run(&mut top, &received);
+    drop(guard);
+    if let Some(signal) = ended? {
+        signal.take_effect();
+    }
+    Ok(())
+}
+
+/// Checks that there is a terminal, and that nothing else is wanted.
+///
+/// # Errors
+/// In a sentence, why there cannot be a screen.
+fn check(session: &Session) -> Result<(), Error> {
+    let usage = |why: String| Err(Error::Usage(why));
+    if session.json {
+        return usage("top is for people; \"status --watch --json\" is for programs".to_owned());
+    }
+    match terminal::missing() {
+        Some(stream) => usage(format!(
+            "top needs a terminal, and {stream} is not one; \"status --watch\" needs none"
+        )),
+        None if !session.seen.out => {
+            usage("top needs a terminal that can move its cursor, and TERM is \"dumb\"".to_owned())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The terminal, and the ways to the other threads.
+struct Screen<'a, W: Write> {
+    terminal: Terminal<Ansi<W>>,
+    session: &'a Session,
+    inputs: Sender<Input>,
+    wanted: Sender<ClientsWanted>,
+}
+
+impl<W: Write> Screen<'_, W> {
+    /// Draws, and acts on what happens, until the end. Returns the signal that has ended it.
+    fn run(
+        &mut self,
+        top: &mut Top,
+        received: &Receiver<Input>,
+    ) -> Result<Option<ScreenSignal>, Error> {
+        let mut wanted = ClientsWanted::Nothing;
+        loop {
+            self.terminal
+                .draw(|frame| view::draw(frame, top))
+                .map_err(Error::Output)?;
+            let Ok(first) = received.recv() else {
+                return Ok(None);
+            };
+            // Inputs that have arrived at the same time are drawn once.
+            for input in std::iter::once(first).chain(received.try_iter()) {
+                match self.act(top, input)? {
+                    AfterInput::Continue => {}
+                    AfterInput::End(signal) => return Ok(signal),
+                }
+            }
+            if wanted != top.clients_wanted() {
+                wanted = top.clients_wanted();
+                // The thread has panicked otherwise, and its input arrives.
+                let _ = self.wanted.send(wanted);
+            }
+        }
+    }
+
+    fn act(&mut self, top: &mut Top, input: Input) -> Result<AfterInput, Error> {
+        match input {
+            Input::News(news) => top.receive(news),
+            Input::Keys(keys) => {
+                for key in keys {
+                    let is_asking = top.confirmation.is_some();
+                    match top.press(key) {
+                        Some(TopRequest::Quit) => return Ok(AfterInput::End(None)),
+                        Some(TopRequest::Change(change)) => self.begin(top, change),
+                        None => {}
+                    }
+                    if top.confirmation.is_some() && !is_asking {
+                        // A question is answered after it was shown, not by the rest of a pasted text.
+                        break;
+                    }
+                }
+            }
+            Input::Signal(ScreenSignal::Resized) => {}
+            Input::Signal(signal @ ScreenSignal::Suspend) => {
+                terminal::leave();
+                signal.take_effect();
+            }
+            Input::Signal(ScreenSignal::Continued) => {
+                terminal::enter(self.terminal.backend_mut().out()).map_err(Error::Output)?;
+                self.terminal.clear().map_err(Error::Output)?;
+            }
+            Input::Signal(signal @ ScreenSignal::End(_)) => {
+                return Ok(AfterInput::End(Some(signal)));
+            }
+            Input::NoMoreKeys => return Ok(AfterInput::End(None)),
+            Input::Panicked(panic) => resume_unwind(panic),
+        }
+        Ok(AfterInput::Continue)
+    }
+
+    /// Makes a change in a thread of its own.
+    fn begin(&mut self, top: &mut Top, change: super::args::ChangeVerb) {
+        let session = self.session.clone();
+        let work = move |inputs: &Sender<Input>| watch::make_change(&change, &session, inputs);
+        if let Err(e) = inputs::start(&self.inputs, work) {
+            top.receive(news::News::Changed(Err(e.to_string())));
+        }
+    }
+}
+
+/// The consequence of an input.
+enum AfterInput {
+    Continue,
+    End(Option<ScreenSignal>),
+}
+
+#[cfg(test)]
+mod tests;

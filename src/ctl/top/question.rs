@@ -1,0 +1,69 @@
+//! The changes that keys make, each with the question before it.
+
+use crate::ctl::args::ChangeVerb;
+use crate::ctl::args::drain::DrainArguments;
+use crate::ctl::clients::peer;
+use crate::ctl::figures::counted;
+use crate::proto::control::{ClientStatus, Recycle, Status};
+use crate::proto::text::Escaped;
+
+use super::workers::WorkerRow;
+
+/// A change that awaits its confirmation. It names its subject by a number that is never used again, so that it cannot
+/// become one of another subject.
+#[derive(Debug)]
+pub(crate) struct Confirmation {
+    pub(crate) change: ChangeVerb,
+    pub(crate) question: String,
+    /// The activity of the daemon after it was confirmed.
+    pub(crate) under_way: String,
+}
+
+/// Returns the question whether to replace a worker.
+///
+/// # Errors
+/// In a sentence, that there is none.
+pub(crate) fn of_recycling(row: &WorkerRow) -> Result<Confirmation, &'static str> {
+    let (Some(id), Some(pid)) = (row.id, row.pid) else {
+        return Err("no worker has this seat at the moment");
+    };
+    let clients = counted(row.clients, "client");
+    Ok(Confirmation {
+        change: ChangeVerb::Recycle {
+            which: Recycle { worker: Some(id) },
+        },
+        question: format!("recycle worker {id} (pid {pid})? {clients} will move"),
+        under_way: format!("replacing worker {id}"),
+    })
+}
+
+/// Returns the question whether to close a client.
+pub(crate) fn of_kick(client: &ClientStatus) -> Confirmation {
+    let address = Escaped(peer(client)).to_string();
+    Confirmation {
+        change: ChangeVerb::Kick { client: client.id },
+        question: format!("kick client {} ({address})? It will be closed", client.id),
+        under_way: format!("closing client {}", client.id),
+    }
+}
+
+/// Returns the question whether to drain the daemon, or to end its drain.
+pub(crate) fn of_drain(status: &Status) -> Confirmation {
+    let name = Escaped(&status.name).to_string();
+    let is_drained = status.drained || status.drain.is_some();
+    match is_drained {
+        true => Confirmation {
+            change: ChangeVerb::Undrain,
+            question: format!("undrain {name}? It will accept new clients again"),
+            under_way: "ending the drain".to_owned(),
+        },
+        false => {
+            let clients = counted(status.clients, "client");
+            Confirmation {
+                change: ChangeVerb::Drain(DrainArguments::default()),
+                question: format!("drain {name}? New clients will be refused, {clients} stay"),
+                under_way: "draining".to_owned(),
+            }
+        }
+    }
+}

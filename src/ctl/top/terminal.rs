@@ -1,0 +1,247 @@
+//! The terminal as ratatui draws on it, and how it is left: as it was before, also after a signal, an error or a panic.
+
+use std::io::{self, IsTerminal, Write};
+use std::panic;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+use anstyle::{AnsiColor, Effects};
+use ratatui_core::backend::{Backend, ClearType, WindowSize};
+use ratatui_core::buffer::Cell;
+use ratatui_core::layout::{Position, Size};
+use ratatui_core::style::Modifier;
+
+use crate::ctl::style::Paint;
+use crate::sys::terminal::{self, TerminalModes};
+use crate::sys::writable::write_at_once;
+
+/// The modes of the terminal before the screen, while there is one. Not a part of [`ScreenGuard`], because a panic and
+/// a second signal leave the screen from another thread.
+static BEFORE: Mutex<Option<TerminalModes>> = Mutex::new(None);
+
+fn before() -> MutexGuard<'static, Option<TerminalModes>> {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Leaves the screen when it is dropped.
+#[derive(Debug)]
+pub(super) struct ScreenGuard(());
+
+impl ScreenGuard {
+    /// Shows an empty screen, and keeps what the terminal shows for later.
+    ///
+    /// # Errors
+    /// Those of tcsetattr(3), and of writing.
+    pub(super) fn enter(out: &mut impl Write) -> io::Result<ScreenGuard> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(leave_at_panic);
+        enter(out).map(|()| ScreenGuard(()))
+    }
+}
+
+impl Drop for ScreenGuard {
+    fn drop(&mut self) {
+        leave();
+    }
+}
+
+/// Enters the screen, also once more after the process was stopped.
+pub(super) fn enter(out: &mut impl Write) -> io::Result<()> {
+    let modes = TerminalModes::deliver_keys(io::stdin())?;
+    // Modes that are there already are older: those of now may be the screen's own.
+    before().get_or_insert(modes);
+    let entered = out.write_all(ENTER).and_then(|()| out.flush());
+    entered.inspect_err(|_| leave())
+}
+
+/// Leaves the screen, if there is one. Does not wait for the terminal, whose output the user may have stopped.
+pub(super) fn leave() {
+    if let Some(modes) = before().take() {
+        // If the terminal is gone, nothing is left to do.
+        let _ = write_at_once(io::stdout(), LEAVE);
+        let _ = modes.restore(io::stdin());
+    }
+}
+
+/// Leaves the screen before the message of a panic is written.
+fn leave_at_panic() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |about| {
+        leave();
+        usual(about);
+    }));
+}
+
+/// Returns why there cannot be a screen: standard input or output is not a terminal.
+pub(super) fn missing() -> Option<&'static str> {
+    match (io::stdin().is_terminal(), io::stdout().is_terminal()) {
+        (true, true) => None,
+        (_, false) => Some("standard output"),
+        (false, true) => Some("standard input"),
+    }
+}
+
+/// Writes the control sequences of ECMA-48 that all terminals of today understand. The cursor stays hidden.
+///
+/// A frame is written at once: a panic within one leaves nothing behind that would be written later.
+#[derive(Debug)]
+pub(super) struct Ansi<W> {
+    out: W,
+    paint: Paint,
+    frame: Vec<u8>,
+}
+
+impl<W: Write> Ansi<W> {
+    pub(super) fn new(out: W, paint: Paint) -> Ansi<W> {
+        Ansi {
+            out,
+            paint,
+            frame: Vec::new(),
+        }
+    }
+
+    pub(super) fn out(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    fn style_of(&self, cell: &Cell) -> anstyle::Style {
+        let colour = AnsiColor::try_from(cell.fg).ok();
+        let colour = colour.filter(|_| self.paint.is_on());
+        let effects =
+            Effects::from(cell.modifier & (Modifier::BOLD | Modifier::DIM | Modifier::REVERSED));
+        anstyle::Style::new()
+            .fg_color(colour.map(anstyle::Color::from))
+            .effects(effects)
+    }
+}
+
+impl<W: Write> Backend for Ansi<W> {
+    type Error = io::Error;
+
+    fn draw<'a, I>(&mut self, content: I) -> io::Result<()>
+    where
+        I: Iterator<Item = (u16, u16, &'a Cell)>,
+    {
+        let plain = anstyle::Style::new();
+        let (mut style, mut next) = (plain, None);
+        for (x, y, cell) in content {
+            if next != Some((x, y)) {
+                write!(self.frame, "\x1b[{};{}H", y + 1, x + 1)?;
+            }
+            // After a character of double width, the next cell gets a sequence of its own.
+            next = x.checked_add(1).map(|next| (next, y));
+            let wanted = self.style_of(cell);
+            if wanted != style {
+                write!(self.frame, "{}{}", style.render_reset(), wanted.render())?;
+                style = wanted;
+            }
+            self.frame.extend_from_slice(cell.symbol().as_bytes());
+        }
+        write!(self.frame, "{}", style.render_reset())
+    }
+
+    fn hide_cursor(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn show_cursor(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_cursor_position(&mut self) -> io::Result<Position> {
+        Ok(Position::ORIGIN)
+    }
+
+    fn set_cursor_position<P: Into<Position>>(&mut self, _: P) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn clear(&mut self) -> io::Result<()> {
+        self.frame.extend_from_slice(CLEAR);
+        Ok(())
+    }
+
+    /// Clears everything: no other kind of clearing is used.
+    fn clear_region(&mut self, _: ClearType) -> io::Result<()> {
+        self.clear()
+    }
+
+    fn size(&self) -> io::Result<Size> {
+        let (columns, lines) = terminal::size(io::stdout())?;
+        Ok(Size::new(columns, lines))
+    }
+
+    fn window_size(&mut self) -> io::Result<WindowSize> {
+        Ok(WindowSize {
+            columns_rows: self.size()?,
+            pixels: Size::ZERO,
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let written = self.out.write_all(&self.frame);
+        self.frame.clear();
+        written.and_then(|()| self.out.flush())
+    }
+}
+
+/// The alternate screen (xterm), no cursor (DECTCEM), empty.
+const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J";
+/// No style, a cursor, the usual screen.
+const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+
+#[cfg(test)]
+mod tests {
+    use ratatui_core::style::{Color, Style};
+
+    use super::*;
+    use crate::ctl::style::Seen;
+
+    fn drawn(paint: Paint, cells: &[(u16, u16, Cell)]) -> String {
+        let mut out = Vec::new();
+        let mut ansi = Ansi::new(&mut out, paint);
+        let cells = cells.iter().map(|(x, y, cell)| (*x, *y, cell));
+        ansi.draw(cells).expect("a Vec takes everything");
+        ansi.flush().expect("a Vec takes everything");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    fn cell(symbol: &'static str, style: Style) -> Cell {
+        let mut cell = Cell::new(symbol);
+        cell.set_style(style);
+        cell
+    }
+
+    #[test]
+    fn cells_become_moves_styles_and_characters() {
+        let red = Style::new().fg(Color::Red).add_modifier(Modifier::REVERSED);
+        let cells = [
+            (4, 2, cell("a", Style::new())),
+            (5, 2, cell("µ", red)),
+            (6, 2, cell("c", red)),
+            (0, 3, cell("d", Style::new())),
+        ];
+        let coloured = Seen::new(true, false, |_| None).paint();
+        assert_eq!(
+            drawn(coloured, &cells),
+            "\x1b[3;5Ha\x1b[7m\x1b[31mµc\x1b[4;1H\x1b[0md"
+        );
+        // Without colours, the selection is still seen.
+        assert_eq!(
+            drawn(Paint::default(), &cells),
+            "\x1b[3;5Ha\x1b[7mµc\x1b[4;1H\x1b[0md"
+        );
+        assert_eq!(
+            drawn(coloured, &cells[1..2]),
+            "\x1b[3;6H\x1b[7m\x1b[31mµ\x1b[0m"
+        );
+    }
+
+    #[test]
+    fn a_frame_without_changes_writes_nothing() {
+        assert_eq!(drawn(Paint::default(), &[]), "");
+    }
+}

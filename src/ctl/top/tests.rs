@@ -1,0 +1,448 @@
+//! The screen at several sizes, each compared with a file in `tests/screens`; and what keys and news change in it.
+//!
+//! With `UPDATE_SCREENS=1` the tests write the screens of now into the files, for review with `git diff`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use ratatui_core::backend::TestBackend;
+use ratatui_core::terminal::Terminal;
+
+use super::keys::KeyPress::{self, *};
+use super::news::{ClientList, ClientsWanted, EventLine, News};
+use super::state::{Top, TopRequest, View};
+use super::view;
+use crate::ctl::args::ChangeVerb;
+use crate::ctl::tests::status;
+use crate::proto::control::{
+    AppStatus, ClientState, ClientStatus, DrainStatus, LeavingStatus, Recycle, Status, WorkerState,
+    WorkerStatus,
+};
+use crate::proto::log::LogLevel;
+use crate::proto::names::{ClientId, Generation, WorkerId};
+
+/// Returns the status of a daemon with this number of workers.
+fn status_of(count: u32) -> Box<Status> {
+    let mut status = status();
+    let kinds = status.workers.clone();
+    let worker = |seat: u32| {
+        let mut worker = match seat % 8 {
+            3 => kinds[2].clone(),
+            5 => kinds[1].clone(),
+            _ => kinds[0].clone(),
+        };
+        worker.seat = seat;
+        if worker.id.is_some() {
+            worker.id = Some(WorkerId(u64::from(seat) + 1));
+            worker.pid = Some(4712 + seat);
+            worker.clients = u64::from(seat * 37 % 100);
+            worker.requests_per_second = Some(f64::from(seat * 531 % 2000));
+            worker.busy = Some(f64::from(seat % 10) / 10.0);
+        }
+        worker
+    };
+    status.workers = (0..count).map(worker).collect();
+    status.count = count;
+    Box::new(status)
+}
+
+/// Returns a daemon in which everything has a long name, and something acts on terminals.
+fn hostile_status() -> Box<Status> {
+    let mut status = status_of(3);
+    status.name = "a-daemon-with-thirty-two-letters".to_owned();
+    status.version = "10.20.30-beta\x1b[2J".to_owned();
+    status.listeners[0].address = format!("unix:/{}\x1b]0;x\x07.sock", "long/".repeat(20));
+    status.listeners[0].outage = Some("another process has ended it\n".to_owned());
+    status.paused = Some("no descriptors\x1b[2J\nleft".to_owned());
+    status.quarantined = vec!["resize\u{202e}".to_owned(), "crop".repeat(30)];
+    status.missing = vec!["metrics: address in use".to_owned()];
+    status.config_stale = Some("unknown key".to_owned());
+    status.workers[0].app = Some(AppStatus {
+        pid: 4713,
+        name: Some("shop\x1b".to_owned()),
+        version: Some("1.2".to_owned()),
+        concurrency: 64,
+        rss_bytes: Some(41 << 20),
+    });
+    (status.workers[0].away, status.workers[0].waiting) = (3, 12);
+    status.workers[0].unhealthy = Some("the database\x07 is away".to_owned());
+    status.leaving = vec![LeavingStatus {
+        id: WorkerId(900_000),
+        pid: 4_100_000,
+        seat: 200,
+        generation: Generation(1234),
+        state: WorkerState::Held,
+        reason: "held by uid 0\x1b".to_owned(),
+        waits_for: "release".to_owned(),
+        killed_in_seconds: None,
+        clients: 12,
+    }];
+    status
+}
+
+fn client(id: u64) -> ClientStatus {
+    ClientStatus {
+        id: ClientId(id),
+        peer: match id % 4 {
+            0 => format!("[2001:db8:1234:5678:9abc:def0:1234:{id:x}]:50{id:03}"),
+            1 => format!("pid {} (uid 1000)", 4000 + id),
+            _ => format!("192.0.2.{}:50{id:03}", id % 256),
+        },
+        via: None,
+        listener: Some("127.0.0.1:8080".to_owned()),
+        worker: (id % 7 != 0).then_some(WorkerId(id % 7)),
+        state: Some(match id % 3 {
+            0 => ClientState::Busy,
+            _ => ClientState::Idle,
+        }),
+        method: (id % 3 == 0).then(|| "resize\x1b".to_owned()),
+        age_seconds: 1000.0 - id as f64,
+        idle_seconds: (id % 60) as f64,
+        requests: id * id,
+        moves: (id % 5) as u32,
+        bytes: id * 100,
+        wants_goaway: false,
+        goaway: None,
+    }
+}
+
+fn event(second: u32, message: &str, client: Option<u64>) -> EventLine {
+    EventLine {
+        at: 1_795_521_600.0 + f64::from(second),
+        level: LogLevel::Info,
+        message: message.to_owned(),
+        client: client.map(ClientId),
+    }
+}
+
+/// Returns a screen with the second status of a daemon, and with its events.
+fn top(status: Box<Status>) -> Top {
+    let mut later = status.clone();
+    later.uptime_seconds += 1.0;
+    later.requests_total += 12_345;
+    later.errors_total += 2;
+    later.accepted_total += 15;
+    later.moved_total += 3;
+    let mut top = Top::new(Duration::from_secs(1), status);
+    top.receive(News::Status(later));
+    let events = (0..30).map(|second| {
+        let message = format!("worker {second} (pid 47{second:02}, gen 3) is ready after 3 ms");
+        event(second, &message, None)
+    });
+    top.receive(News::Events {
+        events: events.collect(),
+        lost: 0,
+        is_first: true,
+    });
+    top
+}
+
+/// Sends the clients that the screen wants, all of them once more a second later, with 10 requests each.
+fn send_clients(top: &mut Top, count: u64) {
+    for second in 0..2 {
+        let later = |mut client: ClientStatus| {
+            client.age_seconds += second as f64;
+            client.requests += second * (client.id.0 % 10);
+            client
+        };
+        let of = top.clients_wanted();
+        let belongs = |client: &ClientStatus| match of {
+            ClientsWanted::Of(worker) => client.worker == Some(worker),
+            _ => true,
+        };
+        let clients = (1..=count).map(client).filter(belongs).map(later).collect();
+        top.receive(News::Clients(ClientList {
+            of,
+            clients,
+            is_complete: true,
+        }));
+    }
+}
+
+fn press(top: &mut Top, keys: &[KeyPress]) -> Option<TopRequest> {
+    keys.iter().filter_map(|key| top.press(*key)).last()
+}
+
+/// Returns the screen as text.
+fn screen(top: &mut Top, columns: u16, lines: u16) -> String {
+    let backend = TestBackend::new(columns, lines);
+    let mut terminal = Terminal::new(backend).expect("it has no errors");
+    terminal
+        .draw(|frame| view::draw(frame, top))
+        .expect("it has no errors");
+    let buffer = terminal.backend().buffer();
+    let cells = buffer.content().chunks(columns.into());
+    let text = cells.map(|line| {
+        let line: String = line.iter().map(|cell| cell.symbol()).collect();
+        format!("{}\n", line.trim_end())
+    });
+    text.collect()
+}
+
+/// Compares the screen at three sizes with the files of this name.
+#[track_caller]
+fn check(name: &str, top: &mut Top) {
+    for (columns, lines) in [(80, 24), (100, 30), (160, 50)] {
+        let shown = screen(top, columns, lines);
+        let acts = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+        assert!(!shown.contains(acts), "{name}: {shown:?}");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/screens")
+            .join(format!("{name}-{columns}.txt"));
+        if std::env::var_os("UPDATE_SCREENS").is_some() {
+            fs::write(&path, &shown).expect("the file of a screen can be written");
+        }
+        let expected = fs::read_to_string(&path).expect("the file of a screen");
+        assert_eq!(shown, expected, "{}", path.display());
+    }
+}
+
+#[test]
+fn any_number_of_workers_is_drawn_at_all_widths() {
+    for count in [0, 1, 8, 64] {
+        check(&format!("workers-{count}"), &mut top(status_of(count)));
+    }
+}
+
+#[test]
+fn long_and_hostile_names_are_escaped_and_shortened() {
+    let mut top = top(hostile_status());
+    check("hostile", &mut top);
+    press(&mut top, &[Enter]);
+    send_clients(&mut top, 120);
+    check("hostile-worker", &mut top);
+}
+
+#[test]
+fn clients_are_drawn_with_the_busiest_first() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Char('c')]);
+    assert_eq!(top.clients_wanted(), ClientsWanted::All);
+    send_clients(&mut top, 120);
+    check("clients-120", &mut top);
+    press(&mut top, &[PageDown, PageDown, Char('>')]);
+    check("clients-120-by-requests", &mut top);
+    press(&mut top, &[Enter]);
+    assert!(matches!(top.view(), View::Client(_)));
+    let View::Client(id) = top.view() else { return };
+    let about = event(100, "client 9 moved\x1b", Some(id.0));
+    top.receive(News::Events {
+        events: vec![about],
+        lost: 0,
+        is_first: false,
+    });
+    check("client", &mut top);
+}
+
+#[test]
+fn one_worker_is_drawn_with_its_clients() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Down, Enter]);
+    assert_eq!(top.clients_wanted(), ClientsWanted::Of(WorkerId(2)));
+    send_clients(&mut top, 120);
+    check("worker", &mut top);
+}
+
+#[test]
+fn the_other_views_are_drawn_at_all_widths() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Char('e'), PageUp]);
+    check("events", &mut top);
+    press(&mut top, &[Char('?')]);
+    check("help", &mut top);
+}
+
+#[test]
+fn every_size_is_drawn_and_small_ones_get_a_sentence() {
+    for view in ['w', 'c', 'e', '?'] {
+        let mut top = top(hostile_status());
+        press(&mut top, &[Char(view)]);
+        send_clients(&mut top, 120);
+        for columns in (1..200).step_by(7) {
+            for lines in 1..60 {
+                let shown = screen(&mut top, columns, lines);
+                let is_small = columns < 40 || lines < 8;
+                let begins = shown.starts_with('T');
+                assert_eq!(begins, is_small, "{columns}x{lines}: {shown}");
+            }
+        }
+    }
+    let mut top = top(status_of(1));
+    let expected = "The terminal is too small: 40\ncolumns and 8 lines are needed";
+    let shown = screen(&mut top, 30, 8);
+    assert_eq!(shown.replace(" \n", "\n").trim_end(), expected);
+    // All that matters is there at the smallest size.
+    let shown = screen(&mut top, 40, 8);
+    for words in ["fdpassd 0.1.0", "requests", "ID STATE", "q quit"] {
+        assert!(shown.contains(words), "{words:?} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn a_change_is_made_only_after_it_is_confirmed() {
+    let mut top = top(status_of(8));
+    for (keys, question) in [
+        (
+            &[Down, Char('r')][..],
+            "recycle worker 2 (pid 4713)? 37 clients will move (y/n)",
+        ),
+        (
+            &[Char('d')],
+            "drain fdpassd? New clients will be refused, 1,234 clients stay (y/n)",
+        ),
+    ] {
+        assert!(press(&mut top, keys).is_none());
+        let shown = screen(&mut top, 80, 24);
+        assert_eq!(shown.lines().last(), Some(question));
+        // Other keys do not answer it.
+        assert!(press(&mut top, &[Enter, Char('x'), Down]).is_none());
+        assert!(top.confirmation.is_some());
+        assert!(press(&mut top, &[Char('n')]).is_none() && top.confirmation.is_none());
+    }
+    let change = press(&mut top, &[Char('r'), Char('y')]);
+    assert!(
+        matches!(
+            change,
+            Some(TopRequest::Change(ChangeVerb::Recycle {
+                which: Recycle {
+                    worker: Some(WorkerId(2))
+                }
+            }))
+        ),
+        "{change:?}"
+    );
+    let last = |top: &mut Top| screen(top, 80, 24).lines().last().map(str::to_owned);
+    assert_eq!(last(&mut top).as_deref(), Some("replacing worker 2 …"));
+    // One change at a time.
+    press(&mut top, &[Char('d')]);
+    assert!(top.confirmation.is_none());
+    top.receive(News::Changed(Err(
+        "forbidden: recycle needs root".to_owned()
+    )));
+    assert_eq!(
+        last(&mut top).as_deref(),
+        Some("forbidden: recycle needs root")
+    );
+    press(&mut top, &[Down]);
+    assert!(last(&mut top).is_some_and(|line| line.starts_with("q quit")));
+}
+
+#[test]
+fn a_drained_daemon_is_undrained() {
+    let mut status = status_of(1);
+    status.drain = Some(DrainStatus {
+        mode: Default::default(),
+        notice: Some(7.0),
+        over: None,
+    });
+    let mut top = top(status);
+    assert!(screen(&mut top, 80, 24).contains("LEAVING   in 7s"));
+    let change = press(&mut top, &[Char('d'), Char('y')]);
+    assert!(
+        matches!(change, Some(TopRequest::Change(ChangeVerb::Undrain))),
+        "{change:?}"
+    );
+}
+
+#[test]
+fn a_seat_without_a_worker_is_not_recycled() {
+    let mut top = top(status_of(4));
+    assert!(press(&mut top, &[End, Char('r')]).is_none());
+    let shown = screen(&mut top, 80, 24);
+    assert!(
+        shown.contains("no worker has this seat at the moment"),
+        "{shown}"
+    );
+    assert!(press(&mut top, &[Char('y')]).is_none());
+    // Nor is a client kicked among the workers.
+    assert!(press(&mut top, &[Char('k'), Char('y')]).is_none());
+}
+
+#[test]
+fn a_client_is_kicked_after_it_is_confirmed() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Tab]);
+    send_clients(&mut top, 20);
+    assert!(press(&mut top, &[Char('k')]).is_none());
+    let shown = screen(&mut top, 80, 24);
+    let question = "kick client 9 (pid 4009 (uid 1000))? It will be closed (y/n)";
+    assert_eq!(shown.lines().last(), Some(question));
+    let change = press(&mut top, &[Char('y')]);
+    let kick = ChangeVerb::Kick {
+        client: ClientId(9),
+    };
+    assert_eq!(
+        format!("{change:?}"),
+        format!("{:?}", Some(TopRequest::Change(kick)))
+    );
+}
+
+#[test]
+fn an_outage_is_shown_until_the_daemon_answers() {
+    let mut top = top(status_of(1));
+    top.receive(News::Outage("fdpassd is not running\x1b".to_owned()));
+    let shown = screen(&mut top, 80, 24);
+    assert!(
+        shown.starts_with("NO ANSWER fdpassd is not running\\x1b\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("clients   1,234 of 65,536"), "{shown}");
+    let mut status = status_of(1);
+    status.pid = 5000;
+    top.receive(News::Status(status));
+    let shown = screen(&mut top, 80, 24);
+    assert!(shown.starts_with("fdpassd 0.1.0, pid 5000"), "{shown}");
+    assert!(
+        shown.ends_with("fdpassd was restarted: it is pid 5000\n"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn forgotten_events_are_counted() {
+    let mut top = top(status_of(1));
+    top.receive(News::Events {
+        events: Vec::new(),
+        lost: 3,
+        is_first: false,
+    });
+    assert!(screen(&mut top, 80, 24).ends_with("3 events are forgotten\n"));
+}
+
+#[test]
+fn escape_returns_to_the_view_before_and_q_quits() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Enter]);
+    send_clients(&mut top, 20);
+    press(&mut top, &[Enter]);
+    assert!(matches!(top.view(), View::Client(_)));
+    press(&mut top, &[Escape]);
+    assert!(matches!(top.view(), View::Worker(_)));
+    press(&mut top, &[Backspace, Escape, Escape]);
+    assert_eq!(top.view(), View::Workers);
+    assert!(matches!(
+        press(&mut top, &[Char('q')]),
+        Some(TopRequest::Quit)
+    ));
+}
+
+#[test]
+fn workers_that_go_do_not_confuse_the_view() {
+    let mut top = top(hostile_status());
+    press(&mut top, &[End, Enter]);
+    let shown = screen(&mut top, 80, 24);
+    assert!(
+        shown.contains("worker    900000, pid 4100000, held"),
+        "{shown}"
+    );
+    let mut status = status_of(1);
+    let worker: &mut WorkerStatus = &mut status.workers[0];
+    worker.id = None;
+    top.receive(News::Status(status));
+    assert!(screen(&mut top, 80, 24).contains("This worker has ended."));
+    assert_eq!(top.clients_wanted(), ClientsWanted::Nothing);
+    press(&mut top, &[Char('k'), Char('r'), Enter, Escape, Enter]);
+    assert_eq!(top.view(), View::Worker(super::workers::WorkerKey::Seat(0)));
+    assert!(screen(&mut top, 80, 24).contains("worker    none, ready"));
+}
