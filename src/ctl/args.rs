@@ -101,8 +101,9 @@ pub(super) enum CtlVerb {
     Status(StatusArguments),
     /// Watch the workers, the clients and the events on the whole terminal
     ///
-    /// Its keys sort, look at a worker or a client, recycle, kick and drain;
-    /// the key "?" lists them.
+    /// Its keys sort, look at a worker or a client, recycle, kick and drain.
+    ///
+    /// The key "?" lists them.
     Top(TopArguments),
     /// Show the connected clients
     Clients(ClientsArguments),

@@ -17,6 +17,7 @@ mod daemon;
 mod events;
 mod inspect;
 mod status;
+mod watching;
 
 use self::daemon::*;
 pub(super) use self::status::status;

@@ -133,7 +133,8 @@ fn texts(value: &ContextValue) -> Vec<String> {
 fn name_of(argument: &str) -> String {
     let first = argument.split(' ').next().unwrap_or_default();
     match first.starts_with('-') {
-        true => first.to_owned(),
+        // An option whose value may be missing is `--watch[=<TIME>]`.
+        true => first.split('[').next().unwrap_or_default().to_owned(),
         false => first.trim_matches(['<', '>', '[', ']', '.']).to_owned(),
     }
 }

@@ -9,15 +9,15 @@ use crate::proto::control::{DrainStatus, Status};
 
 /// Something unusual.
 #[derive(Debug)]
-pub(in crate::ctl) struct Notice {
-    pub(in crate::ctl) word: &'static str,
-    pub(in crate::ctl) style: Style,
+pub(crate) struct Notice {
+    pub(crate) word: &'static str,
+    pub(crate) style: Style,
     /// Not escaped.
-    pub(in crate::ctl) text: String,
+    pub(crate) text: String,
 }
 
 /// Returns everything unusual, what the daemon does at the moment first.
-pub(in crate::ctl) fn notices(status: &Status) -> Vec<Notice> {
+pub(crate) fn notices(status: &Status) -> Vec<Notice> {
     let mut all = of_state(status);
     all.extend(of_config(status));
     all

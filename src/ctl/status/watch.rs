@@ -14,7 +14,7 @@ use crate::proto::text::Escaped;
 use crate::sys::{poll, terminal};
 
 /// Prints the status once an interval, until standard output fails.
-pub(in crate::ctl) fn watch(
+pub(crate) fn watch(
     interval: Duration,
     session: &Session,
     out: &mut impl Write,

@@ -90,7 +90,7 @@ mod tests {
             at: at.into(),
             level: LogLevel::Info,
             message: at.to_string(),
-            client: (at % 10 == 0).then_some(ClientId(7)),
+            client: at.is_multiple_of(10).then_some(ClientId(7)),
         };
         times.map(event).collect()
     }

@@ -29,12 +29,13 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use ratatui_core::terminal::Terminal;
 
+use super::args::ChangeVerb;
 use super::args::watching::TopArguments;
 use super::error::Error;
 use super::session::Session;
 use crate::sys::terminal::{ScreenSignal, ScreenSignals};
 use inputs::Input;
-use news::ClientsWanted;
+use news::{ClientsWanted, News};
 use state::{Top, TopRequest};
 use terminal::{Ansi, ScreenGuard};
 use watch::FiguresWatch;
@@ -142,15 +143,10 @@ impl<W: Write> Screen<'_, W> {
             Input::News(news) => top.receive(news),
             Input::Keys(keys) => {
                 for key in keys {
-                    let is_asking = top.confirmation.is_some();
                     match top.press(key) {
                         Some(TopRequest::Quit) => return Ok(AfterInput::End(None)),
                         Some(TopRequest::Change(change)) => self.begin(top, change),
                         None => {}
-                    }
-                    if top.confirmation.is_some() && !is_asking {
-                        // A question is answered after it was shown, not by the rest of a pasted text.
-                        break;
                     }
                 }
             }
@@ -158,11 +154,10 @@ impl<W: Write> Screen<'_, W> {
             Input::Signal(signal @ ScreenSignal::Suspend) => {
                 terminal::leave();
                 signal.take_effect();
+                // At once, not after the signal that continues: something else may be drawn before.
+                self.enter_again()?;
             }
-            Input::Signal(ScreenSignal::Continued) => {
-                terminal::enter(self.terminal.backend_mut().out()).map_err(Error::Output)?;
-                self.terminal.clear().map_err(Error::Output)?;
-            }
+            Input::Signal(ScreenSignal::Continued) => self.enter_again()?,
             Input::Signal(signal @ ScreenSignal::End(_)) => {
                 return Ok(AfterInput::End(Some(signal)));
             }
@@ -172,12 +167,20 @@ impl<W: Write> Screen<'_, W> {
         Ok(AfterInput::Continue)
     }
 
+    /// Shows the screen after the process was stopped: another program may have used the terminal.
+    fn enter_again(&mut self) -> Result<(), Error> {
+        let entered = terminal::enter(self.terminal.backend_mut().out());
+        entered
+            .and_then(|()| self.terminal.clear())
+            .map_err(Error::Output)
+    }
+
     /// Makes a change in a thread of its own.
-    fn begin(&mut self, top: &mut Top, change: super::args::ChangeVerb) {
+    fn begin(&mut self, top: &mut Top, change: ChangeVerb) {
         let session = self.session.clone();
         let work = move |inputs: &Sender<Input>| watch::make_change(&change, &session, inputs);
         if let Err(e) = inputs::start(&self.inputs, work) {
-            top.receive(news::News::Changed(Err(e.to_string())));
+            top.receive(News::Changed(Err(e.to_string())));
         }
     }
 }

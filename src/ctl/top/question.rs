@@ -15,6 +15,8 @@ use super::workers::WorkerRow;
 pub(crate) struct Confirmation {
     pub(crate) change: ChangeVerb,
     pub(crate) question: String,
+    /// Whether the question was drawn. Keys before that do not answer it: they may be the rest of a pasted text.
+    pub(crate) is_drawn: bool,
     /// The activity of the daemon after it was confirmed.
     pub(crate) under_way: String,
 }
@@ -33,6 +35,7 @@ pub(crate) fn of_recycling(row: &WorkerRow) -> Result<Confirmation, &'static str
             which: Recycle { worker: Some(id) },
         },
         question: format!("recycle worker {id} (pid {pid})? {clients} will move"),
+        is_drawn: false,
         under_way: format!("replacing worker {id}"),
     })
 }
@@ -43,6 +46,7 @@ pub(crate) fn of_kick(client: &ClientStatus) -> Confirmation {
     Confirmation {
         change: ChangeVerb::Kick { client: client.id },
         question: format!("kick client {} ({address})? It will be closed", client.id),
+        is_drawn: false,
         under_way: format!("closing client {}", client.id),
     }
 }
@@ -55,6 +59,7 @@ pub(crate) fn of_drain(status: &Status) -> Confirmation {
         true => Confirmation {
             change: ChangeVerb::Undrain,
             question: format!("undrain {name}? It will accept new clients again"),
+            is_drawn: false,
             under_way: "ending the drain".to_owned(),
         },
         false => {
@@ -62,6 +67,7 @@ pub(crate) fn of_drain(status: &Status) -> Confirmation {
             Confirmation {
                 change: ChangeVerb::Drain(DrainArguments::default()),
                 question: format!("drain {name}? New clients will be refused, {clients} stay"),
+                is_drawn: false,
                 under_way: "draining".to_owned(),
             }
         }

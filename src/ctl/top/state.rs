@@ -196,6 +196,10 @@ impl Top {
     /// Acts on a key while a question is shown: only `y` confirms it.
     fn answer(&mut self, confirmation: Confirmation, key: KeyPress) -> Option<TopRequest> {
         match key {
+            _ if !confirmation.is_drawn => {
+                self.confirmation = Some(confirmation);
+                None
+            }
             KeyPress::Char('y' | 'Y') => {
                 self.under_way = Some(confirmation.under_way);
                 Some(TopRequest::Change(confirmation.change))

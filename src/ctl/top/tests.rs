@@ -91,12 +91,12 @@ fn client(id: u64) -> ClientStatus {
         },
         via: None,
         listener: Some("127.0.0.1:8080".to_owned()),
-        worker: (id % 7 != 0).then_some(WorkerId(id % 7)),
+        worker: (!id.is_multiple_of(7)).then_some(WorkerId(id % 7)),
         state: Some(match id % 3 {
             0 => ClientState::Busy,
             _ => ClientState::Idle,
         }),
-        method: (id % 3 == 0).then(|| "resize\x1b".to_owned()),
+        method: id.is_multiple_of(3).then(|| "resize\x1b".to_owned()),
         age_seconds: 1000.0 - id as f64,
         idle_seconds: (id % 60) as f64,
         requests: id * id,
@@ -160,8 +160,13 @@ fn send_clients(top: &mut Top, count: u64) {
     }
 }
 
+/// Presses keys, each after the screen was drawn.
 fn press(top: &mut Top, keys: &[KeyPress]) -> Option<TopRequest> {
-    keys.iter().filter_map(|key| top.press(*key)).last()
+    let requests = keys.iter().filter_map(|key| {
+        screen(top, 80, 24);
+        top.press(*key)
+    });
+    requests.last()
 }
 
 /// Returns the screen as text.
@@ -326,6 +331,16 @@ fn a_change_is_made_only_after_it_is_confirmed() {
     );
     press(&mut top, &[Down]);
     assert!(last(&mut top).is_some_and(|line| line.starts_with("q quit")));
+}
+
+#[test]
+fn keys_before_a_question_is_drawn_do_not_answer_it() {
+    let mut top = top(status_of(8));
+    for key in [Char('r'), Char('y'), Char('n')] {
+        assert!(top.press(key).is_none());
+    }
+    assert!(top.confirmation.is_some());
+    assert!(press(&mut top, &[Char('y')]).is_some());
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) fn styled(text: impl Into<String>, style: Style) -> Line<'static> {
     Line::styled(text.into(), style)
 }
 
-/// Returns the line of an event: `12:00:01 worker 17 (pid 4711, gen 3) was killed by signal 11`.
+/// Returns the line of an event: `12:00:01 worker 17 (pid 4711, gen 3) killed by signal 11 (SIGSEGV)`.
 pub(super) fn event(event: &EventLine) -> Line<'static> {
     let message = Escaped(&event.message).to_string();
     Line::from(vec![

@@ -31,6 +31,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, top: &mut Top) {
         return;
     }
     let footer = footer(top, area.width.into());
+    if let Some(confirmation) = &mut top.confirmation {
+        confirmation.is_drawn = true;
+    }
     page.set_line(area.height - 1, &footer);
     page.end -= 1;
     draw_header(&mut page, top, area.height);

@@ -104,7 +104,7 @@ pub(crate) fn details(status: &Status, row: &WorkerRow) -> Vec<Line<'static>> {
         WorkerKey::Leaving(id) => {
             let mut leaving = status.leaving.iter();
             let worker = leaving.find(|worker| worker.id == id);
-            worker.map_or_else(Vec::new, |worker| leaving_details(worker))
+            worker.map_or_else(Vec::new, leaving_details)
         }
     }
 }

@@ -50,8 +50,10 @@ impl OnTerminal {
         let terminal = openpty(&size, None).expect("a terminal");
         let path = ttyname(&terminal.slave).expect("it has a name");
         let copy = || terminal.slave.try_clone().expect("a descriptor is free");
-        let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(program.get_program());
+        // A shell makes programs in the background ignore SIGINT and SIGQUIT, the tests among them.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT,QUIT", "setsid", "--ctty"]);
+        command.arg(program.get_program());
         command.args(program.get_args());
         command.envs(
             program
@@ -60,7 +62,7 @@ impl OnTerminal {
         );
         command.env("TERM", "xterm").env_remove("NO_COLOR");
         command.stdin(copy()).stdout(copy()).stderr(copy());
-        let program = command.spawn().expect("setsid(1) runs");
+        let program = command.spawn().expect("env(1) runs");
         let shown = Arc::new(Mutex::new(Shown {
             parser: Parser::new(not_zero(lines), not_zero(columns), 0),
             bytes: 0,
