@@ -195,6 +195,9 @@ const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+    use std::process::{Command, Stdio};
+
     use ratatui_core::style::{Color, Style};
 
     use super::*;
@@ -238,6 +241,38 @@ mod tests {
             drawn(coloured, &cells[1..2]),
             "\x1b[3;6H\x1b[7m\x1b[31mµ\x1b[0m"
         );
+    }
+
+    /// The variable with which the test below runs itself, on a terminal.
+    const ON_TERMINAL: &str = "PANIC_ON_A_TERMINAL";
+
+    #[test]
+    fn a_panic_leaves_the_screen_before_its_message() {
+        if env::var_os(ON_TERMINAL).is_some() {
+            let _guard = ScreenGuard::enter(&mut io::stdout()).expect("a terminal");
+            panic!("on the screen");
+        }
+        let program = env::current_exe().expect("it runs");
+        let test = "ctl::top::terminal::tests::a_panic_leaves_the_screen_before_its_message";
+        let run = format!("{} --exact {test} --nocapture", program.display());
+        let line = format!("stty -g; {ON_TERMINAL}=1 {run}; stty -g");
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]);
+        script.env("SHELL", "/bin/sh").stdin(Stdio::null());
+        let Ok(output) = script.output() else {
+            return; // There is no script(1).
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let at = |words: &str| {
+            let found = text.find(words);
+            found.unwrap_or_else(|| panic!("{words:?} is not in {text:?}"))
+        };
+        assert!(at("\x1b[?1049h") < at("\x1b[?1049l"), "{text:?}");
+        assert!(at("\x1b[?1049l") < at("on the screen"), "{text:?}");
+        let mut modes = text.lines().map(str::trim);
+        let (before, after) = (modes.next(), modes.next_back());
+        assert!(before.is_some_and(|modes| modes.contains(':')), "{text:?}");
+        assert_eq!(before, after);
     }
 
     #[test]
