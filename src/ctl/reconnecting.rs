@@ -20,8 +20,8 @@ impl Reconnecting {
         }
     }
 
-    /// Sends requests, with a timeout for all of them. If the daemon has closed the connection since the last ones, sends
-    /// them again on a new one.
+    /// Sends requests, with a timeout for all of them. If the daemon has closed the connection since the last ones,
+    /// sends them again on a new one.
     ///
     /// # Errors
     /// Those of the requests, and why there is no connection.

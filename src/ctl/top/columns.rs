@@ -171,8 +171,8 @@ impl<K> Default for Selection<K> {
 }
 
 impl<K: Copy + PartialEq> Selection<K> {
-    /// Returns the position of the selected row; `None` if there are no rows. If it has gone, the row that is now at its
-    /// place is selected.
+    /// Returns the position of the selected row; `None` if there are no rows. If it has gone, the row that is now at
+    /// its place is selected.
     pub(crate) fn settle(&mut self, keys: &[K]) -> Option<usize> {
         let last = keys.len().checked_sub(1)?;
         let Some(key) = self.key else {
