@@ -34,7 +34,7 @@ mod writes;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) use durations::bucket;
-pub use durations::{BUCKETS, upper};
+pub use durations::{BUCKETS, Recent, RecentRequests, upper};
 pub use writes::Write;
 
 use crate::sys::process::ProcessIdentity;

@@ -47,7 +47,7 @@ use crate::proto::names::Peer;
 use crate::sys::memory::{self, Bytes, Words};
 
 pub use counters::{Counters, Note};
-pub use header::{BUCKETS, Header, Write, upper};
+pub use header::{BUCKETS, Header, Recent, RecentRequests, Write, upper};
 use layout::HEADER_LEN;
 pub use layout::{LAYOUT_VERSION, Layout, MAX_ADDRESSES};
 #[cfg(any(test, fuzzing))]

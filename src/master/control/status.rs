@@ -16,6 +16,7 @@ use crate::proto::control::{
     WorkerStatus,
 };
 use crate::proto::text::Counted;
+use crate::shm::{Recent, RecentRequests};
 use crate::sys::{clock, process};
 
 /// Period of the rates, in seconds; a younger worker has none.
@@ -75,13 +76,8 @@ impl Snapshot<'_> {
     pub(crate) fn status(&self, now: Instant) -> Status {
         let seats = (0..self.workers.pool.seats()).filter(|seat| self.is_seat_in_use(*seat));
         let workers: Vec<WorkerStatus> = seats.map(|seat| self.seat_status(seat, now)).collect();
-        let shown: Vec<_> = workers.iter().filter_map(|worker| worker.id).collect();
-        let leaving = self
-            .workers
-            .pool
-            .members()
-            .filter(|member| !shown.contains(&member.id));
         let totals = self.workers.totals();
+        let recent = self.recent();
         Status {
             name: self.name.to_owned(),
             version: self.version.to_owned(),
@@ -106,6 +102,8 @@ impl Snapshot<'_> {
             lost_total: self.telemetry.counts.lost(totals.lost).total(),
             requests_total: totals.requests,
             errors_total: totals.errors,
+            p50_seconds: recent.p50.map(|p50| p50.as_secs_f64()),
+            p99_seconds: recent.p99.map(|p99| p99.as_secs_f64()),
             log_errors_total: self.telemetry.log_errors(&totals),
             buffers: self.buffers(),
             memory_limit: self.settings.memory.map(|memory| memory.limit),
@@ -123,13 +121,31 @@ impl Snapshot<'_> {
             stalls_total: self.telemetry.counts.stalls,
             reruns_total: self.telemetry.counts.reruns,
             closed_for_crashes_total: self.telemetry.counts.closed_for_crashes,
+            events_total: self.telemetry.events.last(),
             quarantined: self.workers.crash_limits.quarantined().to_vec(),
             skew: self.skew(),
-            leaving: leaving
-                .filter_map(|member| self.leaving_status(member, now))
-                .collect(),
+            leaving: self.leaving(&workers, now),
             workers,
         }
+    }
+
+    /// Returns the requests that all workers together have answered lately.
+    fn recent(&self) -> Recent {
+        let (now, mut requests) = (clock::monotonic(), RecentRequests::default());
+        for worker in self.workers.all.values() {
+            worker.shm.header().add_recent(now, &mut requests);
+        }
+        requests.summary()
+    }
+
+    /// Returns the workers that are not among those with a seat.
+    fn leaving(&self, seated: &[WorkerStatus], now: Instant) -> Vec<LeavingStatus> {
+        let shown: Vec<_> = seated.iter().filter_map(|worker| worker.id).collect();
+        let members = self.workers.pool.members();
+        members
+            .filter(|member| !shown.contains(&member.id))
+            .filter_map(|member| self.leaving_status(member, now))
+            .collect()
     }
 
     /// Returns where apps have cgroups of their own, if there are apps.

@@ -69,6 +69,12 @@ pub struct Status {
     pub requests_total: u64,
     /// Of these, with an error.
     pub errors_total: u64,
+    /// Half of the last 10 s' requests of all running workers took no longer.
+    #[serde(default)]
+    pub p50_seconds: Option<f64>,
+    /// 99 of 100 of them took no longer.
+    #[serde(default)]
+    pub p99_seconds: Option<f64>,
     /// Log lines that could not be written, by the master or a worker.
     pub log_errors_total: u64,
     /// The most bytes of unfinished requests and of unread replies in each worker.
@@ -111,6 +117,9 @@ pub struct Status {
     pub reruns_total: u64,
     /// Clients that were closed because their requests ended worker after worker.
     pub closed_for_crashes_total: u64,
+    /// The events so far, which is the number of the last one.
+    #[serde(default)]
+    pub events_total: u64,
     /// Methods that are no longer run, because they ended too many workers.
     pub quarantined: Vec<String>,
     /// How unevenly the ready workers are occupied; none while there are no two to compare.

@@ -31,6 +31,34 @@ pub struct Recent {
     pub p99: Option<Duration>,
 }
 
+/// The requests of one worker, or of several together, in the ten full seconds before a time.
+#[derive(Clone, Debug)]
+pub struct RecentRequests {
+    count: u64,
+    buckets: [u64; BUCKETS],
+}
+
+impl Default for RecentRequests {
+    fn default() -> RecentRequests {
+        RecentRequests {
+            count: 0,
+            buckets: [0; BUCKETS],
+        }
+    }
+}
+
+impl RecentRequests {
+    /// Returns their rate and durations.
+    #[must_use]
+    pub fn summary(&self) -> Recent {
+        Recent {
+            rate: self.count as f64 / WINDOW as f64,
+            p50: quantile(&self.buckets, 0.50),
+            p99: quantile(&self.buckets, 0.99),
+        }
+    }
+}
+
 impl Header<'_> {
     /// Returns the number of requests so far in each of the [`BUCKETS`] buckets of durations; [`upper`] is the longest
     /// of a bucket.
@@ -117,20 +145,19 @@ impl Header<'_> {
     /// Returns the rate and durations in the ten full seconds before `now`.
     #[must_use]
     pub fn recent(&self, now: u64) -> Recent {
+        let mut requests = RecentRequests::default();
+        self.add_recent(now, &mut requests);
+        requests.summary()
+    }
+
+    /// Adds the worker's requests in the ten full seconds before `now`.
+    pub fn add_recent(&self, now: u64, to: &mut RecentRequests) {
         let this = now / NANOSECONDS;
-        let mut requests = 0u64;
-        let mut buckets = [0u64; BUCKETS];
         for cell in (this.saturating_sub(WINDOW)..this).filter_map(|second| self.recorded(second)) {
-            requests = requests.saturating_add(cell[1].load(Ordering::Relaxed));
-            for (sum, word) in buckets.iter_mut().zip(&cell[BUCKETS_AT..]) {
+            to.count = to.count.saturating_add(cell[1].load(Ordering::Relaxed));
+            for (sum, word) in to.buckets.iter_mut().zip(&cell[BUCKETS_AT..]) {
                 *sum = sum.saturating_add(word.load(Ordering::Relaxed));
             }
-        }
-        let rate = requests as f64 / WINDOW as f64;
-        Recent {
-            rate,
-            p50: quantile(&buckets, 0.50),
-            p99: quantile(&buckets, 0.99),
         }
     }
 }
@@ -211,6 +238,27 @@ mod tests {
             assert_eq!(recent.p99.map(|d| d.as_micros()), Some(10));
             assert_eq!(header.recent(second(200)), Recent::default());
         });
+    }
+
+    #[test]
+    fn percentiles_of_several_workers_are_those_of_all_requests() {
+        let mut requests = RecentRequests::default();
+        for (count, took) in [(980, 10_000), (20, 1_000_000)] {
+            header(|header| {
+                header.record(5 * NANOSECONDS, count, took);
+                header.add_recent(6 * NANOSECONDS, &mut requests);
+            });
+        }
+        let recent = requests.summary();
+        assert!((recent.rate - 100.0).abs() < 1e-9, "{recent:?}");
+        assert_eq!(
+            recent.p50,
+            Some(Duration::from_nanos(upper(bucket(10_000))))
+        );
+        assert_eq!(
+            recent.p99,
+            Some(Duration::from_nanos(upper(bucket(1_000_000))))
+        );
     }
 
     #[test]
