@@ -54,38 +54,11 @@ fn weight(status: &Status) -> f64 {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::serving::tests::{Member, status};
     use super::*;
 
     /// The state of a worker, and its busy share.
     type WorkerShare = (&'static str, f64);
-
-    /// A member of the status, and its value.
-    type Member = (&'static str, Value);
-
-    /// Returns the status of a daemon with workers of these states and shares, and with these other members.
-    fn status(workers: &[(&str, f64)], members: &[(&str, Value)]) -> Status {
-        let worker = |(index, (state, busy)): (usize, &(&str, f64))| {
-            json!({
-                "seat": index, "id": index, "pid": 1, "generation": 1, "state": state, "clients": 0,
-                "executing": 0, "requests_total": 0, "errors_total": 0, "panics_total": 0,
-                "log_errors_total": 0, "parked_bytes": 0, "restarts": 0, "busy": busy
-            })
-        };
-        let workers: Vec<Value> = workers.iter().enumerate().map(worker).collect();
-        let mut status = json!({
-            "name": "fdpassd", "version": "1", "pid": 1, "uptime_seconds": 1.0, "generation": 1,
-            "dispatch": "", "stopping": false, "drained": false, "listeners": [], "clients": 0,
-            "max_clients": 9, "accepted_total": 0, "refused_total": 0, "moved_total": 0,
-            "lost_total": 0, "requests_total": 0, "errors_total": 0, "log_errors_total": 0,
-            "count": 2, "count_origin": "config", "reloading": false, "deaths_total": 0,
-            "stalls_total": 0, "reruns_total": 0, "closed_for_crashes_total": 0,
-            "quarantined": [], "leaving": [], "workers": workers
-        });
-        for (name, value) in members {
-            status[name] = value.clone();
-        }
-        serde_json::from_value(status).expect("a status")
-    }
 
     #[test]
     fn the_weight_follows_the_mean_share_of_the_ready_workers() {

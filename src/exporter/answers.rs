@@ -1,12 +1,13 @@
-//! The resources of the exporter: metrics and health, and the lines for agent checks.
+//! The resources of the exporter: the page and its stream, metrics and health, and the lines for agent checks.
 
 use super::agent;
 use super::daemon::DaemonClient;
 use super::host;
 use super::http::{HttpReply, HttpRequest, HttpStatus};
-use super::serving::{has_worker, unhealthy};
-use crate::proto::control::{DrainStatus, Metrics, Status, Verb, WorkerState};
-use crate::proto::text::Escaped;
+use super::live::{Live, MAX_STREAMS, Watcher};
+use super::page;
+use super::serving::{unhealthy, unready, warnings};
+use crate::proto::control::{Metrics, Status, Verb};
 
 /// The health of a daemon that cannot be asked.
 const UNREACHABLE: &str = "ok; missing: control socket: nothing listens at its path, so the state of the workers is unknown";
@@ -15,24 +16,42 @@ const UNREACHABLE: &str = "ok; missing: control socket: nothing listens at its p
 #[derive(Debug)]
 pub(super) struct Answers {
     pub(super) daemon: DaemonClient,
+    pub(super) live: Live,
     /// Names that the Host header may have; `None` if any is allowed.
     pub(super) hosts: Option<Vec<String>>,
 }
 
+/// The answer to a request.
+#[derive(Debug)]
+pub(super) enum HttpAnswer<'a> {
+    Reply(HttpReply),
+    /// The reply is a stream of updates.
+    Stream(Watcher<'a>),
+}
+
 impl Answers {
-    /// Returns the reply to a request.
-    pub(super) fn reply(&self, request: &HttpRequest) -> HttpReply {
-        self.answer(request).unwrap_or_else(|refusal| refusal)
+    /// Returns the answer to a request.
+    pub(super) fn answer(&self, request: &HttpRequest) -> HttpAnswer<'_> {
+        self.check(request)
+            .and_then(|()| self.find(request))
+            .unwrap_or_else(HttpAnswer::Reply)
     }
 
     /// Returns the line for an agent check; `None` if the daemon does not answer. Then the balancer keeps what it knows:
     /// its own check shows whether the daemon serves clients.
     pub(super) fn agent_line(&self) -> Option<String> {
-        let status = self.daemon.query(Verb::Status).ok()?;
-        Some(agent::line(&status))
+        Some(agent::line(&self.status().ok()?))
     }
 
-    fn answer(&self, request: &HttpRequest) -> Result<HttpReply, HttpReply> {
+    /// Adds a sample to the history if the last one is not recent, so that scraping the metrics is enough for the plots.
+    pub(super) fn sample(&self) {
+        if self.live.wants_sample() {
+            // A failure leaves a gap in the plots.
+            let _ = self.status();
+        }
+    }
+
+    fn check(&self, request: &HttpRequest) -> Result<(), HttpReply> {
         if let Some(names) = &self.hosts {
             host::check(request, names)?;
         }
@@ -48,30 +67,65 @@ impl Answers {
                 "a request has no body here",
             ));
         }
-        match request.path.as_str() {
-            "/metrics" => self
-                .daemon
-                .query(Verb::Metrics)
-                .map(|Metrics { text }| HttpReply::metrics(text)),
-            "/healthz" => self.daemon.query_if_reachable(Verb::Status).map(|status| {
-                // A liveness probe must not end a daemon whose clients are served.
-                let Some(status) = status else {
-                    return HttpReply::sentence(HttpStatus::Ok, UNREACHABLE);
-                };
-                match unhealthy(&status) {
-                    None => HttpReply::sentence(HttpStatus::Ok, &health(&status)),
-                    reason => reply_for(reason),
-                }
-            }),
-            "/readyz" => self
-                .daemon
-                .query(Verb::Status)
-                .map(|status| reply_for(unready(&status))),
-            _ => Err(HttpReply::sentence(
+        Ok(())
+    }
+
+    fn find(&self, request: &HttpRequest) -> Result<HttpAnswer<'_>, HttpReply> {
+        let reply = match request.path.as_str() {
+            "/" => page::reply(),
+            "/live" => return self.stream(request),
+            "/metrics" => {
+                let Metrics { text } = self.daemon.query(Verb::Metrics)?;
+                HttpReply::metrics(text)
+            }
+            "/healthz" => self.health()?,
+            "/readyz" => reply_for(unready(&self.status()?)),
+            _ => HttpReply::sentence(
                 HttpStatus::NotFound,
-                "there are /metrics, /healthz and /readyz",
-            )),
+                "there are /, /metrics, /healthz and /readyz",
+            ),
+        };
+        Ok(HttpAnswer::Reply(reply))
+    }
+
+    /// Returns a stream for the page, if one is free.
+    fn stream(&self, request: &HttpRequest) -> Result<HttpAnswer<'_>, HttpReply> {
+        if request.is_of_other_origin {
+            // The other page could not read the stream, but would take its place.
+            return Err(HttpReply::sentence(
+                HttpStatus::Forbidden,
+                "this stream is for the page of this address only",
+            ));
         }
+        if request.method == "HEAD" {
+            return Ok(HttpAnswer::Reply(HttpReply::event_stream()));
+        }
+        let full = || {
+            let sentence =
+                format!("{MAX_STREAMS} pages are open, and no more are updated at a time");
+            HttpReply::sentence(HttpStatus::Unavailable, &sentence)
+        };
+        self.live.join().map(HttpAnswer::Stream).ok_or_else(full)
+    }
+
+    fn health(&self) -> Result<HttpReply, HttpReply> {
+        let status: Option<Status> = self.daemon.query_if_reachable(Verb::Status)?;
+        // A liveness probe must not end a daemon whose clients are served.
+        let Some(status) = status else {
+            return Ok(HttpReply::sentence(HttpStatus::Ok, UNREACHABLE));
+        };
+        self.live.record(&status);
+        Ok(match unhealthy(&status) {
+            None => HttpReply::sentence(HttpStatus::Ok, &health(&status)),
+            reason => reply_for(reason),
+        })
+    }
+
+    /// Queries the status, which is also a sample for the plots.
+    fn status(&self) -> Result<Status, HttpReply> {
+        let status = self.daemon.query(Verb::Status)?;
+        self.live.record(&status);
+        Ok(status)
     }
 }
 
@@ -84,55 +138,10 @@ fn reply_for(reason: Option<String>) -> HttpReply {
 
 /// Returns the text for a daemon that serves clients, with its warnings.
 fn health(status: &Status) -> String {
-    let stale = status
-        .config_stale
-        .as_ref()
-        .map(|why| format!("the previous configuration is in force: {}", Escaped(why)));
-    let warnings: Vec<String> = status
-        .missing
-        .iter()
-        .map(|missing| format!("missing: {}", Escaped(missing)))
-        .chain(stale)
-        .chain(unhealthy_workers(status))
-        .collect();
+    let warnings = warnings(status);
     if warnings.is_empty() {
         "ok".to_owned()
     } else {
         format!("ok; {}", warnings.join("; "))
     }
-}
-
-/// Returns each worker that is unhealthy, with the reason.
-fn unhealthy_workers(status: &Status) -> impl Iterator<Item = String> {
-    status.workers.iter().filter_map(|worker| {
-        let why = Escaped(worker.unhealthy.as_ref()?);
-        Some(format!("worker {} is unhealthy: {why}", worker.id?))
-    })
-}
-
-/// Returns why new clients should go elsewhere.
-fn unready(status: &Status) -> Option<String> {
-    let reason = match status {
-        Status { stopping: true, .. } => "the daemon is stopping",
-        Status { drained: true, .. } => "the daemon is drained",
-        Status {
-            drain: Some(DrainStatus { notice, .. }),
-            ..
-        } => {
-            let seconds = notice.unwrap_or_default().ceil();
-            return Some(format!(
-                "the daemon is leaving: it will be drained in {seconds} s"
-            ));
-        }
-        Status { listeners, .. } if listeners.iter().any(|l| l.outage.is_some()) => {
-            "clients cannot connect to a listener"
-        }
-        _ if has_worker(status, &[WorkerState::Ready]) => return None,
-        _ => {
-            let workers: Vec<String> = unhealthy_workers(status).collect();
-            let workers = Some(workers.join("; ")).filter(|workers| !workers.is_empty());
-            return unhealthy(status).or(workers);
-        }
-    };
-    Some(reason.to_owned())
 }

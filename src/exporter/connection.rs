@@ -1,18 +1,20 @@
-//! A connection from accept to close: an HTTP request and its reply, or the line for an agent check.
+//! A connection from accept to close: an HTTP request and its reply, which may be a stream, or the line for an agent
+//! check.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::answers::Answers;
+use super::answers::{Answers, HttpAnswer};
 use super::http::{self, HeadParse, HttpReply, HttpRequest, HttpStatus, MAX_HEAD};
+use super::live::Watcher;
 use crate::proto::exporter::ExporterService;
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Transfer};
 
-/// The time for the request's head since accept, and again for the client to take the reply.
+/// The time for the request's head since accept, and again for the client to take the reply, or an event of a stream.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The age from which a connection counts as slow: a request sent along with the connect may not have been read before.
@@ -20,6 +22,9 @@ const SLOW_AFTER: Duration = Duration::from_millis(200);
 
 /// The time and the bytes for which the connection is still read after the reply.
 const LINGER_LIMITS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
+
+/// The bytes that wait in the kernel for a client that does not read its stream.
+const STREAM_BUFFER: usize = 64 * 1024;
 
 /// A connection. Its own thread serves it, and the server may shut it down at any time.
 #[derive(Debug)]
@@ -30,6 +35,8 @@ pub(super) struct ExporterConnection {
     since: Instant,
     /// Whether the daemon was queried and has not answered yet.
     is_querying: AtomicBool,
+    /// Whether the reply is a stream. Then it takes no place of other requests.
+    is_stream: AtomicBool,
 }
 
 impl ExporterConnection {
@@ -41,6 +48,7 @@ impl ExporterConnection {
             passed: Passed::default(),
             since: Instant::now(),
             is_querying: AtomicBool::new(false),
+            is_stream: AtomicBool::new(false),
         }
     }
 
@@ -70,17 +78,43 @@ impl ExporterConnection {
     }
 
     fn serve_http(&self, answers: &Answers) {
-        let (reply, is_to_head) = match self.read_request() {
-            Some(Ok(request)) => {
-                let reply = self.query(|| answers.reply(&request));
-                (reply, request.method == "HEAD")
-            }
-            Some(Err(refusal)) => (refusal, false),
+        let request = match self.read_request() {
+            Some(Ok(request)) => request,
+            Some(Err(refusal)) => return self.send_reply(&refusal, false),
             None => return,
         };
+        match self.query(|| answers.answer(&request)) {
+            HttpAnswer::Reply(reply) => {
+                self.send_reply(&reply, request.method == "HEAD");
+                if request.path == "/metrics" && reply.status == HttpStatus::Ok {
+                    self.query(|| answers.sample());
+                }
+            }
+            // The client does not read any more, or not fast enough.
+            HttpAnswer::Stream(watcher) => drop(self.send_stream(watcher, answers)),
+        }
+    }
+
+    fn send_reply(&self, reply: &HttpReply, is_to_head: bool) {
         if self.send(&reply.encode(is_to_head)).is_ok() {
             self.linger();
         }
+    }
+
+    /// Sends updates until the client is gone, or too slow. Each stream has its own thread, so no other one waits.
+    fn send_stream(&self, mut watcher: Watcher<'_>, answers: &Answers) -> io::Result<()> {
+        self.is_stream.store(true, Ordering::Relaxed);
+        socket::set_send_buffer(&self.socket, STREAM_BUFFER)?;
+        self.send(&HttpReply::event_stream().encode(false))?;
+        self.send(watcher.history().as_bytes())?;
+        loop {
+            self.send(watcher.next(&answers.daemon).as_bytes())?;
+        }
+    }
+
+    /// Returns whether the reply is a stream.
+    pub(super) fn is_stream(&self) -> bool {
+        self.is_stream.load(Ordering::Relaxed)
     }
 
     /// Returns whether the client, not the daemon, keeps the connection open.

@@ -1,4 +1,4 @@
-//! Queries over the daemon's control socket, one for each HTTP request.
+//! Queries over the daemon's control socket: one for each HTTP request, and one a second for all streams together.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -6,9 +6,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use super::http::{HttpReply, HttpStatus};
-use crate::proto::control::Verb;
+use crate::proto::control::{Events, EventsAfter, Status, Verb};
 use crate::proto::names::Address;
 use crate::rpc_client::{Deadline, Error, RpcClient, no_reply};
 use crate::sys::socket;
@@ -74,7 +75,46 @@ impl DaemonClient {
         }
     }
 
+    /// Returns the status and, over the same connection, at most about `most` events after the event `last`, if there
+    /// are any.
+    ///
+    /// # Errors
+    /// As [`DaemonClient::query`].
+    pub(super) fn status_and_events(
+        &self,
+        last: u64,
+        most: u64,
+    ) -> Result<(Status, Option<Events>), HttpReply> {
+        let talk = |client: &mut RpcClient| {
+            let status: Status = parse(&client.ask(Verb::Status)?)?;
+            if status.events_total == last {
+                return Ok((status, None));
+            }
+            // A lower total belongs to another life of the daemon.
+            let oldest = status.events_total.saturating_sub(most);
+            let after = match last > status.events_total {
+                true => oldest,
+                false => last.max(oldest),
+            };
+            let params = EventsAfter {
+                after: Some(after),
+                wait: None,
+            };
+            let events = parse(&client.ask_with(Verb::Events, &params)?)?;
+            Ok((status, Some(events)))
+        };
+        self.converse(talk).map_err(|error| reply_for(&error))
+    }
+
     fn answer<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Error> {
+        self.converse(|client| parse(&client.ask(verb)?))
+    }
+
+    /// Sends requests over a new connection, when no other thread has one.
+    fn converse<T>(
+        &self,
+        talk: impl FnOnce(&mut RpcClient) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let deadline = Deadline::new(ANSWER_TIMEOUT);
         let failed = |cause: io::Error| match cause.kind() {
             ErrorKind::TimedOut => Error::Timeout(ANSWER_TIMEOUT),
@@ -87,8 +127,10 @@ impl DaemonClient {
         let connected = deadline
             .left()
             .and_then(|left| socket::connect_unix(&self.control, left));
-        let result = RpcClient::from_stream(connected.map_err(failed)?, deadline).ask(verb)?;
-        serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
+        talk(&mut RpcClient::from_stream(
+            connected.map_err(failed)?,
+            deadline,
+        ))
     }
 
     /// Waits until no other thread has a query.
@@ -129,6 +171,10 @@ impl Drop for QueryGuard<'_> {
         self.0.queue().is_querying = false;
         self.0.freed.notify_all();
     }
+}
+
+fn parse<T: DeserializeOwned>(result: &RawValue) -> Result<T, Error> {
+    serde_json::from_str(result.get()).map_err(|e| no_reply(&e))
 }
 
 /// Returns whether an error of connect(2) means that the file of the socket is gone, or that no process listens there.

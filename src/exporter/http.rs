@@ -1,5 +1,7 @@
 //! The needed part of HTTP/1.1 (RFC 9112): parses the head of one request, and encodes one reply. Pure.
 
+use std::borrow::Cow;
+
 use httparse::{EMPTY_HEADER, Error, Header, Status as Parsed};
 
 /// The longest head of a request, in bytes.
@@ -30,6 +32,9 @@ pub(super) struct HttpRequest {
     /// Whether the version is HTTP/1.0, in which a request need not name its host.
     pub(super) is_1_0: bool,
     pub(super) has_body: bool,
+    /// Whether a browser sent it for a page of another origin (W3C Fetch Metadata). Browsers report that only to a host
+    /// on their machine, or with TLS.
+    pub(super) is_of_other_origin: bool,
 }
 
 /// A reply. All other fields are the same for every request.
@@ -37,7 +42,10 @@ pub(super) struct HttpRequest {
 pub(super) struct HttpReply {
     pub(super) status: HttpStatus,
     content_type: &'static str,
-    body: String,
+    /// Further header fields, each a line.
+    fields: &'static str,
+    /// `None` for a stream, which ends with the connection.
+    body: Option<Cow<'static, str>>,
 }
 
 /// Status codes of RFC 9110 and RFC 6585.
@@ -116,6 +124,9 @@ impl HttpRequest {
             host: authority.map(str::to_owned).or(host.map(Into::into)),
             is_1_0: head.version == Some(0),
             has_body: has_body(fields())?,
+            is_of_other_origin: fields()
+                .filter(is_named("Sec-Fetch-Site"))
+                .any(|site| !matches!(site.value, b"same-origin" | b"none")),
         })
     }
 }
@@ -161,7 +172,11 @@ impl HttpReply {
         HttpReply {
             status,
             content_type: "text/plain; charset=utf-8",
-            body: format!("{sentence}\n"),
+            fields: match status {
+                HttpStatus::MethodNotAllowed => "Allow: GET, HEAD\r\n",
+                _ => "",
+            },
+            body: Some(format!("{sentence}\n").into()),
         }
     }
 
@@ -174,28 +189,58 @@ impl HttpReply {
         HttpReply {
             status: HttpStatus::Ok,
             content_type: "text/plain; version=0.0.4; charset=utf-8",
-            body: text,
+            fields: "",
+            body: Some(text.into()),
         }
+    }
+
+    /// Returns a page for browsers, with further header fields.
+    pub(super) fn page(html: &'static str, fields: &'static str) -> HttpReply {
+        HttpReply {
+            status: HttpStatus::Ok,
+            content_type: "text/html; charset=utf-8",
+            fields,
+            body: Some(html.into()),
+        }
+    }
+
+    /// Returns the reply that a stream of server-sent events begins with.
+    pub(super) fn event_stream() -> HttpReply {
+        HttpReply {
+            status: HttpStatus::Ok,
+            content_type: "text/event-stream",
+            // A reverse proxy such as nginx would collect events before it sends them.
+            fields: "X-Accel-Buffering: no\r\n",
+            body: None,
+        }
+    }
+
+    /// Returns the text of a reply for people.
+    pub(super) fn text(&self) -> &str {
+        self.body.as_deref().unwrap_or_default().trim_end()
     }
 
     /// Encodes the reply. The reply to HEAD is that to GET without its body.
     pub(super) fn encode(&self, is_to_head: bool) -> Vec<u8> {
-        let (code, reason, length) = (self.status as u16, self.status.reason(), self.body.len());
-        let allow = if self.status == HttpStatus::MethodNotAllowed {
-            "Allow: GET, HEAD\r\n"
-        } else {
-            ""
-        };
-        let body = if is_to_head { "" } else { &self.body };
-        let content_type = self.content_type;
+        let HttpReply {
+            content_type,
+            fields,
+            ..
+        } = self;
+        let (code, reason) = (self.status as u16, self.status.reason());
+        let length = self.body.as_ref().map_or_else(String::new, |body| {
+            format!("Content-Length: {}\r\n", body.len())
+        });
+        let body = self.body.as_deref().filter(|_| !is_to_head);
+        let body = body.unwrap_or_default();
         format!(
             "HTTP/1.1 {code} {reason}\r\n\
              Content-Type: {content_type}\r\n\
-             Content-Length: {length}\r\n\
+             {length}\
              Cache-Control: no-store\r\n\
              X-Content-Type-Options: nosniff\r\n\
              Connection: close\r\n\
-             {allow}\r\n{body}"
+             {fields}\r\n{body}"
         )
         .into_bytes()
     }
@@ -374,6 +419,33 @@ mod tests {
         );
         assert!(head.contains("\r\nContent-Length: 3\r\n"), "{head}");
         assert_eq!(reply.encode(true), format!("{head}\r\n\r\n").into_bytes());
+        assert_eq!(reply.text(), "no");
+    }
+
+    #[test]
+    fn a_stream_has_no_length() {
+        let head = HttpReply::event_stream().encode(false);
+        let head = String::from_utf8(head).expect("text");
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"));
+        assert!(
+            head.ends_with("\r\n\r\n") && !head.contains("Content-Length"),
+            "{head}"
+        );
+    }
+
+    #[test]
+    fn the_origin_of_the_page_of_a_request_is_known() {
+        for (field, expected) in [
+            ("X: y", false),
+            ("Sec-Fetch-Site: same-origin", false),
+            ("sec-fetch-site: none", false),
+            ("Sec-Fetch-Site: same-site", true),
+            ("Sec-Fetch-Site: cross-site", true),
+            ("Sec-Fetch-Site: \u{fc}", true),
+        ] {
+            let request = whole(&format!("GET /live HTTP/1.0\r\n{field}\r\n\r\n"));
+            assert_eq!(request.is_of_other_origin, expected, "{field}");
+        }
     }
 
     proptest! {

@@ -4,14 +4,15 @@
 //! ```text
 //!  client   ──connect──▶ listener, bound by the master
 //!           ◀───HTTP───▶ connection, a thread each, 16 at most ──control.sock──▶ master
+//!           ◀──events─── stream of the page, a thread each, 8 at most
 //!  balancer ──connect──▶ another listener
 //!           ◀───line──── connection, likewise
 //! ```
 //!
-//! The exporter stores nothing of the daemon, so its replies are current and its death loses nothing. When all threads
-//! of a listener are in use and another client connects, the oldest slow connection is closed: 16 silent clients block
-//! no other. A connection that waits for the daemon stays, as that wait is short. The exporter ends when its channel
-//! does.
+//! The exporter stores nothing of the daemon but an hour of samples for the plots of its page, so its replies are current
+//! and its death loses little. When all threads of a listener are in use and another client connects, the oldest slow
+//! connection is closed: 16 silent clients block no other. A connection that waits for the daemon stays, as that wait is
+//! short. Streams are not among the 16 and are not closed for others. The exporter ends when its channel does.
 
 mod agent;
 mod answers;
@@ -19,6 +20,8 @@ mod connection;
 mod daemon;
 mod host;
 mod http;
+mod live;
+mod page;
 mod serving;
 
 #[cfg(any(test, fuzzing))]
@@ -37,6 +40,7 @@ use std::{panic, thread};
 use answers::Answers;
 use connection::ExporterConnection;
 use daemon::DaemonClient;
+use live::Live;
 
 use crate::channel::{Channel, Incoming, Scratch};
 use crate::logging;
@@ -48,7 +52,7 @@ use crate::sys::{fd, process, signal};
 /// The wait for memory of the kernel, whose end nothing reports.
 const SHORTAGE_WAIT: Duration = Duration::from_millis(20);
 
-/// The most connections at a time, of each listener.
+/// The most connections at a time, of each listener, besides streams.
 const MAX_CONNECTIONS: usize = 16;
 
 /// The poller's tokens; those of the listeners begin with the last one.
@@ -109,6 +113,7 @@ fn serve(
     let daemon = DaemonClient::new(PathBuf::from(OsString::from_vec(start.control)));
     let answers = Answers {
         daemon,
+        live: Live::default(),
         hosts: start.hosts,
     };
     let listeners = start.services.into_iter().zip(listeners);
@@ -286,7 +291,10 @@ impl Server {
     /// Returns whether a thread is free for this service; if not, closes its oldest slow connection.
     fn has_capacity(&self, service: ExporterService) -> bool {
         let connections = self.shared.connections();
-        let same = || connections.values().filter(|c| c.service == service);
+        let same = || {
+            let connections = connections.values();
+            connections.filter(|c| c.service == service && !c.is_stream())
+        };
         let is_full = same().count() >= MAX_CONNECTIONS;
         // Connections are in the order in which they were accepted.
         if is_full && let Some(slow) = same().find(|connection| connection.is_slow()) {

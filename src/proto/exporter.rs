@@ -30,7 +30,7 @@ pub enum Nothing {}
 /// The purpose of a listener of the exporter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExporterService {
-    /// Metrics and health, over HTTP.
+    /// Metrics, health and the page, over HTTP.
     Metrics,
     /// Agent checks of load balancers.
     Agent,

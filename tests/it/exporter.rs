@@ -1,8 +1,10 @@
-//! Metrics and health over HTTP: replies, allowed hosts, and clients that cannot delay others.
+//! The page, metrics and health over HTTP: replies, streams, allowed hosts, and clients that cannot delay others.
 
 mod health;
 mod hosts;
+mod live;
 mod master_replies;
+mod page;
 mod process;
 mod reload;
 mod replies;

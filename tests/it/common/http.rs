@@ -4,9 +4,11 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use fdpassd::proto::names::Address;
 use fdpassd::testing::{Running, TIMEOUT, eventually};
+use serde_json::Value;
 
 use super::kernel;
 
@@ -59,6 +61,17 @@ impl HttpClient {
         finished.expect("it is connected");
     }
 
+    /// Waits for some bytes; nothing at the end.
+    pub fn receive_some(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; 1 << 16];
+        let count = match self {
+            HttpClient::Tcp(stream) => stream.read(&mut bytes)?,
+            HttpClient::Unix(stream) => stream.read(&mut bytes)?,
+        };
+        bytes.truncate(count);
+        Ok(bytes)
+    }
+
     /// All that comes, to the end.
     pub fn receive(&mut self) -> io::Result<String> {
         let mut text = String::new();
@@ -108,6 +121,96 @@ impl Answer {
     /// Status and body, which is what most tests look at.
     pub fn status_and_body(&self) -> (u16, &str) {
         (self.status, self.body.as_str())
+    }
+}
+
+/// A stream of updates for the page.
+#[derive(Debug)]
+pub struct EventStream {
+    http_client: HttpClient,
+    received: Vec<u8>,
+    /// The head of its reply.
+    pub head: String,
+}
+
+impl EventStream {
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// The reply if there is no stream.
+    pub fn open(address: &Address) -> Result<EventStream, Answer> {
+        let mut http_client = HttpClient::connect(address);
+        http_client.send(request("/live")).expect("it is taken");
+        let mut stream = EventStream {
+            http_client,
+            received: Vec::new(),
+            head: String::new(),
+        };
+        stream.head = stream.part("\r\n\r\n").expect("a head");
+        if stream.head.starts_with("HTTP/1.1 200 OK\r\n") {
+            return Ok(stream);
+        }
+        let body = stream.http_client.receive().expect("a body");
+        let text = format!("{}\r\n\r\n{}{body}", stream.head, stream.rest());
+        Err(Answer::parse(&text).expect("a reply"))
+    }
+
+    /// Waits for the next event: its name and data. Nothing at the end of the stream.
+    pub fn next(&mut self) -> Option<(String, Value)> {
+        let event = self.part("\n\n")?;
+        let (name, data) = event.split_once('\n').expect("two lines");
+        let name = name.strip_prefix("event: ").expect("a name");
+        let data = data.strip_prefix("data: ").expect("data");
+        let data = serde_json::from_str(data).expect("one line of JSON");
+        Some((name.to_owned(), data))
+    }
+
+    /// Waits for the next event, which has this name.
+    #[track_caller]
+    pub fn expect(&mut self, name: &str) -> Value {
+        let (found, data) = self.next().expect("the stream goes on");
+        assert_eq!(found, name, "{data}");
+        data
+    }
+
+    /// Waits for an update with an event of the daemon whose text begins like this, and returns it.
+    #[track_caller]
+    pub fn expect_event(&mut self, begin: &str) -> Value {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
+            let update = self.expect("update");
+            let events = update["events"].as_array().expect("a list");
+            let is_it =
+                |event: &&Value| event["text"].as_str().is_some_and(|t| t.starts_with(begin));
+            if events.iter().any(|event| is_it(&event)) {
+                return update;
+            }
+        }
+        panic!("no event {begin:?} within {TIMEOUT:?}");
+    }
+
+    /// The next part up to this end, and without it.
+    fn part(&mut self, end: &str) -> Option<String> {
+        loop {
+            let found = self
+                .received
+                .windows(end.len())
+                .position(|window| window == end.as_bytes());
+            if let Some(at) = found {
+                let rest = self.received.split_off(at + end.len());
+                let part = std::mem::replace(&mut self.received, rest);
+                return Some(String::from_utf8(part[..at].to_vec()).expect("UTF-8"));
+            }
+            let more = self.http_client.receive_some().expect("more, or the end");
+            if more.is_empty() {
+                return None;
+            }
+            self.received.extend(more);
+        }
+    }
+
+    fn rest(&self) -> String {
+        String::from_utf8_lossy(&self.received).into_owned()
     }
 }
 

@@ -15,13 +15,13 @@ use crate::common::{kernel, start};
 use super::{TCP, assert_below, soon, tasks, unix};
 
 /// A foreign process in the place of a daemon's control socket, until this is dropped.
-struct Stranger {
-    listener: UnixListener,
+pub struct Stranger {
+    pub listener: UnixListener,
     socket: PathBuf,
 }
 
 impl Stranger {
-    fn instead_of(daemon: &Running) -> Stranger {
+    pub fn instead_of(daemon: &Running) -> Stranger {
         let socket = control_socket(daemon);
         fs::rename(&socket, socket.with_extension("away")).expect("it is our directory");
         let listener = UnixListener::bind(&socket).expect("the path is free");
@@ -33,6 +33,11 @@ impl Stranger {
     #[track_caller]
     fn asked(&self) -> UnixStream {
         eventually("it asks", || self.listener.accept().ok()).0
+    }
+
+    /// Connects to the daemon itself.
+    pub fn connect_to_daemon(&self) -> UnixStream {
+        UnixStream::connect(self.socket.with_extension("away")).expect("it listens")
     }
 }
 

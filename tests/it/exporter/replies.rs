@@ -24,23 +24,19 @@ fn each_path_has_its_answer_and_head_is_get_without_the_body() {
         ),
         ("/healthz", 200, "text/plain; charset=utf-8", "ok\n"),
         ("/readyz", 200, "text/plain; charset=utf-8", "ok\n"),
-        (
-            "/",
-            404,
-            "text/plain; charset=utf-8",
-            "there are /metrics, /healthz and /readyz\n",
-        ),
+        ("/", 200, "text/html; charset=utf-8", "<!doctype html>"),
+        ("/?x", 200, "text/html; charset=utf-8", "<!doctype html>"),
         (
             "/metrics/",
             404,
             "text/plain; charset=utf-8",
-            "there are /metrics, /healthz and /readyz\n",
+            "there are /, /metrics, /healthz and /readyz\n",
         ),
         (
             "/../metrics",
             404,
             "text/plain; charset=utf-8",
-            "there are /metrics, /healthz and /readyz\n",
+            "there are /, /metrics, /healthz and /readyz\n",
         ),
     ] {
         let got = get(&address, path);
