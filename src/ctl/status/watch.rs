@@ -23,8 +23,8 @@ pub(crate) fn watch(
     let mut has_begun = false;
     loop {
         let began = Instant::now();
-        let block = match daemon.ask(|daemon| Ok(daemon.ask(Verb::Status)?)) {
-            Ok(status) => block(&status, session)?,
+        let block = match daemon.ask(|daemon| block(&*daemon.ask(Verb::Status)?, session)) {
+            Ok(block) => block,
             Err(error) if has_begun => outage(&error, session),
             Err(error) => return Err(error),
         };
@@ -61,16 +61,38 @@ fn outage(error: &Error, session: &Session) -> String {
 /// Replaces what the terminal shows by as many lines as it has room for. Each line is erased after it was written, not
 /// before, so that nothing flickers.
 fn redraw(out: &mut impl Write, block: &str, has_begun: bool) -> io::Result<()> {
+    out.write_all(NO_WRAP)?;
     out.write_all(if has_begun { HOME } else { CLEAR })?;
-    let room = terminal::size(io::stdout()).map_or(usize::MAX, |(_, lines)| usize::from(lines));
+    let size = terminal::size(io::stdout());
+    let (width, room) = size.map_or((usize::MAX, usize::MAX), |(columns, lines)| {
+        (columns.into(), lines.into())
+    });
     // The cursor stays below the last line.
     for line in block.lines().take(room.saturating_sub(1)) {
-        out.write_all(line.as_bytes())?;
+        out.write_all(cut(line, width).as_bytes())?;
         out.write_all(END_OF_LINE)?;
     }
-    out.write_all(ERASE_BELOW)
+    out.write_all(ERASE_BELOW)?;
+    out.write_all(WRAP)
 }
 
+/// Returns the beginning of a line: as many characters as there are columns, and all sequences of its styles.
+fn cut(line: &str, width: usize) -> String {
+    let (mut left, mut is_style) = (width, false);
+    let is_kept = |c: &char| {
+        let is_part = is_style || *c == '\x1b';
+        is_style = is_part && *c != 'm';
+        let is_visible = !is_part && left > 0;
+        left -= usize::from(is_visible);
+        is_part || is_visible
+    };
+    line.chars().filter(is_kept).collect()
+}
+
+/// The terminal cuts what is still too long, as characters of double width (DECAWM): a line that wraps would scroll the
+/// first ones away.
+const NO_WRAP: &[u8] = b"\x1b[?7l";
+const WRAP: &[u8] = b"\x1b[?7h";
 /// The cursor to the first line: CUP of ECMA-48.
 const HOME: &[u8] = b"\x1b[H";
 /// The same, and the terminal empty: ED.
@@ -79,3 +101,16 @@ const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 const END_OF_LINE: &[u8] = b"\x1b[K\r\n";
 /// From the cursor on empty: ED.
 const ERASE_BELOW: &[u8] = b"\x1b[J";
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn a_line_is_cut_and_keeps_its_styles() {
+        let line = "a\x1b[1;31mbcd\x1b[0mef";
+        assert_eq!(cut(line, 3), "a\x1b[1;31mbc\x1b[0m");
+        assert_eq!(cut(line, usize::MAX), line);
+        assert_eq!(cut(line, 0), "\x1b[1;31m\x1b[0m");
+    }
+}

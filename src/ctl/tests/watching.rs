@@ -71,6 +71,37 @@ fn the_status_is_repeated_while_a_daemon_is_away_and_after() {
 }
 
 #[test]
+fn a_status_that_cannot_be_read_is_an_outage() {
+    // As one of a daemon of another version.
+    let asked = AtomicUsize::new(0);
+    let daemon = Daemon::that_answers(move |verb, _| match verb {
+        "status" => match asked.fetch_add(1, Ordering::Relaxed) {
+            1 => Some(reply("status", &serde_json::json!({}))),
+            _ => Some(reply("status", &status())),
+        },
+        _ => Some(daemons_version()),
+    });
+    let mut out = Reader {
+        text: Vec::new(),
+        blocks: 3,
+    };
+    let line = ["fdpassctl", "status", "--watch=100ms", "-s", &daemon.socket];
+    let line = line.iter().map(OsString::from);
+    let exit = run(
+        FDPASSCTL,
+        line,
+        |_| None,
+        Seen::default(),
+        &mut out,
+        &mut Vec::new(),
+    );
+    assert_eq!(exit, ExitStatus::Failed);
+    let text = String::from_utf8(out.text).expect("UTF-8");
+    assert_eq!(text.matches("fdpassd 0.1.0, pid 4711").count(), 2, "{text}");
+    assert!(text.contains("missing field"), "{text}");
+}
+
+#[test]
 fn without_a_first_status_watching_fails_at_once() {
     let ran = ctl(
         &["status", "--watch", "-s", "/nonexistent/control.sock"],
