@@ -91,13 +91,6 @@ impl Session {
     /// Connects to the daemon, with this session's deadline for all replies.
     pub(super) fn connect(&self) -> Result<RpcClient, rpc_client::Error> {
         self.connect_until(self.deadline)
-            .map_err(|error| match error {
-                rpc_client::Error::NotRunning { daemon, .. } => rpc_client::Error::NotRunning {
-                    daemon,
-                    tried: self.places_except(&[Holder::Others]),
-                },
-                error => error,
-            })
     }
 
     /// Connects to the daemon, with another deadline.
@@ -105,13 +98,21 @@ impl Session {
     /// Leaves out a place in a directory of another user, and one in a directory that does not exist: another user
     /// could create it at this moment.
     pub(super) fn connect_until(&self, deadline: Deadline) -> Result<RpcClient, rpc_client::Error> {
-        match &self.way {
+        let connected = match &self.way {
             Way::Tunnel(tunnel) => tunnel.connect(&self.daemon, deadline),
             Way::Places { .. } => {
                 let places = self.places_except(&[Holder::Others, Holder::Missing]);
                 RpcClient::connect_control(&self.daemon, &places, deadline)
             }
-        }
+        };
+        // A message names the places that do not exist as well.
+        connected.map_err(|error| match error {
+            rpc_client::Error::NotRunning { daemon, .. } => rpc_client::Error::NotRunning {
+                daemon,
+                tried: self.places_except(&[Holder::Others]),
+            },
+            error => error,
+        })
     }
 
     fn places_except(&self, holders: &[Holder]) -> Vec<PathBuf> {
