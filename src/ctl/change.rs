@@ -13,7 +13,8 @@ use super::session::{Session, parse};
 use super::status::within;
 use crate::proto::control::{
     DrainMode, DrainResult, Hold, Kick, Kicked, MovedLoad, Rebalance, Rebalanced, Recycle, Release,
-    ReloadParams, Reloaded, Reopened, Scale, Settled, Stopped, UpgradeTo, Upgraded, Verb, Version,
+    ReloadParams, Reloaded, Reopened, Scale, Settled, Status, Stopped, UpgradeTo, Upgraded, Verb,
+    Version,
 };
 use crate::proto::text::Escaped;
 use crate::rpc_client::{self, Deadline, RpcClient};
@@ -48,15 +49,43 @@ pub(super) fn perform(
     })
 }
 
-/// Requests a change on a connection of its own, without progress, and returns the result in words.
-pub(super) fn make(change: &ChangeVerb, session: &Session) -> Result<String, Error> {
+/// One run of a daemon, from its start on. Another one may give the same ids to other clients and workers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DaemonRun {
+    pid: u32,
+    uptime_seconds: f64,
+}
+
+impl DaemonRun {
+    pub(super) fn of(status: &Status) -> DaemonRun {
+        DaemonRun {
+            pid: status.pid,
+            uptime_seconds: status.uptime_seconds,
+        }
+    }
+
+    /// Returns whether a later status is one of this run. The pid alone does not show it: daemons in containers have
+    /// the same one.
+    pub(super) fn continues_in(&self, later: &Status) -> bool {
+        self.pid == later.pid && self.uptime_seconds <= later.uptime_seconds
+    }
+}
+
+/// Requests a change of this run of the daemon, on a connection of its own and without progress, and returns the result
+/// in words.
+pub(super) fn make(change: &ChangeVerb, of: DaemonRun, session: &Session) -> Result<String, Error> {
     let usual = change.takes_long().map(|(_, usual)| usual);
     let timeout = usual.map_or(session.timeout, |usual| usual.max(session.timeout));
     let mut daemon = session.connect_until(Deadline::new(timeout))?;
-    let Version { name, pid, .. } = parse(&daemon.ask(Verb::Version)?)?;
+    let status: Status = parse(&daemon.ask(Verb::Status)?)?;
+    let name = &status.name;
+    if !of.continues_in(&status) {
+        let text = format!("{name} was restarted after the question; nothing was changed");
+        return Err(Error::Unable(text));
+    }
     let result =
-        request(change, &mut daemon).map_err(|error| explain(error, change, &name, pid))?;
-    Ok(describe(change, &name, &result)?)
+        request(change, &mut daemon).map_err(|error| explain(error, change, name, status.pid))?;
+    Ok(describe(change, name, &result)?)
 }
 
 /// Returns the error of a change: of one that takes long, a timeout is not its end.

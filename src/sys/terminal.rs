@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use nix::pty::Winsize;
+use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::sys::termios::{
-    LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+    FlushArg, LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcflush, tcgetattr, tcsetattr,
 };
+use nix::unistd::{getpgrp, tcgetpgrp};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook::low_level::{emulate_default_handler, pipe};
 
@@ -22,16 +24,20 @@ pub struct TerminalModes(Termios);
 
 impl TerminalModes {
     /// Makes a terminal deliver each key at once and without echo. Keys such as Ctrl-C and Ctrl-Z still send signals.
+    /// In the background it stops the process until that is in the foreground: the modes before are those of the shell
+    /// until then, while it edits a command line.
     ///
     /// # Errors
-    /// Those of tcsetattr(3): ENOTTY if it is not a terminal.
+    /// Those of tcsetattr(3): ENOTTY if it is not a terminal, EIO in the background of a terminal without job control.
     pub fn deliver_keys(terminal: impl AsFd) -> io::Result<TerminalModes> {
+        wait_for_foreground(&terminal)?;
         let before = tcgetattr(&terminal)?;
         let mut modes = before.clone();
         modes
             .local_flags
             .remove(LocalFlags::ICANON | LocalFlags::ECHO);
-        modes.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+        // A read returns at once: what poll(2) has reported may be discarded before it.
+        modes.control_chars[SpecialCharacterIndices::VMIN as usize] = 0;
         modes.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
         tcsetattr(&terminal, SetArg::TCSANOW, &modes)?;
         Ok(TerminalModes(before))
@@ -47,7 +53,28 @@ impl TerminalModes {
     }
 }
 
-/// Returns the columns and lines of a terminal; 80 and 24 of one that does not know its size.
+/// Waits until this process is in the foreground of its terminal. The kernel stops it by SIGTTOU until then, or returns
+/// EIO if no shell could continue it.
+fn wait_for_foreground(terminal: &impl AsFd) -> io::Result<()> {
+    // An error: it is not the terminal that controls this process.
+    while tcgetpgrp(terminal).is_ok_and(|foreground| foreground != getpgrp()) {
+        match discard_typed(terminal) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+    Ok(())
+}
+
+/// Discards what was typed and is not read yet.
+///
+/// # Errors
+/// Those of tcflush(3): EIO if the terminal is gone.
+pub fn discard_typed(terminal: impl AsFd) -> io::Result<()> {
+    Ok(tcflush(terminal, FlushArg::TCIFLUSH)?)
+}
+
+/// Returns the columns and lines of a terminal, at most [`MAX_SIZE`] each; 80 and 24 of one that does not know its size.
 ///
 /// # Errors
 /// Those of `TIOCGWINSZ` (`ioctl_tty(2)`): ENOTTY if it is not a terminal.
@@ -62,9 +89,12 @@ pub fn size(terminal: impl AsFd) -> io::Result<(u16, u16)> {
     unsafe { winsize_of(terminal.as_fd().as_raw_fd(), &raw mut size) }?;
     Ok(match (size.ws_col, size.ws_row) {
         (0, _) | (_, 0) => (80, 24),
-        known => known,
+        (columns, lines) => (columns.min(MAX_SIZE), lines.min(MAX_SIZE)),
     })
 }
+
+/// The largest size that is believed: a screen of 65,535 columns and lines would need too much memory.
+pub const MAX_SIZE: u16 = 1000;
 
 nix::ioctl_read_bad!(
     /// Reads the size of a terminal.
@@ -98,14 +128,25 @@ impl ScreenSignal {
 
     /// Does to this process what the signal does if it is not caught: SIGTSTP stops it, others end it.
     pub fn take_effect(self) {
-        let number = match self {
-            ScreenSignal::Suspend => SIGTSTP,
-            ScreenSignal::End(number) => number,
-            ScreenSignal::Resized | ScreenSignal::Continued => return,
-        };
-        // It fails for a bad signal only.
-        let _ = emulate_default_handler(number);
+        // Each fails for a bad signal only.
+        match self {
+            ScreenSignal::Suspend => drop(suspend()),
+            ScreenSignal::End(number) => drop(emulate_default_handler(number)),
+            ScreenSignal::Resized | ScreenSignal::Continued => {}
+        }
     }
+}
+
+/// Stops this process by SIGTSTP until it is continued. Not by SIGSTOP: the kernel ignores SIGTSTP where no shell could
+/// continue the process, as below `ssh -t HOST COMMAND`.
+fn suspend() -> nix::Result<()> {
+    let usual = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed that could run: the default action is that of the kernel.
+    let caught = unsafe { signal::sigaction(Signal::SIGTSTP, &usual) }?;
+    let raised = signal::raise(Signal::SIGTSTP);
+    // SAFETY: this is the earlier action; its handler is signal-hook's, which any thread can run.
+    unsafe { signal::sigaction(Signal::SIGTSTP, &caught) }?;
+    raised
 }
 
 /// The caught signals of a program with a whole screen.
@@ -151,9 +192,14 @@ impl ScreenSignals {
         }
         let arrived = self.arrived.iter();
         let set = arrived.filter(|(_, flag)| flag.swap(false, Ordering::SeqCst));
-        Ok(set
+        let mut arrived: Vec<ScreenSignal> = set
             .map(|(number, _)| ScreenSignal::from_number(*number))
-            .collect())
+            .collect();
+        // Their order is not known: a process that was continued must not be stopped after that.
+        if arrived.contains(&ScreenSignal::Continued) {
+            arrived.retain(|signal| *signal != ScreenSignal::Suspend);
+        }
+        Ok(arrived)
     }
 }
 
@@ -197,6 +243,7 @@ mod tests {
         };
         assert_eq!(size_of(132, 43), (132, 43));
         assert_eq!(size_of(0, 0), (80, 24));
+        assert_eq!(size_of(u16::MAX, u16::MAX), (MAX_SIZE, MAX_SIZE));
         let file = File::open("/dev/null").expect("every system has it");
         size(&file).expect_err("it is not a terminal");
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -12,7 +13,7 @@ use nix::poll::{PollFlags, PollTimeout};
 use nix::sys::stat::fstat;
 use nix::unistd;
 
-use super::poll::poll_one;
+use super::poll::{Interest, poll_one, wait_for};
 use super::signal::HeldBack;
 
 /// `PIPE_BUF` of pipe(7): the bytes that a pipe takes without waiting when poll(2) reports room.
@@ -54,6 +55,28 @@ pub fn write_at_once(to: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
         // A socket, a pipe without a reader, a file of another user, or no descriptor is free.
         Err(_) => write_in_parts(to, bytes),
     }
+}
+
+/// Writes everything, and waits up to this time while a descriptor takes nothing.
+///
+/// # Errors
+/// Those of [`write_at_once`]; `TimedOut` if something is left.
+pub fn write_within(to: impl AsFd, mut bytes: &[u8], timeout: Duration) -> io::Result<()> {
+    let began = Instant::now();
+    while !bytes.is_empty() {
+        match write_at_once(&to, bytes) {
+            Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e),
+            Err(_) => {
+                let left = timeout.saturating_sub(began.elapsed());
+                if left.is_zero() || !wait_for(&to, Interest::Write, left)? {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether this is a regular file.
@@ -130,7 +153,6 @@ mod tests {
     use std::io::{Read, pipe};
     use std::os::fd::OwnedFd;
     use std::thread;
-    use std::time::{Duration, Instant};
 
     use nix::fcntl::{FcntlArg, fcntl};
     use nix::pty::openpty;
@@ -200,6 +222,29 @@ mod tests {
             master.read_exact(&mut vec![0; taken]).expect("all of it");
             assert!(fill(way, terminal.slave.as_fd()) > 0, "{name}");
         }
+    }
+
+    #[test]
+    fn a_slow_terminal_gets_everything_in_time() {
+        let terminal = openpty(None, None).expect("a terminal");
+        let mut filled = 0;
+        for part in [&[b'x'; 500][..], b"x"] {
+            while let Ok(length) = write_at_once(&terminal.slave, part) {
+                filled += length;
+            }
+        }
+        let written = write_within(&terminal.slave, b"the end", Duration::ZERO);
+        let error = written.expect_err("it takes nothing");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        let mut master = File::from(terminal.master);
+        let reader = thread::spawn(move || {
+            let mut read = vec![0; filled + 7];
+            master.read_exact(&mut read).map(|()| read)
+        });
+        let long = Duration::from_secs(600);
+        write_within(&terminal.slave, b"the end", long).expect("it takes all");
+        let read = reader.join().expect("it does not panic");
+        assert!(read.expect("all bytes").ends_with(b"the end"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::common::faulty::example;
 use crate::common::kernel::{self, sleeps};
-use crate::common::program::{FDPASSCTL, control_socket, ctl, ctl_command, run};
+use crate::common::program::{FDPASSCTL, ctl, ctl_command, run};
 use crate::common::terminal::{End, OnTerminal};
 use crate::common::{let_pass, start};
 
@@ -135,23 +135,148 @@ fn the_terminal_is_left_as_it_was_before() {
     }
 }
 
+/// Starts `top` as `"$@"` in a shell with job control, on a terminal of 80 columns and 24 lines.
+#[track_caller]
+fn top_in_shell(daemon: &Running, script: &str) -> OnTerminal {
+    let top = ctl_command(daemon, &["top"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-mc", script, "sh"]).arg(top.get_program());
+    shell.args(top.get_args());
+    for (key, value) in top.get_envs() {
+        if let Some(value) = value {
+            shell.env(key, value);
+        }
+    }
+    OnTerminal::start(&shell, 80, 24)
+}
+
 #[test]
 fn a_suspended_screen_comes_back() {
     let daemon = start("");
     let before = OnTerminal::start(Command::new("cat").arg("/dev/null"), 80, 24).modes();
-    let mut screen = top(&daemon, &[]);
+    let script = "\"$@\"; echo is suspended; read go; fg; echo it has quit";
+    let mut screen = top_in_shell(&daemon, script);
     screen.wait_for("ready");
     screen.press("\x1a");
-    eventually("it is stopped", || {
-        (kernel::state(screen.pid()) == Some('T')).then_some(())
-    });
+    screen.wait_for("is suspended");
     assert_left(&screen, &before);
-    kernel::send(screen.pid(), Signal::SIGCONT);
+    screen.press("\r");
     screen.wait_for("ready");
     assert!(screen.with_screen(vt100::Screen::alternate_screen));
     screen.press("q");
+    screen.wait_for("it has quit");
     assert_eq!(screen.wait_for_end(), End::Code(0));
     assert_left(&screen, &before);
+}
+
+#[test]
+fn without_a_shell_the_screen_is_not_suspended() {
+    let daemon = start("");
+    // It leads a session: no process could continue it.
+    let mut screen = top(&daemon, &[]);
+    screen.wait_for("ready");
+    screen.press("\x1a");
+    screen.press("?");
+    screen.wait_for("Ctrl-Z       suspend");
+    screen.press("q");
+    assert_eq!(screen.wait_for_end(), End::Code(0));
+}
+
+#[test]
+fn the_modes_before_are_those_in_the_foreground() {
+    let daemon = start("");
+    // The shell may edit a command line while the job begins in the background.
+    let script = "stty -echo -icanon; \"$@\" & echo \"job $!.\"; read go; \
+                  stty echo icanon; fg; stty -a";
+    let mut screen = top_in_shell(&daemon, script);
+    let text = screen.wait_until("job", |text| {
+        text.lines()
+            .any(|line| line.starts_with("job ") && line.ends_with('.'))
+    });
+    let pid = text.lines().find_map(|line| line.strip_prefix("job "));
+    let pid = pid.map(|pid| pid.trim_end_matches('.').parse());
+    let pid: u32 = pid.expect("a line").expect("a pid");
+    eventually("the job is stopped", || {
+        (kernel::state(pid) == Some('T')).then_some(())
+    });
+    screen.press("\r");
+    screen.wait_for("ready");
+    screen.press("q");
+    let text = screen.wait_for("extproc");
+    assert_eq!(screen.wait_for_end(), End::Code(0));
+    assert!(
+        !text.contains("-icanon") && !text.contains("-echo "),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_pasted_text_confirms_no_question() {
+    let daemon = start("");
+    let mut screen = top(&daemon, &[]);
+    screen.wait_for("ready");
+    // With the marks of the terminal, and without: then the last of it is read alone.
+    screen.press("\x1b[200~drain y\r\x1b[201~?");
+    let text = screen.wait_for("Ctrl-Z       suspend");
+    assert!(!text.contains("(y/n)"), "{text}");
+    for length in [255, 300] {
+        screen.press(&format!("d{}y", "x".repeat(length)));
+        screen.wait_for("(y/n) drain fdpassd?");
+        screen.press("n");
+        screen.wait_for("nothing was changed");
+        screen.press("?");
+    }
+    let status = ctl(&daemon, &["status", "--json"]).out;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["drained"], false, "{status}");
+}
+
+#[test]
+fn the_death_of_the_shown_worker_is_no_outage() {
+    let daemon = start("workers.count = 1");
+    daemon.wait_for_workers();
+    let mut screen = top(&daemon, &["--interval", "100ms"]);
+    screen.wait_for("1 of 1 ready");
+    screen.press("\r");
+    screen.wait_for("worker    1, pid");
+    for restarts in ["1 restart", "2 restarts"] {
+        daemon.kill_worker(0);
+        screen.wait_until(restarts, |text| {
+            text.contains(restarts) && text.contains("1 of 1 ready")
+        });
+    }
+    let titles = screen.titles();
+    assert!(
+        !titles.iter().any(|title| title.contains("NO ANSWER")),
+        "{titles:?}"
+    );
+}
+
+#[test]
+fn a_question_is_withdrawn_at_a_restart() {
+    let place = tempfile::tempdir().expect("a directory");
+    let socket = place.path().join("c.sock").display().to_string();
+    let config = format!("workers.count = 1\ncontrol.socket = \"{socket}\"");
+    let daemon = start(&config);
+    let mut command = Command::new(FDPASSCTL);
+    command.args(["top", "--interval", "100ms", "-s", &socket]);
+    let mut screen = OnTerminal::start(&command, 120, 24);
+    screen.wait_for(&format!("pid {}", daemon.pid()));
+    screen.wait_for("1 of 1 ready");
+    screen.press("r");
+    screen.wait_for("(y/n) recycle worker 1 ");
+    drop(daemon);
+    screen.wait_for("NO ANSWER fdpassd is not running");
+    let daemon = start(&config);
+    daemon.wait_for_workers();
+    let pids: Vec<u32> = daemon.worker_pids();
+    screen.wait_for("the question is withdrawn");
+    screen.press("y");
+    screen.press("?");
+    screen.wait_for("Ctrl-Z       suspend");
+    screen.press("q");
+    assert_eq!(screen.wait_for_end(), End::Code(0));
+    assert_eq!(daemon.worker_pids(), pids);
 }
 
 #[test]
@@ -198,7 +323,8 @@ fn without_changes_nothing_is_drawn_and_nothing_wakes() {
     };
     eventually("it neither writes nor wakes", || {
         let before = counts();
-        let_pass(Duration::from_millis(500));
+        // Longer than any timer that it could have.
+        let_pass(Duration::from_secs(3));
         (before.1.len() > 3 && counts() == before).then_some(())
     });
 }
@@ -271,22 +397,22 @@ fn the_status_is_repeated_as_blocks_and_as_lines_of_json() {
 fn a_terminal_shows_the_last_status_without_its_end() {
     let daemon = start("workers.count = 2");
     let command = ctl_command(&daemon, &["status", "--watch=100ms"]);
-    let mut screen = OnTerminal::start(&command, 80, 8);
-    screen.wait_for("listener");
-    let bytes = screen.bytes();
-    eventually("it is drawn several times", || {
-        (screen.bytes() > 4 * bytes).then_some(())
-    });
-    let text = screen.text();
-    assert!(text.starts_with("fdpassd "), "{text}");
-    assert_eq!(text.matches("dispatch").count(), 1, "{text}");
-    let socket = control_socket(&daemon);
+    // On the narrow one most lines are too long.
+    let mut screens = [80, 40].map(|columns| OnTerminal::start(&command, columns, 8));
+    for screen in &screens {
+        screen.wait_for("listener");
+        let bytes = screen.bytes();
+        eventually("it is drawn several times", || {
+            (screen.bytes() > 4 * bytes).then_some(())
+        });
+        let text = screen.text();
+        assert!(text.starts_with("fdpassd "), "{text}");
+        assert_eq!(text.matches("listener").count(), 1, "{text}");
+    }
     drop(daemon);
-    let gone = format!("(no socket at {})", socket.display());
-    let unwrapped = |text: &str| text.replace('\n', "");
-    screen.wait_until(&gone, |text| {
-        unwrapped(text).contains("fdpassd is not running")
-    });
-    screen.press("\x03");
-    assert_eq!(screen.wait_for_end(), End::Signal(2));
+    for screen in &mut screens {
+        screen.wait_for("fdpassd is not running");
+        screen.press("\x03");
+        assert_eq!(screen.wait_for_end(), End::Signal(2));
+    }
 }

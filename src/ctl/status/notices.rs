@@ -5,7 +5,7 @@ use anstyle::Style;
 use super::within;
 use crate::ctl::figures::in_letters;
 use crate::ctl::style::{BAD, NOTED};
-use crate::proto::control::{DrainStatus, Status};
+use crate::proto::control::{DrainStatus, ListenerStatus, Status};
 
 /// Something unusual.
 #[derive(Debug)]
@@ -19,8 +19,19 @@ pub(crate) struct Notice {
 /// Returns everything unusual, what the daemon does at the moment first.
 pub(crate) fn notices(status: &Status) -> Vec<Notice> {
     let mut all = of_state(status);
+    all.extend(status.listeners.iter().filter_map(of_listener));
     all.extend(of_config(status));
     all
+}
+
+/// Returns why clients cannot connect to a listener; the reason before an address that may be long.
+fn of_listener(listener: &ListenerStatus) -> Option<Notice> {
+    let why = listener.outage.as_ref()?;
+    Some(Notice {
+        word: "DOWN",
+        style: BAD,
+        text: format!("{why}: {}", listener.address),
+    })
 }
 
 /// Returns what the daemon does at the moment.

@@ -28,11 +28,23 @@ pub(crate) struct RatedClients {
     pub(crate) of: ClientsWanted,
     pub(crate) clients: Vec<RatedClient>,
     pub(crate) is_complete: bool,
+    /// Why there is no list of now.
+    pub(crate) error: Option<String>,
 }
 
 impl RatedClients {
-    /// Returns the list that follows this one. The age of a client is the clock of its rate.
+    /// Returns the list that follows this one, which stays if there is an error instead of one. The age of a client is
+    /// the clock of its rate.
     pub(crate) fn next(&self, list: ClientList) -> RatedClients {
+        if list.error.is_some() {
+            let is_same = self.of == list.of;
+            return RatedClients {
+                of: list.of,
+                clients: self.clients.iter().filter(|_| is_same).cloned().collect(),
+                is_complete: is_same && self.is_complete,
+                error: list.error,
+            };
+        }
         let before: HashMap<ClientId, &ClientStatus> = self
             .clients
             .iter()
@@ -48,6 +60,7 @@ impl RatedClients {
             of: list.of,
             clients: list.clients.into_iter().map(rated).collect(),
             is_complete: list.is_complete,
+            error: list.error,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The last events of a daemon.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::columns::RowStep;
 use super::news::EventLine;
@@ -13,6 +14,8 @@ pub(crate) struct EventLines {
     lines: VecDeque<EventLine>,
     /// The number of events after the last one that is shown.
     newer: usize,
+    /// The number of events that were visible.
+    height: usize,
 }
 
 impl EventLines {
@@ -36,12 +39,17 @@ impl EventLines {
         let newer = match step {
             RowStep::Up => self.newer + 1,
             RowStep::Down => self.newer.saturating_sub(1),
-            RowStep::PageUp => self.newer + PAGE,
-            RowStep::PageDown => self.newer.saturating_sub(PAGE),
+            RowStep::PageUp => self.newer + self.height.max(1),
+            RowStep::PageDown => self.newer.saturating_sub(self.height.max(1)),
             RowStep::First => usize::MAX,
             RowStep::Last => 0,
         };
-        self.newer = newer.min(self.lines.len().saturating_sub(1));
+        self.newer = newer.min(self.lines.len().saturating_sub(self.height.max(1)));
+    }
+
+    /// Forgets which clients the events are about, as another run of the daemon gives their ids to others.
+    pub(crate) fn forget_clients(&mut self) {
+        self.lines.iter_mut().for_each(|line| line.client = None);
     }
 
     /// Shows the newest again.
@@ -51,17 +59,22 @@ impl EventLines {
 
     /// Returns the last events, in their order.
     pub(crate) fn last(&self, most: usize) -> impl Iterator<Item = &EventLine> {
-        self.before(0, most)
+        let all = self.lines.len();
+        self.lines.range(all.saturating_sub(most)..all)
     }
 
-    /// Returns the events that the user has gone back to, in their order.
-    pub(crate) fn shown(&self, most: usize) -> impl Iterator<Item = &EventLine> {
-        self.before(self.newer, most)
+    /// Returns the number of all events, and which of them the user has gone back to, on a screen of this height.
+    pub(crate) fn window(&mut self, height: usize) -> (usize, Range<usize>) {
+        self.height = height;
+        // The oldest ones fill the screen.
+        self.newer = self.newer.min(self.lines.len().saturating_sub(height));
+        let end = self.lines.len() - self.newer;
+        (self.lines.len(), end.saturating_sub(height)..end)
     }
 
-    fn before(&self, newer: usize, most: usize) -> impl Iterator<Item = &EventLine> {
-        let end = self.lines.len().saturating_sub(newer);
-        self.lines.range(end.saturating_sub(most)..end)
+    /// Returns events by their positions.
+    pub(crate) fn range(&self, range: Range<usize>) -> impl Iterator<Item = &EventLine> {
+        self.lines.range(range)
     }
 
     /// Returns the last events about a client, in their order.
@@ -77,9 +90,6 @@ impl EventLines {
 /// The most events that are kept.
 const MAX_EVENTS: usize = 1024;
 
-/// The events that Page Up and Page Down pass over.
-const PAGE: usize = 10;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +103,11 @@ mod tests {
             client: at.is_multiple_of(10).then_some(ClientId(7)),
         };
         times.map(event).collect()
+    }
+
+    fn shown(lines: &mut EventLines, height: usize) -> Vec<f64> {
+        let (_, window) = lines.window(height);
+        times(lines.range(window))
     }
 
     fn times<'a>(events: impl IntoIterator<Item = &'a EventLine>) -> Vec<f64> {
@@ -117,12 +132,14 @@ mod tests {
         let mut lines = EventLines::default();
         lines.scroll(RowStep::PageUp);
         lines.add(events(0..2000), true);
+        shown(&mut lines, 2);
         lines.scroll(RowStep::First);
-        assert_eq!(times(lines.shown(9)), [976.0]);
+        assert_eq!(shown(&mut lines, 2), [976.0, 977.0]);
+        // Those that the user had gone back to are no longer there.
         lines.add(events(2000..4000), false);
-        assert!(times(lines.shown(9)).is_empty());
+        assert_eq!(shown(&mut lines, 2), [2976.0, 2977.0]);
         lines.scroll(RowStep::Down);
-        assert_eq!(times(lines.shown(9)), [2976.0]);
+        assert_eq!(shown(&mut lines, 2), [2977.0, 2978.0]);
         assert_eq!(times(lines.last(1)), [3999.0]);
     }
 
@@ -130,14 +147,30 @@ mod tests {
     fn events_that_the_user_has_gone_back_to_stay() {
         let mut lines = EventLines::default();
         lines.add(events(0..30), true);
+        shown(&mut lines, 2);
         lines.scroll(RowStep::PageUp);
-        assert_eq!(times(lines.shown(2)), [18.0, 19.0]);
+        assert_eq!(shown(&mut lines, 2), [26.0, 27.0]);
         lines.add(events(30..40), false);
-        assert_eq!(times(lines.shown(2)), [18.0, 19.0]);
+        assert_eq!(shown(&mut lines, 2), [26.0, 27.0]);
         lines.scroll(RowStep::PageDown);
         lines.scroll(RowStep::Up);
-        assert_eq!(times(lines.shown(1)), [28.0]);
+        assert_eq!(shown(&mut lines, 2), [27.0, 28.0]);
         lines.return_to_last();
-        assert_eq!(times(lines.shown(1)), [39.0]);
+        assert_eq!(shown(&mut lines, 2), [38.0, 39.0]);
+    }
+
+    #[test]
+    fn the_oldest_events_fill_the_screen() {
+        let mut lines = EventLines::default();
+        lines.add(events(0..30), true);
+        shown(&mut lines, 9);
+        lines.scroll(RowStep::First);
+        assert_eq!(lines.window(9), (30, 0..9));
+        lines.scroll(RowStep::PageDown);
+        assert_eq!(lines.window(9), (30, 9..18));
+        // On a screen with room for all of them, none is hidden.
+        assert_eq!(lines.window(40), (30, 0..30));
+        lines.scroll(RowStep::First);
+        assert_eq!(lines.window(40), (30, 0..30));
     }
 }

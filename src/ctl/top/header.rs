@@ -8,6 +8,7 @@ use super::text::{fact, foreign, styled};
 use crate::ctl::figures::{grouped, in_letters, in_words, rate, time};
 use crate::ctl::status::{Notice, notices};
 use crate::ctl::style::BAD;
+use crate::ctl::table::shortened;
 use crate::proto::control::{ListenerStatus, Status, WorkerState, WorkerStatus};
 use crate::proto::text::Escaped;
 
@@ -33,6 +34,14 @@ pub(super) fn title(top: &Top) -> Line<'static> {
 /// Returns what is unusual: at most `most` lines.
 pub(super) fn unusual(top: &Top, most: usize) -> Vec<Line<'static>> {
     let all = notices(&top.status);
+    // On one line, the first one with the number of others.
+    if most == 1
+        && let [first, others @ ..] = all.as_slice()
+        && !others.is_empty()
+    {
+        let text = format!("(+{}) {}", others.len(), first.text);
+        return vec![foreign(first.word, first.style, &text)];
+    }
     let shown = match all.len() > most {
         true => most.saturating_sub(1),
         false => all.len(),
@@ -142,11 +151,13 @@ fn queue(listeners: &[ListenerStatus]) -> String {
     }
 }
 
-/// Returns the queue of a listener; a listener where clients cannot connect comes before all others.
+/// Returns the queue of a listener; a listener where clients cannot connect comes before all others. A notice has the
+/// reason.
 fn queue_of(listener: &ListenerStatus) -> Option<(u32, String)> {
-    let address = Escaped(&listener.address);
+    let address = Escaped(&listener.address).to_string();
+    let address = shortened(&address, MAX_ADDRESS_LEN);
     match (&listener.outage, listener.queue, listener.queue_max) {
-        (Some(why), ..) => Some((u32::MAX, format!("{address} DOWN: {}", Escaped(why)))),
+        (Some(_), ..) => Some((u32::MAX, format!("{address} DOWN"))),
         (None, Some(length), Some(most)) => Some((length, format!("{address} {length}/{most}"))),
         (None, ..) => None,
     }
@@ -159,3 +170,6 @@ pub(super) fn pace(top: &Top) -> String {
         seconds => format!("every {seconds}s"),
     }
 }
+
+/// The longest address of a listener that is shown in full.
+const MAX_ADDRESS_LEN: usize = 30;

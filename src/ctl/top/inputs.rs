@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::keys::{KeyPress, KeyReader};
 use super::news::News;
@@ -18,7 +18,8 @@ use crate::sys::terminal::{ScreenSignal, ScreenSignals};
 
 /// Something that has happened.
 pub(super) enum Input {
-    Keys(Vec<KeyPress>),
+    /// Keys that were read together, which were pressed before this time or shortly after it.
+    Keys(Vec<KeyPress>, Instant),
     /// The terminal is gone.
     NoMoreKeys,
     Signal(ScreenSignal),
@@ -54,7 +55,7 @@ pub(super) fn keyboard() -> io::Result<impl FnOnce(&Sender<Input>) + Send + 'sta
     Ok(move |inputs: &Sender<Input>| {
         let mut reader = KeyReader::default();
         while let Ok(keys) = read_keys(&mut terminal, &mut reader) {
-            if inputs.send(Input::Keys(keys)).is_err() {
+            if inputs.send(keys).is_err() {
                 return;
             }
         }
@@ -63,10 +64,15 @@ pub(super) fn keyboard() -> io::Result<impl FnOnce(&Sender<Input>) + Send + 'sta
 }
 
 /// Waits for keys. The key Escape is one if nothing follows it.
-fn read_keys(terminal: &mut File, reader: &mut KeyReader) -> io::Result<Vec<KeyPress>> {
+fn read_keys(terminal: &mut File, reader: &mut KeyReader) -> io::Result<Input> {
+    while !poll::wait_for(&*terminal, Interest::Read, LONG_WAIT)? {}
+    // Before the bytes are read: those that were there already are not taken for later ones.
+    let now = Instant::now();
     let mut bytes = [0; 256];
     let length = match terminal.read(&mut bytes) {
-        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(0) if poll::wait_for(&*terminal, Interest::HangUp, Duration::ZERO)? => {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(length) => length,
         Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
         Err(e) => return Err(e),
@@ -76,7 +82,7 @@ fn read_keys(terminal: &mut File, reader: &mut KeyReader) -> io::Result<Vec<KeyP
     if reader.is_in_sequence() && !follows(terminal)? {
         keys.extend(reader.finish());
     }
-    Ok(keys)
+    Ok(Input::Keys(keys, now))
 }
 
 /// Sends the signals that arrive. A second one to end is not left to the screen, which may wait for its terminal.
@@ -87,7 +93,7 @@ pub(super) fn signals(mut signals: ScreenSignals) -> impl FnOnce(&Sender<Input>)
             for signal in arrived {
                 let ends = matches!(signal, ScreenSignal::End(_));
                 if ends && is_ending {
-                    terminal::leave();
+                    terminal::leave_at_once();
                     signal.take_effect();
                 }
                 is_ending |= ends;
@@ -101,3 +107,5 @@ pub(super) fn signals(mut signals: ScreenSignals) -> impl FnOnce(&Sender<Input>)
 
 /// How long the rest of a sequence may take, on a slow line.
 const SEQUENCE_TIMEOUT: Duration = Duration::from_millis(50);
+/// The longest wait in one call.
+const LONG_WAIT: Duration = Duration::from_secs(3600);

@@ -8,6 +8,8 @@ pub(crate) enum KeyPress {
     Escape,
     Backspace,
     Tab,
+    /// Ctrl-L.
+    Redraw,
     Up,
     Down,
     PageUp,
@@ -21,27 +23,55 @@ pub(crate) enum KeyPress {
 pub(crate) struct KeyReader {
     /// The beginning of a sequence.
     rest: Vec<u8>,
+    /// Whether a pasted text has begun that has not ended.
+    is_in_paste: bool,
 }
 
 impl KeyReader {
-    /// Returns the keys that are complete. Keys without a meaning here are left out.
+    /// Returns the keys that are complete. Keys without a meaning here are left out, and pasted texts.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Vec<KeyPress> {
         self.rest.extend_from_slice(bytes);
         let mut keys = Vec::new();
-        while let Some((key, length)) = first_key(&self.rest) {
+        loop {
+            if self.is_in_paste {
+                self.skip_paste();
+            }
+            let Some((key, length)) = first_key(&self.rest).filter(|_| !self.is_in_paste) else {
+                return keys;
+            };
+            self.is_in_paste = &self.rest[..length] == BEGIN_OF_PASTE;
             keys.extend(key);
             self.rest.drain(..length);
         }
-        keys
+    }
+
+    /// Drops a pasted text as far as it has arrived. Its bytes are not parsed: half of a sequence in it must not hide
+    /// its end.
+    fn skip_paste(&mut self) {
+        let end = self
+            .rest
+            .windows(END_OF_PASTE.len())
+            .position(|bytes| bytes == END_OF_PASTE);
+        self.is_in_paste = end.is_none();
+        let dropped = match end {
+            Some(at) => at + END_OF_PASTE.len(),
+            // The last bytes may be the beginning of the end.
+            None => self.rest.len().saturating_sub(END_OF_PASTE.len() - 1),
+        };
+        self.rest.drain(..dropped);
     }
 
     /// Returns whether the beginning of a sequence has arrived, or the key Escape, which sends the same byte.
     pub(crate) fn is_in_sequence(&self) -> bool {
-        !self.rest.is_empty()
+        !self.is_in_paste && !self.rest.is_empty()
     }
 
-    /// Ends the sequence because nothing has followed: then its first byte was the key Escape.
+    /// Ends the sequence because nothing has followed: then its first byte was the key Escape. The beginning of a
+    /// pasted text is awaited longer, because the text would be keys without it.
     pub(crate) fn finish(&mut self) -> Option<KeyPress> {
+        if self.rest.len() > 2 && BEGIN_OF_PASTE.starts_with(&self.rest) {
+            return None;
+        }
         let rest = std::mem::take(&mut self.rest);
         (rest == [ESCAPE]).then_some(KeyPress::Escape)
     }
@@ -67,6 +97,7 @@ fn of_byte(byte: u8) -> Option<KeyPress> {
     match byte {
         b'\r' | b'\n' => Some(KeyPress::Enter),
         b'\t' => Some(KeyPress::Tab),
+        0x0c => Some(KeyPress::Redraw),
         0x08 | 0x7f => Some(KeyPress::Backspace),
         b' '..=b'~' => Some(KeyPress::Char(byte.into())),
         _ => None,
@@ -88,6 +119,9 @@ fn of_sequence(sequence: &[u8]) -> Option<KeyPress> {
 }
 
 const ESCAPE: u8 = 0x1b;
+/// The sequences around a pasted text (xterm's bracketed paste).
+const BEGIN_OF_PASTE: &[u8] = b"\x1b[200~";
+const END_OF_PASTE: &[u8] = b"\x1b[201~";
 
 #[cfg(test)]
 mod tests {
@@ -119,6 +153,7 @@ mod tests {
                 &[Home, Home, End, End, End],
             ),
             (b"\x1b", &[Escape]),
+            (b"\x0c", &[Redraw]),
             (b"\x1b\x1b[A", &[Escape, Up]),
         ] {
             assert_eq!(keys(bytes), expected, "{bytes:?}");
@@ -138,6 +173,23 @@ mod tests {
             b"\x1b[1",
         ] {
             assert!(keys(bytes).is_empty(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_pasted_text_presses_no_keys() {
+        let text = b"k\x1b[200~dy\x1bO\x1b[A\x1b[\x1b[201~j";
+        for part in 1..text.len() {
+            let mut reader = KeyReader::default();
+            let mut keys = Vec::new();
+            for bytes in text.chunks(part) {
+                keys.extend(reader.read(bytes));
+                // As after a pause, which a slow line may make after `ESC [ 2`.
+                if reader.is_in_sequence() && reader.rest.len() > 2 {
+                    assert_eq!(reader.finish(), None);
+                }
+            }
+            assert_eq!(keys, [KeyPress::Char('k'), KeyPress::Char('j')], "{part}");
         }
     }
 

@@ -15,6 +15,7 @@ mod history;
 mod inputs;
 mod keys;
 mod news;
+mod pressing;
 mod question;
 mod state;
 mod terminal;
@@ -23,21 +24,24 @@ mod view;
 mod watch;
 mod workers;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::panic::resume_unwind;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
 
 use ratatui_core::terminal::Terminal;
 
 use super::args::ChangeVerb;
 use super::args::watching::TopArguments;
+use super::change::DaemonRun;
 use super::error::Error;
 use super::session::Session;
-use crate::sys::terminal::{ScreenSignal, ScreenSignals};
+use crate::sys::terminal::{ScreenSignal, ScreenSignals, discard_typed};
 use inputs::Input;
-use news::{ClientsWanted, News};
+use news::{ClientsWanted, FiguresRequest, News};
+use question::Confirmation;
 use state::{Top, TopRequest};
-use terminal::{Ansi, ScreenGuard};
+use terminal::{Ansi, LEAVE_TIMEOUT, ScreenGuard};
 use watch::FiguresWatch;
 
 /// Shows the daemon until the user quits, or a signal ends the program.
@@ -51,14 +55,15 @@ pub(super) fn show(
     let mut figures = FiguresWatch::new(session, interval);
     let mut top = Top::new(interval, figures.status()?);
     let (inputs, received) = mpsc::channel();
-    let (wanted, receiver) = mpsc::channel();
+    let (requests, receiver) = mpsc::channel();
     let unable = |e: std::io::Error| Error::Unable(format!("cannot watch the daemon: {e}"));
     let signals = ScreenSignals::catch().map_err(unable)?;
     let keyboard = inputs::keyboard().map_err(unable)?;
-    let guard = ScreenGuard::enter(out).map_err(Error::Output)?;
     let own = session.clone();
-    inputs::start(&inputs, inputs::signals(signals))
-        .and_then(|()| inputs::start(&inputs, keyboard))
+    // Before the screen, which may wait for the terminal: a signal ends the program then as well.
+    inputs::start(&inputs, inputs::signals(signals)).map_err(unable)?;
+    let guard = ScreenGuard::enter(out).map_err(Error::Output)?;
+    inputs::start(&inputs, keyboard)
         .and_then(|()| inputs::start(&inputs, move |inputs| figures.run(&receiver, inputs)))
         .and_then(|()| {
             inputs::start(&inputs, move |inputs| {
@@ -70,7 +75,7 @@ pub(super) fn show(
         terminal: Terminal::new(Ansi::new(out, session.seen.paint())).map_err(Error::Output)?,
         session,
         inputs,
-        wanted,
+        requests,
     };
     let ended = screen.run(&mut top, &received);
     drop(guard);
@@ -105,7 +110,7 @@ struct Screen<'a, W: Write> {
     terminal: Terminal<Ansi<W>>,
     session: &'a Session,
     inputs: Sender<Input>,
-    wanted: Sender<ClientsWanted>,
+    requests: Sender<FiguresRequest>,
 }
 
 impl<W: Write> Screen<'_, W> {
@@ -117,9 +122,7 @@ impl<W: Write> Screen<'_, W> {
     ) -> Result<Option<ScreenSignal>, Error> {
         let mut wanted = ClientsWanted::Nothing;
         loop {
-            self.terminal
-                .draw(|frame| view::draw(frame, top))
-                .map_err(Error::Output)?;
+            self.draw(top)?;
             let Ok(first) = received.recv() else {
                 return Ok(None);
             };
@@ -132,27 +135,55 @@ impl<W: Write> Screen<'_, W> {
             }
             if wanted != top.clients_wanted() {
                 wanted = top.clients_wanted();
-                // The thread has panicked otherwise, and its input arrives.
-                let _ = self.wanted.send(wanted);
+                self.request(FiguresRequest::Clients(wanted));
             }
         }
     }
 
+    fn draw(&mut self, top: &mut Top) -> Result<(), Error> {
+        let is_new = |confirmation: &Confirmation| confirmation.answered_from.is_none();
+        if top.confirmation.as_ref().is_some_and(is_new) {
+            // Keys that were pressed before do not answer the question. An error: the terminal is gone.
+            let _ = discard_typed(io::stdin());
+        }
+        // Before the frame: a key after it must not be taken for an earlier one.
+        let began = Instant::now();
+        let drawn = self.terminal.draw(|frame| view::draw(frame, top));
+        drawn.map_err(Error::Output)?;
+        if let Some(confirmation) = &mut top.confirmation
+            && confirmation.is_drawn
+        {
+            confirmation.answered_from.get_or_insert(began);
+        }
+        Ok(())
+    }
+
+    fn request(&self, request: FiguresRequest) {
+        // The thread has panicked otherwise, and its input arrives.
+        let _ = self.requests.send(request);
+    }
+
     fn act(&mut self, top: &mut Top, input: Input) -> Result<AfterInput, Error> {
         match input {
-            Input::News(news) => top.receive(news),
-            Input::Keys(keys) => {
-                for key in keys {
-                    match top.press(key) {
-                        Some(TopRequest::Quit) => return Ok(AfterInput::End(None)),
-                        Some(TopRequest::Change(change)) => self.begin(top, change),
-                        None => {}
-                    }
+            Input::News(news) => {
+                let is_change = matches!(news, News::Changed(_));
+                top.receive(news);
+                if is_change {
+                    self.request(FiguresRequest::Status);
                 }
             }
-            Input::Signal(ScreenSignal::Resized) => {}
+            Input::Keys(keys, read_at) => match top.press(&keys, read_at) {
+                Some(TopRequest::Quit) => return Ok(AfterInput::End(None)),
+                Some(TopRequest::Change(change)) => self.begin(top, change),
+                Some(TopRequest::Redraw) => self.terminal.clear().map_err(Error::Output)?,
+                None => {}
+            },
+            // The size may be the same again after a smaller one, at which the terminal has cut the screen.
+            Input::Signal(ScreenSignal::Resized) => {
+                self.terminal.clear().map_err(Error::Output)?;
+            }
             Input::Signal(signal @ ScreenSignal::Suspend) => {
-                terminal::leave();
+                terminal::leave_within(LEAVE_TIMEOUT);
                 signal.take_effect();
                 // At once, not after the signal that continues: something else may be drawn before.
                 self.enter_again()?;
@@ -178,7 +209,9 @@ impl<W: Write> Screen<'_, W> {
     /// Makes a change in a thread of its own.
     fn begin(&mut self, top: &mut Top, change: ChangeVerb) {
         let session = self.session.clone();
-        let work = move |inputs: &Sender<Input>| watch::make_change(&change, &session, inputs);
+        // A status of another run would have withdrawn the question.
+        let of = DaemonRun::of(&top.status);
+        let work = move |inputs: &Sender<Input>| watch::make_change(&change, of, &session, inputs);
         if let Err(e) = inputs::start(&self.inputs, work) {
             top.receive(News::Changed(Err(e.to_string())));
         }

@@ -42,6 +42,17 @@ pub(crate) struct ClientList {
     pub(crate) clients: Vec<ClientStatus>,
     /// Whether there are no more of them.
     pub(crate) is_complete: bool,
+    /// Why the daemon has not sent them.
+    pub(crate) error: Option<String>,
+}
+
+/// A request of the screen to the thread that asks the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FiguresRequest {
+    /// Ask for these clients, at each interval.
+    Clients(ClientsWanted),
+    /// The status, before the interval is over.
+    Status,
 }
 
 /// As much of an event as is shown. A newer daemon may have more kinds.

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::clients::{self, RatedClient, RatedClients};
-use super::columns::{RowStep, Selection, Sorting};
+use super::columns::{Selection, Sorting};
 use super::events::EventLines;
 use super::history::History;
-use super::keys::KeyPress;
 use super::news::{ClientsWanted, News};
-use super::question::{Confirmation, of_drain, of_kick, of_recycling};
+use super::question::Confirmation;
 use super::workers::{self, WorkerKey, WorkerRow};
 use crate::ctl::args::ChangeVerb;
+use crate::ctl::change::DaemonRun;
 use crate::ctl::figures::are;
 use crate::proto::control::Status;
 use crate::proto::names::ClientId;
@@ -36,6 +36,8 @@ pub(crate) enum View {
 pub(crate) enum TopRequest {
     Quit,
     Change(ChangeVerb),
+    /// Write the whole screen again: another program has written to the terminal.
+    Redraw,
 }
 
 /// A message to the user, until the next key.
@@ -74,6 +76,8 @@ pub(crate) struct Top {
     pub(crate) outage: Option<String>,
     pub(crate) history: History,
     pub(crate) clients: RatedClients,
+    /// The client of the view of one client, as it was last known.
+    pub(super) shown_client: Option<RatedClient>,
     pub(crate) events: EventLines,
     pub(crate) worker_table: TableView<WorkerKey>,
     pub(crate) client_table: TableView<ClientId>,
@@ -82,7 +86,7 @@ pub(crate) struct Top {
     /// The change that the daemon performs, in words.
     pub(crate) under_way: Option<String>,
     /// The views that Escape returns to; the last one is shown.
-    views: Vec<View>,
+    pub(super) views: Vec<View>,
 }
 
 impl Top {
@@ -96,6 +100,7 @@ impl Top {
             outage: None,
             history,
             clients: RatedClients::default(),
+            shown_client: None,
             events: EventLines::default(),
             worker_table: TableView::sorted_by(None),
             client_table: TableView::sorted_by(Some(clients::BY_RATE)),
@@ -113,7 +118,8 @@ impl Top {
     /// Returns the clients that the view needs.
     pub(crate) fn clients_wanted(&self) -> ClientsWanted {
         match self.view() {
-            View::Clients | View::Client(_) => ClientsWanted::All,
+            View::Clients => ClientsWanted::All,
+            View::Client(id) => self.clients_wanted_for(id),
             View::Worker(key) => {
                 let id = self.worker(key).and_then(|row| row.id);
                 id.map_or(ClientsWanted::Nothing, ClientsWanted::Of)
@@ -122,22 +128,42 @@ impl Top {
         }
     }
 
+    /// Returns the clients among which one is: those of its worker, or all after it has left that one.
+    fn clients_wanted_for(&self, id: ClientId) -> ClientsWanted {
+        let list = &self.clients;
+        let is_listed = list.clients.iter().any(|client| client.status.id == id);
+        let worker = self.client(id).and_then(|client| client.status.worker);
+        match worker {
+            Some(worker) if is_listed || list.of != ClientsWanted::Of(worker) => {
+                ClientsWanted::Of(worker)
+            }
+            None if self.has_left(id) => ClientsWanted::Nothing,
+            _ => ClientsWanted::All,
+        }
+    }
+
+    /// Returns whether a client has left: a complete list of all of them is without it.
+    pub(crate) fn has_left(&self, id: ClientId) -> bool {
+        let list = &self.clients;
+        list.of == ClientsWanted::All && list.is_complete && self.client(id).is_none()
+    }
+
     /// Takes in what the daemon has reported.
     pub(crate) fn receive(&mut self, news: News) {
         match news {
             News::Status(status) => {
-                if status.pid != self.status.pid {
-                    self.note(format!(
-                        "{} was restarted: it is pid {}",
-                        status.name, status.pid
-                    ));
+                if !DaemonRun::of(&self.status).continues_in(&status) {
+                    self.begin_again(&status);
                 }
                 self.history.add(&status);
                 self.status = status;
                 self.outage = None;
             }
             News::Outage(why) => self.outage = Some(why),
-            News::Clients(list) => self.clients = self.clients.next(list),
+            News::Clients(list) => {
+                self.clients = self.clients.next(list);
+                self.find_shown_client();
+            }
             News::Events {
                 events,
                 lost,
@@ -161,176 +187,46 @@ impl Top {
         }
     }
 
-    /// Acts on a key.
-    pub(crate) fn press(&mut self, key: KeyPress) -> Option<TopRequest> {
-        if let Some(confirmation) = self.confirmation.take() {
-            return self.answer(confirmation, key);
-        }
-        self.message = None;
-        match key {
-            KeyPress::Char('q') => return Some(TopRequest::Quit),
-            KeyPress::Char('?' | 'h') => self.open(View::Help),
-            KeyPress::Char('w') => self.views = vec![View::Workers],
-            KeyPress::Char('c') => self.views = vec![View::Workers, View::Clients],
-            KeyPress::Char('e') => self.views = vec![View::Workers, View::Events],
-            KeyPress::Tab => self.switch(),
-            KeyPress::Escape | KeyPress::Backspace => self.close(),
-            KeyPress::Enter => self.look(),
-            KeyPress::Char('>' | 's') => self.sort_by_next(true),
-            KeyPress::Char('<') => self.sort_by_next(false),
-            KeyPress::Char('R') => self.reverse(),
-            KeyPress::Char('r') => self.ask_to_recycle(),
-            KeyPress::Char('k') => self.ask_to_kick(),
-            KeyPress::Char('d') => self.ask(Ok(of_drain(&self.status))),
-            KeyPress::Char(_) => {}
-            KeyPress::Up => self.step(RowStep::Up),
-            KeyPress::Down => self.step(RowStep::Down),
-            KeyPress::PageUp => self.step(RowStep::PageUp),
-            KeyPress::PageDown => self.step(RowStep::PageDown),
-            KeyPress::Home => self.step(RowStep::First),
-            KeyPress::End => self.step(RowStep::Last),
-        }
-        None
+    /// Forgets everything with an id, which another run of the daemon may give to another client or worker.
+    fn begin_again(&mut self, status: &Status) {
+        let withdrawn = match self.confirmation.take() {
+            Some(_) => "; the question is withdrawn",
+            None => "",
+        };
+        self.note(format!(
+            "{} was restarted: it is pid {}{withdrawn}",
+            status.name, status.pid
+        ));
+        self.clients = RatedClients::default();
+        self.shown_client = None;
+        self.events.forget_clients();
+        self.client_table.selection = Selection::default();
+        self.worker_table.selection = Selection::default();
+        self.views
+            .retain(|view| !matches!(view, View::Client(_) | View::Worker(WorkerKey::Leaving(_))));
     }
 
-    /// Acts on a key while a question is shown: only `y` confirms it.
-    fn answer(&mut self, confirmation: Confirmation, key: KeyPress) -> Option<TopRequest> {
-        match key {
-            _ if !confirmation.is_drawn => {
-                self.confirmation = Some(confirmation);
-                None
+    /// Finds the client of the view of one in a new list. One that may have moved to another worker stays as it was.
+    fn find_shown_client(&mut self) {
+        let Some(shown) = &self.shown_client else {
+            return;
+        };
+        let id = shown.status.id;
+        let mut clients = self.clients.clients.iter();
+        match clients.find(|client| client.status.id == id) {
+            Some(client) => self.shown_client = Some(client.clone()),
+            None if self.clients.of == ClientsWanted::All && self.clients.error.is_none() => {
+                self.shown_client = None;
             }
-            KeyPress::Char('y' | 'Y') => {
-                self.under_way = Some(confirmation.under_way);
-                Some(TopRequest::Change(confirmation.change))
-            }
-            KeyPress::Char('n' | 'N' | 'q') | KeyPress::Escape => {
-                self.note("nothing was changed".to_owned());
-                None
-            }
-            _ => {
-                self.confirmation = Some(confirmation);
-                None
-            }
+            None => {}
         }
     }
 
-    fn note(&mut self, text: String) {
+    pub(super) fn note(&mut self, text: String) {
         self.message = Some(TopMessage {
             text: Escaped(text).to_string(),
             is_bad: false,
         });
-    }
-
-    fn open(&mut self, view: View) {
-        if self.view() != view {
-            self.views.push(view);
-        }
-    }
-
-    fn close(&mut self) {
-        if self.views.len() > 1 {
-            self.views.pop();
-        }
-        self.events.return_to_last();
-    }
-
-    /// Shows the clients, or the workers again.
-    fn switch(&mut self) {
-        self.views = match self.view() {
-            View::Clients => vec![View::Workers],
-            _ => vec![View::Workers, View::Clients],
-        };
-    }
-
-    /// Shows more about the selected row.
-    fn look(&mut self) {
-        match self.view() {
-            View::Workers => {
-                if let Some(row) = self.selected_worker() {
-                    self.client_table.selection = Selection::default();
-                    self.open(View::Worker(row.key));
-                }
-            }
-            View::Clients | View::Worker(_) => {
-                if let Some(id) = self.selected_client().map(|client| client.status.id) {
-                    self.open(View::Client(id));
-                }
-            }
-            View::Client(_) | View::Events | View::Help => {}
-        }
-    }
-
-    fn sort_by_next(&mut self, is_forward: bool) {
-        match self.view() {
-            View::Workers => {
-                let sorting = &mut self.worker_table.sorting;
-                sorting.step(workers::COLUMNS, is_forward);
-            }
-            View::Clients | View::Worker(_) => {
-                let sorting = &mut self.client_table.sorting;
-                sorting.step(clients::COLUMNS, is_forward);
-            }
-            View::Client(_) | View::Events | View::Help => {}
-        }
-    }
-
-    fn reverse(&mut self) {
-        let sorting = match self.view() {
-            View::Workers => &mut self.worker_table.sorting,
-            View::Clients | View::Worker(_) => &mut self.client_table.sorting,
-            View::Client(_) | View::Events | View::Help => return,
-        };
-        sorting.is_reversed = !sorting.is_reversed;
-    }
-
-    fn step(&mut self, step: RowStep) {
-        match self.view() {
-            View::Workers => {
-                let keys = self.worker_keys();
-                self.worker_table.selection.step(&keys, step);
-            }
-            View::Clients | View::Worker(_) => {
-                let keys = self.client_keys();
-                self.client_table.selection.step(&keys, step);
-            }
-            View::Events => self.events.scroll(step),
-            View::Client(_) | View::Help => {}
-        }
-    }
-
-    fn ask_to_recycle(&mut self) {
-        let row = match self.view() {
-            View::Workers => self.selected_worker(),
-            View::Worker(key) => self.worker(key),
-            _ => return,
-        };
-        let question = row
-            .ok_or("there is no worker")
-            .and_then(|row| of_recycling(&row));
-        self.ask(question);
-    }
-
-    fn ask_to_kick(&mut self) {
-        let client = match self.view() {
-            View::Clients | View::Worker(_) => self.selected_client(),
-            View::Client(id) => self.client(id),
-            _ => return,
-        };
-        let question = client.map(|client| of_kick(&client.status));
-        self.ask(question.ok_or("there is no client"));
-    }
-
-    /// Shows a question, or why it is not asked.
-    fn ask(&mut self, question: Result<Confirmation, &'static str>) {
-        let question = match self.under_way {
-            Some(_) => Err("the change before is still under way"),
-            None => question,
-        };
-        match question {
-            Ok(confirmation) => self.confirmation = Some(confirmation),
-            Err(why) => self.note(why.to_owned()),
-        }
     }
 
     /// Returns the rows of the workers in their natural order.
@@ -355,29 +251,29 @@ impl Top {
 
     /// Returns a client; none if it has left.
     pub(crate) fn client(&self, id: ClientId) -> Option<&RatedClient> {
-        let mut clients = self.clients.clients.iter();
+        let mut clients = self.clients.clients.iter().chain(&self.shown_client);
         clients.find(|client| client.status.id == id)
     }
 
-    fn worker_keys(&self) -> Vec<WorkerKey> {
+    pub(super) fn worker_keys(&self) -> Vec<WorkerKey> {
         let rows = self.worker_rows();
         let mut rows: Vec<&WorkerRow> = rows.iter().collect();
         self.worker_table.sorting.sort(workers::COLUMNS, &mut rows);
         rows.iter().map(|row| row.key).collect()
     }
 
-    fn client_keys(&self) -> Vec<ClientId> {
+    pub(super) fn client_keys(&self) -> Vec<ClientId> {
         let rows = self.client_rows();
         rows.iter().map(|client| client.status.id).collect()
     }
 
-    fn selected_worker(&mut self) -> Option<WorkerRow> {
+    pub(super) fn selected_worker(&mut self) -> Option<WorkerRow> {
         let keys = self.worker_keys();
         let at = self.worker_table.selection.settle(&keys)?;
         self.worker(keys[at])
     }
 
-    fn selected_client(&mut self) -> Option<&RatedClient> {
+    pub(super) fn selected_client(&mut self) -> Option<&RatedClient> {
         let keys = self.client_keys();
         let at = self.client_table.selection.settle(&keys)?;
         self.client(keys[at])

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::panic;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Effects};
 use ratatui_core::backend::{Backend, ClearType, WindowSize};
@@ -12,7 +13,7 @@ use ratatui_core::style::Modifier;
 
 use crate::ctl::style::Paint;
 use crate::sys::terminal::{self, TerminalModes};
-use crate::sys::writable::write_at_once;
+use crate::sys::writable::write_within;
 
 /// The modes of the terminal before the screen, while there is one. Not a part of [`ScreenGuard`], because a panic and
 /// a second signal leave the screen from another thread.
@@ -40,7 +41,7 @@ impl ScreenGuard {
 
 impl Drop for ScreenGuard {
     fn drop(&mut self) {
-        leave();
+        leave_within(LEAVE_TIMEOUT);
     }
 }
 
@@ -50,23 +51,31 @@ pub(super) fn enter(out: &mut impl Write) -> io::Result<()> {
     // Modes that are there already are older: those of now may be the screen's own.
     before().get_or_insert(modes);
     let entered = out.write_all(ENTER).and_then(|()| out.flush());
-    entered.inspect_err(|_| leave())
+    entered.inspect_err(|_| leave_at_once())
 }
 
-/// Leaves the screen, if there is one. Does not wait for the terminal, whose output the user may have stopped.
-pub(super) fn leave() {
-    if let Some(modes) = before().take() {
-        // If the terminal is gone, nothing is left to do.
-        let _ = write_at_once(io::stdout(), LEAVE);
+/// Leaves the screen, if there is one. Waits up to this time for a terminal whose output is slow, or was stopped by the
+/// user.
+pub(super) fn leave_within(timeout: Duration) {
+    // Not locked during the wait: a second signal does not wait.
+    let modes = before().take();
+    if let Some(modes) = modes {
+        // If the terminal is gone, its modes are as well.
         let _ = modes.restore(io::stdin());
+        let _ = write_within(io::stdout(), LEAVE, timeout);
     }
+}
+
+/// Leaves the screen, if there is one, without waiting for the terminal.
+pub(super) fn leave_at_once() {
+    leave_within(Duration::ZERO);
 }
 
 /// Leaves the screen before the message of a panic is written.
 fn leave_at_panic() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |about| {
-        leave();
+        leave_within(LEAVE_TIMEOUT);
         usual(about);
     }));
 }
@@ -187,11 +196,14 @@ impl<W: Write> Backend for Ansi<W> {
     }
 }
 
-/// The alternate screen (xterm), no cursor (DECTCEM), empty.
-const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J";
-/// No style, a cursor, the usual screen.
-const LEAVE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
+/// The alternate screen (xterm), no cursor (DECTCEM), lines that do not wrap (DECAWM), marks around pasted texts
+/// (xterm), empty.
+const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[?2004h\x1b[H\x1b[2J";
+/// No style, no marks, lines that wrap, a cursor, the usual screen.
+const LEAVE: &[u8] = b"\x1b[0m\x1b[?2004l\x1b[?7h\x1b[?25h\x1b[?1049l";
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+/// How long an end waits for a terminal that takes no bytes.
+pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

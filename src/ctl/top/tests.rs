@@ -4,9 +4,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ratatui_core::backend::TestBackend;
+use ratatui_core::buffer::Cell;
+use ratatui_core::style::Modifier;
 use ratatui_core::terminal::Terminal;
 
 use super::keys::KeyPress::{self, *};
@@ -156,6 +158,7 @@ fn send_clients(top: &mut Top, count: u64) {
             of,
             clients,
             is_complete: true,
+            error: None,
         }));
     }
 }
@@ -164,7 +167,7 @@ fn send_clients(top: &mut Top, count: u64) {
 fn press(top: &mut Top, keys: &[KeyPress]) -> Option<TopRequest> {
     let requests = keys.iter().filter_map(|key| {
         screen(top, 80, 24);
-        top.press(*key)
+        top.press(&[*key], Instant::now())
     });
     requests.last()
 }
@@ -176,6 +179,10 @@ fn screen(top: &mut Top, columns: u16, lines: u16) -> String {
     terminal
         .draw(|frame| view::draw(frame, top))
         .expect("it has no errors");
+    if let Some(confirmation) = &mut top.confirmation {
+        assert!(confirmation.is_drawn || columns < 40 || lines < 8);
+        confirmation.answered_from.get_or_insert_with(Instant::now);
+    }
     let buffer = terminal.backend().buffer();
     let cells = buffer.content().chunks(columns.into());
     let text = cells.map(|line| {
@@ -231,7 +238,7 @@ fn clients_are_drawn_with_the_busiest_first() {
     press(&mut top, &[Enter]);
     assert!(matches!(top.view(), View::Client(_)));
     let View::Client(id) = top.view() else { return };
-    let about = event(100, "client 9 moved\x1b", Some(id.0));
+    let about = event(100, &format!("client {id} moved\x1b"), Some(id.0));
     top.receive(News::Events {
         events: vec![about],
         lost: 0,
@@ -290,11 +297,11 @@ fn a_change_is_made_only_after_it_is_confirmed() {
     for (keys, question) in [
         (
             &[Down, Char('r')][..],
-            "recycle worker 2 (pid 4713)? 37 clients will move (y/n)",
+            "(y/n) recycle worker 2 (pid 4713)? 37 clients will move",
         ),
         (
             &[Char('d')],
-            "drain fdpassd? New clients will be refused, 1,234 clients stay (y/n)",
+            "(y/n) drain fdpassd? New clients will be refused, 1,234 clients stay",
         ),
     ] {
         assert!(press(&mut top, keys).is_none());
@@ -336,11 +343,40 @@ fn a_change_is_made_only_after_it_is_confirmed() {
 #[test]
 fn keys_before_a_question_is_drawn_do_not_answer_it() {
     let mut top = top(status_of(8));
+    let early = Instant::now();
     for key in [Char('r'), Char('y'), Char('n')] {
-        assert!(top.press(key).is_none());
+        assert!(top.press(&[key], early).is_none());
     }
+    screen(&mut top, 80, 24);
+    // Pressed before it was drawn, and read after that.
+    assert!(top.press(&[Char('y')], early).is_none());
+    // A part of a text, which a terminal without marks around it sends.
+    let text = ['h', 'e', 'y'].map(Char);
+    assert!(top.press(&text, Instant::now()).is_none());
     assert!(top.confirmation.is_some());
     assert!(press(&mut top, &[Char('y')]).is_some());
+}
+
+#[test]
+fn a_restart_withdraws_a_question() {
+    for (pid, uptime) in [(5000, 100_000.0), (4711, 3.0)] {
+        let mut top = top(status_of(8));
+        press(&mut top, &[Char('c')]);
+        send_clients(&mut top, 20);
+        press(&mut top, &[Down, Enter, Char('k')]);
+        assert!(top.confirmation.is_some());
+        let mut status = status_of(8);
+        (status.pid, status.uptime_seconds) = (pid, uptime);
+        top.receive(News::Status(status));
+        let shown = screen(&mut top, 80, 24);
+        let words = format!("fdpassd was restarted: it is pid {pid}; the question is withdrawn\n");
+        assert!(shown.ends_with(&words), "{shown}");
+        assert!(press(&mut top, &[Char('y')]).is_none());
+        // Another client may have this id now.
+        assert_eq!(top.view(), View::Clients);
+        assert!(top.client(ClientId(1)).is_none());
+        assert!(press(&mut top, &[Char('k'), Char('y')]).is_none());
+    }
 }
 
 #[test]
@@ -381,7 +417,7 @@ fn a_client_is_kicked_after_it_is_confirmed() {
     send_clients(&mut top, 20);
     assert!(press(&mut top, &[Char('k')]).is_none());
     let shown = screen(&mut top, 80, 24);
-    let question = "kick client 9 (pid 4009 (uid 1000))? It will be closed (y/n)";
+    let question = "(y/n) kick client 9 (pid 4009 (uid 1000))? It will be closed";
     assert_eq!(shown.lines().last(), Some(question));
     let change = press(&mut top, &[Char('y')]);
     let kick = ChangeVerb::Kick {
@@ -412,6 +448,117 @@ fn an_outage_is_shown_until_the_daemon_answers() {
         shown.ends_with("fdpassd was restarted: it is pid 5000\n"),
         "{shown}"
     );
+}
+
+/// Returns the lines that are reversed from end to end.
+fn reversed(top: &mut Top) -> Vec<String> {
+    let mut terminal = Terminal::new(TestBackend::new(80, 24)).expect("it has no errors");
+    terminal
+        .draw(|frame| view::draw(frame, top))
+        .expect("it has no errors");
+    let cells = terminal.backend().buffer().content().chunks(80);
+    let is_reversed = |cell: &Cell| cell.modifier.contains(Modifier::REVERSED);
+    let lines = cells.filter(|line| line.iter().all(is_reversed));
+    lines
+        .map(|line| line.iter().map(Cell::symbol).collect())
+        .collect()
+}
+
+#[test]
+fn the_selected_row_is_the_reversed_one() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Down, Down]);
+    let lines = reversed(&mut top);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("   2   3"), "{lines:?}");
+    press(&mut top, &[Char('c')]);
+    send_clients(&mut top, 20);
+    press(&mut top, &[Down]);
+    let lines = reversed(&mut top);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("192.0.2."), "{lines:?}");
+    press(&mut top, &[Char('?')]);
+    assert!(reversed(&mut top).is_empty());
+}
+
+#[test]
+fn a_list_that_is_refused_is_no_outage() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Char('c')]);
+    send_clients(&mut top, 20);
+    let of = top.clients_wanted();
+    top.receive(News::Clients(ClientList {
+        of,
+        clients: Vec::new(),
+        is_complete: false,
+        error: Some("busy: too many\x1b".to_owned()),
+    }));
+    let shown = screen(&mut top, 80, 24);
+    assert!(shown.starts_with("fdpassd 0.1.0, pid 4711"), "{shown}");
+    assert!(
+        shown.contains("\nno list of clients: busy: too many\\x1b\n"),
+        "{shown}"
+    );
+    // The last list stays below it.
+    assert!(shown.contains("192.0.2."), "{shown}");
+    send_clients(&mut top, 20);
+    assert!(screen(&mut top, 80, 24).contains("\n20 clients\n"));
+}
+
+#[test]
+fn one_client_needs_the_clients_of_its_worker() {
+    let mut top = top(status_of(8));
+    press(&mut top, &[Char('c')]);
+    send_clients(&mut top, 20);
+    press(&mut top, &[Enter]);
+    // The busiest one.
+    assert_eq!(top.view(), View::Client(ClientId(9)));
+    let list = |of, worker: Option<u64>| {
+        let mut shown = client(9);
+        shown.worker = worker.map(WorkerId);
+        let clients = worker.map(|_| shown).into_iter().collect();
+        News::Clients(ClientList {
+            of,
+            clients,
+            is_complete: true,
+            error: None,
+        })
+    };
+    let of = |id| ClientsWanted::Of(WorkerId(id));
+    assert_eq!(top.clients_wanted(), of(2));
+    top.receive(list(of(2), Some(2)));
+    assert_eq!(top.clients_wanted(), of(2));
+    // It moves: all clients are asked for, and then those of its new worker. Until then the last state is shown.
+    top.receive(list(of(2), None));
+    assert_eq!(top.clients_wanted(), ClientsWanted::All);
+    assert!(screen(&mut top, 80, 24).contains("client    9 ("));
+    top.receive(list(ClientsWanted::All, Some(5)));
+    assert_eq!(top.clients_wanted(), of(5));
+    // It leaves.
+    top.receive(list(of(5), None));
+    assert_eq!(top.clients_wanted(), ClientsWanted::All);
+    top.receive(list(ClientsWanted::All, None));
+    assert_eq!(top.clients_wanted(), ClientsWanted::Nothing);
+    assert!(screen(&mut top, 80, 24).contains("Client 9 has left."));
+}
+
+#[test]
+fn a_listener_that_is_down_is_a_notice() {
+    let mut status = status_of(1);
+    status.listeners[0].address = format!("unix:/{}x.sock", "long/".repeat(30));
+    status.listeners[0].outage = Some("another process has ended it\n".to_owned());
+    let mut top = top(status);
+    for (columns, lines) in [(80, 24), (40, 8)] {
+        let shown = screen(&mut top, columns, lines);
+        assert!(shown.contains("\nDOWN      another process has"), "{shown}");
+    }
+    assert!(screen(&mut top, 80, 24).contains("x.sock DOWN"));
+    // The first notice has the number of the others, where there is one line for them.
+    let mut status = top.status.clone();
+    status.paused = Some("no descriptors".to_owned());
+    top.receive(News::Status(status));
+    let shown = screen(&mut top, 40, 8);
+    assert!(shown.contains("\nPAUSED    (+1) no new clients"), "{shown}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::{clients, header, workers};
 use crate::ctl::figures::{counted, grouped};
 use crate::ctl::style::{BAD, FAINT, NOTED};
 use crate::proto::names::ClientId;
+use crate::proto::text::Escaped;
 
 /// Draws the whole screen.
 pub(super) fn draw(frame: &mut Frame<'_>, top: &mut Top) {
@@ -37,7 +38,6 @@ pub(super) fn draw(frame: &mut Frame<'_>, top: &mut Top) {
     page.set_line(area.height - 1, &footer);
     page.end -= 1;
     draw_header(&mut page, top, area.height);
-    let room = page.left();
     match top.view() {
         View::Workers => draw_workers(&mut page, top),
         View::Clients => {
@@ -46,7 +46,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, top: &mut Top) {
         }
         View::Worker(key) => draw_worker(&mut page, top, key),
         View::Client(id) => draw_client(&mut page, top, id),
-        View::Events => draw_events(&mut page, top.events.shown(room)),
+        View::Events => draw_all_events(&mut page, top),
         View::Help => HELP.iter().for_each(|line| page.write(&Line::raw(*line))),
     }
 }
@@ -209,7 +209,7 @@ fn draw_client(page: &mut Page<'_>, top: &Top, id: ClientId) {
                 page.write(&line);
             }
         }
-        None if top.clients.is_complete => page.write(&Line::raw(format!("Client {id} has left."))),
+        None if top.has_left(id) => page.write(&Line::raw(format!("Client {id} has left."))),
         None => page.write(&Line::raw(format!(
             "Client {id} is not among those that are shown."
         ))),
@@ -224,6 +224,12 @@ fn draw_events<'a>(page: &mut Page<'_>, events: impl IntoIterator<Item = &'a Eve
     }
 }
 
+fn draw_all_events(page: &mut Page<'_>, top: &mut Top) {
+    let (all, window) = top.events.window(page.left().saturating_sub(1));
+    page.write(&styled(title("event", all, &window), FAINT));
+    draw_events(page, top.events.range(window));
+}
+
 /// Returns `64 workers`, or `64 workers, 12 to 21` if these are visible.
 fn title(noun: &str, all: usize, window: &std::ops::Range<usize>) -> String {
     let counted = counted(all as u64, noun);
@@ -235,10 +241,16 @@ fn title(noun: &str, all: usize, window: &std::ops::Range<usize>) -> String {
 
 fn clients_title(top: &Top) -> Line<'static> {
     let rows = top.client_rows().len() as u64;
-    let text = match top.clients.of == top.clients_wanted() {
-        false => "clients".to_owned(),
-        true if top.clients.is_complete => counted(rows, "client"),
-        true => format!(
+    let text = match (&top.clients.error, top.clients.of == top.clients_wanted()) {
+        (_, false) => "clients".to_owned(),
+        (Some(why), true) => {
+            return Line::from(vec![
+                Span::styled("no list of clients: ", BAD),
+                Span::raw(Escaped(why).to_string()),
+            ]);
+        }
+        (None, true) if top.clients.is_complete => counted(rows, "client"),
+        (None, true) => format!(
             "the first {} of {}",
             grouped(rows),
             counted(top.status.clients, "client")
@@ -250,8 +262,7 @@ fn clients_title(top: &Top) -> Line<'static> {
 /// Returns the last line: a question, a message, the change under way, or the keys.
 fn footer(top: &Top, width: usize) -> Line<'static> {
     if let Some(confirmation) = &top.confirmation {
-        let question = format!("{} (y/n)", confirmation.question);
-        return styled(question, NOTED.bold());
+        return styled(confirmation.question.clone(), NOTED.bold());
     }
     if let Some(message) = &top.message {
         let style = if message.is_bad { BAD } else { Style::new() };
@@ -269,7 +280,7 @@ fn keys(view: View, width: usize) -> Line<'static> {
         View::Workers => &[
             ("q", "quit"),
             ("?", "help"),
-            ("Enter", "look"),
+            ("Enter", "details"),
             ("c", "clients"),
             ("r", "recycle"),
             ("d", "drain"),
@@ -280,7 +291,7 @@ fn keys(view: View, width: usize) -> Line<'static> {
         View::Clients => &[
             ("q", "quit"),
             ("?", "help"),
-            ("Enter", "look"),
+            ("Enter", "details"),
             ("w", "workers"),
             ("k", "kick"),
             ("<>", "sort"),
@@ -290,7 +301,7 @@ fn keys(view: View, width: usize) -> Line<'static> {
         View::Worker(_) => &[
             ("q", "quit"),
             ("Esc", "back"),
-            ("Enter", "look at a client"),
+            ("Enter", "details"),
             ("r", "recycle"),
             ("k", "kick"),
             ("<>", "sort"),
@@ -319,17 +330,19 @@ const HELP: &[&str] = &[
     "w, c, e      the workers, the clients, the events",
     "Tab          the clients, or the workers again",
     "arrows, PgUp, PgDn, Home, End   select a row; scroll the events",
-    "Enter        look at the selected worker or client",
-    "Esc          back",
+    "Enter        details of the selected worker or client",
+    "Esc          back; Backspace does the same",
     "< >          sort by another column, which is marked; R reverses the order",
     "r            recycle the worker: another process takes its place",
     "k            kick the client: its connection is closed",
     "d            drain the daemon, or accept clients again",
     "             r, k and d ask first: y confirms, n does not",
     "Ctrl-Z       suspend; the command fg of the shell continues",
+    "Ctrl-L       draw the screen again",
     "q            quit",
     "",
-    "REQ/S, P50 and P99 are of the last 10 seconds, or of as many as there are.",
+    "REQ/S is of the last 10 seconds, or of as many as there are; P50 and P99 are",
+    "of the last 10, and blank before.",
     "p50 and p99 above are those of the fastest and the slowest worker.",
 ];
 

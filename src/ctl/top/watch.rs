@@ -5,9 +5,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use super::inputs::Input;
-use super::news::{ClientList, ClientsWanted, EventLine, News};
+use super::news::{ClientList, ClientsWanted, EventLine, FiguresRequest, News};
 use crate::ctl::args::ChangeVerb;
-use crate::ctl::change;
+use crate::ctl::change::{self, DaemonRun};
 use crate::ctl::clients::request_pages;
 use crate::ctl::error::Error;
 use crate::ctl::page::EventsPage;
@@ -16,7 +16,7 @@ use crate::ctl::session::{Session, parse};
 use crate::proto::control::{EventsAfter, MAX_WAIT, RefusalCode, Status, Verb};
 use crate::proto::names::WorkerId;
 use crate::proto::text::Escaped;
-use crate::rpc_client::{self, Deadline};
+use crate::rpc_client::{self, Deadline, RpcClient};
 use crate::sys::poll;
 
 /// The questions about the figures of the daemon.
@@ -24,7 +24,12 @@ use crate::sys::poll;
 pub(super) struct FiguresWatch {
     daemon: Reconnecting,
     interval: Duration,
+    next_status: Instant,
     wanted: ClientsWanted,
+    /// When the wanted clients are asked for; none if not before the next status.
+    next_list: Option<Instant>,
+    /// The first time for the next list of all clients, so that a daemon with many is asked less often.
+    next_of_all: Instant,
 }
 
 impl FiguresWatch {
@@ -32,7 +37,10 @@ impl FiguresWatch {
         FiguresWatch {
             daemon: Reconnecting::new(session),
             interval,
+            next_status: Instant::now() + interval,
             wanted: ClientsWanted::Nothing,
+            next_list: None,
+            next_of_all: Instant::now(),
         }
     }
 
@@ -45,56 +53,105 @@ impl FiguresWatch {
     }
 
     /// Sends news until the screen has ended. The first status was asked for before.
-    pub(super) fn run(mut self, wanted: &Receiver<ClientsWanted>, inputs: &Sender<Input>) {
-        let mut next = Instant::now() + self.interval;
+    pub(super) fn run(mut self, requests: &Receiver<FiguresRequest>, inputs: &Sender<Input>) {
         loop {
-            let news = match wanted.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(wanted) => {
-                    self.wanted = wanted;
-                    None
+            let next = self
+                .next_list
+                .map_or(self.next_status, |next| next.min(self.next_status));
+            match requests.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                // Only the last one of several counts: the lists before it are not asked for.
+                Ok(first) => {
+                    let all = std::iter::once(first).chain(requests.try_iter());
+                    all.for_each(|request| self.accept(request));
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    next = (next + self.interval).max(Instant::now());
-                    Some(self.status().map_or_else(outage, News::Status))
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            let is_away = matches!(news, Some(News::Outage(_)));
-            let clients = (!is_away).then(|| self.clients()).flatten();
-            for news in news.into_iter().chain(clients) {
-                if inputs.send(Input::News(news)).is_err() {
-                    return;
-                }
+            }
+            let status = self.due_status();
+            let is_away = matches!(status, Some(News::Outage(_)));
+            let sent = status.is_none_or(|news| inputs.send(Input::News(news)).is_ok());
+            let clients = (!is_away).then(|| self.due_list()).flatten();
+            if !sent || clients.is_some_and(|news| inputs.send(Input::News(news)).is_err()) {
+                return;
             }
         }
     }
 
-    /// Returns the clients, if they are wanted.
-    fn clients(&mut self) -> Option<News> {
+    fn accept(&mut self, request: FiguresRequest) {
+        match request {
+            FiguresRequest::Status => self.next_status = Instant::now(),
+            FiguresRequest::Clients(wanted) => {
+                self.wanted = wanted;
+                self.next_list = self.list_after(Instant::now());
+            }
+        }
+    }
+
+    /// Returns the first time from then on at which the wanted clients may be asked for.
+    fn list_after(&self, time: Instant) -> Option<Instant> {
+        match self.wanted {
+            ClientsWanted::Nothing => None,
+            ClientsWanted::Of(_) => Some(time),
+            ClientsWanted::All => Some(time.max(self.next_of_all)),
+        }
+    }
+
+    fn due_status(&mut self) -> Option<News> {
+        let now = Instant::now();
+        if now < self.next_status {
+            return None;
+        }
+        self.next_status = (self.next_status + self.interval).max(now);
+        let status = self.status();
+        if status.is_err() {
+            self.next_status = self.next_status.min(now + MAX_RETRY);
+        }
+        self.next_list = self.next_list.or_else(|| self.list_after(Instant::now()));
+        Some(status.map_or_else(|error| News::Outage(error.to_string()), News::Status))
+    }
+
+    /// Returns the clients, if they are wanted and it is time.
+    fn due_list(&mut self) -> Option<News> {
+        let began = Instant::now();
+        if self.next_list.is_none_or(|next| began < next) {
+            return None;
+        }
+        self.next_list = None;
         let worker = match self.wanted {
             ClientsWanted::Nothing => return None,
             ClientsWanted::All => None,
             ClientsWanted::Of(worker) => Some(worker),
         };
-        Some(self.list(worker).map_or_else(outage, News::Clients))
+        let list = self.list(worker);
+        if self.wanted == ClientsWanted::All {
+            self.next_of_all = Instant::now() + began.elapsed() * REST_FACTOR;
+        }
+        Some(News::Clients(list))
     }
 
-    fn list(&mut self, worker: Option<WorkerId>) -> Result<ClientList, Error> {
-        let (rows, is_complete) = self
-            .daemon
-            .ask(|daemon| request_pages(daemon, worker, MAX_PAGES))?;
+    /// Returns the clients of a worker, or all. An error belongs to the list: the daemon itself may answer.
+    fn list(&mut self, worker: Option<WorkerId>) -> ClientList {
+        let pages = |daemon: &mut RpcClient| request_pages(daemon, worker, MAX_PAGES);
+        let (rows, is_complete, error) = match self.daemon.ask(pages) {
+            Ok((rows, is_complete)) => (rows, is_complete, None),
+            Err(error) if worker.is_some() && has_ended(&error) => (Vec::new(), true, None),
+            Err(error) => (Vec::new(), false, Some(error.to_string())),
+        };
         let mut clients: Vec<_> = rows.into_iter().map(|row| row.status).collect();
         clients.sort_by_key(|client| client.id);
-        Ok(ClientList {
+        ClientList {
             of: self.wanted,
             clients,
             is_complete,
-        })
+            error,
+        }
     }
 }
 
-fn outage(error: Error) -> News {
-    News::Outage(error.to_string())
+/// Returns whether the daemon has no such worker: it has ended since the last status.
+fn has_ended(error: &Error) -> bool {
+    matches!(error, Error::Connection(rpc_client::Error::Refused { code, .. })
+        if code == RefusalCode::Refused.as_str())
 }
 
 /// Sends events as they come, until the screen has ended, or of a daemon that has none to send.
@@ -107,7 +164,7 @@ pub(super) fn follow_events(session: &Session, interval: Duration, inputs: &Send
             {
                 return;
             }
-            Err(_) => poll::pause(interval),
+            Err(_) => poll::pause(interval.min(MAX_RETRY)),
         }
     }
 }
@@ -140,8 +197,13 @@ fn follow_connection(session: &Session, inputs: &Sender<Input>) -> Result<(), Er
 }
 
 /// Makes a change, and sends its result.
-pub(super) fn make_change(change: &ChangeVerb, session: &Session, inputs: &Sender<Input>) {
-    let result = match change::make(change, session) {
+pub(super) fn make_change(
+    change: &ChangeVerb,
+    of: DaemonRun,
+    session: &Session,
+    inputs: &Sender<Input>,
+) {
+    let result = match change::make(change, of, session) {
         // The result of a drain may have several lines.
         Ok(text) => Ok(text.replace('\n', "; ")),
         Err(error) => Err(Escaped(error).to_string()),
@@ -151,3 +213,9 @@ pub(super) fn make_change(change: &ChangeVerb, session: &Session, inputs: &Sende
 
 /// The most pages of clients in one list.
 const MAX_PAGES: usize = 10;
+
+/// After a list of all clients, the time until the next one: as many times its own.
+const REST_FACTOR: u32 = 10;
+
+/// The longest pause before another try to connect.
+const MAX_RETRY: Duration = Duration::from_secs(1);

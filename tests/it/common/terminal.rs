@@ -28,6 +28,8 @@ pub struct OnTerminal {
 struct Shown {
     parser: Parser,
     bytes: usize,
+    /// The first lines that were shown, each once in a row.
+    titles: Vec<String>,
 }
 
 /// How a program has ended: by an exit code, or by a signal.
@@ -53,6 +55,8 @@ impl OnTerminal {
         // A shell makes programs in the background ignore SIGINT and SIGQUIT, the tests among them.
         let mut command = Command::new("env");
         command.args(["--default-signal=INT,QUIT", "setsid", "--ctty"]);
+        // SIGQUIT must not leave a core file.
+        command.args(["sh", "-c", "ulimit -c 0 && exec \"$@\"", "sh"]);
         command.arg(program.get_program());
         command.args(program.get_args());
         command.envs(
@@ -66,6 +70,7 @@ impl OnTerminal {
         let shown = Arc::new(Mutex::new(Shown {
             parser: Parser::new(not_zero(lines), not_zero(columns), 0),
             bytes: 0,
+            titles: Vec::new(),
         }));
         let master = File::from(terminal.master);
         let output = master.try_clone().expect("a descriptor is free");
@@ -119,6 +124,11 @@ impl OnTerminal {
 
     pub fn with_screen<T>(&self, read: impl FnOnce(&Screen) -> T) -> T {
         read(self.shown().parser.screen())
+    }
+
+    /// Returns the first lines that the terminal has shown, as often as they have changed.
+    pub fn titles(&self) -> Vec<String> {
+        self.shown().titles.clone()
     }
 
     /// Returns how many bytes the program has written.
@@ -178,6 +188,11 @@ fn read_all(mut output: File, shown: Arc<Mutex<Shown>>) {
             let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
             shown.bytes += length;
             shown.parser.process(&buffer[..length]);
+            let text = shown.parser.screen().contents();
+            let title = text.lines().next().unwrap_or_default().to_owned();
+            if shown.titles.last() != Some(&title) {
+                shown.titles.push(title);
+            }
         }
     });
 }
