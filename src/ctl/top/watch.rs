@@ -103,10 +103,12 @@ impl FiguresWatch {
         }
         self.next_status = (self.next_status + self.interval).max(now);
         let status = self.status();
-        if status.is_err() {
+        if status.is_ok() {
+            self.next_list = self.next_list.or_else(|| self.list_after(Instant::now()));
+        } else {
+            self.next_list = None;
             self.next_status = self.next_status.min(now + MAX_RETRY);
         }
-        self.next_list = self.next_list.or_else(|| self.list_after(Instant::now()));
         Some(status.map_or_else(|error| News::Outage(error.to_string()), News::Status))
     }
 
@@ -124,7 +126,11 @@ impl FiguresWatch {
         };
         let list = self.list(worker);
         if self.wanted == ClientsWanted::All {
-            self.next_of_all = Instant::now() + began.elapsed() * REST_FACTOR;
+            let rest = match list.error {
+                None => began.elapsed() * REST_FACTOR,
+                Some(_) => self.interval,
+            };
+            self.next_of_all = Instant::now() + rest;
         }
         Some(News::Clients(list))
     }
