@@ -4,9 +4,9 @@ use super::agent;
 use super::daemon::DaemonClient;
 use super::host;
 use super::http::{HttpReply, HttpRequest, HttpStatus};
-use super::live::{Live, MAX_STREAMS, Watcher};
+use super::live::{Live, LiveStream, MAX_STREAMS};
 use super::page;
-use super::serving::{unhealthy, unready, warnings};
+use super::serving::{Wording, unhealthy, unready, warnings};
 use crate::proto::control::{Metrics, Status, Verb};
 
 /// The health of a daemon that cannot be asked.
@@ -26,7 +26,7 @@ pub(super) struct Answers {
 pub(super) enum HttpAnswer<'a> {
     Reply(HttpReply),
     /// The reply is a stream of updates.
-    Stream(Watcher<'a>),
+    Stream(LiveStream<'a>),
 }
 
 impl Answers {
@@ -45,7 +45,7 @@ impl Answers {
 
     /// Adds a sample to the history if the last one is not recent, so that scraping the metrics is enough for the plots.
     pub(super) fn sample(&self) {
-        if self.live.wants_sample() {
+        if let Some(_claim) = self.live.claim_sample() {
             // A failure leaves a gap in the plots.
             let _ = self.status();
         }
@@ -79,7 +79,7 @@ impl Answers {
                 HttpReply::metrics(text)
             }
             "/healthz" => self.health()?,
-            "/readyz" => reply_for(unready(&self.status()?)),
+            "/readyz" => reply_for(unready(&self.status()?, Wording::Full)),
             _ => HttpReply::sentence(
                 HttpStatus::NotFound,
                 "there are /, /metrics, /healthz and /readyz",
@@ -90,8 +90,8 @@ impl Answers {
 
     /// Returns a stream for the page, if one is free.
     fn stream(&self, request: &HttpRequest) -> Result<HttpAnswer<'_>, HttpReply> {
-        if request.is_of_other_origin {
-            // The other page could not read the stream, but would take its place.
+        if !request.is_of_page {
+            // Another page could not read the stream, but would take a place.
             return Err(HttpReply::sentence(
                 HttpStatus::Forbidden,
                 "this stream is for the page of this address only",
@@ -138,7 +138,7 @@ fn reply_for(reason: Option<String>) -> HttpReply {
 
 /// Returns the text for a daemon that serves clients, with its warnings.
 fn health(status: &Status) -> String {
-    let warnings = warnings(status);
+    let warnings = warnings(status, Wording::Full);
     if warnings.is_empty() {
         "ok".to_owned()
     } else {

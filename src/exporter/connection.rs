@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::answers::{Answers, HttpAnswer};
 use super::http::{self, HeadParse, HttpReply, HttpRequest, HttpStatus, MAX_HEAD};
-use super::live::Watcher;
+use super::live::LiveStream;
 use crate::proto::exporter::ExporterService;
 use crate::sys::passed::{ClientSocket, Passed};
 use crate::sys::poll::{Interest, wait_for};
 use crate::sys::socket::{self, Transfer};
 
-/// The time for the request's head since accept, and again for the client to take the reply, or an event of a stream.
+/// The time for the request's head since accept, and again for the client to take the reply, or a part of a stream.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The age from which a connection counts as slow: a request sent along with the connect may not have been read before.
@@ -23,7 +23,7 @@ const SLOW_AFTER: Duration = Duration::from_millis(200);
 /// The time and the bytes for which the connection is still read after the reply.
 const LINGER_LIMITS: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
-/// The bytes that wait in the kernel for a client that does not read its stream.
+/// The bytes that wait in the kernel for a client that does not read its stream, and the longest part of a stream.
 const STREAM_BUFFER: usize = 64 * 1024;
 
 /// A connection. Its own thread serves it, and the server may shut it down at any time.
@@ -91,7 +91,7 @@ impl ExporterConnection {
                 }
             }
             // The client does not read any more, or not fast enough.
-            HttpAnswer::Stream(watcher) => drop(self.send_stream(watcher, answers)),
+            HttpAnswer::Stream(stream) => drop(self.send_stream(stream, answers)),
         }
     }
 
@@ -102,14 +102,20 @@ impl ExporterConnection {
     }
 
     /// Sends updates until the client is gone, or too slow. Each stream has its own thread, so no other one waits.
-    fn send_stream(&self, mut watcher: Watcher<'_>, answers: &Answers) -> io::Result<()> {
+    fn send_stream(&self, mut stream: LiveStream<'_>, answers: &Answers) -> io::Result<()> {
         self.is_stream.store(true, Ordering::Relaxed);
         socket::set_send_buffer(&self.socket, STREAM_BUFFER)?;
         self.send(&HttpReply::event_stream().encode(false))?;
-        self.send(watcher.history().as_bytes())?;
+        self.send_event(&stream.history())?;
         loop {
-            self.send(watcher.next(&answers.daemon).as_bytes())?;
+            self.send_event(&stream.next(&answers.daemon))?;
         }
+    }
+
+    /// Sends an event. A part of it has the time of a reply, so that a slow link may take longer for a long event.
+    fn send_event(&self, event: &str) -> io::Result<()> {
+        let mut parts = event.as_bytes().chunks(STREAM_BUFFER);
+        parts.try_for_each(|part| self.send(part))
     }
 
     /// Returns whether the reply is a stream.

@@ -85,12 +85,12 @@ impl DaemonClient {
         last: u64,
         most: u64,
     ) -> Result<(Status, Option<Events>), HttpReply> {
-        let talk = |client: &mut RpcClient| {
+        let requests = |client: &mut RpcClient| {
             let status: Status = parse(&client.ask(Verb::Status)?)?;
             if status.events_total == last {
                 return Ok((status, None));
             }
-            // A lower total belongs to another life of the daemon.
+            // A lower total belongs to a daemon that was started since.
             let oldest = status.events_total.saturating_sub(most);
             let after = match last > status.events_total {
                 true => oldest,
@@ -103,17 +103,17 @@ impl DaemonClient {
             let events = parse(&client.ask_with(Verb::Events, &params)?)?;
             Ok((status, Some(events)))
         };
-        self.converse(talk).map_err(|error| reply_for(&error))
+        self.exchange(requests).map_err(|error| reply_for(&error))
     }
 
     fn answer<T: DeserializeOwned>(&self, verb: Verb) -> Result<T, Error> {
-        self.converse(|client| parse(&client.ask(verb)?))
+        self.exchange(|client| parse(&client.ask(verb)?))
     }
 
     /// Sends requests over a new connection, when no other thread has one.
-    fn converse<T>(
+    fn exchange<T>(
         &self,
-        talk: impl FnOnce(&mut RpcClient) -> Result<T, Error>,
+        requests: impl FnOnce(&mut RpcClient) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let deadline = Deadline::new(ANSWER_TIMEOUT);
         let failed = |cause: io::Error| match cause.kind() {
@@ -127,7 +127,7 @@ impl DaemonClient {
         let connected = deadline
             .left()
             .and_then(|left| socket::connect_unix(&self.control, left));
-        talk(&mut RpcClient::from_stream(
+        requests(&mut RpcClient::from_stream(
             connected.map_err(failed)?,
             deadline,
         ))

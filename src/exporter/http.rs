@@ -10,6 +10,9 @@ pub(super) const MAX_HEAD: usize = 8 * 1024;
 /// The most header fields of a request.
 const MAX_FIELDS: usize = 64;
 
+/// The field that the script of the page sends.
+const PAGE_FIELD: &str = "Fdpassd-Page";
+
 /// The result of parsing what has arrived of a request.
 #[derive(Debug, PartialEq)]
 pub(super) enum HeadParse {
@@ -32,9 +35,9 @@ pub(super) struct HttpRequest {
     /// Whether the version is HTTP/1.0, in which a request need not name its host.
     pub(super) is_1_0: bool,
     pub(super) has_body: bool,
-    /// Whether a browser sent it for a page of another origin (W3C Fetch Metadata). Browsers report that only to a host
-    /// on their machine, or with TLS.
-    pub(super) is_of_other_origin: bool,
+    /// Whether it has [`PAGE_FIELD`], and no browser reports a page of another origin. Before such a page may send the
+    /// field, the browser sends another request (WHATWG Fetch, section 4.8), which is refused.
+    pub(super) is_of_page: bool,
 }
 
 /// A reply. All other fields are the same for every request.
@@ -124,15 +127,22 @@ impl HttpRequest {
             host: authority.map(str::to_owned).or(host.map(Into::into)),
             is_1_0: head.version == Some(0),
             has_body: has_body(fields())?,
-            is_of_other_origin: fields()
-                .filter(is_named("Sec-Fetch-Site"))
-                .any(|site| !matches!(site.value, b"same-origin" | b"none")),
+            is_of_page: fields().any(|field| is_named(PAGE_FIELD)(&field))
+                && is_of_this_origin(fields()),
         })
     }
 }
 
 fn is_named<'a>(name: &'static str) -> impl Fn(&&'a Header<'a>) -> bool {
     move |field| field.name.eq_ignore_ascii_case(name)
+}
+
+/// Returns whether no page of another origin has sent the request, as far as the browser reports it: only to a host on its
+/// machine, or with TLS (W3C Fetch Metadata).
+fn is_of_this_origin<'a>(fields: impl Iterator<Item = &'a Header<'a>>) -> bool {
+    fields
+        .filter(is_named("Sec-Fetch-Site"))
+        .all(|site| matches!(site.value, b"same-origin" | b"none"))
 }
 
 /// Returns the authority of a target, if it is in absolute form, and its path.
@@ -239,6 +249,7 @@ impl HttpReply {
              {length}\
              Cache-Control: no-store\r\n\
              X-Content-Type-Options: nosniff\r\n\
+             Cross-Origin-Resource-Policy: same-origin\r\n\
              Connection: close\r\n\
              {fields}\r\n{body}"
         )
@@ -434,17 +445,19 @@ mod tests {
     }
 
     #[test]
-    fn the_origin_of_the_page_of_a_request_is_known() {
-        for (field, expected) in [
+    fn a_request_of_the_page_has_its_field_and_no_other_origin() {
+        for (fields, expected) in [
             ("X: y", false),
             ("Sec-Fetch-Site: same-origin", false),
-            ("sec-fetch-site: none", false),
-            ("Sec-Fetch-Site: same-site", true),
-            ("Sec-Fetch-Site: cross-site", true),
-            ("Sec-Fetch-Site: \u{fc}", true),
+            ("Fdpassd-Page: 1", true),
+            ("fdpassd-page:\r\nSec-Fetch-Site: same-origin", true),
+            ("Fdpassd-Page: 1\r\nsec-fetch-site: none", true),
+            ("Fdpassd-Page: 1\r\nSec-Fetch-Site: same-site", false),
+            ("Sec-Fetch-Site: cross-site\r\nFdpassd-Page: 1", false),
+            ("Fdpassd-Page: 1\r\nSec-Fetch-Site: \u{fc}", false),
         ] {
-            let request = whole(&format!("GET /live HTTP/1.0\r\n{field}\r\n\r\n"));
-            assert_eq!(request.is_of_other_origin, expected, "{field}");
+            let request = whole(&format!("GET /live HTTP/1.0\r\n{fields}\r\n\r\n"));
+            assert_eq!(request.is_of_page, expected, "{fields}");
         }
     }
 

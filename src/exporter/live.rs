@@ -7,8 +7,10 @@
 //!
 //! ```text
 //! event: update
-//! data: {"name":"fdpassd","workers":[…],…}
+//! data: {"daemon":{"name":"fdpassd","workers":[…],…},"points":[…],"events":[…]}
 //! ```
+//!
+//! A stream whose client reads slowly may miss updates. The next one then has the points and events of those as well.
 
 mod events;
 mod history;
@@ -18,12 +20,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use self::events::{PageEvent, RecentEvents};
 use self::history::{History, PlotPoint};
 use self::view::LiveView;
 use super::daemon::DaemonClient;
 use super::http::HttpReply;
+use super::page;
 use crate::proto::control::{Events, Status};
 
 /// The most streams at a time.
@@ -44,42 +48,64 @@ struct LiveState {
     streams: usize,
     /// Whether the thread of a stream is querying the daemon.
     is_querying: bool,
+    /// Whether a sample was claimed and is not taken yet.
+    is_sampling: bool,
     /// The earliest time of the next query.
     next: Instant,
-    /// The number of updates so far, and the last one.
+    /// The number of updates so far, and the last one; `None` before the first.
     number: u64,
-    update: Arc<str>,
+    update: Option<LastUpdate>,
     history: History,
     events: RecentEvents,
 }
 
+/// The part of the last update that all streams share.
+#[derive(Clone, Debug)]
+enum LastUpdate {
+    /// The state of the daemon, as JSON.
+    Daemon(Arc<RawValue>),
+    /// Why there is none.
+    Trouble(Arc<str>),
+}
+
 /// A stream. Its place is free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct Watcher<'a> {
+pub(super) struct LiveStream<'a> {
     live: &'a Live,
     /// The number of the last update that was sent.
     seen: u64,
-    /// Whether this stream queries the daemon for all.
-    is_querying: bool,
+    /// The number of the last point that was sent. It may have changed since.
+    point: u64,
+    /// The number of events that were added before the last update that was sent.
+    events: u64,
 }
+
+/// The right to query the daemon for all streams, until it is dropped.
+struct LiveTurn<'a>(&'a Live);
+
+/// The right to take a sample, until it is dropped.
+#[derive(Debug)]
+pub(super) struct SampleClaim<'a>(&'a Live);
 
 /// The first event of a stream.
 #[derive(Serialize)]
-struct LiveHistory<'a> {
+struct LiveHistory {
+    /// The version of the page that this stream is for.
+    page: &'static str,
     /// The period of the plots, in seconds.
     span: u64,
-    points: Vec<PlotPoint<'a>>,
-    events: Vec<&'a PageEvent>,
+    points: Vec<PlotPoint>,
+    events: Vec<PageEvent>,
 }
 
 /// An update.
 #[derive(Serialize)]
 struct LiveUpdate<'a> {
-    #[serde(flatten)]
-    view: LiveView<'a>,
-    point: Option<PlotPoint<'a>>,
+    daemon: &'a RawValue,
+    /// Points since the update before. The first one replaces a point with the same number.
+    points: Vec<PlotPoint>,
     /// Events since the update before.
-    events: Vec<&'a PageEvent>,
+    events: Vec<PageEvent>,
 }
 
 /// The reason why there is no update.
@@ -94,9 +120,10 @@ impl Default for Live {
             state: Mutex::new(LiveState {
                 streams: 0,
                 is_querying: false,
+                is_sampling: false,
                 next: Instant::now(),
                 number: 0,
-                update: "".into(),
+                update: None,
                 history: History::default(),
                 events: RecentEvents::default(),
             }),
@@ -111,25 +138,39 @@ impl Live {
         self.state().history.record(status, Instant::now());
     }
 
-    /// Returns whether the history has no recent sample.
-    pub(super) fn wants_sample(&self) -> bool {
-        self.state().history.wants_sample(Instant::now())
+    /// Claims the next sample; `None` if there is a recent one, or if another thread takes it.
+    pub(super) fn claim_sample(&self) -> Option<SampleClaim<'_>> {
+        let mut state = self.state();
+        if state.is_sampling || !state.history.wants_sample(Instant::now()) {
+            return None;
+        }
+        state.is_sampling = true;
+        Some(SampleClaim(self))
     }
 
     /// Begins a stream; `None` if there are [`MAX_STREAMS`].
-    pub(super) fn join(&self) -> Option<Watcher<'_>> {
+    pub(super) fn join(&self) -> Option<LiveStream<'_>> {
         let mut state = self.state();
         if state.streams >= MAX_STREAMS {
             return None;
         }
         state.streams += 1;
         let is_current = state.next > Instant::now();
-        Some(Watcher {
+        Some(LiveStream {
             live: self,
             // The last update is sent at once if it is current.
             seen: state.number - u64::from(is_current && state.number > 0),
-            is_querying: false,
+            point: 0,
+            events: 0,
         })
+    }
+
+    /// Makes the next update for all streams. `last` is the number of the last event.
+    fn query(&self, daemon: &DaemonClient, last: u64) {
+        // Another stream has the next turn, also after a panic.
+        let _turn = LiveTurn(self);
+        let answer = daemon.status_and_events(last, events::KEPT as u64);
+        self.state().publish(answer, Instant::now());
     }
 
     fn state(&self) -> MutexGuard<'_, LiveState> {
@@ -137,20 +178,46 @@ impl Live {
     }
 }
 
-impl Watcher<'_> {
+impl<'a> LiveStream<'a> {
     /// Returns the first event of the stream.
-    pub(super) fn history(&self) -> String {
+    pub(super) fn history(&mut self) -> String {
         let state = self.live.state();
+        let (points, events) = self.take(&state);
+        // Requests need the state, and encoding an hour takes long.
+        drop(state);
         let history = LiveHistory {
+            page: page::VERSION,
             span: history::SPAN.as_secs(),
-            points: state.history.points(Instant::now()),
-            events: state.events.iter().collect(),
+            points,
+            events,
         };
         encode("history", &history)
     }
 
-    /// Waits for the next update, and returns it. Only the newest of several missed updates is sent.
-    pub(super) fn next(&mut self, daemon: &DaemonClient) -> Arc<str> {
+    /// Waits for the next update, and returns it.
+    pub(super) fn next(&mut self, daemon: &DaemonClient) -> String {
+        let state = self.wait(daemon);
+        self.seen = state.number;
+        match state.update.clone() {
+            Some(LastUpdate::Daemon(daemon)) => {
+                let (points, events) = self.take(&state);
+                drop(state);
+                let update = LiveUpdate {
+                    daemon: &daemon,
+                    points,
+                    events,
+                };
+                encode("update", &update)
+            }
+            Some(LastUpdate::Trouble(message)) => {
+                encode("trouble", &LiveTrouble { message: &message })
+            }
+            None => String::new(),
+        }
+    }
+
+    /// Waits until there is an update that was not sent. The thread that finds a query due makes it.
+    fn wait(&self, daemon: &DaemonClient) -> MutexGuard<'a, LiveState> {
         let live = self.live;
         let mut state = live.state();
         while state.number <= self.seen {
@@ -166,28 +233,39 @@ impl Watcher<'_> {
                 state.next = Instant::now() + INTERVAL;
                 let last = state.events.last();
                 drop(state);
-                self.is_querying = true;
-                let answer = daemon.status_and_events(last, events::KEPT as u64);
+                live.query(daemon, last);
                 state = live.state();
-                state.publish(answer, Instant::now());
-                (self.is_querying, state.is_querying) = (false, false);
-                live.published.notify_all();
             }
         }
-        self.seen = state.number;
-        Arc::clone(&state.update)
+        state
+    }
+
+    /// Returns the points and events that were not sent.
+    fn take(&mut self, state: &LiveState) -> (Vec<PlotPoint>, Vec<PageEvent>) {
+        let points = state.history.points_from(self.point, Instant::now());
+        let events = state.events.after(self.events).cloned().collect();
+        self.point = state.history.last_number();
+        self.events = state.events.added();
+        (points, events)
     }
 }
 
-impl Drop for Watcher<'_> {
+impl Drop for LiveStream<'_> {
     fn drop(&mut self) {
-        let mut state = self.live.state();
-        state.streams -= 1;
-        // Only after a panic: another stream queries instead.
-        if self.is_querying {
-            state.is_querying = false;
-            self.live.published.notify_all();
-        }
+        self.live.state().streams -= 1;
+    }
+}
+
+impl Drop for LiveTurn<'_> {
+    fn drop(&mut self) {
+        self.0.state().is_querying = false;
+        self.0.published.notify_all();
+    }
+}
+
+impl Drop for SampleClaim<'_> {
+    fn drop(&mut self) {
+        self.0.state().is_sampling = false;
     }
 }
 
@@ -195,25 +273,19 @@ impl LiveState {
     /// Makes the next update of the daemon's answer.
     fn publish(&mut self, answer: Result<(Status, Option<Events>), HttpReply>, now: Instant) {
         self.number += 1;
-        self.update = match answer {
-            Ok((status, events)) => self.update(&status, events, now),
-            Err(reply) => {
-                let message = reply.text();
-                encode("trouble", &LiveTrouble { message })
+        self.update = Some(match answer {
+            Ok((status, events)) => {
+                self.history.record(&status, now);
+                if let Some(events) = events {
+                    self.events.add(events);
+                }
+                let view = LiveView::new(&status, self.history.rates());
+                let json =
+                    serde_json::value::to_raw_value(&view).expect("texts and numbers are JSON");
+                LastUpdate::Daemon(json.into())
             }
-        }
-        .into();
-    }
-
-    fn update(&mut self, status: &Status, events: Option<Events>, now: Instant) -> String {
-        self.history.record(status, now);
-        let new = events.map_or(0, |events| self.events.add(events));
-        let update = LiveUpdate {
-            view: LiveView::new(status, self.history.rates()),
-            point: self.history.newest(now),
-            events: self.events.iter_last(new).collect(),
-        };
-        encode("update", &update)
+            Err(reply) => LastUpdate::Trouble(reply.text().into()),
+        });
     }
 }
 
@@ -221,4 +293,69 @@ impl LiveState {
 fn encode(name: &str, data: &impl Serialize) -> String {
     let json = serde_json::to_string(data).expect("texts and numbers are JSON");
     format!("event: {name}\ndata: {json}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::serving::tests::status;
+    use super::*;
+
+    /// Makes an update with the event of this number.
+    fn publish(live: &Live, event: u64, now: Instant) {
+        let events = json!({
+            "last": event, "lost": 0, "workers": 1, "clients": 0,
+            "events": [{ "id": event, "at": event, "level": "warn", "event": "worker_died", "message": "" }]
+        });
+        let events = serde_json::from_value(events).expect("events");
+        let status = status(&[("ready", 0.0)], &[("events_total", json!(event))]);
+        live.state().publish(Ok((status, Some(events))), now);
+    }
+
+    /// Returns the numbers of the points and of the events of the next event of a stream, which must be there.
+    fn numbers(event: &str) -> (Vec<u64>, Vec<u64>) {
+        let (_, data) = event.split_once("data: ").expect("data");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        let all = |list: &str, name: &str| -> Vec<u64> {
+            let list = data[list].as_array().expect("a list").iter();
+            list.map(|item| item[name].as_u64().expect("a number"))
+                .collect()
+        };
+        (all("points", "number"), all("events", "id"))
+    }
+
+    #[test]
+    fn a_stream_that_misses_updates_gets_their_points_and_events() {
+        let (live, begin) = (Live::default(), Instant::now());
+        let daemon = DaemonClient::new("/nonexistent".into());
+        let mut stream = live.join().expect("a place");
+        assert_eq!(numbers(&stream.history()), (vec![], vec![]));
+        for (event, seconds) in [(1, 0), (2, 1), (3, 5), (4, 10), (5, 11)] {
+            publish(&live, event, begin + Duration::from_secs(seconds));
+        }
+        let expected = (vec![0, 1, 2, 3], vec![1, 2, 3, 4, 5]);
+        assert_eq!(numbers(&stream.next(&daemon)), expected);
+        publish(&live, 6, begin + Duration::from_secs(12));
+        // The last point has changed since.
+        assert_eq!(numbers(&stream.next(&daemon)), (vec![3], vec![6]));
+        let mut other = live.join().expect("a place");
+        let expected = (vec![0, 1, 2, 3], vec![1, 2, 3, 4, 5, 6]);
+        assert_eq!(numbers(&other.history()), expected);
+        // Events of a daemon that counts from 1 again are new.
+        publish(&live, 1, begin + Duration::from_secs(13));
+        assert_eq!(numbers(&other.next(&daemon)), (vec![3], vec![1]));
+    }
+
+    #[test]
+    fn one_thread_at_a_time_takes_a_sample() {
+        let live = Live::default();
+        let claim = live.claim_sample().expect("there is no sample");
+        assert!(live.claim_sample().is_none());
+        drop(claim);
+        let claim = live.claim_sample().expect("it was not taken");
+        live.record(&status(&[("ready", 0.0)], &[]));
+        drop(claim);
+        assert!(live.claim_sample().is_none());
+    }
 }

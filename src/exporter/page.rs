@@ -3,10 +3,15 @@
 
 use super::http::HttpReply;
 
+/// The version of the page. Its script loads the page again when the stream is that of another version.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The page.
 const PAGE: &str = concat!(
     include_str!("page/head.html"),
-    "<style>",
+    "<meta name=\"version\" content=\"",
+    env!("CARGO_PKG_VERSION"),
+    "\">\n<style>",
     include_str!("page/page.css"),
     "</style>\n",
     include_str!("page/body.html"),
@@ -22,11 +27,10 @@ const PAGE: &str = concat!(
 /// hashes. The script may connect to this address only, and cannot make markup of text. No other page may show this one.
 const FIELDS: &str = "Content-Security-Policy: default-src 'none'; \
     style-src 'sha256-VL5Q8tkTiVAB5gX/ahrEZg6+RawPUQNyYYtI+iYyquc='; \
-    script-src 'sha256-zuh44boRhIxtdBcYUj/0fsjbpVq1dVkUC1S+yceVhSo='; \
+    script-src 'sha256-A63ERmy3KE/OMQ112Ex5FIdlQWOcvWcLvWadhzd0K1Q='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'\r\n\
-    Referrer-Policy: no-referrer\r\n\
-    Cross-Origin-Resource-Policy: same-origin\r\n";
+    Referrer-Policy: no-referrer\r\n";
 
 /// Returns the page.
 pub(super) fn reply() -> HttpReply {

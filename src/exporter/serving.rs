@@ -3,6 +3,18 @@
 use crate::proto::control::{DrainStatus, Status, WorkerState};
 use crate::proto::text::Escaped;
 
+/// How a warning is worded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wording {
+    /// With its cause, which may have addresses, paths and texts of methods.
+    Full,
+    /// Without its cause.
+    Short,
+}
+
+/// The parts that the status may list as missing.
+const PARTS: [&str; 4] = ["log", "control socket", "metrics", "agent checks"];
+
 /// Returns whether a worker is in one of these states. A leaving worker serves until its successor does.
 pub(super) fn has_worker(status: &Status, wanted: &[WorkerState]) -> bool {
     let leaving = status.leaving.iter().map(|worker| worker.state);
@@ -23,7 +35,7 @@ pub(super) fn unhealthy(status: &Status) -> Option<String> {
 }
 
 /// Returns why new clients should go elsewhere.
-pub(super) fn unready(status: &Status) -> Option<String> {
+pub(super) fn unready(status: &Status, wording: Wording) -> Option<String> {
     let reason = match status {
         Status { stopping: true, .. } => "the daemon is stopping",
         Status { drained: true, .. } => "the daemon is drained",
@@ -41,7 +53,7 @@ pub(super) fn unready(status: &Status) -> Option<String> {
         }
         _ if has_worker(status, &[WorkerState::Ready]) => return None,
         _ => {
-            let workers: Vec<String> = unhealthy_workers(status).collect();
+            let workers: Vec<String> = unhealthy_workers(status, wording).collect();
             let workers = Some(workers.join("; ")).filter(|workers| !workers.is_empty());
             return unhealthy(status).or(workers);
         }
@@ -50,26 +62,40 @@ pub(super) fn unready(status: &Status) -> Option<String> {
 }
 
 /// Returns what a daemon lacks that serves clients.
-pub(super) fn warnings(status: &Status) -> Vec<String> {
+pub(super) fn warnings(status: &Status, wording: Wording) -> Vec<String> {
+    let missing = status.missing.iter().map(|missing| match wording {
+        Wording::Full => format!("missing: {}", Escaped(missing)),
+        Wording::Short => {
+            let part = PARTS.iter().find(|part| missing.starts_with(**part));
+            format!("missing: {}", part.unwrap_or(&"a part of the daemon"))
+        }
+    });
     let stale = status
         .config_stale
         .as_ref()
-        .map(|why| format!("the previous configuration is in force: {}", Escaped(why)));
-    status
-        .missing
-        .iter()
-        .map(|missing| format!("missing: {}", Escaped(missing)))
+        .map(|cause| "the previous configuration is in force".to_owned() + &wording.cause(cause));
+    missing
         .chain(stale)
-        .chain(unhealthy_workers(status))
+        .chain(unhealthy_workers(status, wording))
         .collect()
 }
 
-/// Returns each worker that is unhealthy, with the reason.
-fn unhealthy_workers(status: &Status) -> impl Iterator<Item = String> {
-    status.workers.iter().filter_map(|worker| {
-        let why = Escaped(worker.unhealthy.as_ref()?);
-        Some(format!("worker {} is unhealthy: {why}", worker.id?))
+/// Returns each worker that is unhealthy.
+fn unhealthy_workers(status: &Status, wording: Wording) -> impl Iterator<Item = String> {
+    status.workers.iter().filter_map(move |worker| {
+        let cause = wording.cause(worker.unhealthy.as_ref()?);
+        Some(format!("worker {} is unhealthy{cause}", worker.id?))
     })
+}
+
+impl Wording {
+    /// Returns what follows a warning.
+    fn cause(self, cause: &str) -> String {
+        match self {
+            Wording::Full => format!(": {}", Escaped(cause)),
+            Wording::Short => String::new(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,23 +14,15 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::common::faulty::{self, Execution, example};
-use crate::common::http::{HttpClient, exporter, exporters, get, metrics_address, request};
+use crate::common::http::{
+    HttpClient, agent_address, exporter, exporters, get, metrics_address, request,
+};
 use crate::common::program::control_socket;
 use crate::common::restart::wait_for_confirmed_store;
 use crate::common::{FDPASSD, kernel, start};
 
 /// On a free port, without metrics.
 const AGENT: &str = "workers.count = 2\nagent.listen = \"127.0.0.1:0\"\n";
-
-/// Where a daemon answers agent checks, as it logged last.
-#[track_caller]
-fn agent_address(daemon: &Running) -> Address {
-    eventually("it logs where it answers agent checks", || {
-        let log = daemon.stderr();
-        let (_, last) = log.rsplit_once("agent checks are answered on ")?;
-        last.split_once('\n')?.0.parse().ok()
-    })
-}
 
 /// All that comes in reply to a check.
 #[track_caller]

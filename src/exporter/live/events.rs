@@ -16,11 +16,13 @@ pub(super) const KEPT: usize = 50;
 #[derive(Debug, Default)]
 pub(super) struct RecentEvents {
     kept: VecDeque<PageEvent>,
+    /// The events that were added so far.
+    added: u64,
     last: u64,
 }
 
 /// An event.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct PageEvent {
     id: u64,
     /// The time, in seconds since the Unix epoch.
@@ -32,15 +34,15 @@ pub(super) struct PageEvent {
 }
 
 impl RecentEvents {
-    /// Adds events of the daemon. Returns how many of them are kept.
-    pub(super) fn add(&mut self, events: Events) -> usize {
+    /// Adds events of the daemon.
+    pub(super) fn add(&mut self, events: Events) {
         self.last = events.last;
+        self.added += events.events.len() as u64;
         let new = events.events.len().min(KEPT);
         let newest = events.events[events.events.len() - new..].iter();
         self.kept.extend(newest.map(PageEvent::new));
         let old = self.kept.len().saturating_sub(KEPT);
         self.kept.drain(..old);
-        new
     }
 
     /// Returns the number of the last event; 0 before the first.
@@ -48,13 +50,14 @@ impl RecentEvents {
         self.last
     }
 
-    /// Returns the events, the oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &PageEvent> {
-        self.iter_last(KEPT)
+    /// Returns how many events were added so far. It is not the number of the last one: a daemon may count from 1 again.
+    pub(super) fn added(&self) -> u64 {
+        self.added
     }
 
-    /// Returns the last `count` events, the oldest first.
-    pub(super) fn iter_last(&self, count: usize) -> impl Iterator<Item = &PageEvent> {
+    /// Returns the events, as far as they are kept, that were added after the first `added`, the oldest first.
+    pub(super) fn after(&self, added: u64) -> impl Iterator<Item = &PageEvent> {
+        let count = self.added.saturating_sub(added).min(KEPT as u64) as usize;
         self.kept.iter().skip(self.kept.len().saturating_sub(count))
     }
 }
@@ -174,16 +177,18 @@ mod tests {
 
     #[test]
     fn only_the_last_events_are_kept() {
-        let ids = |kept: &RecentEvents, count| -> Vec<u64> {
-            kept.iter_last(count).map(|event| event.id).collect()
+        let ids = |recent: &RecentEvents, added| -> Vec<u64> {
+            recent.after(added).map(|event| event.id).collect()
         };
-        let mut kept = RecentEvents::default();
-        assert_eq!((kept.add(events(1..=2)), kept.last()), (2, 2));
-        assert_eq!(kept.add(events(3..=1000)), KEPT);
-        assert_eq!(ids(&kept, 2), [999, 1000]);
-        assert_eq!(kept.iter().count(), KEPT);
-        assert_eq!((kept.add(events(1001..=1001)), kept.last()), (1, 1001));
-        assert_eq!((ids(&kept, 1), ids(&kept, 99).len()), (vec![1001], KEPT));
-        assert!(ids(&kept, 0).is_empty());
+        let mut recent = RecentEvents::default();
+        recent.add(events(1..=2));
+        assert_eq!((recent.last(), recent.added()), (2, 2));
+        recent.add(events(3..=1000));
+        assert_eq!(ids(&recent, 998), [999, 1000]);
+        assert_eq!(ids(&recent, 0).len(), KEPT);
+        recent.add(events(1..=1));
+        assert_eq!((recent.last(), recent.added()), (1, 1001));
+        assert_eq!(ids(&recent, 999), [1000, 1]);
+        assert!(ids(&recent, 1001).is_empty());
     }
 }

@@ -24,6 +24,10 @@ const MIN_STEP: Duration = Duration::from_millis(500);
 /// A longer time without a sample is a gap: more than the usual interval at which metrics are scraped.
 const MAX_STEP: Duration = Duration::from_secs(90);
 
+/// A status may be recorded after one that the daemon sent later, as several threads query it: by at most this time, in
+/// seconds. A status that is older by more is that of an earlier daemon.
+const MAX_LATE: f64 = 10.0;
+
 /// The period of the current rates.
 const RATE_SPAN: Duration = Duration::from_secs(10);
 
@@ -44,6 +48,8 @@ pub(super) struct History {
 #[derive(Debug)]
 struct HistorySample {
     at: Instant,
+    /// The daemon's uptime, in seconds.
+    uptime: f64,
     requests: u64,
     errors: u64,
     moved: u64,
@@ -56,7 +62,7 @@ struct HistorySample {
 
 /// A point of all plots.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct PlotPoint<'a> {
+pub(super) struct PlotPoint {
     /// The number of the sample. A later point with the same number replaces an earlier one.
     number: u64,
     /// The time since the sample, in seconds.
@@ -72,7 +78,7 @@ pub(super) struct PlotPoint<'a> {
     moved: Option<u64>,
     /// Workers that died since the sample before.
     deaths: Option<u64>,
-    clients: &'a [u32],
+    clients: Box<[u32]>,
 }
 
 /// Requests and errors a second over the last 10 s; `None` if there is no earlier sample in that time.
@@ -83,9 +89,14 @@ pub(super) struct LiveRates {
 }
 
 impl History {
-    /// Adds a sample, unless the last one is only just taken.
+    /// Adds a sample, unless the last one is only just taken, or is of a later time.
     pub(super) fn record(&mut self, status: &Status, now: Instant) {
-        if self.age(now).is_some_and(|age| age < MIN_STEP) {
+        let newest = self.samples().next_back();
+        let is_late = newest.is_some_and(|newest| {
+            let late = newest.uptime - status.uptime_seconds;
+            late > 0.0 && late < MAX_LATE
+        });
+        if is_late || self.age(now).is_some_and(|age| age < MIN_STEP) {
             return;
         }
         let sample = HistorySample::new(status, now);
@@ -108,22 +119,21 @@ impl History {
         self.age(now).is_none_or(|age| age >= STEP)
     }
 
-    /// Returns all points, the oldest first.
-    pub(super) fn points(&self, now: Instant) -> Vec<PlotPoint<'_>> {
+    /// Returns the points from a number on, the oldest first.
+    pub(super) fn points_from(&self, first: u64, now: Instant) -> Vec<PlotPoint> {
         let (mut points, mut before) = (Vec::new(), None);
         for (number, sample) in (self.dropped..).zip(self.samples()) {
-            points.push(PlotPoint::new(number, before, sample, now));
+            if number >= first {
+                points.push(PlotPoint::new(number, before, sample, now));
+            }
             before = Some(sample);
         }
         points
     }
 
-    /// Returns the last point.
-    pub(super) fn newest(&self, now: Instant) -> Option<PlotPoint<'_>> {
-        let mut last = self.samples().rev();
-        let (newest, before) = (last.next()?, last.next());
-        let number = self.dropped + self.samples().count() as u64 - 1;
-        Some(PlotPoint::new(number, before, newest, now))
+    /// Returns the number of the last point; 0 before the first.
+    pub(super) fn last_number(&self) -> u64 {
+        (self.dropped + self.samples().count() as u64).saturating_sub(1)
     }
 
     /// Returns the current rates.
@@ -157,6 +167,7 @@ impl HistorySample {
     fn new(status: &Status, now: Instant) -> HistorySample {
         HistorySample {
             at: now,
+            uptime: status.uptime_seconds,
             requests: status.requests_total,
             errors: status.errors_total,
             moved: status.moved_total,
@@ -172,7 +183,7 @@ impl HistorySample {
     }
 
     /// Returns by how much a total has grown in a second since an earlier sample. A total that is smaller belongs to
-    /// another life of the daemon.
+    /// an earlier daemon.
     fn rate(&self, before: &HistorySample, total: fn(&HistorySample) -> u64) -> Option<f64> {
         let grown = total(self).checked_sub(total(before))?;
         Some(rounded(
@@ -182,13 +193,13 @@ impl HistorySample {
     }
 }
 
-impl<'a> PlotPoint<'a> {
+impl PlotPoint {
     fn new(
         number: u64,
         before: Option<&HistorySample>,
-        sample: &'a HistorySample,
+        sample: &HistorySample,
         now: Instant,
-    ) -> PlotPoint<'a> {
+    ) -> PlotPoint {
         let before = before.filter(|before| sample.since(before) <= MAX_STEP);
         let rate = |total| before.and_then(|before| sample.rate(before, total));
         let grown = |total: fn(&HistorySample) -> u64| {
@@ -203,7 +214,7 @@ impl<'a> PlotPoint<'a> {
             p99: sample.p99,
             moved: grown(|sample| sample.moved),
             deaths: grown(|sample| sample.deaths),
-            clients: &sample.clients,
+            clients: sample.clients.clone(),
         }
     }
 }
@@ -259,9 +270,16 @@ mod tests {
         history
     }
 
+    /// Returns the last point, which has the last number.
+    fn newest(history: &History, now: Instant) -> PlotPoint {
+        let mut points = history.points_from(history.last_number(), now);
+        assert_eq!(points.len(), 1);
+        points.remove(0)
+    }
+
     /// Returns the age and the rate of each point, seen at a second.
     fn seen(history: &History, now: Instant) -> Vec<(u64, Option<f64>)> {
-        let points = history.points(now).into_iter();
+        let points = history.points_from(0, now).into_iter();
         points.map(|p| (p.age as u64, p.requests)).collect()
     }
 
@@ -275,17 +293,14 @@ mod tests {
             seen(&history, now),
             [(12, None), (7, rate), (2, rate), (0, rate)]
         );
-        let point = history.newest(now).expect("a point");
+        let point = newest(&history, now);
         assert_eq!(
             (point.number, point.moved, point.deaths),
             (3, Some(6), Some(2))
         );
-        assert_eq!((point.errors, point.clients), (Some(10.0), &[0, 0][..]));
-        assert_eq!(history.points(now).last(), Some(&point));
-        assert_eq!(
-            sampled(begin, [0, 5]).newest(now).map(|point| point.number),
-            Some(1)
-        );
+        assert_eq!((point.errors, &*point.clients), (Some(10.0), &[0, 0][..]));
+        assert_eq!(history.points_from(0, now).last(), Some(&point));
+        assert_eq!(newest(&sampled(begin, [0, 5]), now).number, 1);
     }
 
     #[test]
@@ -296,7 +311,7 @@ mod tests {
         for second in 0..=11 {
             let now = begin + Duration::from_secs(second);
             history.record(&totals(0, 0), now);
-            numbers.push(history.newest(now).expect("a point").number);
+            numbers.push(newest(&history, now).number);
         }
         assert_eq!(numbers, [0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3]);
     }
@@ -311,12 +326,12 @@ mod tests {
             seen(&history, now),
             [(301, None), (241, rate), (151, rate), (60, None), (0, rate)]
         );
-        let after_gap = &history.points(now)[3];
+        let after_gap = &history.points_from(0, now)[3];
         assert_eq!((after_gap.moved, after_gap.deaths), (None, None));
     }
 
     #[test]
-    fn totals_of_another_life_of_the_daemon_are_a_gap() {
+    fn totals_of_an_earlier_daemon_are_a_gap() {
         let begin = Instant::now();
         let mut history = sampled(begin, [10]);
         let now = begin + Duration::from_secs(20);
@@ -331,15 +346,31 @@ mod tests {
         let history = sampled(begin, 0..3 * 3600);
         assert_eq!(history.kept.len(), MAX_SAMPLES);
         let now = begin + Duration::from_secs(3 * 3600 - 1);
-        let points = history.points(now);
+        let points = history.points_from(0, now);
         assert!(points.len() <= MAX_SAMPLES + 1 && points[0].age <= 3605.0);
         let last = points.last().expect("a point").number;
         assert_eq!(last - points[0].number + 1, points.len() as u64);
         // A point after a long time is the only one.
         let mut history = history;
         history.record(&totals(0, 0), now + 2 * SPAN);
-        assert_eq!(history.points(now + 2 * SPAN).len(), 1);
+        assert_eq!(history.points_from(0, now + 2 * SPAN).len(), 1);
         assert!(size_of::<HistorySample>() <= 112);
+    }
+
+    #[test]
+    fn a_status_that_is_recorded_late_is_no_sample() {
+        let begin = Instant::now();
+        let mut history = History::default();
+        for (second, uptime, requests) in [(0, 100.0, 10), (1, 102.0, 30), (2, 101.5, 20)] {
+            let mut status = totals(requests, 0);
+            status.uptime_seconds = uptime;
+            history.record(&status, begin + Duration::from_secs(second));
+        }
+        let now = begin + Duration::from_secs(2);
+        assert_eq!(seen(&history, now), [(2, None), (1, Some(20.0))]);
+        // An earlier daemon had a higher one.
+        history.record(&totals(0, 0), now);
+        assert_eq!(seen(&history, now), [(2, None), (0, None)]);
     }
 
     #[test]
@@ -348,7 +379,7 @@ mod tests {
         let mut history = sampled(begin, [0]);
         let soon = begin + Duration::from_millis(3);
         history.record(&totals(50, 0), soon);
-        assert_eq!(history.points(soon).len(), 1);
+        assert_eq!(history.points_from(0, soon).len(), 1);
         assert!(!history.wants_sample(begin + Duration::from_secs(4)));
         assert!(history.wants_sample(begin + STEP) && History::default().wants_sample(begin));
     }

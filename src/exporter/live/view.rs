@@ -1,9 +1,9 @@
 //! The part of the status that the page shows. Nothing else of it is sent: no client, no pid, no path, and no reason of
-//! a death or of a reload, which are texts of methods and of files. `/healthz` has the warnings as well.
+//! a death, of a reload or of a warning, which are texts of methods and of files. `/healthz` has those of warnings.
 
 use serde::Serialize;
 
-use super::super::serving::{unready, warnings};
+use super::super::serving::{Wording, unready, warnings};
 use super::history::LiveRates;
 use crate::proto::control::{AppStatus, LeavingStatus, Status, WorkerState, WorkerStatus};
 use crate::proto::text::Escaped;
@@ -92,9 +92,12 @@ impl<'a> LiveView<'a> {
             generation: status.generation.0,
             uptime: status.uptime_seconds,
             is_reloading: status.reloading,
-            unready: unready(status),
+            unready: unready(status, Wording::Short),
             paused: status.paused.as_deref(),
-            warnings: warnings(status).into_iter().chain(quarantined).collect(),
+            warnings: warnings(status, Wording::Short)
+                .into_iter()
+                .chain(quarantined)
+                .collect(),
             figures: LiveFigures::new(status, rates),
             totals: LiveTotals {
                 requests: status.requests_total,
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_apps_and_methods_act_neither_here_nor_there() {
+    fn texts_of_apps_and_methods_are_escaped() {
         let app = json!({ "pid": 7, "name": "<img src=x onerror=alert(1)>\u{202e}", "version": "1\n\n", "concurrency": 1, "rss_bytes": 5 });
         let members = [
             ("quarantined", json!(["</script>\u{0}"])),
@@ -250,10 +253,7 @@ mod tests {
         assert_eq!(view["workers"][0]["memory"], 15);
         assert_eq!(
             view["warnings"],
-            json!([
-                "missing: log: \\n\\nevent: x",
-                "method </script>\\x00 is quarantined"
-            ])
+            json!(["missing: log", "method </script>\\x00 is quarantined"])
         );
         let event = super::super::encode("update", &view);
         assert_eq!(event.matches('\n').count(), 3, "{event}");
@@ -263,7 +263,15 @@ mod tests {
     fn no_reason_and_no_path_of_the_status_is_shown() {
         let secret = json!("SECRET");
         let reload = json!({ "at": 1, "verdict": "rejected", "message": "SECRET" });
+        let missing = json!([
+            "log: SECRET",
+            "control socket /SECRET: no",
+            "metrics on 192.0.2.1:1: SECRET",
+            "SECRET"
+        ]);
         let members = [
+            ("missing", missing),
+            ("config_stale", secret.clone()),
             ("config_file", json!("/SECRET")),
             ("app_cgroups", json!("/SECRET")),
             ("store_outage", secret.clone()),
@@ -273,10 +281,22 @@ mod tests {
         let mut status = status(&[("ready", 0.0)], &members);
         status.workers[0].last_death = Some("SECRET".to_owned());
         status.workers[0].pid = Some(987_654);
-        let shown = shown(&status).to_string();
-        assert!(
-            !shown.contains("SECRET") && !shown.contains("987654"),
-            "{shown}"
-        );
+        status.workers[0].unhealthy = Some("SECRET".to_owned());
+        let view = shown(&status);
+        let expected = [
+            "missing: log",
+            "missing: control socket",
+            "missing: metrics",
+            "missing: a part of the daemon",
+            "the previous configuration is in force",
+            "worker 0 is unhealthy",
+        ];
+        assert_eq!(view["warnings"], json!(expected));
+        status.workers[0].state = WorkerState::Unhealthy;
+        let unready = &shown(&status)["unready"];
+        assert_eq!(*unready, json!("worker 0 is unhealthy"));
+        for hidden in ["SECRET", "987654", "192.0.2.1"] {
+            assert!(!view.to_string().contains(hidden), "{hidden}: {view}");
+        }
     }
 }

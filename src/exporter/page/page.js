@@ -17,8 +17,8 @@ const FIGURES = [
 
 // The columns of the workers: heading, value to sort by, text, and the class of a cell.
 const COLUMNS = [
-    ["seat", (w) => w.seat, (w) => count(w.seat)],
-    ["worker", (w) => w.id, (w) => count(w.id)],
+    ["seat", (w) => w.seat, (w) => id(w.seat)],
+    ["worker", (w) => w.id, (w) => id(w.id)],
     ["state", (w) => w.state, (w) => (w.reason ? `${w.state}: ${w.reason}` : w.state), "word state"],
     ["clients", (w) => w.clients, (w) => count(w.clients)],
     ["executing", (w) => w.executing, (w) => count(w.executing)],
@@ -43,24 +43,31 @@ let workers = [];
 let order = { column: 0, isDescending: false };
 // The time that the plots are read at; null for now.
 let cursor = null;
-let lastEvent = 0;
+// The events in the list, by number and time: a daemon may count from 1 again.
+const listed = new Set();
+// Whether the events of the next update have happened just now.
+let isFollowing = false;
+let lastDrawn = 0;
+let frame = 0;
 
 function showState({ is_reloading, unready, paused, warnings, ...daemon }) {
     document.title = daemon.name;
     setText(at("name"), daemon.name);
     setText(at("version"), daemon.version);
-    setText(at("facts"), `generation ${count(daemon.generation)}, up ${period(daemon.uptime)}`);
+    setText(at("facts"), `generation ${id(daemon.generation)}, up ${period(daemon.uptime)}`);
     const words = is_reloading && !unready ? "serving, reloading" : "serving";
-    setMood(unready ? "bad" : "good", unready ?? words);
+    setState(unready ? "bad" : "good", unready ?? words);
     const notices = [...(paused ? [`no new clients: ${paused}`] : []), ...warnings];
     const list = at("notices");
     while (list.children.length > notices.length) list.lastChild.remove();
     notices.forEach((notice, index) => setText(list.children[index] ?? list.appendChild(element("li")), notice));
 }
 
-function setMood(mood, text) {
-    at("state").className = mood;
+function setState(className, text) {
+    at("state").className = className;
     setText(at("state"), text);
+    // Without a countdown, which a screen reader would read each second.
+    setText(at("announced-state"), text.replace(/ in \d+ s$/, ""));
 }
 
 function showFigures(update) {
@@ -112,26 +119,43 @@ function makeRow(key) {
 
 function showEvents(events, isNew) {
     const list = at("events");
-    // Another daemon counts from 1.
-    if (events.length > 0 && events.at(-1).id < lastEvent) lastEvent = 0;
-    for (const event of events.filter(({ id }) => id > lastEvent)) {
-        lastEvent = event.id;
+    for (const event of events) {
+        const key = `${event.id} ${event.at}`;
+        if (listed.has(key)) continue;
+        listed.add(key);
         const date = new Date(1000 * event.at);
         const time = element("time", "", clockTime(date));
         time.dateTime = date.toISOString();
         time.title = date.toLocaleString();
-        list.prepend(element("li", event.level, time, element("span", "", event.text)));
-        if (isNew && event.level !== "info") setText(at("spoken"), event.text);
+        const item = element("li", event.level, time, element("span", "", event.text));
+        item.dataset.key = key;
+        list.prepend(item);
+        if (isNew && event.level !== "info") setText(at("announced-event"), event.text);
     }
-    while (list.children.length > MAX_EVENTS) list.lastChild.remove();
+    while (list.children.length > MAX_EVENTS) {
+        listed.delete(list.lastChild.dataset.key);
+        list.lastChild.remove();
+    }
 }
 
 function drawPlots() {
     if (document.hidden) return;
+    lastDrawn = performance.now();
     const minutes = points.period();
     setText(at("period"), { 1: "The last minute", 60: "The last hour" }[minutes] ?? `The last ${minutes} minutes`);
-    const shown = cursor === null ? null : nearest(cursor);
-    for (const plot of plots) plot.draw(points.all, minutes, shown);
+    for (const plot of plots) plot.draw(points.all, minutes);
+    drawCursor();
+}
+
+// Draws the plots after an update. A second of a long period is less than a pixel.
+function updatePlots() {
+    if (points.period() < 15 || performance.now() - lastDrawn >= 5_000) drawPlots();
+}
+
+// Draws the line at the cursor, and the figures there.
+function drawCursor() {
+    const point = cursor === null ? null : nearest(cursor);
+    for (const plot of plots) plot.mark(point, points.all.at(-1));
 }
 
 function nearest(time) {
@@ -141,7 +165,8 @@ function nearest(time) {
 
 function moveCursor(time) {
     cursor = time;
-    drawPlots();
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(drawCursor);
 }
 
 // Moves the cursor to the next point or the one before.
@@ -196,26 +221,34 @@ function build() {
 
 build();
 follow({
-    history({ span, points: received, events }) {
+    history({ page, span, points: received, events }) {
+        // This script may not know the events of another version.
+        if (page !== document.querySelector("meta[name=version]").content) {
+            setTimeout(() => location.reload(), RETRY);
+            throw new StreamEnd("the daemon has another version; loading this page again");
+        }
         points.replace(received, span);
         showEvents(events, false);
+        isFollowing = false;
         drawPlots();
     },
-    update(update) {
+    update({ daemon, points: received, events }) {
         document.body.classList.remove("stale");
-        showState(update);
-        showFigures(update);
-        workers = update.workers;
+        showState(daemon);
+        showFigures(daemon);
+        workers = daemon.workers;
         showWorkers();
-        showEvents(update.events, true);
-        if (update.point) points.add(update.point);
-        drawPlots();
+        // The first update of a new exporter has earlier events.
+        showEvents(events, isFollowing);
+        isFollowing = true;
+        for (const point of received) points.add(point);
+        updatePlots();
     },
     trouble({ message }) {
         this.lost(message);
     },
     lost(message) {
         document.body.classList.add("stale");
-        setMood("bad", message);
+        setState("bad", message);
     },
 });

@@ -2,6 +2,10 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 52, right: 6, top: 6, bottom: 18 };
+// The most workers with an area of their own; the others share one.
+const MAX_AREAS = 16;
+// The least distance of two points of an area, in pixels.
+const AREA_STEP = 2;
 // The periods that a plot may show, in minutes: the shortest that has all points.
 const PERIODS = [1, 5, 15, 30, 60];
 
@@ -12,23 +16,42 @@ function svg(name, attributes, text) {
     return node;
 }
 
+// The least difference of the clocks that is a suspension, in seconds: the time of day is corrected by less.
+const SUSPENDED = 5;
+
 // Keeps the points of the last hour. Their times are those of this page's clock, in seconds.
 class Points {
     all = [];
 
     // Replaces what the server still has. Older points are of an exporter that is gone.
     replace(points, span) {
+        this.span = span;
+        this.#adjust();
         const received = points.map((point) => Points.#timed(point));
         const begin = received[0]?.time ?? Infinity;
         const older = this.all.filter((point) => point.time < begin - 1);
         this.all = [...older.map((point) => ({ ...point, number: null })), ...received];
-        this.span = span;
+        this.#prune();
     }
 
-    // Adds a point, or replaces the last one if it is of the same interval.
+    // Adds a point. It replaces the last one if that has the same number.
     add(point) {
+        this.#adjust();
         if (this.all.at(-1)?.number === point.number) this.all.pop();
         this.all.push(Points.#timed(point));
+        this.#prune();
+    }
+
+    // Moves all points into the past by the time for which this machine was suspended. The clock of this page may have
+    // stood still then, and the time of day has not.
+    #adjust() {
+        const offset = Date.now() / 1000 - performance.now() / 1000;
+        const suspended = offset - (this.offset ?? offset);
+        this.offset = offset;
+        if (suspended > SUSPENDED) this.all = this.all.map((point) => ({ ...point, time: point.time - suspended }));
+    }
+
+    #prune() {
         const begin = performance.now() / 1000 - this.span;
         this.all = this.all.filter(({ time }) => time >= begin);
     }
@@ -70,21 +93,27 @@ class Plot {
         this.figure = element("figure", "", element("figcaption", "", element("b", "", title), this.values), this.canvas);
     }
 
-    // Draws the points of a period, with a line at the point of the cursor.
-    draw(points, minutes, cursor) {
+    // Draws the points of a period.
+    draw(points, minutes) {
         const { clientWidth: width, clientHeight: height } = this.canvas;
         if (width === 0) return;
         const frame = new Frame(width, height, 60 * minutes);
         frame.scale = this.scale(points, frame);
         const parts = [...frame.axes(this.format, minutes), ...this.parts(points, frame), ...frame.deaths(points)];
-        if (cursor) parts.push(frame.vertical(cursor.time, "cursor"));
+        this.frame = frame;
         this.canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
         this.canvas.replaceChildren(...parts);
-        const shown = cursor ?? points.at(-1);
+    }
+
+    // Draws a line at the point of the cursor, and shows its figures; without a cursor those of the last point.
+    mark(cursor, last) {
+        this.canvas.querySelector(".cursor")?.remove();
+        if (cursor && this.frame) this.canvas.append(this.frame.vertical(cursor.time, "cursor"));
+        const shown = cursor ?? last;
         const text = shown ? this.read(shown) : "no data yet";
-        setText(this.values, cursor ? `${clockTime(frame.date(cursor.time))}: ${text}` : text);
+        setText(this.values, cursor && this.frame ? `${clockTime(this.frame.date(cursor.time))}: ${text}` : text);
         // Without a cursor the label stays, so that a screen reader does not read it each second.
-        const label = cursor ? this.values.textContent : `last ${minutes} min`;
+        const label = cursor ? this.values.textContent : `last ${(this.frame?.seconds ?? 60) / 60} min`;
         this.canvas.setAttribute("aria-label", `${this.title}, ${label}`);
     }
 
@@ -180,17 +209,31 @@ function line(points, frame, figure, className) {
 // Draws the clients of the workers one above the other.
 function stack(points, frame) {
     const seats = Math.max(0, ...points.map(({ clients }) => clients.length));
-    const paths = Array(seats).fill("");
-    for (const run of runs(points).filter(({ length }) => length > 1)) {
+    const areas = Math.min(seats, MAX_AREAS);
+    const paths = Array(areas).fill("");
+    for (const run of runs(points).map((all) => thinned(all, frame)).filter(({ length }) => length > 1)) {
         let below = run.map(() => 0);
-        for (let seat = 0; seat < seats; seat++) {
-            const above = run.map(({ clients }, index) => below[index] + (clients[seat] ?? 0));
+        for (let area = 0; area < areas; area++) {
+            // The last area has all other workers.
+            const end = area === areas - 1 ? seats : area + 1;
+            const above = run.map(({ clients }, index) => below[index] + total(clients.slice(area, end)));
             const edge = (values) => run.map(({ time }, index) => frame.place(time, values[index]));
-            paths[seat] += `M${edge(above).join("L")}L${edge(below).reverse().join("L")}Z`;
+            paths[area] += `M${edge(above).join("L")}L${edge(below).reverse().join("L")}Z`;
             below = above;
         }
     }
-    return paths.map((d, seat) => svg("path", { class: `stack s${seat % 8}`, d }));
+    return paths.map((d, area) => svg("path", { class: `stack s${area % 8}`, d }));
+}
+
+// Leaves out points that are nearer to the one before than a step. The first and the last one stay.
+function thinned(points, frame) {
+    let last = -Infinity;
+    return points.filter(({ time }, index) => {
+        const x = frame.x(time);
+        if (x - last < AREA_STEP && index < points.length - 1) return false;
+        last = x;
+        return true;
+    });
 }
 
 // The width of a bar.

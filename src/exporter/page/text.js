@@ -16,6 +16,8 @@ function known(format) {
 const short = known((number) => compact.format(number));
 
 const count = known((number) => grouped.format(number));
+// The number of a worker, as commands and the log have it.
+const id = known((number) => String(number));
 const rate = known((number) => (number < 100 ? precise.format(number) : grouped.format(number)));
 const share = known((number) => `${grouped.format(100 * number)}%`);
 const memory = known((bytes) => `${grouped.format(bytes / 2 ** 20)} MiB`);

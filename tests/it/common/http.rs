@@ -140,7 +140,7 @@ impl EventStream {
     /// The reply if there is no stream.
     pub fn open(address: &Address) -> Result<EventStream, Answer> {
         let mut http_client = HttpClient::connect(address);
-        http_client.send(request("/live")).expect("it is taken");
+        http_client.send(stream_request()).expect("it is taken");
         let mut stream = EventStream {
             http_client,
             received: Vec::new(),
@@ -165,28 +165,50 @@ impl EventStream {
         Some((name.to_owned(), data))
     }
 
-    /// Waits for the next event, which has this name.
+    /// Waits for the first event, which is the history.
     #[track_caller]
-    pub fn expect(&mut self, name: &str) -> Value {
-        let (found, data) = self.next().expect("the stream goes on");
-        assert_eq!(found, name, "{data}");
+    pub fn history(&mut self) -> Value {
+        let (name, data) = self.next().expect("the stream goes on");
+        assert_eq!(name, "history", "{data}");
         data
+    }
+
+    /// Waits for the next update. On a busy machine the daemon may not answer in time before.
+    #[track_caller]
+    pub fn update(&mut self) -> Value {
+        self.until("an update", |name, _| name == "update")
+    }
+
+    /// Waits for an event of this name and data, and returns its data.
+    #[track_caller]
+    pub fn until(&mut self, what: &str, is_it: impl Fn(&str, &Value) -> bool) -> Value {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
+            let (name, data) = self.next().expect("the stream goes on");
+            if is_it(&name, &data) {
+                return data;
+            }
+        }
+        panic!("not within {TIMEOUT:?}: {what}");
     }
 
     /// Waits for an update with an event of the daemon whose text begins like this, and returns it.
     #[track_caller]
-    pub fn expect_event(&mut self, begin: &str) -> Value {
+    pub fn until_event(&mut self, begin: &str) -> Value {
+        self.until(begin, |_, data| {
+            let texts = data["events"].as_array().into_iter().flatten();
+            let mut texts = texts.filter_map(|event| event["text"].as_str());
+            texts.any(|text| text.starts_with(begin))
+        })
+    }
+
+    /// Waits for the end of the stream.
+    #[track_caller]
+    pub fn until_end(&mut self) {
         let deadline = Instant::now() + TIMEOUT;
-        while Instant::now() < deadline {
-            let update = self.expect("update");
-            let events = update["events"].as_array().expect("a list");
-            let is_it =
-                |event: &&Value| event["text"].as_str().is_some_and(|t| t.starts_with(begin));
-            if events.iter().any(|event| is_it(&event)) {
-                return update;
-            }
+        while self.next().is_some() {
+            assert!(Instant::now() < deadline, "it does not end");
         }
-        panic!("no event {begin:?} within {TIMEOUT:?}");
     }
 
     /// The next part up to this end, and without it.
@@ -233,12 +255,27 @@ pub fn request(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
 }
 
+/// How the script of the page asks for its stream.
+pub fn stream_request() -> String {
+    request("/live").replace("\r\n\r\n", "\r\nFdpassd-Page: 1\r\n\r\n")
+}
+
 /// Where a daemon serves metrics, as it logged last on standard error.
 #[track_caller]
 pub fn metrics_address(daemon: &Running) -> Address {
     eventually("it logs where it serves metrics", || {
         let log = daemon.stderr();
         let (_, last) = log.rsplit_once("metrics are served on ")?;
+        last.split_once('\n')?.0.parse().ok()
+    })
+}
+
+/// Where a daemon answers agent checks, as it logged last.
+#[track_caller]
+pub fn agent_address(daemon: &Running) -> Address {
+    eventually("it logs where it answers agent checks", || {
+        let log = daemon.stderr();
+        let (_, last) = log.rsplit_once("agent checks are answered on ")?;
         last.split_once('\n')?.0.parse().ok()
     })
 }
