@@ -15,6 +15,14 @@ import time
 
 # A busy machine may take long; nothing here waits for longer than that.
 TIMEOUT = 60
+# The time to wait when something has failed already, so that the rest fails soon.
+SHORT_TIMEOUT = 3
+
+
+class Waiting:
+    """How long `until` waits."""
+
+    timeout = TIMEOUT
 
 
 class Browser:
@@ -32,6 +40,9 @@ class Browser:
         self.process = subprocess.Popen(
             [program, *arguments, "about:blank"], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
+
+    def start(self):
+        """Waits until it can be driven."""
         self.port = until("the browser reports its port", self._find_port)
 
     def _find_port(self):
@@ -53,18 +64,13 @@ class Browser:
         return Tab(target["webSocketDebuggerUrl"])
 
     def close(self):
-        self.process.terminate()
-        try:
-            self.process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process)
         self.log.close()
         shutil.rmtree(self.profile, ignore_errors=True)
 
 
 class Tab:
-    """A tab. `complaints` are the errors in its console, violations of the policy among them."""
+    """A tab. `errors` are those in its console, violations of the policy among them."""
 
     def __init__(self, url):
         address, path = re.fullmatch(r"ws://([^/]+)(/.*)", url).groups()
@@ -72,7 +78,7 @@ class Tab:
         self.socket = socket.create_connection((host, int(port)), TIMEOUT)
         self.received = b""
         self.last = 0
-        self.complaints = []
+        self.errors = []
         self._shake_hands(address, path)
         for domain in ["Page", "Runtime", "Log"]:
             self.call(f"{domain}.enable")
@@ -130,6 +136,7 @@ class Tab:
     def call(self, method, **params):
         """Calls a method of the protocol, and returns its result."""
         self.last += 1
+        self.socket.settimeout(Waiting.timeout)
         self._send(json.dumps({"id": self.last, "method": method, "params": params}))
         while True:
             message = self._message()
@@ -142,11 +149,11 @@ class Tab:
     def _note(self, message):
         params = message.get("params", {})
         if message.get("method") == "Runtime.exceptionThrown":
-            self.complaints.append(str(params["exceptionDetails"]))
+            self.errors.append(str(params["exceptionDetails"]))
         elif message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(f"{params['entry'].get('text')} {params['entry'].get('url', '')}")
+            self.errors.append(f"{params['entry'].get('text')} {params['entry'].get('url', '')}")
         elif message.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
-            self.complaints.append(str(params["args"]))
+            self.errors.append(str(params["args"]))
 
     def evaluate(self, expression):
         """Returns the value of an expression of JavaScript."""
@@ -190,13 +197,24 @@ class Tab:
         self.socket.close()
 
 
+def end(process):
+    """Ends a process, at last by SIGKILL."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def until(what, attempt):
     """Waits for the first true value of `attempt`."""
-    deadline, pause = time.monotonic() + TIMEOUT, threading.Event()
+    timeout, pause = Waiting.timeout, threading.Event()
+    deadline = time.monotonic() + timeout
     while True:
         value = attempt()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {TIMEOUT} s: {what}")
+            raise TimeoutError(f"not within {timeout} s: {what}")
         pause.wait(0.05)
