@@ -231,8 +231,8 @@ impl Pool {
     }
 
     /// Returns the earliest start of the next worker of a seat without a fresh one; `None` if the seat does not wait.
-    #[cfg(test)]
-    fn due(&self, seat: usize) -> Option<Instant> {
+    #[must_use]
+    pub fn due(&self, seat: usize) -> Option<Instant> {
         let is_vacant = seat < self.wanted() && !self.has_fresh(seat) && !self.is_stopping();
         self.seats.get(seat).filter(|_| is_vacant)?.due
     }

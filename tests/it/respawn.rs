@@ -120,7 +120,8 @@ fn starts_of_a_worker_that_is_never_ready_back_off() {
     }
     let worker = daemon
         .wait_until("it waits for its next start", |status| {
-            status.workers[1].state == WorkerState::Waiting
+            let worker = &status.workers[1];
+            worker.state == WorkerState::Waiting && worker.starts_in_seconds.is_some()
         })
         .workers
         .swap_remove(1);

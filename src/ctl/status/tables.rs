@@ -6,10 +6,19 @@ use crate::ctl::table::{Cell, Columns};
 use crate::proto::control::{LeavingStatus, WorkerState, WorkerStatus};
 use crate::proto::text::Escaped;
 
+/// Returns the row of a seat. One that waits for its next worker has no process: it has its number and the time of the
+/// next start there.
 pub(super) fn worker_row(worker: &WorkerStatus) -> [Cell; 13] {
+    let process = match worker.pid {
+        Some(pid) => pid.to_string(),
+        None => format!("seat {}", worker.seat),
+    };
+    let uptime = worker.uptime_seconds.map(in_letters);
+    let next = worker.starts_in_seconds;
+    let next = next.map(|left| format!("in {}", in_letters(left.ceil())));
     [
         shown(worker.id, |id| id.to_string()),
-        shown(worker.pid, |pid| pid.to_string()),
+        process.into(),
         worker.generation.to_string().into(),
         state(worker.state),
         short(worker.clients).into(),
@@ -18,7 +27,7 @@ pub(super) fn worker_row(worker: &WorkerStatus) -> [Cell; 13] {
         shown(worker.requests_per_second, rate),
         shown(worker.p50_seconds, time),
         shown(worker.p99_seconds, time),
-        shown(worker.uptime_seconds, in_letters),
+        uptime.or(next).unwrap_or_default().into(),
         short(worker.restarts).into(),
         shown(worker.rss_bytes, mebibytes),
     ]

@@ -19,9 +19,6 @@ use crate::proto::text::Counted;
 use crate::shm::{Recent, RecentRequests};
 use crate::sys::{clock, process};
 
-/// Period of the rates, in seconds; a younger worker has none.
-const WINDOW: f64 = 10.0;
-
 impl Snapshot<'_> {
     /// Returns what the configuration wants and is missing, each with the reason as far as it is known. With
     /// `checks_files` it also checks the files of Unix sockets.
@@ -202,10 +199,14 @@ impl Snapshot<'_> {
         });
         let header = worker.map(|worker| worker.shm.header());
         let uptime = worker.map(|worker| now.duration_since(worker.started).as_secs_f64());
-        // One second is added for the current one, which is not complete yet.
-        let recent = header
-            .filter(|_| uptime > Some(WINDOW + 1.0))
-            .map(|header| header.recent(clock::monotonic()));
+        let clock = clock::monotonic();
+        let recent = worker.and_then(|worker| {
+            let age = now.duration_since(worker.started);
+            let born = clock.saturating_sub(clock::nanoseconds(age));
+            worker.shm.header().recent_since(clock, born)
+        });
+        let due = self.workers.pool.due(index).filter(|_| worker.is_none());
+        let starts_in = due.map(|due| due.saturating_duration_since(now).as_secs_f64());
         WorkerStatus {
             seat: index as u32,
             id: worker.map(|worker| worker.id),
@@ -218,7 +219,7 @@ impl Snapshot<'_> {
             waiting: header.map_or(0, |header| header.queued()),
             app: worker.and_then(|worker| app_status(&worker.app)),
             runtime: worker.and_then(|worker| worker.runtime.map(runtime_status)),
-            busy: header.map(|header| header.busy_with_turn(clock::monotonic())),
+            busy: header.map(|header| header.busy_with_turn(clock)),
             requests_total: totals.requests,
             errors_total: totals.errors,
             panics_total: totals.panics,
@@ -232,6 +233,7 @@ impl Snapshot<'_> {
                 .and_then(|recent| recent.p99)
                 .map(|p99| p99.as_secs_f64()),
             uptime_seconds: uptime,
+            starts_in_seconds: starts_in,
             restarts: seat.spawned.saturating_sub(1),
             rss_bytes: worker.and_then(|worker| process::resident_memory(worker.pid)),
             unhealthy: worker.and_then(|worker| worker.unhealthy.clone()),

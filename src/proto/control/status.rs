@@ -261,14 +261,17 @@ pub struct WorkerStatus {
     pub log_errors_total: u64,
     /// Bytes of unfinished frames and unread replies in it, beyond the 4 KiB that each client may have.
     pub parked_bytes: u64,
-    /// Requests a second over the last 10 s.
+    /// Requests a second over the last 10 s, or over the full seconds of a younger process.
     pub requests_per_second: Option<f64>,
-    /// Half of the last 10 s' requests took no longer, from being read to their reply being written.
+    /// Half of these requests took no longer, from being read to their reply being written.
     pub p50_seconds: Option<f64>,
     /// 99 of 100 of them took no longer.
     pub p99_seconds: Option<f64>,
     /// How long this process has been running.
     pub uptime_seconds: Option<f64>,
+    /// How long the seat still waits until a successor is started.
+    #[serde(default)]
+    pub starts_in_seconds: Option<f64>,
     /// Workers in this seat that came after the first.
     pub restarts: u64,
     /// Resident memory of the process.

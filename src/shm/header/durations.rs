@@ -51,8 +51,13 @@ impl RecentRequests {
     /// Returns their rate and durations.
     #[must_use]
     pub fn summary(&self) -> Recent {
+        self.summary_of(WINDOW)
+    }
+
+    /// Returns the rate and durations of requests that were recorded in this number of seconds.
+    fn summary_of(&self, seconds: u64) -> Recent {
         Recent {
-            rate: self.count as f64 / WINDOW as f64,
+            rate: self.count as f64 / seconds as f64,
             p50: quantile(&self.buckets, 0.50),
             p99: quantile(&self.buckets, 0.99),
         }
@@ -150,10 +155,26 @@ impl Header<'_> {
         requests.summary()
     }
 
+    /// Returns the rate and durations in the full seconds between `born` and `now`, ten at most; `None` if there are
+    /// none yet.
+    #[must_use]
+    pub fn recent_since(&self, now: u64, born: u64) -> Option<Recent> {
+        let full = (now / NANOSECONDS).saturating_sub(born.div_ceil(NANOSECONDS));
+        let seconds = full.min(WINDOW);
+        let mut requests = RecentRequests::default();
+        self.add_seconds(now, seconds, &mut requests);
+        (seconds > 0).then(|| requests.summary_of(seconds))
+    }
+
     /// Adds the worker's requests in the ten full seconds before `now`.
     pub fn add_recent(&self, now: u64, to: &mut RecentRequests) {
+        self.add_seconds(now, WINDOW, to);
+    }
+
+    fn add_seconds(&self, now: u64, seconds: u64, to: &mut RecentRequests) {
         let this = now / NANOSECONDS;
-        for cell in (this.saturating_sub(WINDOW)..this).filter_map(|second| self.recorded(second)) {
+        for cell in (this.saturating_sub(seconds)..this).filter_map(|second| self.recorded(second))
+        {
             to.count = to.count.saturating_add(cell[1].load(Ordering::Relaxed));
             for (sum, word) in to.buckets.iter_mut().zip(&cell[BUCKETS_AT..]) {
                 *sum = sum.saturating_add(word.load(Ordering::Relaxed));
@@ -237,6 +258,32 @@ mod tests {
             assert_eq!(recent.p50.map(|d| d.as_micros()), Some(10));
             assert_eq!(recent.p99.map(|d| d.as_micros()), Some(10));
             assert_eq!(header.recent(second(200)), Recent::default());
+        });
+    }
+
+    #[test]
+    fn rates_of_a_young_worker_cover_its_full_seconds() {
+        header(|header| {
+            let at = |tenths: u64| tenths * NANOSECONDS / 10;
+            let born = at(1003);
+            for tenths in [1004, 1015, 1016, 1025] {
+                header.record(at(tenths), 30, 10_000);
+            }
+            let rate = |tenths| {
+                header
+                    .recent_since(at(tenths), born)
+                    .map(|recent| recent.rate)
+            };
+            assert_eq!([rate(1004), rate(1019)], [None, None]);
+            assert_eq!([rate(1021), rate(1031)], [Some(60.0), Some(45.0)]);
+            let recent = header.recent_since(at(1111), born).expect("it is older");
+            assert_eq!(recent.rate, 9.0);
+            assert_eq!(
+                recent.p50,
+                Some(Duration::from_nanos(upper(bucket(10_000))))
+            );
+            // The clock and the birth may be read in any order.
+            assert_eq!(header.recent_since(at(1003), at(1004)), None);
         });
     }
 
