@@ -1,8 +1,10 @@
 //! Numbers, durations and instants for people, as short as a comparison allows.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::proto::text::plural_ending;
+use crate::sys::local_time;
 
 /// Returns `1,234,567`.
 pub(super) fn grouped(number: u64) -> String {
@@ -65,21 +67,71 @@ pub(super) fn in_letters(seconds: f64) -> String {
         .collect()
 }
 
-/// Returns `2026-11-24T12:00:01Z`, of seconds since the Unix epoch.
+/// Makes all instants of this process local times. They are in UTC before.
+pub(super) fn use_local_time() {
+    IS_LOCAL.store(true, Ordering::Relaxed);
+}
+
+/// Returns `2026-11-24T13:00:01+01:00`, of seconds since the Unix epoch.
 pub(super) fn instant(at: u64) -> String {
-    humantime::format_rfc3339_seconds(system_time(Duration::from_secs(at))).to_string()
+    let at = Duration::from_secs(at);
+    in_zone(at, ahead_of_utc(at), |at| {
+        humantime::format_rfc3339_seconds(at).to_string()
+    })
 }
 
-/// Returns `2026-11-24T12:00:01.123Z`, of seconds since the Unix epoch.
+/// Returns `2026-11-24T13:00:01.123+01:00`, of seconds since the Unix epoch.
 pub(super) fn exact_instant(at: f64) -> String {
-    let millis = Duration::from_millis((at * 1000.0).round() as u64);
-    humantime::format_rfc3339_millis(system_time(millis)).to_string()
+    let at = since_epoch(at);
+    in_zone(at, ahead_of_utc(at), |at| {
+        humantime::format_rfc3339_millis(at).to_string()
+    })
 }
 
-/// Returns `12:00:01`, in UTC as all instants are.
+/// Returns `13:00:01`, in the zone of [`day`].
 pub(super) fn clock(at: f64) -> String {
     exact_instant(at)[11..19].to_owned()
 }
+
+/// Returns `2026-11-24 (UTC+01:00)`.
+pub(super) fn day(at: f64) -> String {
+    let instant = exact_instant(at);
+    let zone = instant[23..].trim_end_matches('Z');
+    format!("{} (UTC{zone})", &instant[..10])
+}
+
+/// Returns milliseconds since the Unix epoch.
+fn since_epoch(at: f64) -> Duration {
+    Duration::from_millis((at * 1000.0).round() as u64)
+}
+
+/// Returns by how many seconds the zone of this process is ahead of UTC.
+fn ahead_of_utc(at: Duration) -> i64 {
+    match IS_LOCAL.load(Ordering::Relaxed) {
+        true => local_time::ahead_of_utc(at.min(LAST_SECOND).as_secs() as i64),
+        false => 0,
+    }
+}
+
+/// Returns an instant in a zone that is `ahead` seconds ahead of UTC. `show` shows it in UTC.
+fn in_zone(at: Duration, ahead: i64, show: impl FnOnce(SystemTime) -> String) -> String {
+    let offset = Duration::from_secs(ahead.unsigned_abs());
+    let shown = show(system_time(match ahead < 0 {
+        true => at.saturating_sub(offset),
+        false => at.saturating_add(offset),
+    }));
+    let (sign, minutes) = (if ahead < 0 { '-' } else { '+' }, ahead.abs() / 60);
+    match ahead {
+        0 => shown,
+        _ => {
+            let shown = shown.trim_end_matches('Z');
+            format!("{shown}{sign}{:02}:{:02}", minutes / 60, minutes % 60)
+        }
+    }
+}
+
+/// Whether instants are in local time.
+static IS_LOCAL: AtomicBool = AtomicBool::new(false);
 
 /// Limits an instant to the years that humantime displays: it panics at five digits.
 fn system_time(since_epoch: Duration) -> SystemTime {
@@ -204,5 +256,19 @@ mod tests {
             );
         }
         assert_eq!(instant(u64::MAX), "9999-12-31T23:59:59Z");
+        assert_eq!(day(1_795_521_601.123), "2026-11-24 (UTC)");
+        let shown = |ahead| {
+            let at = Duration::from_secs(1_795_521_601);
+            in_zone(at, ahead, |at| {
+                humantime::format_rfc3339_seconds(at).to_string()
+            })
+        };
+        for (ahead, instant) in [
+            (3600, "2026-11-24T13:00:01+01:00"),
+            (-34_200, "2026-11-24T02:30:01-09:30"),
+            (0, "2026-11-24T12:00:01Z"),
+        ] {
+            assert_eq!(shown(ahead), instant);
+        }
     }
 }

@@ -91,6 +91,7 @@ fn run_tool(tool: Tool<'_>) -> ExitCode {
     let var = |key: &str| env::var_os(key);
     // Standard output is written by the line otherwise, and there may be a hundred thousand lines.
     let mut out = BufWriter::with_capacity(64 << 10, Patient(io::stdout().lock()));
+    figures::use_local_time();
     let exit = run(
         tool,
         env::args_os(),

@@ -14,6 +14,7 @@ pub mod inherited;
 pub mod latch;
 pub mod limit;
 pub mod listening;
+pub mod local_time;
 pub mod memory;
 pub mod notify;
 pub mod passed;
