@@ -21,6 +21,7 @@ pub(super) mod usage;
 mod values;
 pub(super) mod watching;
 
+use super::style::Colour;
 use bench::BenchArguments;
 use check::AppVerb;
 use drain::DrainArguments;
@@ -75,6 +76,13 @@ pub(super) struct Arguments {
     /// Stop at the first host on which a change fails
     #[arg(long, global = true, help_heading = COMMON)]
     pub(super) one_at_a_time: bool,
+
+    /// Use colours: auto (on terminals), always or never
+    ///
+    /// Default: auto, unless $NO_COLOR is set.
+    #[arg(long, global = true, help_heading = COMMON, value_name = "WHEN", hide_possible_values = true)]
+    #[arg(default_value = "auto", hide_default_value = true)]
+    pub(super) color: Colour,
 
     #[command(subcommand)]
     pub(super) verb: CtlVerb,

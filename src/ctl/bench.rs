@@ -280,7 +280,8 @@ impl Bench<'_> {
         let columns = Columns {
             header: ["BELOW", "REQUESTS", "PART", ""],
             words: &[3],
-            gives_way: None,
+            gives_way: &[],
+            goes: &[],
             optional: None,
         };
         table::write(out, session.seen.paint(), columns, &rows)

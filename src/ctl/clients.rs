@@ -15,6 +15,7 @@ use super::figures::{grouped, in_letters, short};
 use super::session::{Session, parse};
 use super::style::Seen;
 use super::table::{self, Cell, Columns};
+use super::users::with_names;
 use crate::proto::control::{ClientStatus, ClientsAfter, Cursor, Verb};
 use crate::proto::names::{ClientId, WorkerId};
 use crate::rpc_client::{RpcClient, no_reply};
@@ -142,19 +143,20 @@ pub(super) fn to_json<'a>(
     })?)
 }
 
-/// Writes the table. On a terminal the column of listeners is shortened first, because it has few different values.
+/// Writes the table. The column of listeners is shortened first, because it has few different values.
 fn write_table(
     to: &mut impl Write,
     seen: Seen,
     clients: &[ClientRow],
     total: usize,
 ) -> io::Result<()> {
-    let columns = Columns {
-        gives_way: seen.out.then_some((2, seen.width)),
-        ..COLUMNS
-    };
-    let rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
-    table::write(to, seen.paint(), columns, &rows)?;
+    let mut rows: Vec<_> = clients.iter().map(|client| row(&client.status)).collect();
+    if seen.out {
+        for (row, client) in rows.iter_mut().zip(clients) {
+            row[1] = Cell::foreign(&with_names(&peer(&client.status)), MAX_PEER_LEN);
+        }
+    }
+    table::write(to, seen.paint(), COLUMNS, &rows)?;
     write_total(to, clients.len(), total)
 }
 
@@ -205,7 +207,8 @@ const COLUMNS: Columns<10> = Columns {
         "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES", "METHOD",
     ],
     words: &[1, 2, 9],
-    gives_way: None,
+    gives_way: &[2, 1, 9],
+    goes: &[7, 8],
     optional: Some(9),
 };
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::args::ConfigVerb;
 use super::error::Error;
 use super::figures::counted;
+use super::fold;
 use super::session::{Session, parse};
 use super::style::{FAINT, GOOD, NOTED, Paint};
 use crate::proto::control::{
@@ -67,9 +68,16 @@ pub(super) fn log_level(
     })
 }
 
-/// Writes keys, values and origins in columns, except where a value is too long for its column.
+/// Writes keys, values and origins in columns, except where a value is too long for its column. On a terminal such a
+/// value has lines of its own: a list one for each of its elements.
 fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> io::Result<()> {
-    writeln!(to, "{}\n", named(&effective.files))?;
+    fold::write(
+        to,
+        paint.width(),
+        2,
+        &format!("{}\n", named(&effective.files)),
+    )?;
+    writeln!(to)?;
     let shown: Vec<_> = effective
         .keys
         .iter()
@@ -82,22 +90,74 @@ fn write_effective(to: &mut impl Write, paint: Paint, effective: &Effective) -> 
             .max()
             .unwrap_or_default()
     };
-    let (keys, values) = (
-        width(|(key, _)| key, usize::MAX),
-        width(|(_, value)| value, MAX_VALUE_LEN),
-    );
+    let keys = width(|(key, _)| key, usize::MAX);
+    let room = paint.width().unwrap_or(USUAL_WIDTH);
+    let most = room.saturating_sub(keys + BESIDE_VALUE).max(MIN_VALUE_LEN);
+    let values = width(|(_, value)| value, most);
     shown.iter().try_for_each(|((key, value), origin)| {
         let style = match origin {
             KeyOrigin::Default => FAINT,
             KeyOrigin::File | KeyOrigin::Environment | KeyOrigin::CommandLine => GOOD,
             KeyOrigin::Runtime => NOTED,
         };
-        writeln!(
-            to,
-            "{key:keys$} = {value:values$}  {}",
-            paint.on(style, origin.as_str())
-        )
+        let origin = paint.on(style, origin.as_str());
+        match paint.width() {
+            Some(width) if value.chars().count() > values => {
+                writeln!(to, "{key:keys$} = {:values$}  {origin}", "")?;
+                write_long(to, width, value)
+            }
+            _ => writeln!(to, "{key:keys$} = {value:values$}  {origin}"),
+        }
     })
+}
+
+/// Writes a value on lines of its own.
+fn write_long(to: &mut impl Write, width: usize, value: &str) -> io::Result<()> {
+    let room = width.saturating_sub(LIST_INDENT).max(1);
+    let list = value
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let Some(list) = list else {
+        return write_indented(to, room, value);
+    };
+    writeln!(to, "{:1$}[", "", LIST_INDENT - 2)?;
+    for element in elements(list) {
+        write_indented(to, room, &format!("{element},"))?;
+    }
+    writeln!(to, "{:1$}]", "", LIST_INDENT - 2)
+}
+
+fn write_indented(to: &mut impl Write, room: usize, text: &str) -> io::Result<()> {
+    let mut lines = fold::folded(text, room, 2).into_iter();
+    lines.try_for_each(|line| writeln!(to, "{:LIST_INDENT$}{line}", ""))
+}
+
+/// Returns the elements of a list in TOML, without its brackets.
+fn elements(list: &str) -> Vec<&str> {
+    let (mut found, mut begin, mut depth) = (Vec::new(), 0, 0usize);
+    let (mut quote, mut is_escaped) = (None, false);
+    for (at, c) in list.char_indices() {
+        match (quote, c) {
+            (Some('"'), '\\') if !is_escaped => {
+                is_escaped = true;
+                continue;
+            }
+            (Some(mark), c) if c == mark && !is_escaped => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}') => depth = depth.saturating_sub(1),
+            (None, ',') if depth == 0 => {
+                found.push(list[begin..at].trim());
+                begin = at + 1;
+            }
+            (None, _) => {}
+        }
+        is_escaped = false;
+    }
+    found.push(list[begin..].trim());
+    found.retain(|element| !element.is_empty());
+    found
 }
 
 fn shown(key: &Key) -> (String, String) {
@@ -106,6 +166,12 @@ fn shown(key: &Key) -> (String, String) {
 }
 
 fn write_checked(to: &mut impl Write, paint: Paint, checked: &Checked) -> io::Result<()> {
+    let mut text = Vec::new();
+    write_changes(&mut text, paint, checked)?;
+    fold::write(to, paint.width(), 2, &String::from_utf8_lossy(&text))
+}
+
+fn write_changes(to: &mut impl Write, paint: Paint, checked: &Checked) -> io::Result<()> {
     let (file, good) = (named(&checked.files), paint.on(GOOD, "good"));
     if checked.changes.is_empty() {
         return writeln!(to, "{file}: {good}; a reload would change nothing");
@@ -138,12 +204,19 @@ fn named(files: &[PathBuf]) -> String {
     }
 }
 
-/// With the longest key and its origin this fills 80 columns.
-const MAX_VALUE_LEN: usize = 36;
+/// The width of a line of the configuration without its key and its value: ` = `, two spaces and `command-line`.
+const BESIDE_VALUE: usize = 17;
+/// The widest output that is not a terminal.
+const USUAL_WIDTH: usize = 80;
+/// The longest value that is on the line of its key on every terminal.
+const MIN_VALUE_LEN: usize = 8;
+/// The column in which elements of a list begin.
+const LIST_INDENT: usize = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ctl::style::{Colour, Seen};
 
     fn written(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
         let mut out = Vec::new();
@@ -190,6 +263,46 @@ mod tests {
         assert_eq!(
             written(|to| write_effective(to, Paint::default(), &none)),
             "embedded default\n\n"
+        );
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_has_a_line_for_each_element() {
+        let key = |key: &str, value: &str| Key {
+            key: key.to_owned(),
+            value: Some(value.to_owned()),
+            origin: KeyOrigin::File,
+        };
+        let effective = Effective {
+            file: None,
+            files: Vec::new(),
+            keys: vec![
+                key(
+                    "listen",
+                    r#"["127.0.0.1:8080", { address = "a,b\"]", proxy = [1, 2] }, 'x\']"#,
+                ),
+                key("log.file", "\"/a/very/long/path/of/a/file.log\""),
+                key("workers.count", "4"),
+            ],
+        };
+        let paint = Seen::new(true, false, |name| (name == "COLUMNS").then(|| "40".into()));
+        let paint = paint.with_colours(Colour::Never).paint();
+        let expected = "embedded default
+
+listen        =    file
+  [
+    \"127.0.0.1:8080\",
+    { address = \"a,b\\\"]\", proxy = [1, 2]
+      },
+    'x\\',
+  ]
+log.file      =    file
+    \"/a/very/long/path/of/a/file.log\"
+workers.count = 4  file
+";
+        assert_eq!(
+            written(|to| write_effective(to, paint, &effective)),
+            expected
         );
     }
 

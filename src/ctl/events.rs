@@ -1,16 +1,19 @@
 //! Events: those that are kept, and new ones by long poll.
 
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
 use super::args::EventsArguments;
 use super::error::Error;
-use super::figures::exact_instant;
+use super::figures::{self, clock, exact_instant};
+use super::fold;
 use super::page::EventsPage;
 use super::session::{Session, parse};
-use super::style::{Paint, of_level};
+use super::style::{FAINT, Paint, of_level};
+use super::users::with_names;
 use crate::proto::control::{Event, EventsAfter, MAX_WAIT, Verb, Version};
 use crate::proto::text::Escaped;
 use crate::rpc_client::{self, Deadline, RpcClient};
@@ -30,7 +33,7 @@ pub(super) fn show(
         wait: None,
     };
     let result = daemon.ask_with(Verb::Events, &after)?;
-    write(&parse(&result)?, session, out)
+    write(&parse(&result)?, session, &mut String::new(), out)
 }
 
 /// Prints events until the daemon ends or standard output fails.
@@ -44,6 +47,7 @@ fn follow(
         daemon,
         after,
         wait: None,
+        day: String::new(),
     };
     let Version { name, pid, .. } = parse(&following.daemon.ask(Verb::Version)?)?;
     let mut is_new = false;
@@ -86,6 +90,8 @@ struct Following {
     after: Option<u64>,
     /// `None` for the events that are kept.
     wait: Option<Duration>,
+    /// The day of the last event that was printed.
+    day: String,
 }
 
 impl Following {
@@ -99,13 +105,19 @@ impl Following {
         };
         let result = self.daemon.ask_with(Verb::Events, &after)?;
         let page: EventsPage = parse(&result)?;
-        write(&page, session, out)?;
+        write(&page, session, &mut self.day, out)?;
         (self.after, self.wait) = (Some(page.last), Some(MAX_WAIT));
         out.flush().map_err(Error::Output)
     }
 }
 
-fn write(page: &EventsPage, session: &Session, out: &mut impl Write) -> Result<(), Error> {
+/// Writes a page: on a terminal with a line for each day, and each event as wide as the terminal at most.
+fn write(
+    page: &EventsPage,
+    session: &Session,
+    day: &mut String,
+    out: &mut impl Write,
+) -> Result<(), Error> {
     let paint = session.seen.paint();
     let gap = match page.gap() {
         None => Ok(()),
@@ -113,32 +125,64 @@ fn write(page: &EventsPage, session: &Session, out: &mut impl Write) -> Result<(
         Some(gap) => writeln!(out, "{gap}"),
     };
     let mut events = page.events.iter();
-    let written = gap.and_then(|()| match session.json {
-        true => events.try_for_each(|event| writeln!(out, "{}", event.get())),
-        false => events.try_for_each(|event| writeln!(out, "{}", line(paint, event))),
+    let digits = page.last.to_string().len();
+    let written = gap.and_then(|()| match (session.json, paint.width()) {
+        (true, _) => events.try_for_each(|event| writeln!(out, "{}", event.get())),
+        (false, None) => events.try_for_each(|event| writeln!(out, "{}", line(paint, event))),
+        (false, Some(width)) => {
+            events.try_for_each(|event| write_wide(out, paint, (width, digits), day, event))
+        }
     });
     written.map_err(Error::Output)
 }
 
-/// Returns a line such as `2026-11-24T12:00:01.123Z warn  worker_died      worker 17 (pid 4711, gen 3) was killed by signal 11`.
+/// Returns a line such as `31 2026-11-24T12:00:01.123Z warn  worker_died      worker 17 (pid 4711, gen 3) was killed by signal 11`.
 fn line(paint: Paint, raw: &RawValue) -> String {
-    let Ok(Event {
-        at,
-        level,
-        event,
-        message,
-        ..
-    }) = parse(raw)
-    else {
-        return Escaped(raw.get()).to_string();
-    };
-    let word = paint
-        .on(of_level(level), format_args!("{:5}", level.as_str()))
-        .to_string();
-    format!(
-        "{} {word} {:15}  {}",
-        exact_instant(at),
-        event.as_str(),
-        Escaped(message)
-    )
+    match parse::<Event>(raw) {
+        Ok(event) => format!(
+            "{} {} {}",
+            event.id,
+            exact_instant(event.at),
+            what(paint, &event)
+        ),
+        Err(_) => Escaped(raw.get()).to_string(),
+    }
 }
+
+/// Writes an event for a terminal of this width, with a number of at least `digits` digits and the time of the day, and
+/// above the first event of a day the date.
+fn write_wide(
+    out: &mut impl Write,
+    paint: Paint,
+    (width, digits): (usize, usize),
+    day: &mut String,
+    raw: &RawValue,
+) -> io::Result<()> {
+    let Ok(event) = parse::<Event>(raw) else {
+        let text = Escaped(raw.get()).to_string();
+        return fold::write(out, Some(width), digits + 1, &text);
+    };
+    let on = figures::day(event.at);
+    if on != *day {
+        writeln!(out, "{}", paint.on(FAINT, &on))?;
+        *day = on;
+    }
+    let begin = format!("{:digits$} {} ", event.id, clock(event.at));
+    let text = format!("{begin}{}", what(paint, &event));
+    fold::write(out, Some(width), begin.len() + MESSAGE, &text)
+}
+
+/// Returns `warn  worker_died      worker 17 (pid 4711, gen 3) was killed by signal 11`.
+fn what(paint: Paint, event: &Event) -> String {
+    let word = format_args!("{:5}", event.level.as_str());
+    let word = paint.on(of_level(event.level), word).to_string();
+    let message = match paint.width() {
+        Some(_) => with_names(&event.message),
+        None => Cow::Borrowed(event.message.as_str()),
+    };
+    let message = Escaped(message);
+    format!("{word} {:15}  {message}", event.event.as_str())
+}
+
+/// The column of a message after the number and the time.
+const MESSAGE: usize = 23;

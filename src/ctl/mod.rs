@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod figures;
 mod hosts;
+mod fold;
 mod job;
 mod output;
 mod page;
@@ -29,6 +30,7 @@ mod top;
 mod tunnel;
 
 use std::env;
+mod users;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
@@ -45,7 +47,7 @@ use error::{Error, ExitStatus};
 use output::Patient;
 use serde_json::value::RawValue;
 use session::{Session, parse};
-use style::{BAD, Seen};
+use style::{BAD, Colour, Seen};
 
 use crate::proto::control::{Metrics, Verb, Version};
 use crate::proto::names::is_daemon_name;
@@ -92,6 +94,7 @@ fn run_tool(tool: Tool<'_>) -> ExitCode {
     // Standard output is written by the line otherwise, and there may be a hundred thousand lines.
     let mut out = BufWriter::with_capacity(64 << 10, Patient(io::stdout().lock()));
     figures::use_local_time();
+    users::use_names();
     let exit = run(
         tool,
         env::args_os(),
@@ -118,6 +121,8 @@ fn run(
     let done = match parsed {
         Ok(arguments) => match twice() {
             Some(mistake) => Err(Error::CommandLine(mistake)),
+    let colour = parsed.as_ref().map_or(Colour::Auto, |parsed| parsed.color);
+    let seen = seen.with_colours(colour);
             None => run_verb(tool, &arguments, &var, seen, out, err),
         },
         Err(usage) if usage.kind() == UsageKind::DisplayHelpOnMissingArgumentOrSubcommand => {

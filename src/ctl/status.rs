@@ -7,9 +7,10 @@ use std::io::{self, Write};
 
 use super::error::Error;
 use super::figures::{grouped, in_letters, in_words, instant};
+use super::fold;
 use super::session::{Session, parse};
 use super::style::{BAD, GOOD, Paint};
-use super::table;
+use super::table::{self, shortened};
 use crate::proto::control::{
     LastReload, ListenerStatus, Origin, Skew, Status, Verb, Verdict, WorkerStatus,
 };
@@ -35,10 +36,12 @@ pub(super) fn show(session: &Session, out: &mut impl Write) -> Result<(), Error>
 }
 
 fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
-    write_state(to, paint, status)?;
-    write_config(to, paint, status)?;
-    write_totals(to, paint, status)?;
-    write_listeners(to, &status.listeners)?;
+    write_folded(to, paint, |to| {
+        write_state(to, paint, status)?;
+        write_config(to, paint, status)?;
+        write_totals(to, paint, status)?;
+        write_listeners(to, paint, &status.listeners)
+    })?;
     writeln!(to)?;
     let rows: Vec<_> = status.workers.iter().map(worker_row).collect();
     table::write(to, paint, WORKERS, &rows)?;
@@ -57,7 +60,18 @@ fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
         let rows: Vec<_> = status.leaving.iter().map(leaving_row).collect();
         table::write(to, paint, LEAVING, &rows)?;
     }
-    write_reasons(to, &status.workers)
+    write_folded(to, paint, |to| write_reasons(to, &status.workers))
+}
+
+/// Writes lines, each continued in column 11 if it is longer than the terminal is wide.
+fn write_folded(
+    to: &mut impl Write,
+    paint: Paint,
+    lines: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut text = Vec::new();
+    lines(&mut text)?;
+    fold::write(to, paint.width(), INDENT, &String::from_utf8_lossy(&text))
 }
 
 /// Writes which daemon it is, and what it does at the moment.
@@ -99,7 +113,7 @@ fn write_config(to: &mut impl Write, paint: Paint, status: &Status) -> io::Resul
 
 /// Writes a word in capitals, and a text beginning in column 11.
 fn write_notice(to: &mut impl Write, paint: Paint, notice: &Notice) -> io::Result<()> {
-    let padding = 10 - notice.word.len();
+    let padding = INDENT - notice.word.len();
     let word = paint.on(notice.style, notice.word);
     writeln!(to, "{word}{:padding$}{}", "", Escaped(&notice.text))
 }
@@ -190,10 +204,17 @@ fn write_reload(to: &mut impl Write, paint: Paint, reload: &LastReload) -> io::R
     )
 }
 
-fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Result<()> {
-    let addresses: Vec<_> = listeners
+/// Writes a line for each listener, with its address shortened if the line has no room for it.
+fn write_listeners(
+    to: &mut impl Write,
+    paint: Paint,
+    listeners: &[ListenerStatus],
+) -> io::Result<()> {
+    let room = paint.width().map(|width| width.saturating_sub(LISTENER));
+    let room = room.map_or(usize::MAX, |room| room.max(MIN_ADDRESS));
+    let addresses: Vec<String> = listeners
         .iter()
-        .map(|listener| Escaped(&listener.address).to_string())
+        .map(|listener| shortened(&Escaped(&listener.address).to_string(), room).into_owned())
         .collect();
     let width = addresses
         .iter()
@@ -218,6 +239,13 @@ fn write_listeners(to: &mut impl Write, listeners: &[ListenerStatus]) -> io::Res
     }
     Ok(())
 }
+
+/// The column in which the texts of the lines begin.
+const INDENT: usize = 10;
+/// The width of a listener's line without its address: with the byte order, and a PROXY protocol or a queue.
+const LISTENER: usize = INDENT + 26;
+/// The width to which addresses of listeners are shortened at most.
+const MIN_ADDRESS: usize = 20;
 
 /// Writes why workers are unhealthy or replaced, and why others died, for which the rows have no room.
 fn write_reasons(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()> {
@@ -258,7 +286,7 @@ fn write_reasons(to: &mut impl Write, workers: &[WorkerStatus]) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ctl::style::Seen;
+    use crate::ctl::style::{Colour, Seen};
     use crate::ctl::tests::status;
     use crate::proto::control::{
         AppStatus, DrainMode, DrainStatus, LeavingStatus, RuntimeStatus, WorkerState,
@@ -505,8 +533,8 @@ last worker in seat 2: exited with status 70
         });
         status.log_errors_total = 1;
         let mut out = Vec::new();
-        write(&mut out, Seen::new(true, false, |_| None).paint(), &status)
-            .expect("a Vec takes everything");
+        let paint = Seen::default().with_colours(Colour::Always).paint();
+        write(&mut out, paint, &status).expect("a Vec takes everything");
         let painted = String::from_utf8(out).expect("UTF-8");
         for words in [
             "\x1b[33mSTOPPING\x1b[0m  no",

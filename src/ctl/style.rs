@@ -1,13 +1,15 @@
-//! Colours, on terminals.
+//! Colours, on terminals, and their width.
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal};
 
 use anstyle::{AnsiColor, Style};
+use clap::ValueEnum;
 
 use crate::proto::control::WorkerState;
 use crate::proto::log::LogLevel;
+use crate::sys::terminal;
 
 /// Good news.
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
@@ -25,8 +27,7 @@ pub(super) struct Seen {
     pub(super) out: bool,
     /// Whether standard error is such a terminal.
     pub(super) err: bool,
-    /// Whether the environment allows colours.
-    colours: bool,
+    colours: Colours,
     /// The width of the terminal, in columns.
     pub(super) width: usize,
 }
@@ -34,17 +35,25 @@ pub(super) struct Seen {
 impl Seen {
     /// Looks at the streams of this process.
     pub(super) fn from_environment(var: impl Fn(&str) -> Option<OsString>) -> Seen {
-        Seen::new(io::stdout().is_terminal(), io::stderr().is_terminal(), var)
+        let seen = Seen::new(io::stdout().is_terminal(), io::stderr().is_terminal(), &var);
+        let size = terminal::size(io::stdout()).or_else(|_| terminal::size(io::stderr()));
+        match (width_of_environment(var), size) {
+            (None, Ok((columns, _))) => Seen {
+                width: columns.into(),
+                ..seen
+            },
+            _ => seen,
+        }
     }
 
     /// Evaluates `NO_COLOR` (no-color.org), `TERM` and `COLUMNS` of the environment.
     pub(super) fn new(out: bool, err: bool, var: impl Fn(&str) -> Option<OsString>) -> Seen {
         let is_able = var("TERM").is_none_or(|term| term != "dumb");
-        let colours = var("NO_COLOR").is_none_or(|value| value.is_empty());
-        let columns = var("COLUMNS").and_then(|columns| columns.to_str()?.parse().ok());
-        let width = columns
-            .filter(|columns| *columns > 0)
-            .unwrap_or(USUAL_WIDTH);
+        let colours = match var("NO_COLOR").is_none_or(|value| value.is_empty()) {
+            true => Colours::Terminals,
+            false => Colours::Never,
+        };
+        let width = width_of_environment(var).unwrap_or(USUAL_WIDTH);
         Seen {
             out: out && is_able,
             err: err && is_able,
@@ -58,32 +67,85 @@ impl Seen {
         Seen { err: false, ..self }
     }
 
-    /// Returns the colours of standard output.
-    pub(super) fn paint(self) -> Paint {
-        Paint(self.out && self.colours)
+    /// Returns these streams with colours as the command line wants them.
+    pub(super) fn with_colours(self, wanted: Colour) -> Seen {
+        let colours = match wanted {
+            Colour::Auto => self.colours,
+            Colour::Always => Colours::Always,
+            Colour::Never => Colours::Never,
+        };
+        Seen { colours, ..self }
     }
 
-    /// Returns the colours of standard error.
+    /// Returns the colours and the width of standard output.
+    pub(super) fn paint(self) -> Paint {
+        self.paint_of(self.out)
+    }
+
+    /// Returns the colours and the width of standard error.
     pub(super) fn error_paint(self) -> Paint {
-        Paint(self.err && self.colours)
+        self.paint_of(self.err)
+    }
+
+    fn paint_of(self, is_terminal: bool) -> Paint {
+        let colours = match self.colours {
+            Colours::Terminals => is_terminal,
+            Colours::Always => true,
+            Colours::Never => false,
+        };
+        Paint {
+            colours,
+            width: is_terminal.then_some(self.width),
+        }
     }
 }
 
-/// Whether there are colours.
+/// Returns the width that `COLUMNS` has, if it has one.
+fn width_of_environment(var: impl Fn(&str) -> Option<OsString>) -> Option<usize> {
+    let columns = var("COLUMNS")?.to_str()?.parse().ok();
+    columns.filter(|columns| *columns > 0)
+}
+
+/// The streams that have colours.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Paint(bool);
+enum Colours {
+    Terminals,
+    Always,
+    #[default]
+    Never,
+}
+
+/// The value of the option `--color`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+/// Whether an output has colours, and how wide it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Paint {
+    colours: bool,
+    width: Option<usize>,
+}
 
 impl Paint {
     /// Returns whether there are colours.
     pub(super) fn is_on(self) -> bool {
-        self.0
+        self.colours
+    }
+
+    /// Returns the width of the terminal, in columns; `None` if the output is none.
+    pub(super) fn width(self) -> Option<usize> {
+        self.width
     }
 
     /// Returns the text in a style, if there are colours. Padding belongs in the text or outside: a width would count
     /// the sequences.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {
         Painted {
-            style: if self.0 { style } else { Style::new() },
+            style: if self.colours { style } else { Style::new() },
             text,
         }
     }
@@ -127,7 +189,7 @@ pub(super) fn of_level(level: LogLevel) -> Style {
     }
 }
 
-/// The width of a terminal if `COLUMNS` is not set.
+/// The width of a terminal if neither `COLUMNS` nor the terminal has it.
 const USUAL_WIDTH: usize = 80;
 
 #[cfg(test)]
@@ -163,6 +225,17 @@ mod tests {
                 expected
             );
         }
+        // The command line outweighs both the stream and the environment.
+        for (wanted, expected) in [
+            (Colour::Auto, "x"),
+            (Colour::Always, "\x1b[31mx\x1b[0m"),
+            (Colour::Never, "x"),
+        ] {
+            let no_terminal = seen(false, &[("NO_COLOR", "1")]).with_colours(wanted);
+            assert_eq!(shown(no_terminal), expected, "{wanted:?}");
+            assert_eq!(no_terminal.paint().width(), None);
+        }
+        assert_eq!(shown(seen(true, &[]).with_colours(Colour::Never)), "x");
         // NO_COLOR leaves the progress line, TERM=dumb does not.
         assert!(seen(true, &[("NO_COLOR", "1")]).out && !seen(true, &[("TERM", "dumb")]).out);
     }

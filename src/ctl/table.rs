@@ -1,7 +1,7 @@
 //! Tables for people.
 //!
 //! A column is as wide as its widest cell, in characters: characters of double width are counted as one. Cells
-//! of unknown values are blank.
+//! of unknown values are blank. No row is wider than the terminal, as far as columns can be shortened or left out.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -61,8 +61,10 @@ pub(super) struct Columns<'a, const N: usize> {
     pub(super) header: [&'a str; N],
     /// The columns of words, which are flush left; numbers are flush right.
     pub(super) words: &'a [usize],
-    /// A column that is shortened if the table is wider than this, in characters.
-    pub(super) gives_way: Option<(usize, usize)>,
+    /// The columns that are shortened, in this order, if the table is wider than the terminal.
+    pub(super) gives_way: &'a [usize],
+    /// The columns that are left out, in this order, if that does not suffice.
+    pub(super) goes: &'a [usize],
     /// A column that is left out if no row has a value in it.
     pub(super) optional: Option<usize>,
 }
@@ -73,23 +75,49 @@ impl<const N: usize> Columns<'_, N> {
     }
 
     /// Returns the width of each column, and `None` for one that is left out.
-    fn widths(&self, rows: &[[Cell; N]]) -> [Option<usize>; N] {
+    fn widths(&self, rows: &[[Cell; N]], most: Option<usize>) -> [Option<usize>; N] {
         let mut widths = self.header.map(|name| name.chars().count());
         for row in rows {
             widths = array::from_fn(|column| widths[column].max(row[column].width()));
         }
-        let mut widths: [Option<usize>; N] =
+        let all: [Option<usize>; N] =
             array::from_fn(|column| (!self.is_left_out(column, rows)).then_some(widths[column]));
-        let all: usize = widths.iter().flatten().map(|width| width + 1).sum();
-        if let Some((column, most)) = self.gives_way
-            && let Some(width) = &mut widths[column]
-        {
-            let excess = all.saturating_sub(most + 1);
-            *width = width.saturating_sub(excess).max(self.header[column].len());
+        let Some(most) = most else { return all };
+        let mut widths = all;
+        for gone in 0..=self.goes.len() {
+            widths = all;
+            for column in &self.goes[..gone] {
+                widths[*column] = None;
+            }
+            self.shorten(&mut widths, most, READABLE);
+            if total(&widths) <= most {
+                return widths;
+            }
         }
+        self.shorten(&mut widths, most, 0);
         widths
     }
+
+    /// Shortens columns until all together are `most` wide, to their names and `least` characters at most.
+    fn shorten(&self, widths: &mut [Option<usize>; N], most: usize, least: usize) {
+        for column in self.gives_way {
+            let excess = total(widths).saturating_sub(most);
+            if let Some(width) = &mut widths[*column] {
+                let least = least.max(self.header[*column].len()).min(*width);
+                *width = width.saturating_sub(excess).max(least);
+            }
+        }
+    }
 }
+
+/// Returns the width of a table with these columns.
+fn total<const N: usize>(widths: &[Option<usize>; N]) -> usize {
+    let all: usize = widths.iter().flatten().map(|width| width + 1).sum();
+    all.saturating_sub(1)
+}
+
+/// The width to which columns are shortened before others are left out.
+const READABLE: usize = 14;
 
 /// Writes a header and rows.
 pub(super) fn write<const N: usize>(
@@ -99,7 +127,7 @@ pub(super) fn write<const N: usize>(
     rows: &[[Cell; N]],
 ) -> io::Result<()> {
     let header = columns.header.map(|name| Cell::from(name.to_owned()));
-    let widths = columns.widths(rows);
+    let widths = columns.widths(rows, paint.width());
     iter::once(&header).chain(rows).try_for_each(|row| {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
@@ -107,7 +135,7 @@ pub(super) fn write<const N: usize>(
             let text = shortened(&cell.text, width);
             let padding = " ".repeat(width - text.chars().count());
             let text = paint.on(cell.style, text);
-            line.push_str(if column > 0 { " " } else { "" });
+            line.push_str(if line.is_empty() { "" } else { " " });
             line.push_str(&match columns.words.contains(&column) {
                 true => format!("{text}{padding}"),
                 false => format!("{padding}{text}"),
@@ -135,15 +163,18 @@ pub(super) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::ctl::style::{BAD, Seen};
+    use std::ffi::OsString;
 
-    fn written(paint: Paint, gives_way: Option<(usize, usize)>, rows: &[[Cell; 3]]) -> String {
+    use super::*;
+    use crate::ctl::style::{BAD, Colour, Seen};
+
+    fn written(paint: Paint, goes: &[usize], rows: &[[Cell; 3]]) -> String {
         let mut out = Vec::new();
         let columns = Columns {
             header: ["N", "WORD", "LAST"],
             words: &[1],
-            gives_way,
+            gives_way: &[1],
+            goes,
             optional: None,
         };
         write(&mut out, paint, columns, rows).expect("a Vec takes everything");
@@ -161,13 +192,22 @@ mod tests {
         };
         let rows = [row(["1", "µ", "7"]), row(["1,234", "longer", ""])];
         let plain = "    N WORD   LAST\n    1 µ         7\n1,234 longer\n";
-        assert_eq!(written(Paint::default(), None, &rows), plain);
-        let painted = written(Seen::new(true, false, |_| None).paint(), None, &rows);
+        assert_eq!(written(Paint::default(), &[], &rows), plain);
+        let painted = written(Seen::new(true, false, |_| None).paint(), &[], &rows);
         assert!(painted.contains("\x1b[31mµ\x1b[0m      "), "{painted:?}");
         assert_eq!(
             painted.replace("\x1b[31m", "").replace("\x1b[0m", ""),
             plain
         );
+    }
+
+    /// Returns an output without colours that is so wide.
+    fn wide(width: usize) -> Paint {
+        let width = width.to_string();
+        let var = |name: &str| (name == "COLUMNS").then(|| OsString::from(&width));
+        Seen::new(true, false, var)
+            .with_colours(Colour::Never)
+            .paint()
     }
 
     #[test]
@@ -178,11 +218,23 @@ mod tests {
             (17, "N WORD       LAST\n1 unix….sock    7\n"),
             (3, "N WORD LAST\n1 u…ck    7\n"),
         ] {
-            assert_eq!(
-                written(Paint::default(), Some((1, most)), &rows),
-                shown,
-                "{most}"
-            );
+            assert_eq!(written(wide(most), &[], &rows), shown, "{most}");
+        }
+    }
+
+    #[test]
+    fn columns_are_left_out_before_others_become_unreadable() {
+        let rows = [["1", "unix:/run/a/rpc.sock", "7"].map(|text| Cell::from(text.to_owned()))];
+        for (most, shown) in [
+            (
+                27,
+                "N WORD                 LAST\n1 unix:/run/a/rpc.sock    7\n",
+            ),
+            (21, "N WORD           LAST\n1 unix:/…pc.sock    7\n"),
+            (20, "N WORD\n1 unix:/ru…/rpc.sock\n"),
+            (9, "WORD\nunix…sock\n"),
+        ] {
+            assert_eq!(written(wide(most), &[2, 0], &rows), shown, "{most}");
         }
     }
 

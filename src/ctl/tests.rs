@@ -17,6 +17,7 @@ mod daemon;
 mod events;
 mod inspect;
 mod status;
+mod tables;
 mod watching;
 
 use self::daemon::*;

@@ -22,7 +22,7 @@ Daemon   reload, upgrade  apply the configuration file; run the new program
 Apps     app              check whether a program can be an app
 Options  -n, --name <NAME>, -i, --instance <NAME>, -s, --socket <PATH>  daemon
          --timeout <TIME>, --json, -q, --quiet   10s or 1m; JSON; no progress
-         --hosts <LIST>, --one-at-a-time   on other hosts, over ssh
+         --hosts <LIST>, --one-at-a-time, --color <WHEN>   over ssh; colours
 Exit     0 done, 1 refused or failed, 3 not running, 4 no valid reply in time,
          64 usage, 75 still in progress, 77 forbidden
 ";

@@ -100,7 +100,8 @@ fn first_line(text: &str) -> (&str, impl Iterator<Item = &str>) {
 const COLUMNS: Columns<3> = Columns {
     header: ["HOST", "STATE", "RESULT"],
     words: &[0, 1, 2],
-    gives_way: None,
+    gives_way: &[],
+    goes: &[],
     optional: None,
 };
 

@@ -107,7 +107,8 @@ const COLUMNS: Columns<11> = Columns {
         "METHOD",
     ],
     words: &[0, 2, 3, 10],
-    gives_way: None,
+    gives_way: &[3, 2, 0, 10],
+    goes: &[8, 9],
     optional: Some(10),
 };
 

@@ -125,7 +125,8 @@ const COLUMNS: Columns<10> = Columns {
         "DEATHS",
     ],
     words: &[0, 1, 2],
-    gives_way: None,
+    gives_way: &[2, 0],
+    goes: &[4],
     optional: None,
 };
 

@@ -94,7 +94,8 @@ pub(super) const WORKERS: Columns<13> = Columns {
         "UPTIME", "RESTARTS", "RSS",
     ],
     words: &[3],
-    gives_way: None,
+    gives_way: &[],
+    goes: &[2, 11, 5],
     optional: None,
 };
 
@@ -103,14 +104,16 @@ pub(super) const APPS: Columns<8> = Columns {
         "WORKER", "PID", "APP", "VERSION", "AWAY", "MOST", "WAIT", "RSS",
     ],
     words: &[2, 3],
-    gives_way: None,
+    gives_way: &[3, 2],
+    goes: &[],
     optional: None,
 };
 
 pub(super) const RUNTIMES: Columns<5> = Columns {
     header: ["WORKER", "THREAD", "AWAY", "MOST", "WAIT"],
     words: &[],
-    gives_way: None,
+    gives_way: &[],
+    goes: &[],
     optional: None,
 };
 
@@ -130,7 +133,8 @@ pub(super) const LEAVING: Columns<9> = Columns {
         "WAITS FOR",
     ],
     words: &[4, 7, 8],
-    gives_way: None,
+    gives_way: &[7, 8],
+    goes: &[3, 2],
     optional: None,
 };
 

@@ -340,7 +340,7 @@ fn events_are_lines_and_dropped_ones_are_counted() {
     .asked(&["events", "--after", "1"]);
     let expected = format!(
         "… 12 events are forgotten\n\
-         2026-11-24T12:00:01.123Z warn  worker_died      worker 17 died\\x1b\n{NEWER}\n"
+         2 2026-11-24T12:00:01.123Z warn  worker_died      worker 17 died\\x1b\n{NEWER}\n"
     );
     assert_eq!(
         (ran.exit, ran.out, ran.err.as_str()),
@@ -358,7 +358,8 @@ fn events_are_lines_and_dropped_ones_are_counted() {
     let seen = Daemon::that_answers(|_, _| Some(events(&[DIED], 3, 0)))
         .asked_seen(&["events"], Seen::new(true, true, |_| None));
     assert!(
-        seen.out.contains("Z \x1b[33mwarn \x1b[0m worker_died "),
+        seen.out
+            .ends_with("2026-11-24 (UTC)\x1b[0m\n2 12:00:01 \x1b[33mwarn \x1b[0m worker_died      worker 17 died\\x1b\n"),
         "{:?}",
         seen.out
     );
@@ -369,7 +370,7 @@ fn events_are_followed_until_the_daemon_ends() {
     for (arguments, out) in [
         (
             &["events", "-f"][..],
-            "2026-11-24T12:00:01.123Z warn  worker_died      worker 17 died\\x1b\n… 1 event is forgotten\n",
+            "2 2026-11-24T12:00:01.123Z warn  worker_died      worker 17 died\\x1b\n… 1 event is forgotten\n",
         ),
         (
             &["events", "--follow", "--json"],
