@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use clap::{Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use serde_json::value::RawValue;
 
 use crate::proto::control::{Recycle, Release};
-use crate::proto::frame::ByteOrder;
 use crate::proto::log::LogLevel;
 use crate::proto::names::{ClientId, WorkerId};
 
 pub(super) mod bench;
+pub(super) mod call;
 pub(super) mod check;
 pub(super) mod drain;
 mod help;
+pub(super) mod kick;
 mod target;
 pub(super) mod usage;
 mod values;
@@ -23,14 +23,14 @@ pub(super) mod watching;
 
 use super::style::Colour;
 use bench::BenchArguments;
+pub(crate) use call::CallArguments;
 use check::AppVerb;
 use drain::DrainArguments;
 use help::HELP;
+use kick::KickArguments;
 pub(crate) use target::CallTarget;
-use target::target;
 use values::{
-    client_id, daemon_name, event, instance, json, most, recycle, release, timeout, words,
-    worker_count, worker_id,
+    daemon_name, event, instance, most, recycle, release, timeout, words, worker_count, worker_id,
 };
 use watching::{StatusArguments, TopArguments};
 
@@ -142,6 +142,8 @@ pub(super) enum CtlVerb {
     ///
     /// It ends after 5 seconds; with Ctrl-C earlier, with what was measured.
     Bench(BenchArguments),
+    /// Close a client, or all clients of an address or that are idle
+    Kick(KickArguments),
     /// Show the versions of fdpassctl and of the running daemon
     Version,
     /// Check that a program is an app
@@ -216,31 +218,6 @@ pub(super) enum ConfigVerb {
     Check,
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct CallArguments {
-    /// The method, for example "ping"
-    pub(super) method: String,
-
-    /// The params as JSON
-    #[arg(value_name = "PARAMS", value_parser = json, allow_negative_numbers = true)]
-    pub(super) params: Option<Box<RawValue>>,
-
-    /// Listener: an IP address and a port, or unix:/path
-    ///
-    /// Default: the daemon's first listener without the key proxy.
-    ///
-    /// With the Cargo feature srv also srv:_SERVICE._PROTOCOL.NAME.
-    #[arg(long, value_name = "ADDRESS", value_parser = target)]
-    pub(super) to: Option<CallTarget>,
-
-    /// Byte order of the length prefix: little or big
-    ///
-    /// Default: that of the listener, else little.
-    #[arg(long, value_name = "ORDER", hide_possible_values = true)]
-    #[arg(value_parser = words([("little", ByteOrder::Little), ("big", ByteOrder::Big)]))]
-    pub(super) byte_order: Option<ByteOrder>,
-}
-
 #[derive(Debug, Subcommand)]
 pub(super) enum ChangeVerb {
     /// Apply the configuration file as it is now
@@ -289,12 +266,9 @@ pub(super) enum ChangeVerb {
         #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
         binary: Option<PathBuf>,
     },
-    /// Close a client
-    Kick {
-        /// The number of the client, as "fdpassctl clients" shows it
-        #[arg(value_name = "CLIENT", value_parser = client_id, allow_negative_numbers = true)]
-        client: ClientId,
-    },
+    /// Close one client
+    #[command(skip)]
+    Kick { client: ClientId },
     /// Reopen the log file after it was renamed
     ReopenLog,
     /// Shut the daemon down gracefully and wait until it has exited
@@ -362,7 +336,9 @@ const COMMON: &str = "Global options";
 
 #[cfg(test)]
 mod tests {
+    use super::call::CallParams;
     use super::*;
+    use crate::proto::frame::ByteOrder;
 
     fn parse(line: &str) -> Result<Arguments, String> {
         Arguments::try_parse_from(line.split(' ')).map_err(|e| e.to_string())
@@ -477,9 +453,10 @@ mod tests {
     #[test]
     fn params_are_any_json_and_stay_unchanged() {
         for text in ["-5", "-1e3", "1e400", r#"{"a":1,"a":2}"#, "null", r#""\/""#] {
-            let params = call(&format!("fdpassctl call ping {text}"))
-                .params
-                .expect("given");
+            let given = call(&format!("fdpassctl call ping {text}")).params;
+            let Some(CallParams::Given(params)) = given else {
+                panic!("{given:?}");
+            };
             assert_eq!(params.get(), text);
         }
         let said = parse("fdpassctl call ping {a:1}").expect_err("no JSON");

@@ -1,9 +1,14 @@
 //! `call`: a request to a listener, as a client sends it.
 
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use serde_json::value::RawValue;
+
+use super::args::call::CallParams;
+use super::args::values::json;
 use super::args::{CallArguments, CallTarget};
 use super::error::Error;
 use super::session::{Session, parse};
@@ -38,7 +43,8 @@ pub(super) fn perform(
         .fail_fast()
         .byte_order(order)
         .limits(u32::MAX, MAX_RESULT);
-    let request = match &call.params {
+    let params = call.params.as_ref().map(read).transpose()?;
+    let request = match &params {
         Some(params) => ClientRequest::new(&call.method, params),
         None => ClientRequest::without_params(&call.method),
     };
@@ -50,6 +56,23 @@ pub(super) fn perform(
         .and_then(|client| client.send_raw(request))
         .map_err(|error| failure(error, &target, session.timeout))?;
     writeln!(out, "{}", result.get()).map_err(Error::Output)
+}
+
+/// Returns the params, and reads them first if they are elsewhere.
+fn read(params: &CallParams) -> Result<Box<RawValue>, Error> {
+    let (name, text) = match params {
+        CallParams::Given(params) => return Ok(params.clone()),
+        CallParams::StandardInput => {
+            let mut text = Vec::new();
+            let read = io::stdin().lock().read_to_end(&mut text);
+            ("standard input".to_owned(), read.map(|_| text))
+        }
+        CallParams::File(path) => (path.display().to_string(), fs::read(path)),
+    };
+    let text = text.map_err(|cause| Error::Usage(format!("cannot read {name}: {cause}")))?;
+    let text = String::from_utf8(text);
+    let text = text.map_err(|_| Error::Usage(format!("{name} is not UTF-8")))?;
+    json(&text).map_err(|why| Error::Usage(format!("{name}: {why}")))
 }
 
 /// Returns the error of a call.

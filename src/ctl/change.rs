@@ -149,18 +149,7 @@ fn describe(
         ChangeVerb::Drain(arguments) => describe_drain(arguments.wait, &parse(result)?),
         ChangeVerb::Rebalance { dry_run } => describe_moves(&parse(result)?, *dry_run),
         ChangeVerb::Upgrade { .. } => describe_upgrade(name, &parse(result)?),
-        ChangeVerb::Kick { .. } => {
-            let Kicked {
-                client,
-                peer,
-                goaway,
-            } = parse(result)?;
-            let done = match goaway {
-                true => "gets a goaway and is closed",
-                false => "is closed",
-            };
-            format!("client {client} ({}) {done}", Escaped(peer))
-        }
+        ChangeVerb::Kick { .. } => kick_in_words(result)?,
         ChangeVerb::Stop { .. } => {
             let Stopped { pid, killed } = parse(result)?;
             let killed = match killed {
@@ -178,6 +167,20 @@ fn describe(
         },
         _ => describe_settled(change, parse(result)?),
     })
+}
+
+/// Returns the result of `kick` in words.
+pub(super) fn kick_in_words(result: &RawValue) -> Result<String, rpc_client::Error> {
+    let Kicked {
+        client,
+        peer,
+        goaway,
+    } = parse(result)?;
+    let done = match goaway {
+        true => "gets a goaway and is closed",
+        false => "is closed",
+    };
+    Ok(format!("client {client} ({}) {done}", Escaped(peer)))
 }
 
 fn describe_drain(has_waited: bool, result: &DrainResult) -> String {

@@ -19,6 +19,7 @@ mod hosts;
 mod fold;
 mod job;
 mod output;
+mod kick;
 mod page;
 mod progress;
 mod reconnecting;
@@ -38,6 +39,7 @@ use std::process::ExitCode;
 
 use args::check::AppVerb;
 use args::usage::UsageMistake;
+use args::kick::KickArguments;
 use args::watching::StatusArguments;
 use args::{Arguments, CtlVerb};
 use clap::FromArgMatches;
@@ -208,6 +210,14 @@ fn perform(
         CtlVerb::Call(call) => call::perform(call, session, out),
         CtlVerb::Bench(arguments) => bench::perform(arguments, session, out),
         CtlVerb::Version => version(tool, session, out),
+        CtlVerb::Kick(KickArguments {
+            client: Some(client),
+            ..
+        }) => {
+            let kick = ChangeVerb::Kick { client: *client };
+            change::perform(&kick, session, out, err)
+        }
+        CtlVerb::Kick(arguments) => kick::perform(arguments, session, out),
         CtlVerb::Change(change) => change::perform(change, session, out, err),
         CtlVerb::App {
             what: AppVerb::Check(arguments),

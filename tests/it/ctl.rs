@@ -3,3 +3,4 @@
 mod failures;
 mod output;
 mod reach;
+mod selection;

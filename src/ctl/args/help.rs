@@ -11,7 +11,7 @@ Look     status, top      the daemon, its listeners and its workers; live
          metrics          all metrics, in the Prometheus text format
 Clients  drain, undrain   stop accepting clients; accept them again
          rebalance        spread busy clients over the workers
-         kick             close a client
+         kick             close a client, or all of an address or idle ones
          call, bench      send a request as a client; send many, measure them
 Workers  scale, recycle   set their number; replace one or all
          hold, release    move all clients off one; undo that or a quarantine

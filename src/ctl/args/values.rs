@@ -165,7 +165,7 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
     })
 }
 
-pub(super) fn json(text: &str) -> Result<Box<RawValue>, String> {
+pub(crate) fn json(text: &str) -> Result<Box<RawValue>, String> {
     serde_json::from_str(text).map_err(|e| match e.is_eof() {
         true => "not JSON: the text ends before the value does".to_owned(),
         false => format!("not JSON: {e}"),
