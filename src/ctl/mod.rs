@@ -10,16 +10,17 @@ mod bench;
 mod call;
 mod change;
 mod clients;
+mod completions;
 mod config;
 mod counters;
 mod error;
 mod events;
 mod figures;
-mod hosts;
 mod fold;
+mod hosts;
 mod job;
-mod output;
 mod kick;
+mod output;
 mod page;
 mod progress;
 mod reconnecting;
@@ -29,19 +30,19 @@ mod style;
 mod table;
 mod top;
 mod tunnel;
+mod users;
 
 use std::env;
-mod users;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use args::check::AppVerb;
-use args::usage::UsageMistake;
 use args::kick::KickArguments;
+use args::usage::UsageMistake;
 use args::watching::StatusArguments;
-use args::{Arguments, CtlVerb};
+use args::{Arguments, ChangeVerb, CtlVerb};
 use clap::FromArgMatches;
 use clap::error::ErrorKind as UsageKind;
 use clap_complete::Shell;
@@ -92,11 +93,11 @@ pub(crate) fn main_for(daemon: &str) -> ExitCode {
 }
 
 fn run_tool(tool: Tool<'_>) -> ExitCode {
+    figures::use_local_time();
+    users::use_names();
     let var = |key: &str| env::var_os(key);
     // Standard output is written by the line otherwise, and there may be a hundred thousand lines.
     let mut out = BufWriter::with_capacity(64 << 10, Patient(io::stdout().lock()));
-    figures::use_local_time();
-    users::use_names();
     let exit = run(
         tool,
         env::args_os(),
@@ -120,11 +121,11 @@ fn run(
     let parsed = args::command(tool.program).try_get_matches_from(&given);
     let parsed = parsed.and_then(|found| Arguments::from_arg_matches(&found));
     let twice = || UsageMistake::given_twice(args::command(tool.program), &given);
+    let colour = parsed.as_ref().map_or(Colour::Auto, |parsed| parsed.color);
+    let seen = seen.with_colours(colour);
     let done = match parsed {
         Ok(arguments) => match twice() {
             Some(mistake) => Err(Error::CommandLine(mistake)),
-    let colour = parsed.as_ref().map_or(Colour::Auto, |parsed| parsed.color);
-    let seen = seen.with_colours(colour);
             None => run_verb(tool, &arguments, &var, seen, out, err),
         },
         Err(usage) if usage.kind() == UsageKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -209,7 +210,6 @@ fn perform(
         CtlVerb::Metrics => metrics(session, out),
         CtlVerb::Call(call) => call::perform(call, session, out),
         CtlVerb::Bench(arguments) => bench::perform(arguments, session, out),
-        CtlVerb::Version => version(tool, session, out),
         CtlVerb::Kick(KickArguments {
             client: Some(client),
             ..
@@ -218,6 +218,7 @@ fn perform(
             change::perform(&kick, session, out, err)
         }
         CtlVerb::Kick(arguments) => kick::perform(arguments, session, out),
+        CtlVerb::Version => version(tool, session, out),
         CtlVerb::Change(change) => change::perform(change, session, out, err),
         CtlVerb::App {
             what: AppVerb::Check(arguments),
@@ -241,12 +242,11 @@ fn metrics(session: &Session, out: &mut impl Write) -> Result<(), Error> {
     })
 }
 
-/// Prints a completion script. It is generated in memory because clap_complete panics when it cannot write.
+/// Prints a completion script.
 fn completions(tool: Tool<'_>, shell: Shell, out: &mut impl Write) -> Result<(), Error> {
-    let mut script = Vec::new();
     let mut command = args::command(tool.program);
-    clap_complete::generate(shell, &mut command, tool.program, &mut script);
-    out.write_all(&script).map_err(Error::Output)
+    let script = completions::script(&mut command, tool.program, shell);
+    out.write_all(script.as_bytes()).map_err(Error::Output)
 }
 
 /// Prints the version of the program, even if the daemon does not answer, and then that of the daemon.

@@ -1,9 +1,13 @@
 //! Shells accept the output of `fdpassctl completions` and complete with it.
 
+use std::path::Path;
 use std::process::Command;
 
+use fdpassd::testing::Running;
+
 use crate::common::needs::skip;
-use crate::common::program::{FDPASSCTL, run};
+use crate::common::program::{FDPASSCTL, control_socket, run};
+use crate::common::start;
 
 /// Has a shell run this script with the completions at hand as `$1`. Skips the test without that shell.
 fn completed(shell: &str, options: &[&str], script: &str) -> Option<Vec<String>> {
@@ -26,7 +30,7 @@ fn bash_completes_verbs_and_their_values() {
     let script = "
         source $1
         complete -p fdpassctl >/dev/null || exit
-        ask() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _fdpassctl fdpassctl \"${@: -1}\" \"${@: -2:1}\"; echo \"${COMPREPLY[@]}\"; }
+        ask() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _fdpassctl_words fdpassctl \"${@: -1}\" \"${@: -2:1}\"; echo \"${COMPREPLY[@]}\"; }
         ask fdpassctl re
         ask fdpassctl clients --sort ''
         ask fdpassctl config ''
@@ -85,4 +89,121 @@ fn fish_completes_verbs_and_their_values() {
         .collect();
     let expected = "rebalance recycle release reload reopen-log age bytes idle requests check show";
     assert_eq!(words.join(" "), expected);
+}
+
+/// Returns a daemon with two workers, the ids of its workers, and that of its first client.
+fn daemon() -> (Running, String, String) {
+    let daemon = start("workers.count = 2");
+    let workers = daemon.wait_for_workers().workers;
+    let ids: Vec<String> = workers
+        .iter()
+        .filter_map(|worker| Some(worker.id?.to_string()))
+        .collect();
+    assert_eq!(ids.len(), 2);
+    (daemon, ids.join(" "), "1".to_owned())
+}
+
+/// Returns a script that finds the program and uses this daemon.
+fn with_daemon(script: &str, daemon: &Running) -> String {
+    let directory = Path::new(FDPASSCTL).parent().expect("a directory");
+    let socket = control_socket(daemon).display().to_string();
+    let script = script.replace("SOCKET", &socket);
+    script.replace("DIRECTORY", &directory.display().to_string())
+}
+
+#[test]
+fn bash_completes_words_before_options_and_the_ids_of_now() {
+    let (daemon, workers, client) = daemon();
+    let _client = daemon.connect();
+    daemon.wait_until("the client is there", |status| status.clients == 1);
+    let script = "
+        PATH=DIRECTORY:$PATH
+        source $1
+        complete -p fdpassctl | grep -q _fdpassctl_words || exit
+        ask() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _fdpassctl_words fdpassctl \"${@: -1}\" \"${@: -2:1}\"; echo ${COMPREPLY[@]}; }
+        ask fdpassctl -s SOCKET recycle ''
+        ask fdpassctl --socket = SOCKET hold ''
+        ask fdpassctl -s SOCKET release ''
+        ask fdpassctl -s SOCKET kick ''
+        ask fdpassctl clients -s SOCKET --worker ''
+        ask fdpassctl call ''
+        ask fdpassctl -s SOCKET recycle --
+        ask fdpassctl ''
+        ask fdpassctl -s /no/such/socket kick ''
+        true";
+    let Some(lines) = completed(
+        "bash",
+        &["--norc", "--noprofile"],
+        &with_daemon(script, &daemon),
+    ) else {
+        return;
+    };
+    let all = format!("all {workers}");
+    assert_eq!(
+        lines[..6],
+        [&all, &workers, &workers, &client, &workers, "ping"]
+    );
+    assert!(
+        lines[6].contains("--json") && !lines[6].contains("all"),
+        "{}",
+        lines[6]
+    );
+    assert!(
+        lines[7].starts_with("status ") && !lines[7].contains(" -"),
+        "{}",
+        lines[7]
+    );
+    assert!(
+        !lines[8].contains(&client),
+        "no daemon, no ids: {}",
+        lines[8]
+    );
+}
+
+#[test]
+fn zsh_completes_the_ids_of_now() {
+    let (daemon, workers, _) = daemon();
+    let script = "
+        PATH=DIRECTORY:$PATH
+        autoload -Uz compinit && compinit -D -u && source $1
+        compadd() { shift; print -- $*; }
+        words=(fdpassctl -s SOCKET recycle '')
+        _fdpassctl_recycle && _fdpassctl_workers && _fdpassctl_release
+        autoload +X _fdpassctl
+        print -r -- ${functions[_fdpassctl]} | grep -c ':_fdpassctl_[a-z]*'";
+    let Some(lines) = completed("zsh", &["-f"], &with_daemon(script, &daemon)) else {
+        return;
+    };
+    assert_eq!(
+        lines[..3],
+        [format!("all {workers}"), workers.clone(), workers]
+    );
+    // recycle, hold, release, kick, call, bench, and clients --worker.
+    assert_eq!(lines[3], "7");
+}
+
+#[test]
+fn fish_completes_the_ids_of_now() {
+    let (daemon, workers, client) = daemon();
+    let _client = daemon.connect();
+    daemon.wait_until("the client is there", |status| status.clients == 1);
+    let script = "
+        set PATH DIRECTORY $PATH
+        source $1
+        complete -C 'fdpassctl -s SOCKET recycle '
+        echo -
+        complete -C 'fdpassctl -s SOCKET kick '
+        echo -
+        complete -C 'fdpassctl clients -s SOCKET --worker '";
+    let Some(lines) = completed("fish", &["--no-config"], &with_daemon(script, &daemon)) else {
+        return;
+    };
+    let words: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.split('\t').next())
+        .collect();
+    assert_eq!(
+        words.join(" "),
+        format!("all {workers} - {client} - {workers}")
+    );
 }
