@@ -18,7 +18,7 @@ mod help;
 pub(super) mod kick;
 mod target;
 pub(super) mod usage;
-mod values;
+pub(super) mod values;
 pub(super) mod watching;
 
 use super::style::Colour;
@@ -90,7 +90,7 @@ pub(super) struct Arguments {
 
 /// Returns the command line of a program of this name, which is `fdpassctl` or one for another daemon.
 pub(super) fn command(program: &'static str) -> Command {
-    let command = Arguments::command();
+    let command = help::complete(Arguments::command(), program);
     match program {
         PROGRAM => command,
         _ => command
@@ -506,7 +506,7 @@ mod tests {
 
     #[test]
     fn every_argument_has_help_within_80_columns() {
-        let mut commands = vec![Arguments::command()];
+        let mut commands = vec![command(PROGRAM)];
         commands[0].build();
         while let Some(mut command) = commands.pop() {
             for help in
