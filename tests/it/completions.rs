@@ -141,7 +141,14 @@ fn bash_completes_words_before_options_and_the_ids_of_now() {
     let all = format!("all {workers}");
     assert_eq!(
         lines[..6],
-        [&all, &workers, &workers, &client, &workers, "ping"]
+        [
+            all,
+            workers.clone(),
+            workers.clone(),
+            client.clone(),
+            workers,
+            "ping".to_owned()
+        ]
     );
     assert!(
         lines[6].contains("--json") && !lines[6].contains("all"),

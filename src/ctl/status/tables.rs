@@ -133,7 +133,7 @@ pub(super) const LEAVING: Columns<9> = Columns {
         "WAITS FOR",
     ],
     words: &[4, 7, 8],
-    gives_way: &[7, 8],
+    gives_way: &[8, 7],
     goes: &[3, 2],
     optional: None,
 };

@@ -199,7 +199,7 @@ fn events_have_their_number_and_continue_below() {
             noon + 86_400.0,
             "error",
             "reload_rejected",
-            "reload by uid 0: /etc/fdpassd.toml: unknown key \"limits.max-client\"; did you mean \"limits.max-clients\"?",
+            "SIGHUP: reload rejected: /etc/fdpassd.toml: unknown key \"limits.max-client\"; did you mean \"limits.max-clients\"?",
         ),
     ];
     let page = json!({"events": events, "last": 1001, "lost": 997, "workers": 4, "clients": 9});

@@ -106,7 +106,7 @@ fn a_call_reads_its_params_from_a_file_or_standard_input() {
     let result: Value = json!({"a": [1, 2]});
     let from_file = ctl(&daemon, &["call", "ping", &named]);
     assert_eq!(
-        serde_json::from_str(&from_file.out).ok(),
+        serde_json::from_str::<Value>(&from_file.out).ok(),
         Some(result.clone()),
         "{}",
         from_file.err
@@ -120,7 +120,7 @@ fn a_call_reads_its_params_from_a_file_or_standard_input() {
         .expect("it runs");
     let text = String::from_utf8_lossy(&from_input.stdout).into_owned();
     assert_eq!(
-        serde_json::from_str(&text).ok(),
+        serde_json::from_str::<Value>(&text).ok(),
         Some(result),
         "{from_input:?}"
     );
