@@ -148,7 +148,7 @@ impl Header<'_> {
     }
 
     /// Returns the rate and durations in the ten full seconds before `now`.
-    #[must_use]
+    #[cfg(test)]
     pub fn recent(&self, now: u64) -> Recent {
         let mut requests = RecentRequests::default();
         self.add_recent(now, &mut requests);
