@@ -177,7 +177,7 @@ fn zsh_completes_the_ids_of_now() {
         words=(fdpassctl -s SOCKET recycle '')
         _fdpassctl_recycle && _fdpassctl_workers && _fdpassctl_release
         autoload +X _fdpassctl
-        print -r -- ${functions[_fdpassctl]} | grep -c ':_fdpassctl_[a-z]*'";
+        print -r -- ${functions[_fdpassctl]} | grep -cE ':_fdpassctl_(recycle|workers|release|clients|methods)'";
     let Some(lines) = completed("zsh", &["-f"], &with_daemon(script, &daemon)) else {
         return;
     };
