@@ -4,6 +4,7 @@ mod announce;
 mod app;
 #[cfg(feature = "tokio")]
 mod asynchronous;
+mod init;
 mod preload;
 mod run;
 

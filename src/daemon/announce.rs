@@ -19,8 +19,10 @@ pub(super) fn announcer(
 ) -> Announce {
     Box::new(move |addresses, plain| {
         watcher.iter().for_each(ServingReport::send);
-        let exe = std::env::current_exe().ok().filter(|_| name == SHIPPED);
-        let ctl = exe.map_or("fdpassctl".to_owned(), |exe| ctl_command(&exe));
+        let ctl = match &*name {
+            SHIPPED => program_command("fdpassctl"),
+            _ => "fdpassctl".to_owned(),
+        };
         // A file name may contain any character.
         let listens = Escaped(addresses.join(", "));
         let call = plain.map_or(String::new(), |address| {
@@ -31,31 +33,39 @@ pub(super) fn announcer(
     })
 }
 
-/// Returns the command that runs fdpassctl: by cargo, if `cargo run` has started this program; by its path, if a path
-/// has; or else by its name.
-fn ctl_command(program: &Path) -> String {
-    let profile = program.parent();
+/// Returns the command that runs fdpassd or fdpassctl as this program, fdpassd, was run: by cargo, if `cargo run` has
+/// started it; by its path, if a path has; or else by its name.
+pub(super) fn program_command(program: &str) -> String {
+    let exe = std::env::current_exe().unwrap_or_default();
+    let profile = exe.parent();
     // Cargo keeps the parts of a program in this directory.
     let is_cargos = profile.is_some_and(|profile| profile.join("deps").is_dir());
     // Other directories may have no Cargo.toml.
     let is_run_by_cargo = std::env::var_os("CARGO_MANIFEST_DIR").is_some();
-    match profile.and_then(Path::file_name).and_then(OsStr::to_str) {
-        Some("release") if is_cargos && is_run_by_cargo => "cargo run --release --bin fdpassctl --",
-        Some("debug") if is_cargos && is_run_by_cargo => "cargo run --bin fdpassctl --",
-        _ if is_cargos => return sibling_ctl().unwrap_or("fdpassctl".to_owned()),
-        _ => "fdpassctl",
+    let option = match profile.and_then(Path::file_name).and_then(OsStr::to_str) {
+        Some("release") if is_cargos && is_run_by_cargo => "--release ",
+        Some("debug") if is_cargos && is_run_by_cargo => "",
+        _ if is_cargos => return sibling(program).unwrap_or(program.to_owned()),
+        _ => return program.to_owned(),
+    };
+    match program {
+        // The default of `cargo run`.
+        SHIPPED => format!("cargo run {option}--"),
+        _ => format!("cargo run {option}--bin {program} --"),
     }
-    .to_owned()
 }
 
-/// Returns the path of fdpassctl in the directory by which this program was started, if a shell can read it as one
-/// word.
-fn sibling_ctl() -> Option<String> {
+/// Returns the path of a program in the directory by which this program was started, if a shell can read it as one word.
+fn sibling(program: &str) -> Option<String> {
     let started = std::env::args_os().next()?;
     let directory = Path::new(&started).parent()?;
-    let ctl = directory.join("fdpassctl");
-    let is_path = !directory.as_os_str().is_empty() && ctl.is_file();
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+".contains(c);
-    let path = ctl.to_str().filter(|path| path.chars().all(is_plain))?;
+    let path = directory.join(program);
+    let is_path = !directory.as_os_str().is_empty() && path.is_file();
+    let path = path.to_str().filter(|path| path.chars().all(is_plain))?;
     is_path.then(|| path.to_owned())
+}
+
+/// Returns whether a shell reads a character of a word as itself.
+pub(super) fn is_plain(c: char) -> bool {
+    c.is_alphanumeric() || "/._-+".contains(c)
 }

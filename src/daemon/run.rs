@@ -12,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use super::SHIPPED;
 use super::announce::announcer;
 use super::app::{self, AppArguments};
+use super::init::{self, InitArguments};
 use crate::config::{self, Config, ConfigPlace, Identities, Loaded};
 use crate::dev::{self, ServingReport};
 use crate::master::{self, MasterOrigin, MasterSetup};
@@ -92,15 +93,20 @@ fn run_arguments(name: &str, version: &'static str, arguments: Vec<OsString>) ->
     let help = format!("Reads this file, which must exist, instead of /etc/{name}.toml");
     let mut command = Options::command().mut_arg("config", |config| config.help(help));
     if name == SHIPPED {
-        command = app::add_commands(command);
+        command = init::add_command(app::add_commands(command));
     }
     let parsed = command.try_get_matches_from(&arguments).and_then(|found| {
         let options = Options::from_arg_matches(&found)?;
-        Ok((options, AppArguments::from_matches(&found)?))
+        let init = InitArguments::from_matches(&found)?;
+        Ok((options, AppArguments::from_matches(&found)?, init))
     });
     match parsed {
-        Ok((_, Some(app))) => run_app(&app, name, version),
-        Ok((options, None)) => run_options(&options, name, version),
+        Ok((_, _, Some(init))) => match init.run() {
+            Ok(text) => print(&text),
+            Err(reason) => fail(name, EX_OSERR, &reason),
+        },
+        Ok((_, Some(app), None)) => run_app(&app, name, version),
+        Ok((options, None, None)) => run_options(&options, name, version),
         Err(mut error) => {
             app::suggest_separator(name, &arguments, &mut error);
             // Help goes to standard output and is not an error. If it is closed, nothing is lost.

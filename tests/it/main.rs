@@ -49,6 +49,7 @@ mod goaway;
 mod handover;
 mod hooks;
 mod hosts;
+mod init;
 mod inspect;
 mod kill_points;
 mod layers;
