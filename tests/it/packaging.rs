@@ -74,6 +74,30 @@ fn an_instance_is_the_same_with_names_of_its_own() {
 }
 
 #[test]
+fn the_socket_of_an_instance_is_the_same_at_a_path_of_its_own() {
+    let own = read("packaging/systemd/fdpassd.socket")
+        .replace("of fdpassd\n", "of fdpassd, instance %i\n")
+        .replace("The daemon serves", "The instance serves")
+        .replace(
+            "configuration has",
+            "configuration, /etc/fdpassd/%i.toml, has",
+        )
+        .replace("fdpassd.service\n", "fdpassd@%i.service\n")
+        .replace("=127.0.0.1:8080", "=/run/fdpassd-%i.sock");
+    let instance = read("packaging/systemd/fdpassd@.socket");
+    let is_same = |line: &&str| !line.starts_with("Socket") && !line.starts_with("# For a TCP");
+    assert_eq!(
+        instance.lines().filter(is_same).collect::<Vec<_>>(),
+        own.lines().collect::<Vec<_>>()
+    );
+    let dirs = read("packaging/debian/dirs");
+    assert_eq!(
+        dirs.lines().collect::<Vec<_>>(),
+        ["etc/fdpassd", "etc/fdpassd.d"]
+    );
+}
+
+#[test]
 fn the_template_for_other_daemons_is_the_same_with_their_name() {
     let own = read("packaging/systemd/fdpassd.service")
         .replace(
