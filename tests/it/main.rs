@@ -86,6 +86,7 @@ mod reload_keys;
 mod respawn;
 mod restart;
 mod restart_faults;
+mod sdk_examples;
 mod serve;
 mod shared_listeners;
 mod shipped;
