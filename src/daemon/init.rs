@@ -158,7 +158,7 @@ impl InitArguments {
         }
     }
 
-    /// Writes the files. Returns what is to be printed: the files, and the commands that follow.
+    /// Writes the files. Returns the text for standard output: the files, and the commands that follow.
     ///
     /// # Errors
     /// The reason why nothing was written, or the file that could not be written.

@@ -190,10 +190,12 @@ fn keys_in_comments_of_written_files_have_their_defaults() {
     assert!(keys >= 4, "{text}");
     let set: Vec<&str> = text
         .lines()
-        .map(|line| match is_key(&line) && !line.contains("metrics.listen") {
-            true => &line[1..],
-            false => line,
-        })
+        .map(
+            |line| match is_key(&line) && !line.contains("metrics.listen") {
+                true => &line[1..],
+                false => line,
+            },
+        )
         .collect();
     let all = place.path().join("all.toml");
     fs::write(&all, set.join("\n")).expect("it is ours");
@@ -207,6 +209,9 @@ fn keys_in_comments_of_written_files_have_their_defaults() {
     let with_all = dump(&all);
     assert!(with_all.contains(own.trim_start()), "{with_all}");
     let without = dump(&file);
-    let strip = |text: &str| text.replace("greeting = \"Hello\"\n", "").replace("[hellod]\n", "");
+    let strip = |text: &str| {
+        text.replace("greeting = \"Hello\"\n", "")
+            .replace("[hellod]\n", "")
+    };
     assert_eq!(strip(&with_all).trim_end(), strip(&without).trim_end());
 }

@@ -35,7 +35,8 @@ fn every_option_of_the_daemon_is_in_its_page_and_no_other() {
     let help = run(FDPASSD, &["-h"]).out;
     let options = options_of(&help);
     assert!(options.len() > 5, "{help}");
-    let of_commands = ["app", "dev", "init"].map(|command| options_of(&run(FDPASSD, &[command, "-h"]).out));
+    let of_commands =
+        ["app", "dev", "init"].map(|command| options_of(&run(FDPASSD, &[command, "-h"]).out));
     let mut all = options.clone();
     all.extend(of_commands.into_iter().flatten());
     // It ends the options.
