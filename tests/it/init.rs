@@ -15,6 +15,12 @@ use crate::common::needs::skip;
 use crate::common::program::{Program, Said, run};
 use crate::common::{FDPASSD, read, root};
 
+/// Fails before Python 3.11.
+const OLD_PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
+
+/// Fails before Node.js 20.
+const OLD_NODE: &str = "process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)";
+
 /// Writes files into `hellod` of a new directory.
 #[track_caller]
 fn init(language: &str) -> (TempDir, Said) {
@@ -52,13 +58,14 @@ fn serve(program: impl AsRef<Path>, place: &TempDir, config: &str, variable: &st
     let greeting = client.call("hello", json!({"name": "you"}));
     assert_eq!(greeting, Ok(json!("Hello, you!")));
     let fault = client.call("hello", json!({"name": ""}));
-    assert_eq!(fault.expect_err("no name").code, "bad_params");
+    assert_eq!(fault.expect_err("no name").code(), "bad_params");
 }
 
 fn has(program: &str, arguments: &[&str]) -> bool {
-    let is_there = Command::new(program).args(arguments).output().is_ok();
+    let output = Command::new(program).args(arguments).output();
+    let is_there = output.is_ok_and(|output| output.status.success());
     if !is_there {
-        skip(program, "the program is not there");
+        skip(program, "it is missing or too old");
     }
     is_there
 }
@@ -90,7 +97,7 @@ fn init_writes_a_daemon_in_rust_that_serves() {
 
 #[test]
 fn init_writes_an_app_in_python_that_serves() {
-    if has("python3", &["--version"]) {
+    if has("python3", &["-c", OLD_PYTHON]) {
         let (place, _) = init("python");
         serve(FDPASSD, &place, "hellod/fdpassd.toml", "FDPASSD__LISTEN");
     }
@@ -98,7 +105,7 @@ fn init_writes_an_app_in_python_that_serves() {
 
 #[test]
 fn init_writes_an_app_in_node_js_that_serves() {
-    if has("node", &["--version"]) {
+    if has("node", &["--eval", OLD_NODE]) {
         let (place, _) = init("node");
         // As `npm install` does.
         let modules = place.path().join("hellod/node_modules");
@@ -152,7 +159,7 @@ fn init_overwrites_no_file() {
 }
 
 #[test]
-fn init_refuses_a_directory_whose_name_is_no_daemons() {
+fn init_refuses_a_directory_without_a_valid_name() {
     let place = tempfile::tempdir().expect("a directory");
     for (name, words) in [
         ("My Daemon", "is not a valid name for a daemon"),

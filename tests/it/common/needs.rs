@@ -7,7 +7,7 @@ use std::thread;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// The words that [`skip`] takes and `REQUIRE` may name.
-const NEEDS: [&str; 24] = [
+const NEEDS: [&str; 26] = [
     "root",             // to become another user, to give files away
     "namespaces",       // of networks, mounts, processes and users, by unshare(1) and ip(8)
     "cgroups",          // of version 2, on Linux 5.14 or newer, where one can be made
@@ -31,6 +31,8 @@ const NEEDS: [&str; 24] = [
     "mandoc",
     "man",
     "python3",
+    "node", // 20 or newer
+    "go",
     "shells", // bash, zsh, fish
 ];
 
