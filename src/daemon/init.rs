@@ -16,25 +16,21 @@ const TEMPLATE_NAME: &str = "hellod";
 /// Stands for the directory of fdpassd's sources in the templates.
 const SOURCES: &str = "@SOURCES@";
 
-/// Writes a commented configuration and a daemon or app of your own into a new directory
+/// Writes a configuration and a daemon or an app of your own
 #[derive(Debug, Args)]
 struct InitOptions {
-    /// Writes it in this language
+    /// The language: rust (the default), python, node or go
     #[arg(
         long,
         value_name = "LANGUAGE",
         value_enum,
         default_value_t = Language::Rust,
         hide_possible_values = true,
-        help = "Writes it in this language: rust, python, node or go"
+        hide_default_value = true
     )]
     language: Language,
-    /// Uses the library in this directory, instead of searching for it
-    #[arg(
-        long,
-        value_name = "SOURCES",
-        help = "The directory of fdpassd's sources, which have its libraries"
-    )]
+    /// The directory of fdpassd's sources, if it is not found
+    #[arg(long, value_name = "SOURCES")]
     sources: Option<PathBuf>,
     /// The directory to write into; in Rust, its name is that of the daemon
     #[arg(value_name = "DIR")]
