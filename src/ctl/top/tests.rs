@@ -599,6 +599,7 @@ fn workers_that_go_do_not_confuse_the_view() {
         "{shown}"
     );
     let mut status = status_of(1);
+    status.uptime_seconds += 2.0;
     let worker: &mut WorkerStatus = &mut status.workers[0];
     worker.id = None;
     top.receive(News::Status(status));
