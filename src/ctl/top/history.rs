@@ -6,7 +6,7 @@ use crate::proto::control::Status;
 
 /// The totals of the last [`WINDOW`] seconds, or of what there is of them.
 #[derive(Debug, Default)]
-pub(crate) struct History {
+pub(crate) struct RecentTotals {
     pid: u32,
     samples: VecDeque<Sample>,
 }
@@ -24,7 +24,7 @@ struct Sample {
     seats: Vec<(u32, u64)>,
 }
 
-impl History {
+impl RecentTotals {
     /// Adds the totals of a status. They begin again with another master, and with totals that have gone back.
     pub(crate) fn add(&mut self, status: &Status) {
         let sample = Sample {
@@ -103,7 +103,7 @@ mod tests {
     use crate::ctl::tests::status;
 
     /// Adds a status with these totals at this time, in the second seat as well.
-    fn add(history: &mut History, pid: u32, at: f64, requests: u64) {
+    fn add(history: &mut RecentTotals, pid: u32, at: f64, requests: u64) {
         let mut status = status();
         (status.pid, status.uptime_seconds, status.requests_total) = (pid, at, requests);
         status.workers[1].requests_total = requests / 2;
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn rates_are_over_ten_seconds_or_what_there_is() {
-        let mut history = History::default();
+        let mut history = RecentTotals::default();
         assert_eq!(history.requests(), None);
         add(&mut history, 1, 100.0, 1000);
         assert_eq!(history.requests(), None);
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn another_master_begins_again() {
-        let mut history = History::default();
+        let mut history = RecentTotals::default();
         add(&mut history, 1, 100.0, 1000);
         add(&mut history, 1, 101.0, 1500);
         add(&mut history, 2, 102.0, 1600);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::clients::{self, RatedClient, RatedClients};
 use super::columns::{Selection, Sorting};
 use super::events::EventLines;
-use super::history::History;
+use super::history::RecentTotals;
 use super::news::{ClientsWanted, News};
 use super::question::Confirmation;
 use super::workers::{self, WorkerKey, WorkerRow};
@@ -74,7 +74,7 @@ pub(crate) struct Top {
     pub(crate) status: Box<Status>,
     /// Why the daemon does not answer; none while it does.
     pub(crate) outage: Option<String>,
-    pub(crate) history: History,
+    pub(crate) history: RecentTotals,
     pub(crate) clients: RatedClients,
     /// The client of the view of one client, as it was last known.
     pub(super) shown_client: Option<RatedClient>,
@@ -92,7 +92,7 @@ pub(crate) struct Top {
 impl Top {
     /// Begins with a status, and with the workers.
     pub(crate) fn new(interval: Duration, status: Box<Status>) -> Top {
-        let mut history = History::default();
+        let mut history = RecentTotals::default();
         history.add(&status);
         Top {
             interval,

@@ -3,7 +3,7 @@
 use ratatui_core::text::Line;
 
 use super::columns::Column;
-use super::history::History;
+use super::history::RecentTotals;
 use super::text::{fact, foreign};
 use crate::ctl::figures::{counted, grouped, in_letters, rate, short, time};
 use crate::ctl::style::{BAD, NOTED, of_state};
@@ -41,7 +41,7 @@ pub(crate) struct WorkerRow {
 }
 
 impl WorkerRow {
-    fn of_seat(worker: &WorkerStatus, history: &History) -> WorkerRow {
+    fn of_seat(worker: &WorkerStatus, history: &RecentTotals) -> WorkerRow {
         let requests = worker.requests_per_second;
         WorkerRow {
             key: WorkerKey::Seat(worker.seat),
@@ -86,7 +86,7 @@ impl WorkerRow {
 }
 
 /// Returns a row for each seat, and then for each worker without one.
-pub(crate) fn rows(status: &Status, history: &History) -> Vec<WorkerRow> {
+pub(crate) fn rows(status: &Status, history: &RecentTotals) -> Vec<WorkerRow> {
     let seated = status.workers.iter();
     let seated = seated.map(|worker| WorkerRow::of_seat(worker, history));
     let leaving = status.leaving.iter().map(WorkerRow::of_leaving);
