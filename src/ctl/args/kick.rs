@@ -17,7 +17,7 @@ pub(crate) struct KickArguments {
     #[arg(long, value_name = "ADDRESS", value_parser = kicked)]
     pub(crate) address: Option<KickedAddress>,
 
-    /// All clients that sent and received nothing for this time
+    /// All clients that were idle for this time
     #[arg(long, value_name = "TIME", value_parser = timeout, allow_negative_numbers = true)]
     pub(crate) idle: Option<Duration>,
 }
