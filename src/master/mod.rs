@@ -289,9 +289,8 @@ impl Master {
     /// and the service manager gets the watchdog's message at once.
     fn wait(&mut self, events: &mut Vec<PollEvent>) -> Result<(), Error> {
         let now = self.clock.now();
-        let timeout = self
-            .deadline(now)
-            .map(|deadline| deadline.saturating_duration_since(now));
+        let deadline = self.deadline(now);
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(now));
         self.clock.begin_wait(clock::monotonic(), timeout);
         let mut is_interrupted = self
             .poller
