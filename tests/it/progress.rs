@@ -227,7 +227,7 @@ fn follow_shows_a_death_and_the_end() {
     // One of the two may have missed the last events, when the daemon was about to exit.
     for (kind, line) in kinds.iter().zip(in_words().lines()) {
         assert_eq!(
-            line.split_whitespace().nth(2),
+            line.split_whitespace().nth(3),
             Some(kind.as_str()),
             "{line}"
         );

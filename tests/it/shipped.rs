@@ -130,8 +130,9 @@ fn the_help_has_every_option_and_exit_status() {
 fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
     let readme = read(&root().join("README.md"));
     let (_, verbs) = readme.split_once("## fdpassctl").expect("it has a section");
-    let own: [(&str, &[&str]); 22] = [
-        ("status", &[]),
+    let own: [(&str, &[&str]); 23] = [
+        ("status", &["--watch"]),
+        ("top", &["--interval <TIME>"]),
         (
             "clients",
             &[
@@ -168,7 +169,10 @@ fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
         ),
         ("undrain", &[]),
         ("rebalance", &["--dry-run"]),
-        ("kick", &["<CLIENT>"]),
+        (
+            "kick",
+            &["[CLIENT]", "--address <ADDRESS>", "--idle <TIME>"],
+        ),
         ("upgrade", &["--binary <PATH>"]),
         ("stop", &["--if-stopping <UNIT>"]),
         ("reopen-log", &[]),
@@ -190,16 +194,22 @@ fn each_verb_has_help_on_its_arguments_and_is_in_the_readme() {
             |verb| verb.as_str() == "check" || own.iter().any(|(own, _)| *own == verb.as_str())
         )
     );
+    // The options of all verbs are explained once.
+    let of_all = run(FDPASSCTL, &["--help"]);
+    for option in [
+        "--socket <PATH>",
+        "--instance <NAME>",
+        "--json",
+        "--quiet",
+        "--timeout <TIME>",
+    ] {
+        assert!(of_all.out.contains(option), "{option}:\n{}", of_all.out);
+    }
     for (verb, arguments) in own {
         let said = run(FDPASSCTL, &[verb, "--help"]);
         assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{verb}");
-        let common = [
-            "--socket <PATH>",
-            "--instance <NAME>",
-            "--json",
-            "--quiet",
-            "--timeout <TIME>",
-        ];
+        let example = format!("fdpassctl {verb}");
+        let common = ["Examples:", &example, "fdpassctl --help"];
         for words in arguments.iter().chain(&common) {
             assert!(
                 said.out.contains(words),

@@ -397,8 +397,9 @@ fn the_status_is_repeated_as_blocks_and_as_lines_of_json() {
 fn a_terminal_shows_the_last_status_without_its_end() {
     let daemon = start("workers.count = 2");
     let command = ctl_command(&daemon, &["status", "--watch=100ms"]);
-    // On the narrow one most lines are too long.
-    let mut screens = [80, 40].map(|columns| OnTerminal::start(&command, columns, 8));
+    // On the narrow one most lines continue below.
+    let sizes = [(80, 8), (40, 14)];
+    let mut screens = sizes.map(|(columns, lines)| OnTerminal::start(&command, columns, lines));
     for screen in &screens {
         screen.wait_for("listener");
         let bytes = screen.bytes();

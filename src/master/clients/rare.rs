@@ -5,10 +5,10 @@ use crate::proto::names::Offsets;
 
 /// Fields that few clients have. They take memory only if the client has one of them.
 #[derive(Debug, Default)]
-pub(crate) struct RareFields(Option<Box<Fields>>);
+pub(crate) struct RareFields(Option<Box<RareValues>>);
 
 #[derive(Debug, Default)]
-struct Fields {
+struct RareValues {
     /// Offsets of the client's byte counts.
     offsets: Offsets,
     /// Set if its listener has the key `proxy`.
@@ -18,7 +18,7 @@ struct Fields {
 impl RareFields {
     pub(crate) fn new(offsets: Offsets, proxied: Option<Proxied>) -> RareFields {
         let is_empty = offsets.is_zero() && proxied.is_none();
-        RareFields((!is_empty).then(|| Box::new(Fields { offsets, proxied })))
+        RareFields((!is_empty).then(|| Box::new(RareValues { offsets, proxied })))
     }
 
     /// Returns the offsets of the client's byte counts.

@@ -1,7 +1,7 @@
 //! A program on a pseudo-terminal, whose screen is read back as a terminal shows it.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
@@ -184,7 +184,12 @@ impl Drop for OnTerminal {
 fn read_all(mut output: File, shown: Arc<Mutex<Shown>>) {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = output.read(&mut buffer) {
+        loop {
+            let length = match output.read(&mut buffer) {
+                Ok(length @ 1..) => length,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Ok(0) | Err(_) => return,
+            };
             let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
             shown.bytes += length;
             shown.parser.process(&buffer[..length]);
