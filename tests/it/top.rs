@@ -54,7 +54,10 @@ fn workers_clients_and_events_are_watched() {
     let text = screen.wait_for("connected for");
     assert!(text.contains("requests  1 answered"), "{text}");
     screen.press("\x1b");
-    screen.wait_for("PEER");
+    // The list of all clients has to arrive first.
+    screen.wait_until("1 client", |text| {
+        text.lines().any(|line| line.trim_end() == "1 client")
+    });
     screen.press("k");
     screen.wait_for("kick client 1 (");
     screen.press("y");

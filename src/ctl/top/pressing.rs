@@ -184,7 +184,11 @@ impl Top {
             _ => return,
         };
         let question = client.map(|client| of_kick(&client.status));
-        self.ask(question.ok_or("there is no client"));
+        let is_there = self.clients.of == self.clients_wanted();
+        self.ask(question.ok_or(match is_there {
+            true => "there is no client",
+            false => "the list of clients has not arrived yet",
+        }));
     }
 
     /// Shows a question, or why it is not asked.
