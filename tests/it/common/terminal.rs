@@ -52,9 +52,9 @@ impl OnTerminal {
         let terminal = openpty(&size, None).expect("a terminal");
         let path = ttyname(&terminal.slave).expect("it has a name");
         let copy = || terminal.slave.try_clone().expect("a descriptor is free");
-        // A shell makes programs in the background ignore SIGINT and SIGQUIT, the tests among them.
+        // A shell makes programs in the background ignore SIGINT and SIGQUIT, and nohup(1) SIGHUP, the tests among them.
         let mut command = Command::new("env");
-        command.args(["--default-signal=INT,QUIT", "setsid", "--ctty"]);
+        command.args(["--default-signal=INT,QUIT,HUP", "setsid", "--ctty"]);
         // SIGQUIT must not leave a core file.
         command.args(["sh", "-c", "ulimit -c 0 && exec \"$@\"", "sh"]);
         command.arg(program.get_program());
