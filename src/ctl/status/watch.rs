@@ -23,7 +23,7 @@ pub(crate) fn watch(
     let mut has_begun = false;
     loop {
         let began = Instant::now();
-        let block = match daemon.ask(|daemon| block(&*daemon.ask(Verb::Status)?, session)) {
+        let block = match daemon.ask(|daemon| block(&daemon.ask(Verb::Status)?, session)) {
             Ok(block) => block,
             Err(error) if has_begun => outage(&error, session),
             Err(error) => return Err(error),

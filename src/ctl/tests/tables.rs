@@ -130,9 +130,11 @@ fn clients() -> String {
         },
         via: (id % 8 == 3).then(|| "[2001:db8::20]:5000".to_owned()),
         listener: Some("unix:/run/user/1000/long/directory/name/rpc.sock".to_owned()),
-        worker: (id % 7 > 0).then_some(WorkerId(id % 7)),
+        worker: (!id.is_multiple_of(7)).then_some(WorkerId(id % 7)),
         state: Some(ClientState::Idle),
-        method: (id % 5 == 0).then(|| "a-method-with-a-long-name".to_owned()),
+        method: id
+            .is_multiple_of(5)
+            .then(|| "a-method-with-a-long-name".to_owned()),
         age_seconds: (id * 3000) as f64,
         idle_seconds: id as f64,
         requests: id * id * id,
