@@ -174,7 +174,7 @@ fn write_wide(
 
 /// Returns `warn  worker_died      worker 17 (pid 4711, gen 3) was killed by signal 11`.
 fn what(paint: Paint, event: &Event) -> String {
-    let word = format_args!("{:5}", event.level.as_str());
+    let word = format!("{:5}", event.level.as_str());
     let word = paint.on(of_level(event.level), word).to_string();
     let message = match paint.width() {
         Some(_) => with_names(&event.message),
