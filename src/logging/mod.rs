@@ -184,8 +184,19 @@ pub fn errors() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Writes a line to standard output, for the shell or service manager, if that takes it at once.
+/// Returns whether log lines are text in the same file as standard output, such as a terminal: what is announced there
+/// need not be logged.
+#[must_use]
+pub fn is_on_stdout() -> bool {
+    with_output(|output| output.is_text_on_stderr()) && target::is_stdout_stderr()
+}
+
+/// Writes a line to standard output, for the shell or service manager, if that takes it at once. Where that is the
+/// journal, and the log too, it has the log's line of the same event.
 pub fn announce(line: &str) {
+    if with_output(|output| output.is_journal()) && target::is_stdout_stderr() {
+        return;
+    }
     let _ = write_at_once(io::stdout(), line.as_bytes());
 }
 

@@ -48,6 +48,16 @@ impl<E: Write> Output<E> {
         self.torn = false;
     }
 
+    /// Returns whether lines are text on standard error.
+    pub(super) fn is_text_on_stderr(&self) -> bool {
+        matches!(self.target, LogDestination::Stderr(LogFormat::Text))
+    }
+
+    /// Returns whether lines go to the journal.
+    pub(super) fn is_journal(&self) -> bool {
+        matches!(self.target, LogDestination::Journal(_))
+    }
+
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         self.target.descriptor()
     }

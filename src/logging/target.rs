@@ -178,11 +178,18 @@ fn is_journal(stream: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
 }
 
 fn stderr_identity() -> Option<(u64, u64)> {
-    copy_of(io::stderr())
-        .ok()?
-        .metadata()
-        .ok()
-        .map(|stderr| (stderr.dev(), stderr.ino()))
+    identity(io::stderr())
+}
+
+/// Returns whether standard output and standard error are the same file.
+pub(super) fn is_stdout_stderr() -> bool {
+    identity(io::stdout()).is_some_and(|stdout| Some(stdout) == stderr_identity())
+}
+
+/// Returns the device and the inode of an open file.
+fn identity(file: impl AsFd) -> Option<(u64, u64)> {
+    let file = copy_of(file).ok()?.metadata().ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 #[cfg(test)]

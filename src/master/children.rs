@@ -6,6 +6,7 @@ mod zygotes;
 use std::time::{Duration, Instant};
 
 use crate::config::{Listen, StartMode};
+use crate::logging;
 use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::WorkerParameters;
 use crate::master::workers::messages::MessageOutcome;
@@ -163,9 +164,11 @@ impl Master {
             self.version,
             addresses.join(", ")
         );
-        self.telemetry
-            .events
-            .note(Kind::Started, About::default(), sentence);
+        let events = &mut self.telemetry.events;
+        match logging::is_on_stdout() {
+            true => events.record(Kind::Started, About::default(), sentence),
+            false => events.note(Kind::Started, About::default(), sentence),
+        }
         // One that expects a PROXY protocol header serves load balancers.
         let mut listeners = self.listeners.all.iter();
         let plain = listeners.find(|listener| listener.proxy.is_none());

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fdpassd::testing::{Running, Setup, eventually};
 use serde_json::Value;
 
 use crate::common::needs::skip;
-use crate::common::program::ctl;
-use crate::common::{faulty, start};
+use crate::common::program::{FDPASSCTL, ctl, run};
+use crate::common::terminal::{End, OnTerminal};
+use crate::common::{FDPASSD, faulty, start};
 
 #[test]
 fn master_and_workers_reopen_a_renamed_log_file() {
@@ -395,4 +397,23 @@ fn without_a_journal_its_lines_go_to_standard_error() {
         daemon.stderr()
     );
     assert_eq!(daemon.status().log_errors_total, 0);
+}
+
+#[test]
+fn a_start_is_written_once_on_a_terminal() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let control = directory.path().join("control").display().to_string();
+    let config = directory.path().join("c.toml");
+    let text =
+        format!("listen = [\"127.0.0.1:0\"]\ncontrol.socket = \"{control}\"\nworkers.count = 1");
+    fs::write(&config, text).expect("it is our directory");
+    let mut command = Command::new(FDPASSD);
+    let mut screen = OnTerminal::start(command.arg("-c").arg(config), 200, 24);
+    screen.wait_for(" listens on 127.0.0.1:");
+    let events = run(FDPASSCTL, &["-s", &control, "events"]);
+    screen.press("\u{3}");
+    assert_eq!(screen.wait_for_end(), End::Code(0));
+    let text = screen.wait_for(" stopped");
+    assert!(!text.contains(" serves on "), "{text}");
+    assert!(events.out.contains(" serves on "), "{events:?}");
 }

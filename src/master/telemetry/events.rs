@@ -33,20 +33,12 @@ impl EventLog {
     /// the subject as fields.
     pub(crate) fn note(&mut self, kind: Kind, about: About, message: impl fmt::Display) {
         let message = message.to_string();
-        let fields = EventFields {
-            kind,
-            about: &about,
-        };
-        let args = format_args!("{message}");
-        let record = Record::builder()
-            .args(args)
-            .level(level(kind))
-            .target(TARGET)
-            .key_values(&fields)
-            .build();
-        if record.level() <= log::max_level() {
-            log::logger().log(&record);
-        }
+        log_event(kind, &about, &message);
+        self.record(kind, about, message);
+    }
+
+    /// Records an event that operators read elsewhere than in the log.
+    pub(crate) fn record(&mut self, kind: Kind, about: About, message: impl fmt::Display) {
         self.last += 1;
         let at = SystemTime::UNIX_EPOCH
             .elapsed()
@@ -128,6 +120,21 @@ impl fmt::Display for Asker {
             Some(who) => write!(f, "{} by uid {} (pid {})", self.what, who.uid, who.pid),
             None => f.write_str(self.what),
         }
+    }
+}
+
+/// Logs an event, if its level is logged.
+fn log_event(kind: Kind, about: &About, message: &str) {
+    let fields = EventFields { kind, about };
+    let args = format_args!("{message}");
+    let record = Record::builder()
+        .args(args)
+        .level(level(kind))
+        .target(TARGET)
+        .key_values(&fields)
+        .build();
+    if record.level() <= log::max_level() {
+        log::logger().log(&record);
     }
 }
 
