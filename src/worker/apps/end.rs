@@ -50,7 +50,7 @@ impl App {
         Some(app_gone(end, reason))
     }
 
-    /// Adds the line of its output that explains the app's end to the reason, if there is one.
+    /// Adds the line of its output that explains the app's end to the reason, and the place that it names, if there are.
     pub(super) fn with_last_line(&mut self, reason: String) -> String {
         read_to_end(&mut self.output, &mut self.last_lines);
         match self.last_lines.reason(Instant::now()) {

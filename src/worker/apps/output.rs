@@ -53,29 +53,66 @@ impl LastLines {
         self.0.push_back((Instant::now(), line.to_owned()));
     }
 
-    /// Returns the line that explains the app's end, if it has written lines shortly before: the last `panic: ` or
-    /// `fatal error: ` of Go, whose trace follows; otherwise the last line that begins a sentence, as traces of Node.js
-    /// end with indented lines, braces and a version, those of Rust with a note, those of Python with the exception.
-    pub(in crate::worker) fn reason(&self, now: Instant) -> Option<&str> {
-        let is_recent = |read: &Instant| *read + MAX_AGE >= now;
-        let recent = || {
-            self.0
-                .iter()
-                .rev()
-                .filter(|(read, _)| is_recent(read))
-                .map(|(_, line)| line.as_str())
-        };
+    /// Returns the line that explains the app's end, if it has written lines shortly before, and the place in its sources
+    /// that they name: `SyntaxError: invalid syntax (/srv/app.py:16)`.
+    ///
+    /// The line is the last `panic: ` or `fatal error: ` of Go, whose trace follows; otherwise the last line that begins
+    /// a sentence, as traces of Node.js end with indented lines, braces and a version, those of Rust with a note, those
+    /// of Python with the exception.
+    pub(in crate::worker) fn reason(&self, now: Instant) -> Option<String> {
+        let recent: Vec<&str> = self
+            .0
+            .iter()
+            .filter(|(read, _)| *read + MAX_AGE >= now)
+            .map(|(_, line)| line.as_str())
+            .collect();
         let is_of_go =
             |line: &&str| line.starts_with("panic: ") || line.starts_with("fatal error: ");
         let is_sentence = |line: &&str| {
             let is_added = line.starts_with("Node.js v") || line.starts_with("note: ");
             line.starts_with(char::is_alphanumeric) && !is_added
         };
-        recent()
-            .find(is_of_go)
-            .or_else(|| recent().find(is_sentence))
-            .or_else(|| recent().next())
+        let (line, place) = match recent.iter().rposition(is_of_go) {
+            // The first frame is the innermost one.
+            Some(index) => {
+                let place = recent[index..].iter().find_map(|line| go_frame(line));
+                (recent[index], place)
+            }
+            None => {
+                let mut latest = recent.iter().rev().copied();
+                let line = latest.clone().find(is_sentence).or(latest.next())?;
+                (line, recent.iter().rev().find_map(|line| place_in(line)))
+            }
+        };
+        Some(match place.filter(|place| !line.contains(place)) {
+            Some(place) => format!("{line} ({place})"),
+            None => line.to_owned(),
+        })
     }
+}
+
+/// Returns the place that a line of a trace names, as `FILE:LINE`, in Python, Node.js or Rust.
+fn place_in(line: &str) -> Option<String> {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(frame) = line.trim_start().strip_prefix("File \"") {
+        let (file, rest) = frame.split_once("\", line ")?;
+        let number = rest.split(',').next().filter(|number| is_number(number))?;
+        return Some(format!("{file}:{number}"));
+    }
+    if let Some((_, place)) = line.split_once(" panicked at ") {
+        return Some(place.trim_end_matches(':').to_owned());
+    }
+    // Above the code that Node.js shows, alone in its line.
+    let place = line.strip_prefix("file://").unwrap_or(line);
+    let (file, number) = place.rsplit_once(':')?;
+    let is_alone = file.starts_with('/') && is_number(number);
+    is_alone.then(|| place.to_owned())
+}
+
+/// Returns the place that a line of a trace of Go names, as `FILE:LINE`.
+fn go_frame(line: &str) -> Option<String> {
+    let (place, _) = line.strip_prefix('\t')?.split_once(" +0x")?;
+    Some(place.to_owned())
 }
 
 /// Logs what the app has written, up to a limit.
@@ -228,7 +265,7 @@ mod tests {
             text.lines()
                 .filter(|line| !line.is_empty())
                 .for_each(|line| last.push(line));
-            last.reason(Instant::now()).map(str::to_owned)
+            last.reason(Instant::now())
         };
         let python = "Traceback (most recent call last):\n  File \"app.py\", line 1, in <module>\n    import shop\n\
                       ModuleNotFoundError: No module named 'shop'\n";
@@ -238,14 +275,19 @@ mod tests {
                     Node.js v20.20.2\n";
         let go = "starting\npanic: no database\n\ngoroutine 1 [running]:\nmain.main()\n\t/srv/main.go:17 +0xaf\n";
         for (text, expected) in [
-            (python, "ModuleNotFoundError: No module named 'shop'"),
-            (node, "SyntaxError: Unexpected token ';'"),
+            (
+                python,
+                "ModuleNotFoundError: No module named 'shop' (app.py:1)",
+            ),
+            (node, "SyntaxError: Unexpected token ';' (/srv/app.js:3)"),
             (code, "Error: Cannot find module"),
-            (go, "panic: no database"),
+            (go, "panic: no database (/srv/main.go:17)"),
             (
                 "thread 'main' panicked at a.rs:1:1:\nno database\nnote: run with\n",
-                "no database",
+                "no database (a.rs:1:1)",
             ),
+            ("File \"app.py\", line x\na: b\n", "a: b"),
+            (":1\n:\nFile \"\nno database", "no database"),
             ("no database\n", "no database"),
             ("    ...\n", "    ..."),
         ] {
