@@ -16,6 +16,13 @@ const TEMPLATE_NAME: &str = "hellod";
 /// Stands for the directory of fdpassd's sources in the templates.
 const SOURCES: &str = "@SOURCES@";
 
+/// Introduces the last command.
+const WATCH: &str =
+    "Watch it (with metrics.listen in the configuration, also on a page for browsers)";
+
+/// The directory of the libraries below `/usr`, if a package has installed them.
+const INSTALLED: &str = "share/fdpassd";
+
 /// Writes a configuration and a daemon or an app of your own
 #[derive(Debug, Args)]
 struct InitOptions {
@@ -111,6 +118,8 @@ impl Language {
         let ctl = announce::program_command("fdpassctl");
         let start = format!("{daemon} -c {directory}/fdpassd.toml");
         let call = |options: &str| format!("{ctl}{options} call hello '{{\"name\":\"you\"}}'");
+        let change = |options: &str| format!("{ctl}{options} reload");
+        let watch = |options: &str| format!("{ctl}{options} top");
         let prepare = match self {
             Language::Rust => {
                 let start = format!(
@@ -119,6 +128,11 @@ impl Language {
                 return vec![
                     ("Build and start it", start),
                     ("Call it, in another terminal", call(&format!(" -n {name}"))),
+                    (
+                        "Apply a change of its configuration, while clients stay connected",
+                        change(&format!(" -n {name}")),
+                    ),
+                    (WATCH, watch(&format!(" -n {name}"))),
                 ];
             }
             Language::Python => None,
@@ -131,6 +145,11 @@ impl Language {
         let common = [
             ("Start it", start),
             ("Call it, in another terminal", call("")),
+            (
+                "Apply a change of the app or its configuration, while clients stay connected",
+                change(""),
+            ),
+            (WATCH, watch("")),
         ];
         prepare.into_iter().chain(common).collect()
     }
@@ -232,12 +251,15 @@ fn given_sources(language: Language, given: &Path) -> Result<String, String> {
     source_text(given)
 }
 
-/// Searches for the sources: in the current directory, in that of this program, and in all above them.
+/// Searches for the sources: in the current directory, in that of this program, and in all above them; also in
+/// `share/fdpassd` there, where the Debian package has the libraries for other languages than Rust.
 fn find_sources(language: Language) -> Result<String, String> {
     let places = [std::env::current_dir(), std::env::current_exe()];
-    let mut candidates = places.iter().flatten().flat_map(|place| place.ancestors());
+    let above = places.iter().flatten().flat_map(|place| place.ancestors());
+    let mut candidates =
+        above.flat_map(|directory| [directory.to_owned(), directory.join(INSTALLED)]);
     match candidates.find(|directory| has_library(language, directory)) {
-        Some(found) => source_text(found),
+        Some(found) => source_text(&found),
         None => Err(
             "the sources of fdpassd, which have the library, were not found: name their directory with --sources"
                 .to_owned(),

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::common::faulty::example;
 use crate::common::needs::skip;
-use crate::common::program::{Program, Said, run};
+use crate::common::program::{Program, Said, install, run};
 use crate::common::{FDPASSD, read, root};
 
 /// Fails before Python 3.11.
@@ -129,6 +129,40 @@ fn init_writes_an_app_in_go_that_serves() {
         assert_eq!(said.code, Some(0), "{said:?}");
         serve(FDPASSD, &place, "hellod/fdpassd.toml", "FDPASSD__LISTEN");
     }
+}
+
+/// The Debian package has the libraries in `/usr/share/fdpassd`, and no sources.
+#[test]
+fn init_finds_the_libraries_of_a_package() {
+    let usr = tempfile::tempdir().expect("a directory");
+    let (bin, share) = (usr.path().join("sbin"), usr.path().join("share/fdpassd"));
+    for path in [&bin, &share] {
+        fs::create_dir_all(path).expect("it is ours");
+    }
+    symlink(root().join("sdk"), share.join("sdk")).expect("it is ours");
+    let program = bin.join("fdpassd");
+    install(Path::new(FDPASSD), &program, 0o755);
+    let written = |language: &str| {
+        let mut command = Command::new(&program);
+        command
+            .args(["init", "--language", language, "hello"])
+            .current_dir(usr.path());
+        Program::start(&mut command).finish()
+    };
+    let said = written("python");
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let config = fs::read_to_string(usr.path().join("hello/fdpassd.toml")).expect("it was written");
+    let path = share.join("sdk/python/src").display().to_string();
+    assert!(
+        config.contains(&format!("PYTHONPATH = {path:?}")),
+        "{config}"
+    );
+    // The library for Rust is in the sources alone.
+    let said = written("rust");
+    assert!(
+        said.err.contains("name their directory with --sources"),
+        "{said:?}"
+    );
 }
 
 #[test]
