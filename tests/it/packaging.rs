@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::common::faulty::example;
 use crate::common::needs::skip;
 use crate::common::program::run;
-use crate::common::{read, root};
+use crate::common::{FDPASSD, read, root};
 
 #[test]
 fn the_unit_has_what_the_daemon_relies_on() {
@@ -90,11 +90,6 @@ fn the_socket_of_an_instance_is_the_same_at_a_path_of_its_own() {
         instance.lines().filter(is_same).collect::<Vec<_>>(),
         own.lines().collect::<Vec<_>>()
     );
-    let dirs = read("packaging/debian/dirs");
-    assert_eq!(
-        dirs.lines().collect::<Vec<_>>(),
-        ["etc/fdpassd", "etc/fdpassd.d"]
-    );
 }
 
 #[test]
@@ -113,6 +108,80 @@ fn the_template_for_other_daemons_is_the_same_with_their_name() {
         with_state.lines().filter(is_same).collect::<Vec<_>>(),
         own.lines().collect::<Vec<_>>()
     );
+}
+
+/// The package contains what this script installs.
+#[test]
+fn the_package_has_each_file_and_those_that_documents_name() {
+    let own = tempfile::tempdir().expect("a directory");
+    let binaries = Path::new(FDPASSD).parent().expect("it is in a directory");
+    let script = root().join("packaging/install-files");
+    let said = run(script, &[&path_text(binaries), &path_text(own.path())]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    for (directory, installed) in [
+        ("packaging/systemd", "usr/lib/systemd/system"),
+        (
+            "packaging/systemd/drop-ins",
+            "usr/share/doc/fdpassd/examples",
+        ),
+        ("packaging/monitoring", "usr/share/fdpassd/monitoring"),
+        ("packaging/sysusers.d", "usr/lib/sysusers.d"),
+    ] {
+        let names = names_of_files(&root().join(directory));
+        assert_eq!(names_of_files(&own.path().join(installed)), names);
+    }
+    for page in names_of_files(&root().join("man")) {
+        let (_, section) = page.rsplit_once('.').expect("NAME.SECTION");
+        let page = format!("usr/share/man/man{section}/{page}");
+        assert!(own.path().join(&page).is_file(), "{page}");
+    }
+    for (path, mode) in [
+        ("usr/sbin/fdpassd", 0o755),
+        ("usr/bin/fdpassctl", 0o755),
+        ("etc/fdpassd", 0o755),
+        ("etc/fdpassd.d", 0o755),
+        ("etc/fdpassd.toml", 0o644),
+        ("etc/logrotate.d/fdpassd", 0o644),
+    ] {
+        let found = fs::metadata(own.path().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        assert_eq!(found.permissions().mode() & 0o777, mode, "{path}");
+    }
+    let guides = names_of_files(&root().join("docs")).into_iter();
+    let guides = guides.filter(|name| name.ends_with(".md"));
+    let guides = guides.map(|name| format!("docs/{name}"));
+    let pages = names_of_files(&root().join("man")).into_iter();
+    let pages = pages.map(|name| format!("man/{name}"));
+    let texts = guides.chain(pages).chain(["README.md".to_owned()]);
+    let mut named = 0;
+    for text in texts {
+        for rest in read(&text).split("/usr/share/").skip(1) {
+            let is_of_path = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+            let end = rest.find(|c| !is_of_path(c)).unwrap_or(rest.len());
+            let path = rest[..end].trim_end_matches(['.', '/']);
+            if path.starts_with("fdpassd") || path.starts_with("doc/fdpassd") {
+                let exists = own.path().join("usr/share").join(path).exists();
+                assert!(exists, "{text} names {path}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 0, "documents name files of the package");
+}
+
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn names_of_files(directory: &Path) -> BTreeSet<String> {
+    let entries =
+        fs::read_dir(directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
+    let entries = entries.map(|entry| entry.expect("it can be read").path());
+    let files = entries.filter(|path| path.is_file());
+    let name = |path: &Path| {
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    files.filter_map(|path| name(&path)).collect()
 }
 
 #[test]
@@ -249,6 +318,7 @@ fn scripts_can_be_run() {
         "packaging/container/build-rootfs",
         "packaging/counterd/build-deb",
         "packaging/debian/rules",
+        "packaging/install-files",
         "tests/apps/run",
         "tests/container/run",
         "tests/fleet/run",
