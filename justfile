@@ -39,3 +39,7 @@ bench:
 # The Debian package
 deb:
     packaging/build-deb
+
+# The RPM package
+rpm:
+    packaging/build-rpm

@@ -110,9 +110,9 @@ fn the_template_for_other_daemons_is_the_same_with_their_name() {
     );
 }
 
-/// The package contains what this script installs.
+/// Both packages contain what this script installs.
 #[test]
-fn the_package_has_each_file_and_those_that_documents_name() {
+fn packages_have_each_file_and_those_that_documents_name() {
     let own = tempfile::tempdir().expect("a directory");
     let binaries = Path::new(FDPASSD).parent().expect("it is in a directory");
     let script = root().join("packaging/install-files");
@@ -301,7 +301,7 @@ fn the_exposure_of_the_unit_is_low() {
 }
 
 #[test]
-fn the_package_is_of_this_version() {
+fn the_packages_are_of_this_version() {
     let changelog = read("packaging/debian/changelog");
     let version = changelog
         .split(['(', ')'])
@@ -309,12 +309,16 @@ fn the_package_is_of_this_version() {
         .expect("it begins with: fdpassd (VERSION)");
     let (upstream, _revision) = version.rsplit_once('-').expect("UPSTREAM-REVISION");
     assert_eq!(upstream, env!("CARGO_PKG_VERSION"));
+    let spec = read("packaging/rpm/fdpassd.spec");
+    assert!(spec.contains(&format!("\nVersion: {upstream}\nRelease: 1\n")));
+    assert!(spec.contains(&format!(" - {upstream}-1\n")), "%changelog");
 }
 
 #[test]
 fn scripts_can_be_run() {
     for script in [
         "packaging/build-deb",
+        "packaging/build-rpm",
         "packaging/container/build-rootfs",
         "packaging/counterd/build-deb",
         "packaging/debian/rules",
@@ -323,6 +327,7 @@ fn scripts_can_be_run() {
         "tests/container/run",
         "tests/fleet/run",
         "tests/kubernetes/run",
+        "tests/rpm/run",
         "tests/systemd/run",
         "tests/systemd/lab",
     ] {

@@ -36,8 +36,11 @@ const NEEDS: [&str; 26] = [
     "shells", // bash, zsh, fish
 ];
 
-/// Needs of tests/container/run, tests/fleet/run and tests/kubernetes/run alone; `REQUIRE` may name them as well.
-const NEEDS_OF_OTHERS: [&str; 6] = ["runc", "ip", "cpus", "haproxy", "nginx", "kubectl"];
+/// Needs of tests/container/run, tests/fleet/run, tests/kubernetes/run and tests/rpm/run alone; `REQUIRE` may name them as
+/// well.
+const NEEDS_OF_OTHERS: [&str; 9] = [
+    "runc", "ip", "cpus", "haproxy", "nginx", "kubectl", "rpmbuild", "rpmlint", "deb",
+];
 
 /// Reports that the calling test is skipped, because the machine lacks what it needs. The test returns then.
 ///
