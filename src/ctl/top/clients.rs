@@ -115,110 +115,69 @@ const MAX_PEER_LEN: usize = 100;
 /// The longest address of a listener.
 const MAX_LISTENER_LEN: usize = 112;
 
-/// Returns a column of numbers.
-const fn number(
-    name: &'static str,
-    usual: usize,
-    rank: u8,
-    cell: fn(&RatedClient) -> Cell,
-    figure: Option<fn(&RatedClient) -> Option<f64>>,
-) -> Column<RatedClient> {
-    Column {
-        name,
-        is_word: false,
-        usual,
-        rank,
-        cell,
-        figure,
-    }
-}
-
-/// Returns a column of words.
-const fn word(
-    name: &'static str,
-    usual: usize,
-    rank: u8,
-    cell: fn(&RatedClient) -> Cell,
-) -> Column<RatedClient> {
-    Column {
-        name,
-        is_word: true,
-        usual,
-        rank,
-        cell,
-        figure: None,
-    }
-}
-
 /// The columns of the table of clients.
 pub(crate) const COLUMNS: &[Column<RatedClient>] = &[
-    number("ID", 5, 0, |row| row.status.id.to_string().into(), None),
-    word("PEER", 15, 0, |row| {
+    Column::plain("ID", 5, 0, |row| row.status.id.to_string().into()),
+    Column::word("PEER", 15, 0, |row| {
         Cell::foreign(&peer(&row.status), MAX_PEER_LEN)
     }),
-    number(
-        "WORKER",
-        6,
-        1,
-        |row| {
-            let worker = row.status.worker;
-            worker.map_or_else(String::new, |id| id.to_string()).into()
-        },
-        None,
-    ),
-    word("STATE", 7, 4, |row| {
+    Column::plain("WORKER", 6, 1, |row| {
+        let worker = row.status.worker;
+        worker.map_or_else(String::new, |id| id.to_string()).into()
+    }),
+    Column::word("STATE", 7, 4, |row| {
         let state = row.status.state;
         state.map_or("", |state| state.as_str()).to_owned().into()
     }),
-    number(
+    Column::figure(
         "REQ/S",
         5,
         0,
         |row| row.rate.map_or_else(String::new, rate).into(),
-        Some(|row| row.rate),
+        |row| row.rate,
     ),
-    number(
+    Column::figure(
         "REQUESTS",
         8,
         2,
         |row| short(row.status.requests).into(),
-        Some(|row| Some(row.status.requests as f64)),
+        |row| Some(row.status.requests as f64),
     ),
-    number(
+    Column::figure(
         "AGE",
         6,
         2,
         |row| in_letters(row.status.age_seconds).into(),
-        Some(|row| Some(row.status.age_seconds)),
+        |row| Some(row.status.age_seconds),
     ),
-    number(
+    Column::figure(
         "IDLE",
         6,
         3,
         |row| in_letters(row.status.idle_seconds).into(),
-        Some(|row| Some(row.status.idle_seconds)),
+        |row| Some(row.status.idle_seconds),
     ),
-    number(
+    Column::figure(
         "BYTES",
         5,
         3,
         |row| short(row.status.bytes).into(),
-        Some(|row| Some(row.status.bytes as f64)),
+        |row| Some(row.status.bytes as f64),
     ),
-    number(
+    Column::figure(
         "MOVES",
         5,
         5,
         |row| short(row.status.moves.into()).into(),
-        Some(|row| Some(row.status.moves.into())),
+        |row| Some(row.status.moves.into()),
     ),
-    word("METHOD", 6, 6, |row| {
+    Column::word("METHOD", 6, 6, |row| {
         Cell::foreign(
             row.status.method.as_deref().unwrap_or_default(),
             MAX_METHOD_LEN,
         )
     }),
-    word("LISTENER", 8, 7, |row| {
+    Column::word("LISTENER", 8, 7, |row| {
         Cell::foreign(
             row.status.listener.as_deref().unwrap_or_default(),
             MAX_LISTENER_LEN,

@@ -19,6 +19,52 @@ pub(crate) struct Column<R> {
     pub(crate) figure: Option<fn(&R) -> Option<f64>>,
 }
 
+impl<R> Column<R> {
+    /// Returns a column of numbers that rows can be sorted by.
+    pub(crate) const fn figure(
+        name: &'static str,
+        usual: usize,
+        rank: u8,
+        cell: fn(&R) -> Cell,
+        figure: fn(&R) -> Option<f64>,
+    ) -> Column<R> {
+        Column {
+            figure: Some(figure),
+            ..Column::plain(name, usual, rank, cell)
+        }
+    }
+
+    /// Returns a column of numbers that rows are not sorted by.
+    pub(crate) const fn plain(
+        name: &'static str,
+        usual: usize,
+        rank: u8,
+        cell: fn(&R) -> Cell,
+    ) -> Column<R> {
+        Column {
+            name,
+            is_word: false,
+            usual,
+            rank,
+            cell,
+            figure: None,
+        }
+    }
+
+    /// Returns a column of words.
+    pub(crate) const fn word(
+        name: &'static str,
+        usual: usize,
+        rank: u8,
+        cell: fn(&R) -> Cell,
+    ) -> Column<R> {
+        Column {
+            is_word: true,
+            ..Column::plain(name, usual, rank, cell)
+        }
+    }
+}
+
 /// A cell at its place in a line.
 #[derive(Clone, Debug)]
 pub(crate) struct PlacedCell {
@@ -233,30 +279,15 @@ mod tests {
     use super::*;
 
     const COLUMNS: &[Column<(&str, f64)>] = &[
-        Column {
-            name: "WORD",
-            is_word: true,
-            usual: 0,
-            rank: 0,
-            cell: |row| Cell::from(row.0.to_owned()),
-            figure: None,
-        },
-        Column {
-            name: "N",
-            is_word: false,
-            usual: 4,
-            rank: 1,
-            cell: |row| Cell::from(row.1.to_string()),
-            figure: Some(|row| (row.1 >= 0.0).then_some(row.1)),
-        },
-        Column {
-            name: "RARE",
-            is_word: false,
-            usual: 0,
-            rank: 2,
-            cell: |_| Cell::from("x".to_owned()),
-            figure: None,
-        },
+        Column::word("WORD", 0, 0, |row| Cell::from(row.0.to_owned())),
+        Column::figure(
+            "N",
+            4,
+            1,
+            |row| Cell::from(row.1.to_string()),
+            |row| (row.1 >= 0.0).then_some(row.1),
+        ),
+        Column::plain("RARE", 0, 2, |_| Cell::from("x".to_owned())),
     ];
 
     fn shown(width: usize, word: &'static str) -> String {

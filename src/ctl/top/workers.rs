@@ -215,93 +215,55 @@ fn shown<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> Cell {
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// Returns a column of numbers that rows can be sorted by.
-const fn figure(
-    name: &'static str,
-    usual: usize,
-    rank: u8,
-    cell: fn(&WorkerRow) -> Cell,
-    figure: fn(&WorkerRow) -> Option<f64>,
-) -> Column<WorkerRow> {
-    Column {
-        name,
-        is_word: false,
-        usual,
-        rank,
-        cell,
-        figure: Some(figure),
-    }
-}
-
-/// Returns a column that rows are not sorted by.
-const fn plain(
-    name: &'static str,
-    usual: usize,
-    rank: u8,
-    cell: fn(&WorkerRow) -> Cell,
-) -> Column<WorkerRow> {
-    Column {
-        name,
-        is_word: false,
-        usual,
-        rank,
-        cell,
-        figure: None,
-    }
-}
-
 /// The columns of the table of workers.
 pub(crate) const COLUMNS: &[Column<WorkerRow>] = &[
-    plain("SEAT", 4, 3, |row| row.seat.to_string().into()),
-    plain("ID", 3, 0, |row| shown(row.id, |id| id.to_string())),
-    plain("PID", 6, 4, |row| shown(row.pid, |pid| pid.to_string())),
-    plain("GEN", 3, 6, |row| row.generation.to_string().into()),
-    Column {
-        is_word: true,
-        ..plain("STATE", 8, 0, |row| {
-            Cell::styled(row.state.as_str(), of_state(row.state))
-        })
-    },
-    figure(
+    Column::plain("SEAT", 4, 3, |row| row.seat.to_string().into()),
+    Column::plain("ID", 3, 0, |row| shown(row.id, |id| id.to_string())),
+    Column::plain("PID", 6, 4, |row| shown(row.pid, |pid| pid.to_string())),
+    Column::plain("GEN", 3, 6, |row| row.generation.to_string().into()),
+    Column::word("STATE", 8, 0, |row| {
+        Cell::styled(row.state.as_str(), of_state(row.state))
+    }),
+    Column::figure(
         "CLIENTS",
         7,
         0,
         |row| short(row.clients).into(),
         |row| Some(row.clients as f64),
     ),
-    figure(
+    Column::figure(
         "EXEC",
         4,
         2,
         |row| shown(row.executing, short),
         |row| row.executing.map(|count| count as f64),
     ),
-    figure(
+    Column::figure(
         "WAIT",
         4,
         7,
         |row| shown(row.waiting, short),
         |row| row.waiting.map(|count| count as f64),
     ),
-    figure("REQ/S", 5, 0, |row| shown(row.rate, rate), |row| row.rate),
-    figure("P50", 5, 2, |row| shown(row.p50, time), |row| row.p50),
-    figure("P99", 5, 1, |row| shown(row.p99, time), |row| row.p99),
-    figure("BUSY", 4, 5, |row| shown(row.busy, share), |row| row.busy),
-    figure(
+    Column::figure("REQ/S", 5, 0, |row| shown(row.rate, rate), |row| row.rate),
+    Column::figure("P50", 5, 2, |row| shown(row.p50, time), |row| row.p50),
+    Column::figure("P99", 5, 1, |row| shown(row.p99, time), |row| row.p99),
+    Column::figure("BUSY", 4, 5, |row| shown(row.busy, share), |row| row.busy),
+    Column::figure(
         "UPTIME",
         6,
         5,
         |row| shown(row.uptime, in_letters),
         |row| row.uptime,
     ),
-    figure(
+    Column::figure(
         "RESTARTS",
         8,
         8,
         |row| shown(row.restarts, short),
         |row| row.restarts.map(|count| count as f64),
     ),
-    figure(
+    Column::figure(
         "RSS",
         5,
         4,
