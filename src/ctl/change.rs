@@ -72,17 +72,24 @@ impl DaemonRun {
 }
 
 /// Requests a change of this run of the daemon, on a connection of its own and without progress, and returns the result
-/// in words.
-pub(super) fn make(change: &ChangeVerb, of: DaemonRun, session: &Session) -> Result<String, Error> {
-    let usual = change.takes_long().map(|(_, usual)| usual);
-    let timeout = usual.map_or(session.timeout, |usual| usual.max(session.timeout));
-    let mut daemon = session.connect_until(Deadline::new(timeout))?;
+/// in words. Calls `begins` just before it sends the request.
+pub(super) fn make(
+    change: &ChangeVerb,
+    of: DaemonRun,
+    session: &Session,
+    begins: impl FnOnce(),
+) -> Result<String, Error> {
+    let mut daemon = session.connect_until(Deadline::new(session.timeout))?;
     let status: Status = parse(&daemon.ask(Verb::Status)?)?;
     let name = &status.name;
     if !of.continues_in(&status) {
         let text = format!("{name} was restarted after the question; nothing was changed");
         return Err(Error::Unable(text));
     }
+    let usual = change.takes_long().map(|(_, usual)| usual);
+    let timeout = usual.map_or(session.timeout, |usual| usual.max(session.timeout));
+    daemon.extend(Deadline::new(timeout));
+    begins();
     let result =
         request(change, &mut daemon).map_err(|error| explain(error, change, name, status.pid))?;
     Ok(describe(change, name, &result)?)

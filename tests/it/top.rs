@@ -1,5 +1,8 @@
 //! `fdpassctl top` on a pseudo-terminal, and `status --watch`.
 
+mod endings;
+mod intermediary;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;

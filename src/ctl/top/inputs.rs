@@ -24,6 +24,8 @@ pub(super) enum Input {
     NoMoreKeys,
     Signal(ScreenSignal),
     News(News),
+    /// The confirmed change is sent to the daemon at this time.
+    ChangeRequested(Instant),
     /// A thread has panicked.
     Panicked(Box<dyn Any + Send>),
 }

@@ -27,7 +27,7 @@ mod workers;
 use std::io::{self, Write};
 use std::panic::resume_unwind;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ratatui_core::terminal::Terminal;
 
@@ -76,10 +76,12 @@ pub(super) fn show(
         session,
         inputs,
         requests,
+        requested_at: None,
     };
     let ended = screen.run(&mut top, &received);
     drop(guard);
-    if let Some(signal) = ended? {
+    let ended_later = screen.finish_change(&mut top, &received);
+    if let Some(signal) = ended?.or(ended_later) {
         signal.take_effect();
     }
     Ok(())
@@ -111,6 +113,8 @@ struct Screen<'a, W: Write> {
     session: &'a Session,
     inputs: Sender<Input>,
     requests: Sender<FiguresRequest>,
+    /// When the change under way was sent to the daemon; none before.
+    requested_at: Option<Instant>,
 }
 
 impl<W: Write> Screen<'_, W> {
@@ -141,6 +145,10 @@ impl<W: Write> Screen<'_, W> {
     }
 
     fn draw(&mut self, top: &mut Top) -> Result<(), Error> {
+        // A panic in another thread has left the screen, and its input arrives.
+        if !terminal::is_entered() {
+            return Ok(());
+        }
         let is_new = |confirmation: &Confirmation| confirmation.answered_from.is_none();
         if top.confirmation.as_ref().is_some_and(is_new) {
             // Keys that were pressed before do not answer the question. An error: the terminal is gone.
@@ -178,6 +186,7 @@ impl<W: Write> Screen<'_, W> {
                 Some(TopRequest::Redraw) => self.terminal.clear().map_err(Error::Output)?,
                 None => {}
             },
+            Input::ChangeRequested(at) => self.requested_at = Some(at),
             // The size may be the same again after a smaller one, at which the terminal has cut the screen.
             Input::Signal(ScreenSignal::Resized) => {
                 self.terminal.clear().map_err(Error::Output)?;
@@ -209,6 +218,7 @@ impl<W: Write> Screen<'_, W> {
     /// Makes a change in a thread of its own.
     fn begin(&mut self, top: &mut Top, change: ChangeVerb) {
         let session = self.session.clone();
+        self.requested_at = None;
         // A status of another run would have withdrawn the question.
         let of = DaemonRun::of(&top.status);
         let work = move |inputs: &Sender<Input>| watch::make_change(&change, of, &session, inputs);
@@ -216,7 +226,51 @@ impl<W: Write> Screen<'_, W> {
             top.receive(News::Changed(Err(e.to_string())));
         }
     }
+
+    /// Waits, after the screen was left, until a confirmed change is sent, and a moment for its result, and prints
+    /// that. Returns the signal that has ended the wait.
+    fn finish_change(&mut self, top: &mut Top, received: &Receiver<Input>) -> Option<ScreenSignal> {
+        let under_way = top.under_way.clone()?;
+        self.print(&format!("{under_way} …"));
+        loop {
+            // Before the change is sent, its thread waits for the daemon, and reports when that does not answer.
+            let input = match self.requested_at {
+                None => received.recv().ok(),
+                Some(at) => {
+                    let left = (at + RESULT_TIMEOUT).saturating_duration_since(Instant::now());
+                    received.recv_timeout(left).ok()
+                }
+            };
+            match input {
+                Some(Input::ChangeRequested(at)) => self.requested_at = Some(at),
+                Some(Input::News(news @ News::Changed(_))) => {
+                    top.receive(news);
+                    if let Some(message) = &top.message {
+                        self.print(&message.text);
+                    }
+                    return None;
+                }
+                Some(Input::Signal(signal @ ScreenSignal::End(_))) => return Some(signal),
+                Some(Input::Signal(signal)) => signal.take_effect(),
+                Some(Input::Panicked(panic)) => resume_unwind(panic),
+                Some(Input::News(_) | Input::Keys(..) | Input::NoMoreKeys) => {}
+                None => {
+                    self.print("the daemon continues");
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Prints a line after the screen was left, if the terminal is still there.
+    fn print(&mut self, text: &str) {
+        let out = self.terminal.backend_mut().out();
+        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
 }
+
+/// How long an end waits for the result of a change that is sent.
+const RESULT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The consequence of an input.
 enum AfterInput {

@@ -54,6 +54,11 @@ pub(super) fn enter(out: &mut impl Write) -> io::Result<()> {
     entered.inspect_err(|_| leave_at_once())
 }
 
+/// Returns whether there is a screen: it was entered, and not left since.
+pub(super) fn is_entered() -> bool {
+    before().is_some()
+}
+
 /// Leaves the screen, if there is one. Waits up to this time for a terminal whose output is slow, or was stopped by the
 /// user.
 pub(super) fn leave_within(timeout: Duration) {

@@ -202,14 +202,17 @@ fn follow_connection(session: &Session, inputs: &Sender<Input>) -> Result<(), Er
     }
 }
 
-/// Makes a change, and sends its result.
+/// Makes a change, and sends when it is requested, and its result.
 pub(super) fn make_change(
     change: &ChangeVerb,
     of: DaemonRun,
     session: &Session,
     inputs: &Sender<Input>,
 ) {
-    let result = match change::make(change, of, session) {
+    let begins = || {
+        let _ = inputs.send(Input::ChangeRequested(Instant::now()));
+    };
+    let result = match change::make(change, of, session, begins) {
         // The result of a drain may have several lines.
         Ok(text) => Ok(text.replace('\n', "; ")),
         Err(error) => Err(Escaped(error).to_string()),

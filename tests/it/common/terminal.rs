@@ -4,22 +4,27 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use fdpassd::testing::eventually;
-use nix::pty::{Winsize, openpty};
-use nix::unistd::ttyname;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use vt100::{Parser, Screen};
 
 /// A program with a terminal of its own, which is its controlling one.
 pub struct OnTerminal {
     program: Child,
-    keyboard: File,
-    /// Keeps the terminal open after the program has ended.
-    _slave: OwnedFd,
+    /// The side of the terminal where a user sits; none after it was closed.
+    keyboard: Option<File>,
+    reader: Option<JoinHandle<()>>,
+    is_closed: Arc<AtomicBool>,
+    /// The side of the program, which keeps the terminal open after that has ended.
+    slave: File,
     path: String,
     shown: Arc<Mutex<Shown>>,
 }
@@ -43,15 +48,12 @@ impl OnTerminal {
     /// Starts a program, on a terminal with this many columns and lines.
     #[track_caller]
     pub fn start(program: &Command, columns: u16, lines: u16) -> OnTerminal {
-        let size = Winsize {
-            ws_row: lines,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let terminal = openpty(&size, None).expect("a terminal");
-        let path = ttyname(&terminal.slave).expect("it has a name");
-        let copy = || terminal.slave.try_clone().expect("a descriptor is free");
+        let (master, slave, path) = open();
+        stty(
+            &path,
+            &["cols", &columns.to_string(), "rows", &lines.to_string()],
+        );
+        let copy = || slave.try_clone().expect("a descriptor is free");
         // A shell makes programs in the background ignore SIGINT and SIGQUIT, and nohup(1) SIGHUP, the tests among them.
         let mut command = Command::new("env");
         command.args(["--default-signal=INT,QUIT,HUP", "setsid", "--ctty"]);
@@ -72,14 +74,16 @@ impl OnTerminal {
             bytes: 0,
             titles: Vec::new(),
         }));
-        let master = File::from(terminal.master);
         let output = master.try_clone().expect("a descriptor is free");
-        read_all(output, Arc::clone(&shown));
+        let is_closed = Arc::default();
+        let reader = read_all(output, Arc::clone(&shown), Arc::clone(&is_closed));
         OnTerminal {
             program,
-            keyboard: master,
-            _slave: terminal.slave,
-            path: path.display().to_string(),
+            keyboard: Some(master),
+            reader: Some(reader),
+            is_closed,
+            slave,
+            path,
             shown,
         }
     }
@@ -90,9 +94,20 @@ impl OnTerminal {
 
     /// Presses keys, as the bytes that a terminal sends for them.
     pub fn press(&mut self, keys: &str) {
-        self.keyboard
+        let mut keyboard = self.keyboard.as_ref().expect("the terminal is open");
+        keyboard
             .write_all(keys.as_bytes())
             .expect("the terminal is open");
+    }
+
+    /// Closes the terminal, as when its window is closed.
+    pub fn hang_up(&mut self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        // It wakes the reader up, which closes its copy.
+        self.slave.write_all(b"\0").expect("the terminal is open");
+        let reader = self.reader.take().expect("it is closed once");
+        reader.join().expect("the reader ends");
+        self.keyboard = None;
     }
 
     /// Gives the terminal another size.
@@ -101,20 +116,12 @@ impl OnTerminal {
         shown.parser.set_size(not_zero(lines), not_zero(columns));
         drop(shown);
         let [columns, lines] = [columns, lines].map(|size| size.to_string());
-        self.stty(&["cols", &columns, "rows", &lines]);
+        stty(&self.path, &["cols", &columns, "rows", &lines]);
     }
 
     /// Returns the modes of the terminal, as one word.
     pub fn modes(&self) -> String {
-        self.stty(&["-g"])
-    }
-
-    fn stty(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new("stty");
-        let run = command.arg("-F").arg(&self.path).args(arguments).output();
-        let run = run.expect("stty(1) runs");
-        assert!(run.status.success(), "{run:?}");
-        String::from_utf8(run.stdout).expect("text")
+        stty(&self.path, &["-g"])
     }
 
     /// Returns the text that the terminal shows.
@@ -180,8 +187,34 @@ impl Drop for OnTerminal {
     }
 }
 
-/// Reads what the program writes, until all copies of the terminal are closed.
-fn read_all(mut output: File, shown: Arc<Mutex<Shown>>) {
+/// Opens a terminal: its two sides, and its path. No program that another test starts has a copy of one.
+fn open() -> (File, File, String) {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags).expect("a terminal");
+    grantpt(&master).expect("the terminal is ours");
+    unlockpt(&master).expect("the terminal is ours");
+    let path = ptsname_r(&master).expect("it has a name");
+    let mut options = File::options();
+    options.read(true).write(true);
+    let slave = options.custom_flags(OFlag::O_NOCTTY.bits()).open(&path);
+    let master = File::from(OwnedFd::from(master));
+    (master, slave.expect("the terminal is ours"), path)
+}
+
+fn stty(path: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new("stty");
+    let run = command.arg("-F").arg(path).args(arguments).output();
+    let run = run.expect("stty(1) runs");
+    assert!(run.status.success(), "{run:?}");
+    String::from_utf8(run.stdout).expect("text")
+}
+
+/// Reads what the program writes, until this side of the terminal is closed, or all copies of the other one.
+fn read_all(
+    mut output: File,
+    shown: Arc<Mutex<Shown>>,
+    is_closed: Arc<AtomicBool>,
+) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         loop {
@@ -190,6 +223,9 @@ fn read_all(mut output: File, shown: Arc<Mutex<Shown>>) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Ok(0) | Err(_) => return,
             };
+            if is_closed.load(Ordering::SeqCst) {
+                return;
+            }
             let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
             shown.bytes += length;
             shown.parser.process(&buffer[..length]);
@@ -199,7 +235,7 @@ fn read_all(mut output: File, shown: Arc<Mutex<Shown>>) {
                 shown.titles.push(title);
             }
         }
-    });
+    })
 }
 
 fn not_zero(size: u16) -> NonZeroU16 {
