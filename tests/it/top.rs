@@ -1,6 +1,7 @@
 //! `fdpassctl top` on a pseudo-terminal, and `status --watch`.
 
 mod endings;
+mod endurance;
 mod intermediary;
 
 use std::io::{BufRead, BufReader};
