@@ -14,7 +14,7 @@ use super::error::Error;
 use super::figures::{grouped, in_letters, short};
 use super::session::{Session, parse};
 use super::style::Seen;
-use super::table::{self, Cell, Columns};
+use super::table::{self, ADDRESS, Cell, Columns, READABLE};
 use super::users::with_names;
 use crate::proto::control::{ClientStatus, ClientsAfter, Cursor, Verb};
 use crate::proto::names::{ClientId, WorkerId};
@@ -143,7 +143,8 @@ pub(super) fn to_json<'a>(
     })?)
 }
 
-/// Writes the table. The column of listeners is shortened first, because it has few different values.
+/// Writes the table. The column of listeners is shortened first, and left out before addresses of clients become
+/// unreadable, because it has few different values.
 fn write_table(
     to: &mut impl Write,
     seen: Seen,
@@ -207,8 +208,8 @@ const COLUMNS: Columns<10> = Columns {
         "ID", "PEER", "LISTENER", "WORKER", "AGE", "IDLE", "REQUESTS", "MOVES", "BYTES", "METHOD",
     ],
     words: &[1, 2, 9],
-    gives_way: &[2, 1, 9],
-    goes: &[7, 8],
+    gives_way: &[(2, READABLE), (1, ADDRESS), (9, READABLE)],
+    goes: &[7, 8, 2],
     optional: Some(9),
 };
 

@@ -44,7 +44,8 @@ fn write(to: &mut impl Write, paint: Paint, status: &Status) -> io::Result<()> {
     })?;
     writeln!(to)?;
     let rows: Vec<_> = status.workers.iter().map(worker_row).collect();
-    table::write(to, paint, WORKERS, &rows)?;
+    // No column has words from outside, which a program could look for.
+    table::write(to, paint.with_usual_width(), WORKERS, &rows)?;
     let apps: Vec<_> = status.workers.iter().filter_map(app_row).collect();
     if !apps.is_empty() {
         writeln!(to)?;
@@ -312,15 +313,17 @@ requests  12,444,443; errors 42
 listener  127.0.0.1:8080              little  queue 0/4096
 listener  unix:/run/fdpassd/rpc.sock  auto
 
-ID    PID GEN STATE    CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
- 1   4712   3 ready        617    2      12M  1.2k  42µs 1.3ms   3d4h        0 12M
-17   9931   2 draining     617    2   98,765   0.5 250ms   12s 12m34s        3  8M
-   seat 2   3 waiting        0    0        0                    in 4s        5
+ID    PID STATE    CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
+ 1   4712 ready        617    2      12M  1.2k  42µs 1.3ms   3d4h        0 12M
+17   9931 draining     617    2   98,765   0.5 250ms   12s 12m34s        3  8M
+   seat 2 waiting        0    0        0                    in 4s        5
 
 predecessor of worker 17: killed by signal 11 in method \"resize\"
 last worker in seat 2: exited with status 70
 ";
         assert_eq!(shown, expected);
+        // Also where the width is not known.
+        assert!(shown.lines().all(|line| line.chars().count() <= 80));
     }
 
     #[test]
@@ -462,10 +465,10 @@ requests  12,444,443; errors 42, run again 5
 listener  127.0.0.1:8080              little  queue 0/4096
 listener  unix:/run/fdpassd/rpc.sock  auto
 
-ID    PID GEN STATE   CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
- 1   4712   3 stalled     617    2      12M  1.2k  42µs 1.3ms   3d4h        0 12M
-17   9931   2 ready       617    2   98,765   0.5 250ms   12s 12m34s        3  8M
-   seat 2   3 waiting       0    0        0                    in 4s        5
+ID    PID STATE   CLIENTS EXEC REQUESTS REQ/S   P50   P99 UPTIME RESTARTS RSS
+ 1   4712 stalled     617    2      12M  1.2k  42µs 1.3ms   3d4h        0 12M
+17   9931 ready       617    2   98,765   0.5 250ms   12s 12m34s        3  8M
+   seat 2 waiting       0    0        0                    in 4s        5
 
 ID    PID SEAT GEN STATE    CLIENTS KILLED IN REASON        WAITS FOR
  9   8011    0   2 draining       1       25s reload        its turn in \"resize\"

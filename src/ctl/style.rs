@@ -141,6 +141,14 @@ impl Paint {
         self.width
     }
 
+    /// Returns this output with the usual width of a terminal if it is none.
+    pub(super) fn with_usual_width(self) -> Paint {
+        Paint {
+            width: self.width.or(Some(USUAL_WIDTH)),
+            ..self
+        }
+    }
+
     /// Returns the text in a style, if there are colours. Padding belongs in the text or outside: a width would count
     /// the sequences.
     pub(super) fn on<T: Display>(self, style: Style, text: T) -> Painted<T> {

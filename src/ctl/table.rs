@@ -61,8 +61,9 @@ pub(super) struct Columns<'a, const N: usize> {
     pub(super) header: [&'a str; N],
     /// The columns of words, which are flush left; numbers are flush right.
     pub(super) words: &'a [usize],
-    /// The columns that are shortened, in this order, if the table is wider than the terminal.
-    pub(super) gives_way: &'a [usize],
+    /// The columns that are shortened, in this order, if the table is wider than the terminal. Each has the width below
+    /// which it is shortened only after all of `goes` are left out.
+    pub(super) gives_way: &'a [(usize, usize)],
     /// The columns that are left out, in this order, if that does not suffice.
     pub(super) goes: &'a [usize],
     /// A column that is left out if no row has a value in it.
@@ -89,20 +90,27 @@ impl<const N: usize> Columns<'_, N> {
             for column in &self.goes[..gone] {
                 widths[*column] = None;
             }
-            self.shorten(&mut widths, most, READABLE);
+            self.shorten(&mut widths, most, |readable| readable);
             if total(&widths) <= most {
                 return widths;
             }
         }
-        self.shorten(&mut widths, most, 0);
+        self.shorten(&mut widths, most, |_| 0);
         widths
     }
 
-    /// Shortens columns until all together are `most` wide, to their names and `least` characters at most.
-    fn shorten(&self, widths: &mut [Option<usize>; N], most: usize, least: usize) {
-        for column in self.gives_way {
+    /// Shortens columns until all together are `most` wide, each to its name and the least width for its readable one
+    /// at most.
+    fn shorten(
+        &self,
+        widths: &mut [Option<usize>; N],
+        most: usize,
+        least: impl Fn(usize) -> usize,
+    ) {
+        for (column, readable) in self.gives_way {
             let excess = total(widths).saturating_sub(most);
             if let Some(width) = &mut widths[*column] {
+                let least = least(*readable);
                 let least = least.max(self.header[*column].len()).min(*width);
                 *width = width.saturating_sub(excess).max(least);
             }
@@ -116,8 +124,10 @@ fn total<const N: usize>(widths: &[Option<usize>; N]) -> usize {
     all.saturating_sub(1)
 }
 
-/// The width to which columns are shortened before others are left out.
-const READABLE: usize = 14;
+/// The width to which most columns are shortened before others are left out.
+pub(super) const READABLE: usize = 14;
+/// The same of columns of which no part is like another: the width of an IPv4 address with its port.
+pub(super) const ADDRESS: usize = 21;
 
 /// Writes a header and rows.
 pub(super) fn write<const N: usize>(
@@ -173,7 +183,7 @@ mod tests {
         let columns = Columns {
             header: ["N", "WORD", "LAST"],
             words: &[1],
-            gives_way: &[1],
+            gives_way: &[(1, READABLE)],
             goes,
             optional: None,
         };

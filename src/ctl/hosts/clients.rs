@@ -7,7 +7,7 @@ use super::report::{conclude, write_error, write_json};
 use crate::ctl::args::ClientsArguments;
 use crate::ctl::clients::{self, ClientRow, row, write_total};
 use crate::ctl::error::Error;
-use crate::ctl::table::{self, Cell, Columns};
+use crate::ctl::table::{self, ADDRESS, Cell, Columns, READABLE};
 use crate::proto::control::ClientStatus;
 use crate::proto::text::Escaped;
 
@@ -107,8 +107,8 @@ const COLUMNS: Columns<11> = Columns {
         "METHOD",
     ],
     words: &[0, 2, 3, 10],
-    gives_way: &[3, 2, 0, 10],
-    goes: &[8, 9],
+    gives_way: &[(3, READABLE), (2, ADDRESS), (0, READABLE), (10, READABLE)],
+    goes: &[8, 9, 3],
     optional: Some(10),
 };
 

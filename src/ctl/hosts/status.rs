@@ -11,7 +11,7 @@ use crate::ctl::error::Error;
 use crate::ctl::figures::{in_letters, rate, short};
 use crate::ctl::session::parse;
 use crate::ctl::style::{BAD, GOOD, NOTED};
-use crate::ctl::table::{self, Cell, Columns};
+use crate::ctl::table::{self, Cell, Columns, READABLE};
 use crate::proto::control::{Status, Verb, WorkerState};
 use crate::proto::text::Escaped;
 
@@ -125,7 +125,7 @@ const COLUMNS: Columns<10> = Columns {
         "DEATHS",
     ],
     words: &[0, 1, 2],
-    gives_way: &[2, 0],
+    gives_way: &[(2, READABLE), (0, READABLE)],
     goes: &[4],
     optional: None,
 };

@@ -2,7 +2,7 @@
 
 use crate::ctl::figures::{in_letters, rate, short, time};
 use crate::ctl::style::of_state;
-use crate::ctl::table::{Cell, Columns};
+use crate::ctl::table::{ADDRESS, Cell, Columns, READABLE};
 use crate::proto::control::{LeavingStatus, WorkerState, WorkerStatus};
 use crate::proto::text::Escaped;
 
@@ -104,7 +104,7 @@ pub(super) const APPS: Columns<8> = Columns {
         "WORKER", "PID", "APP", "VERSION", "AWAY", "MOST", "WAIT", "RSS",
     ],
     words: &[2, 3],
-    gives_way: &[3, 2],
+    gives_way: &[(3, READABLE), (2, READABLE)],
     goes: &[],
     optional: None,
 };
@@ -133,7 +133,7 @@ pub(super) const LEAVING: Columns<9> = Columns {
         "WAITS FOR",
     ],
     words: &[4, 7, 8],
-    gives_way: &[8, 7],
+    gives_way: &[(8, ADDRESS), (7, ADDRESS)],
     goes: &[3, 2],
     optional: None,
 };
