@@ -185,5 +185,7 @@ pub(crate) const COLUMNS: &[Column<RatedClient>] = &[
     }),
 ];
 
+/// The column of the worker, which all clients of one worker have in common.
+pub(crate) const WORKER: usize = 2;
 /// The column by which clients are sorted at first: the busiest are the first ones.
 pub(crate) const BY_RATE: usize = 4;

@@ -72,58 +72,71 @@ pub(crate) struct PlacedCell {
     pub(crate) cell: Cell,
 }
 
-/// Returns the header and the rows as lines of a screen of this width. The name of the sorted column is marked.
-pub(crate) fn lines<R>(
-    columns: &[Column<R>],
-    rows: &[&R],
-    sorting: Sorting,
-    width: usize,
-) -> (Vec<PlacedCell>, Vec<Vec<PlacedCell>>) {
-    let names: Vec<Cell> = (0..columns.len())
-        .map(|column| Cell::from(sorting.marked(column, columns[column].name)))
-        .collect();
-    let cells: Vec<Vec<Cell>> = rows
-        .iter()
-        .map(|row| columns.iter().map(|column| (column.cell)(row)).collect())
-        .collect();
-    let natural: Vec<usize> = (0..columns.len())
-        .map(|column| {
-            let cells = cells.iter().map(|row| row[column].width());
-            let name = names[column].width();
-            cells
-                .max()
-                .unwrap_or(0)
-                .max(name)
-                .max(columns[column].usual)
-        })
-        .collect();
-    let fitted = fit(columns, &natural, width);
-    let place = |row: &[Cell]| placed(columns, &fitted, row);
-    (place(&names), cells.iter().map(|row| place(row)).collect())
+/// The columns of a table, and how it is sorted.
+#[derive(Debug)]
+pub(crate) struct Shape<'a, R> {
+    pub(crate) columns: &'a [Column<R>],
+    pub(crate) sorting: Sorting,
+    /// A column that is left out in any case.
+    pub(crate) without: Option<usize>,
 }
 
-/// Returns the columns that fit, each with its width.
-fn fit<R>(columns: &[Column<R>], natural: &[usize], width: usize) -> Vec<(usize, usize)> {
-    let least = |column: usize| match columns[column].is_word {
-        true => natural[column].min(SHORT_WORD),
-        false => natural[column],
-    };
-    let mut fitted: Vec<(usize, usize)> = (0..columns.len())
-        .map(|column| (column, least(column)))
-        .collect();
-    while total(&fitted) > width {
-        let ranks = fitted.iter().map(|(column, _)| columns[*column].rank);
-        let Some(highest) = ranks.max().filter(|rank| *rank > 0) else {
-            break;
+impl<R> Shape<'_, R> {
+    /// Returns the header and the rows as lines of a screen of this width. The name of the sorted column is marked.
+    pub(crate) fn lines(
+        &self,
+        rows: &[&R],
+        width: usize,
+    ) -> (Vec<PlacedCell>, Vec<Vec<PlacedCell>>) {
+        let (columns, sorting) = (self.columns, self.sorting);
+        let names: Vec<Cell> = (0..columns.len())
+            .map(|column| Cell::from(sorting.marked(column, columns[column].name)))
+            .collect();
+        let cells: Vec<Vec<Cell>> = rows
+            .iter()
+            .map(|row| columns.iter().map(|column| (column.cell)(row)).collect())
+            .collect();
+        let natural: Vec<usize> = (0..columns.len())
+            .map(|column| {
+                let cells = cells.iter().map(|row| row[column].width());
+                let name = names[column].width();
+                cells
+                    .max()
+                    .unwrap_or(0)
+                    .max(name)
+                    .max(columns[column].usual)
+            })
+            .collect();
+        let fitted = self.fit(&natural, width);
+        let place = |row: &[Cell]| placed(columns, &fitted, row);
+        (place(&names), cells.iter().map(|row| place(row)).collect())
+    }
+
+    /// Returns the columns that fit, each with its width.
+    fn fit(&self, natural: &[usize], width: usize) -> Vec<(usize, usize)> {
+        let columns = self.columns;
+        let least = |column: usize| match columns[column].is_word {
+            true => natural[column].min(SHORT_WORD),
+            false => natural[column],
         };
-        fitted.retain(|(column, _)| columns[*column].rank < highest);
+        let mut fitted: Vec<(usize, usize)> = (0..columns.len())
+            .filter(|column| self.without != Some(*column))
+            .map(|column| (column, least(column)))
+            .collect();
+        while total(&fitted) > width {
+            let ranks = fitted.iter().map(|(column, _)| columns[*column].rank);
+            let Some(highest) = ranks.max().filter(|rank| *rank > 0) else {
+                break;
+            };
+            fitted.retain(|(column, _)| columns[*column].rank < highest);
+        }
+        let mut left = width.saturating_sub(total(&fitted));
+        for (column, width) in &mut fitted {
+            let more = (natural[*column] - *width).min(left);
+            (*width, left) = (*width + more, left - more);
+        }
+        fitted
     }
-    let mut left = width.saturating_sub(total(&fitted));
-    for (column, width) in &mut fitted {
-        let more = (natural[*column] - *width).min(left);
-        (*width, left) = (*width + more, left - more);
-    }
-    fitted
 }
 
 fn total(fitted: &[(usize, usize)]) -> usize {
@@ -291,8 +304,17 @@ mod tests {
     ];
 
     fn shown(width: usize, word: &'static str) -> String {
+        shown_without(None, width, word)
+    }
+
+    fn shown_without(without: Option<usize>, width: usize, word: &'static str) -> String {
         let row = (word, 7.0);
-        let (header, rows) = lines(COLUMNS, &[&row], Sorting::default(), width);
+        let shape = Shape {
+            columns: COLUMNS,
+            sorting: Sorting::default(),
+            without,
+        };
+        let (header, rows) = shape.lines(&[&row], width);
         let line = |cells: &[PlacedCell]| {
             cells.iter().fold(String::new(), |line, placed| {
                 let text = placed.cell.text();
@@ -323,6 +345,7 @@ mod tests {
         ] {
             assert_eq!(shown(width, word), expected, "{width}");
         }
+        assert_eq!(shown_without(Some(1), 60, "a"), "WORD RARE|a       x");
     }
 
     #[test]

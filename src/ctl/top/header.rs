@@ -4,7 +4,7 @@ use anstyle::Style;
 use ratatui_core::text::{Line, Span};
 
 use super::state::Top;
-use super::text::{fact, foreign, styled};
+use super::text::{fact, fact_within, foreign, styled};
 use crate::ctl::figures::{grouped, in_letters, in_words, rate, time};
 use crate::ctl::status::{Notice, notices};
 use crate::ctl::style::BAD;
@@ -55,15 +55,17 @@ pub(super) fn unusual(top: &Top, most: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// Returns the lines of figures, the most important first.
-pub(super) fn figures(top: &Top) -> Vec<Line<'static>> {
+/// Returns the lines of figures, the most important first, as much of each as fits this width.
+pub(super) fn figures(top: &Top, width: usize) -> Vec<Line<'static>> {
     let status = &top.status;
-    vec![
-        fact("requests", &requests(top)),
-        fact("workers", &workers(status)),
-        fact("clients", &clients(top)),
-        fact("queue", &queue(&status.listeners)),
-    ]
+    let figures = [
+        ("requests", requests(top)),
+        ("workers", workers(status)),
+        ("clients", clients(top)),
+        ("queue", queue(&status.listeners)),
+    ];
+    let within = |(word, text): (&str, String)| fact_within(word, &text, width);
+    figures.into_iter().map(within).collect()
 }
 
 fn requests(top: &Top) -> String {

@@ -75,11 +75,12 @@ pub(crate) fn of_drain(status: &Status) -> Confirmation {
             under_way: "ending the drain".to_owned(),
         },
         false => {
+            let stay = if status.clients == 1 { "stays" } else { "stay" };
             let clients = counted(status.clients, "client");
             Confirmation {
                 change: ChangeVerb::Drain(DrainArguments::default()),
                 question: format!(
-                    "(y/n) drain {name}? New clients will be refused, {clients} stay"
+                    "(y/n) drain {name}? New clients will be refused, {clients} {stay}"
                 ),
                 is_drawn: false,
                 answered_from: None,

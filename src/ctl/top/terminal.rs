@@ -214,11 +214,13 @@ pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 mod tests {
     use std::env;
     use std::process::{Command, Stdio};
+    use std::sync::mpsc;
 
     use ratatui_core::style::{Color, Style};
 
     use super::*;
     use crate::ctl::style::Seen;
+    use crate::ctl::top::inputs::{self, Input};
 
     fn drawn(paint: Paint, cells: &[(u16, u16, Cell)]) -> String {
         let mut out = Vec::new();
@@ -260,17 +262,14 @@ mod tests {
         );
     }
 
-    /// The variable with which the test below runs itself, on a terminal.
+    /// The variable with which the tests below run themselves, on a terminal.
     const ON_TERMINAL: &str = "PANIC_ON_A_TERMINAL";
 
-    #[test]
-    fn a_panic_leaves_the_screen_before_its_message() {
-        if env::var_os(ON_TERMINAL).is_some() {
-            let _guard = ScreenGuard::enter(&mut io::stdout()).expect("a terminal");
-            panic!("on the screen");
-        }
+    /// Runs a test of this module on a terminal, in which it panics with the words "on the screen", and checks what is
+    /// left of the screen.
+    fn check_panic(test: &str) {
         let program = env::current_exe().expect("it runs");
-        let test = "ctl::top::terminal::tests::a_panic_leaves_the_screen_before_its_message";
+        let test = format!("{}::{test}", module_path!().replacen("fdpassd::", "", 1));
         let run = format!("{} --exact {test} --nocapture", program.display());
         let line = format!("stty -g; {ON_TERMINAL}=1 {run}; stty -g");
         let mut script = Command::new("script");
@@ -286,10 +285,37 @@ mod tests {
         };
         assert!(at("\x1b[?1049h") < at("\x1b[?1049l"), "{text:?}");
         assert!(at("\x1b[?1049l") < at("on the screen"), "{text:?}");
+        assert_eq!(text.matches("on the screen").count(), 1, "{text:?}");
         let mut modes = text.lines().map(str::trim);
         let (before, after) = (modes.next(), modes.next_back());
         assert!(before.is_some_and(|modes| modes.contains(':')), "{text:?}");
         assert_eq!(before, after);
+        assert!(text.contains("test result: FAILED"), "{text:?}");
+    }
+
+    #[test]
+    fn a_panic_leaves_the_screen_before_its_message() {
+        if env::var_os(ON_TERMINAL).is_some() {
+            let _guard = ScreenGuard::enter(&mut io::stdout()).expect("a terminal");
+            panic!("on the screen");
+        }
+        check_panic("a_panic_leaves_the_screen_before_its_message");
+    }
+
+    #[test]
+    fn a_panic_in_another_thread_ends_the_program() {
+        if env::var_os(ON_TERMINAL).is_some() {
+            let _guard = ScreenGuard::enter(&mut io::stdout()).expect("a terminal");
+            let (inputs, received) = mpsc::channel();
+            inputs::start(&inputs, |_| panic!("on the screen")).expect("a thread");
+            drop(inputs);
+            if let Ok(Input::Panicked(panic)) = received.recv() {
+                assert!(!is_entered());
+                panic::resume_unwind(panic);
+            }
+            return;
+        }
+        check_panic("a_panic_in_another_thread_ends_the_program");
     }
 
     #[test]

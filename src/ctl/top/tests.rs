@@ -266,6 +266,59 @@ fn the_other_views_are_drawn_at_all_widths() {
 }
 
 #[test]
+fn figures_end_at_a_comma_where_they_do_not_fit() {
+    let mut top = top(status_of(8));
+    let mut lines = |columns| -> Vec<String> {
+        let shown = screen(&mut top, columns, 24);
+        shown.lines().skip(1).take(4).map(str::to_owned).collect()
+    };
+    assert_eq!(
+        lines(40),
+        [
+            "requests  12k/s, p50 42µs to 250ms, …",
+            "workers   6 of 8 ready; deaths 0, …",
+            "clients   1,234 of 65,536; new 15/s, …",
+            "queue     127.0.0.1:8080 0/4096",
+        ]
+    );
+    assert_eq!(
+        lines(64)[2],
+        "clients   1,234 of 65,536; new 15/s, moved 3/s; refused 3, …"
+    );
+    assert_eq!(
+        lines(65)[2],
+        "clients   1,234 of 65,536; new 15/s, moved 3/s; refused 3, lost 1"
+    );
+}
+
+#[test]
+fn rows_out_of_sight_are_not_formatted() {
+    // None of them has a long address, or one that is visible, or one that is not.
+    let [none, visible, hidden] = [0, 3, 9999].map(|long| {
+        let mut top = top(status_of(8));
+        press(&mut top, &[Char('c')]);
+        let clients = (1..=10_000).map(|id| ClientStatus {
+            peer: match id == long {
+                true => "x".repeat(60),
+                false => format!("192.0.2.1:{id}"),
+            },
+            ..client(id)
+        });
+        // In the order of their numbers, as no rate is known.
+        top.receive(News::Clients(ClientList {
+            of: ClientsWanted::All,
+            clients: clients.collect(),
+            is_complete: true,
+            error: None,
+        }));
+        screen(&mut top, 160, 24)
+    });
+    // A column is as wide as its widest cell that was formatted.
+    assert_ne!(visible, none);
+    assert_eq!(hidden, none);
+}
+
+#[test]
 fn every_size_is_drawn_and_small_ones_get_a_sentence() {
     for view in ['w', 'c', 'e', '?'] {
         let mut top = top(hostile_status());
@@ -397,6 +450,35 @@ fn a_drained_daemon_is_undrained() {
 }
 
 #[test]
+fn one_client_stays_and_several_stay() {
+    for (clients, words) in [(1, "1 client stays"), (2, "2 clients stay")] {
+        let mut status = status_of(1);
+        status.clients = clients;
+        let mut top = top(status);
+        press(&mut top, &[Char('d')]);
+        let shown = screen(&mut top, 80, 24);
+        assert!(shown.ends_with(&format!("{words}\n")), "{shown}");
+    }
+}
+
+#[test]
+fn a_waiting_seat_shows_when_its_worker_starts() {
+    let mut top = top(status_of(4));
+    press(&mut top, &[End]);
+    let shown = screen(&mut top, 80, 24);
+    assert!(
+        shown.contains(" waiting ") && shown.contains(" in 4s\n"),
+        "{shown}"
+    );
+    press(&mut top, &[Enter]);
+    let shown = screen(&mut top, 80, 24);
+    assert!(
+        shown.contains("worker    none, waiting, starts in 4s; seat 3"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn a_seat_without_a_worker_is_not_recycled() {
     let mut top = top(status_of(4));
     assert!(press(&mut top, &[End, Char('r')]).is_none());
@@ -502,7 +584,7 @@ fn a_list_that_is_refused_is_no_outage() {
     // The last list stays below it.
     assert!(shown.contains("192.0.2."), "{shown}");
     send_clients(&mut top, 20);
-    assert!(screen(&mut top, 80, 24).contains("\n20 clients\n"));
+    assert!(screen(&mut top, 80, 24).contains("\n20 clients, 1 to 16\n"));
 }
 
 #[test]

@@ -13,6 +13,20 @@ pub(super) fn fact(word: &str, text: &str) -> Line<'static> {
     Line::raw(format!("{word:10}{text}"))
 }
 
+/// Returns a line with a word in front of parts that commas and semicolons separate: as many as fit this width.
+pub(super) fn fact_within(word: &str, text: &str, width: usize) -> Line<'static> {
+    let whole = fact(word, text);
+    if whole.width() <= width {
+        return whole;
+    }
+    let fits = |(end, _): &(usize, &str)| fact(word, &text[..*end]).width() + " …".len() <= width;
+    let ends = text.match_indices([',', ';']).take_while(fits);
+    match ends.last() {
+        Some((end, separator)) => fact(word, &format!("{}{separator} …", &text[..end])),
+        None => whole,
+    }
+}
+
 /// Returns a line with a word in a style in front of a text from outside, which is escaped.
 pub(super) fn foreign(word: &str, style: Style, text: &str) -> Line<'static> {
     let text = Escaped(text).to_string();

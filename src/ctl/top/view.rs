@@ -1,5 +1,7 @@
 //! Draws the state of the screen. On a small one it leaves out events, figures and columns.
 
+use std::ops::Range;
+
 use anstyle::Style;
 use ratatui_core::buffer::Buffer;
 use ratatui_core::layout::Rect;
@@ -7,7 +9,7 @@ use ratatui_core::style::Modifier;
 use ratatui_core::terminal::Frame;
 use ratatui_core::text::{Line, Span};
 
-use super::columns::{self, Column, PlacedCell, Sorting};
+use super::columns::{PlacedCell, Shape};
 use super::news::EventLine;
 use super::state::{Top, View};
 use super::text::{event, styled};
@@ -40,10 +42,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, top: &mut Top) {
     draw_header(&mut page, top, area.height);
     match top.view() {
         View::Workers => draw_workers(&mut page, top),
-        View::Clients => {
-            page.write(&clients_title(top));
-            draw_clients(&mut page, top);
-        }
+        View::Clients => draw_clients(&mut page, top, None),
         View::Worker(key) => draw_worker(&mut page, top, key),
         View::Client(id) => draw_client(&mut page, top, id),
         View::Events => draw_all_events(&mut page, top),
@@ -127,7 +126,7 @@ fn draw_header(page: &mut Page<'_>, top: &Top, height: u16) {
     let most = if height < ROOMY_LINES { 1 } else { 3 };
     let notices = header::unusual(top, most);
     notices.iter().for_each(|line| page.write(line));
-    let figures = header::figures(top);
+    let figures = header::figures(top, page.width.into());
     let most = if height < ROOMY_LINES {
         1
     } else {
@@ -153,35 +152,41 @@ fn draw_workers(page: &mut Page<'_>, top: &mut Top) {
     let title = title("worker", rows.len(), &window);
     page.write(&styled(title, FAINT));
     let at = selected.map(|at| at.saturating_sub(window.start));
-    draw_table(page, workers::COLUMNS, &rows[window], sorting, at);
+    let shape = Shape {
+        columns: workers::COLUMNS,
+        sorting,
+        without: None,
+    };
+    draw_table(page, &shape, &rows[window], at);
     if events > 0 {
         page.write(&Line::default());
         draw_events(page, top.events.last(page.left()));
     }
 }
 
-fn draw_clients(page: &mut Page<'_>, top: &mut Top) {
+/// Draws the clients, without one of the columns if that is given.
+fn draw_clients(page: &mut Page<'_>, top: &mut Top, without: Option<usize>) {
     let rows = top.client_rows();
     let keys: Vec<ClientId> = rows.iter().map(|client| client.status.id).collect();
-    let height = page.left().saturating_sub(1);
+    // A title and a header.
+    let height = page.left().saturating_sub(2);
     let mut selection = top.client_table.selection.clone();
     let selected = selection.settle(&keys);
     let window = selection.window(rows.len(), height);
     let at = selected.map(|at| at.saturating_sub(window.start));
-    let sorting = top.client_table.sorting;
-    draw_table(page, clients::COLUMNS, &rows[window], sorting, at);
+    page.write(&clients_title(top, &window));
+    let shape = Shape {
+        columns: clients::COLUMNS,
+        sorting: top.client_table.sorting,
+        without,
+    };
+    draw_table(page, &shape, &rows[window], at);
     top.client_table.selection = selection;
 }
 
 /// Draws a header and rows. `selected` is a position in the rows.
-fn draw_table<R>(
-    page: &mut Page<'_>,
-    columns: &[Column<R>],
-    rows: &[&R],
-    sorting: Sorting,
-    selected: Option<usize>,
-) {
-    let (header, rows) = columns::lines(columns, rows, sorting, page.width.into());
+fn draw_table<R>(page: &mut Page<'_>, shape: &Shape<'_, R>, rows: &[&R], selected: Option<usize>) {
+    let (header, rows) = shape.lines(rows, page.width.into());
     page.write_cells(&header, Style::new().bold(), false);
     for (at, row) in rows.iter().enumerate() {
         page.write_cells(row, Style::new(), selected == Some(at));
@@ -197,8 +202,8 @@ fn draw_worker(page: &mut Page<'_>, top: &mut Top, key: WorkerKey) {
     for line in workers::details(&top.status, &row) {
         page.write(&line);
     }
-    page.write(&clients_title(top));
-    draw_clients(page, top);
+    // Their worker is the one above.
+    draw_clients(page, top, Some(clients::WORKER));
 }
 
 fn draw_client(page: &mut Page<'_>, top: &Top, id: ClientId) {
@@ -231,16 +236,24 @@ fn draw_all_events(page: &mut Page<'_>, top: &mut Top) {
 }
 
 /// Returns `64 workers`, or `64 workers, 12 to 21` if these are visible.
-fn title(noun: &str, all: usize, window: &std::ops::Range<usize>) -> String {
-    let counted = counted(all as u64, noun);
-    match window.len() < all {
-        false => counted,
-        true => format!("{counted}, {} to {}", window.start + 1, window.end),
+fn title(noun: &str, all: usize, window: &Range<usize>) -> String {
+    counted(all as u64, noun) + &visible(all, window)
+}
+
+/// Returns `, 12 to 21` if these rows are visible, and nothing if all are, or none.
+fn visible(all: usize, window: &Range<usize>) -> String {
+    match window.len() < all && !window.is_empty() {
+        false => String::new(),
+        true => {
+            let [first, last] = [window.start + 1, window.end].map(|at| grouped(at as u64));
+            format!(", {first} to {last}")
+        }
     }
 }
 
-fn clients_title(top: &Top) -> Line<'static> {
-    let rows = top.client_rows().len() as u64;
+/// Returns the line above clients, of which these are visible.
+fn clients_title(top: &Top, window: &Range<usize>) -> Line<'static> {
+    let rows = top.clients.clients.len();
     let text = match (&top.clients.error, top.clients.of == top.clients_wanted()) {
         (_, false) => "clients".to_owned(),
         (Some(why), true) => {
@@ -249,11 +262,12 @@ fn clients_title(top: &Top) -> Line<'static> {
                 Span::raw(Escaped(why).to_string()),
             ]);
         }
-        (None, true) if top.clients.is_complete => counted(rows, "client"),
+        (None, true) if top.clients.is_complete => title("client", rows, window),
         (None, true) => format!(
-            "the first {} of {}",
-            grouped(rows),
-            counted(top.status.clients, "client")
+            "the first {} of {}{}",
+            grouped(rows as u64),
+            counted(top.status.clients, "client"),
+            visible(rows, window)
         ),
     };
     styled(text, FAINT)
@@ -310,18 +324,18 @@ fn keys(view: View, width: usize) -> Line<'static> {
         View::Events => &[("q", "quit"), ("Esc", "back"), ("↑↓", "scroll")],
         View::Help => &[("q", "quit"), ("Esc", "back")],
     };
-    let mut spans = Vec::new();
-    let mut left = width;
+    let mut line = Line::default();
     for (key, meaning) in keys {
-        let length = key.chars().count() + meaning.len() + 3;
-        if length > left + 2 {
+        let space = if line.spans.is_empty() { "" } else { "  " };
+        let text = format!(" {meaning}");
+        if line.width() + space.len() + key.chars().count() + text.len() > width {
             break;
         }
-        left = left.saturating_sub(length);
-        spans.push(Span::styled(*key, Style::new().bold()));
-        spans.push(Span::raw(format!(" {meaning}  ")));
+        line.push_span(Span::raw(space));
+        line.push_span(Span::styled(*key, Style::new().bold()));
+        line.push_span(Span::raw(text));
     }
-    Line::from(spans)
+    line
 }
 
 /// The keys, with Esc back to the view before.

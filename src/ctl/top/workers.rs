@@ -36,6 +36,10 @@ pub(crate) struct WorkerRow {
     p99: Option<f64>,
     busy: Option<f64>,
     uptime: Option<f64>,
+    /// The time until the next worker of the seat is started.
+    starts_in: Option<f64>,
+    requests: Option<u64>,
+    errors: Option<u64>,
     restarts: Option<u64>,
     rss: Option<u64>,
 }
@@ -58,6 +62,9 @@ impl WorkerRow {
             p99: worker.p99_seconds,
             busy: worker.busy,
             uptime: worker.uptime_seconds,
+            starts_in: worker.starts_in_seconds,
+            requests: Some(worker.requests_total),
+            errors: Some(worker.errors_total),
             restarts: Some(worker.restarts),
             rss: worker.rss_bytes,
         }
@@ -79,6 +86,9 @@ impl WorkerRow {
             p99: None,
             busy: None,
             uptime: None,
+            starts_in: None,
+            requests: None,
+            errors: None,
             restarts: None,
             rss: None,
         }
@@ -116,7 +126,10 @@ fn seat_details(worker: &WorkerStatus, row: &WorkerRow) -> Vec<Line<'static>> {
         (None, _) => format!("none, {}", worker.state.as_str()),
     };
     let uptime = worker.uptime_seconds.map(in_letters);
-    let uptime = uptime.map_or_else(String::new, |uptime| format!(", up {uptime}"));
+    let mut uptime = uptime.map_or_else(String::new, |uptime| format!(", up {uptime}"));
+    if let Some(next) = worker.starts_in_seconds.map(starts_in) {
+        uptime = format!(", starts {next}");
+    }
     let name = format!(
         "{name}{uptime}; seat {}, generation {}, {}",
         worker.seat,
@@ -203,6 +216,11 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.0}M", bytes as f64 / MIB)
 }
 
+/// Returns when the next worker of a seat is started: `in 4s`.
+fn starts_in(seconds: f64) -> String {
+    format!("in {}", in_letters(seconds.ceil()))
+}
+
 /// Returns `35%`.
 fn share(part: f64) -> String {
     format!("{:.0}%", part * 100.0)
@@ -245,6 +263,20 @@ pub(crate) const COLUMNS: &[Column<WorkerRow>] = &[
         |row| shown(row.waiting, short),
         |row| row.waiting.map(|count| count as f64),
     ),
+    Column::figure(
+        "REQUESTS",
+        8,
+        9,
+        |row| shown(row.requests, short),
+        |row| row.requests.map(|count| count as f64),
+    ),
+    Column::figure(
+        "ERRORS",
+        6,
+        10,
+        |row| shown(row.errors, short),
+        |row| row.errors.map(|count| count as f64),
+    ),
     Column::figure("REQ/S", 5, 0, |row| shown(row.rate, rate), |row| row.rate),
     Column::figure("P50", 5, 2, |row| shown(row.p50, time), |row| row.p50),
     Column::figure("P99", 5, 1, |row| shown(row.p99, time), |row| row.p99),
@@ -253,7 +285,14 @@ pub(crate) const COLUMNS: &[Column<WorkerRow>] = &[
         "UPTIME",
         6,
         5,
-        |row| shown(row.uptime, in_letters),
+        |row| {
+            let next = row.starts_in.map(starts_in);
+            row.uptime
+                .map(in_letters)
+                .or(next)
+                .unwrap_or_default()
+                .into()
+        },
         |row| row.uptime,
     ),
     Column::figure(

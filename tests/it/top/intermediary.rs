@@ -17,12 +17,12 @@ use tempfile::TempDir;
 use crate::common::frame;
 use crate::common::program::{FDPASSCTL, control_socket};
 
-/// What becomes of a request.
+/// Decision about a request.
 pub enum Fate {
     /// The daemon answers it.
     Passed,
     Answered(String),
-    /// It has no reply, and the connection stays open.
+    /// No reply is sent, and the connection stays open.
     Ignored,
 }
 
@@ -74,7 +74,7 @@ impl Intermediary {
         self.place.path().join("control.sock")
     }
 
-    /// Returns `top` with these arguments, for the daemon behind this.
+    /// Returns `top` with these arguments, for the daemon.
     pub fn top(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(FDPASSCTL);
         command.arg("top").args(arguments);
