@@ -6,7 +6,6 @@ mod zygotes;
 use std::time::{Duration, Instant};
 
 use crate::config::{Listen, StartMode};
-use crate::logging;
 use crate::master::handover::unleased::Leasing;
 use crate::master::workers::actions::WorkerParameters;
 use crate::master::workers::messages::MessageOutcome;
@@ -14,7 +13,6 @@ use crate::master::workers::zygote::{Birth, ForkedWorker};
 use crate::master::{Error, Master, memory};
 use crate::pool::{Action, Why};
 use crate::proto::channel::ToWorker;
-use crate::proto::control::{About, Kind};
 use crate::proto::names::{Generation, WorkerId};
 use crate::sys::process::{self, Exit};
 
@@ -147,33 +145,6 @@ impl Master {
         let generation = member.map_or(self.settings.generation, |member| member.generation);
         let config = self.reloads.config_of(generation, &self.settings);
         config.workers.start_timeout
-    }
-
-    /// Announces that the daemon serves, if the worker that has become ready is the first one.
-    fn announce(&mut self) {
-        let Some(announce) = self.manager.announce.take() else {
-            return;
-        };
-        let listeners = self.listeners.all.iter();
-        let addresses: Vec<String> = listeners
-            .map(|listener| listener.address.to_string())
-            .collect();
-        let sentence = format_args!(
-            "{} {} serves on {}",
-            self.name,
-            self.version,
-            addresses.join(", ")
-        );
-        let events = &mut self.telemetry.events;
-        match logging::is_on_stdout() {
-            true => events.record(Kind::Started, About::default(), sentence),
-            false => events.note(Kind::Started, About::default(), sentence),
-        }
-        // One that expects a PROXY protocol header serves load balancers.
-        let mut listeners = self.listeners.all.iter();
-        let plain = listeners.find(|listener| listener.proxy.is_none());
-        announce(&addresses, plain.map(|listener| &listener.address));
-        self.manager.notify_ready();
     }
 
     /// Collects all children that have ended.

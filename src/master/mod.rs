@@ -26,6 +26,7 @@ mod listeners;
 mod memory;
 mod metrics;
 mod reload;
+mod reports;
 mod requests;
 mod retry;
 mod service_manager;
@@ -59,7 +60,7 @@ use crate::master::listeners::Listeners;
 use crate::master::listeners::served::Served;
 use crate::master::reload::Reloads;
 use crate::master::retry::Outage;
-use crate::master::service_manager::{Details, ManagerLink};
+use crate::master::service_manager::ManagerLink;
 use crate::master::settings::SettingsInForce;
 use crate::master::signals::SignalQueue;
 use crate::master::telemetry::Telemetry;
@@ -380,21 +381,5 @@ impl Master {
             let events = &mut self.telemetry.events;
             exporter.check_ended(service, events, &self.poller, now);
         }
-    }
-
-    /// Reports the state at the end of an iteration of the loop to the service manager.
-    fn report_to_manager(&mut self, now: Instant) {
-        if !self.manager.notifier.is_present() {
-            return;
-        }
-        let snapshot = self.status_snapshot();
-        let missing = snapshot.missing(false);
-        let summary = snapshot.summary(missing.len());
-        let details = Details {
-            last_reload: self.settings.last_reload.as_ref(),
-            stale: self.settings.stale.as_deref(),
-            missing: &missing,
-        };
-        self.manager.report(summary, &details, now);
     }
 }

@@ -74,7 +74,7 @@ const MAY_IMPORT: [(&str, &[&str]); 22] = [
 
 /// Each room of `master`, and the rooms that it may know, which all stand before it. Items of `master` itself are
 /// open to all of them.
-const ROOM_MAY_IMPORT: [(&str, &[&str]); 22] = [
+const ROOM_MAY_IMPORT: [(&str, &[&str]); 23] = [
     ("error", &[]),
     ("lifecycle", &[]),
     ("retry", &["error"]),
@@ -190,6 +190,17 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 22] = [
         ],
     ),
     (
+        "reports",
+        &[
+            "control",
+            "listeners",
+            "requests",
+            "service_manager",
+            "settings",
+            "telemetry",
+        ],
+    ),
+    (
         "children",
         &[
             "clients",
@@ -200,7 +211,7 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 22] = [
             "listeners",
             "memory",
             "reload",
-            "service_manager",
+            "reports",
             "settings",
             "telemetry",
             "workers",
