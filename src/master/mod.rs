@@ -336,7 +336,7 @@ impl Master {
             self.handover.upgrade.as_ref().map(Upgrade::deadline),
             store.and_then(|store| store.canaries.deadline()),
             store.and_then(|store| store.unleased.deadline()),
-            self.manager.notifier.deadline(),
+            self.manager.deadline(now),
             self.exporter.as_ref().and_then(Exporter::deadline),
             self.reloads.deadline(),
         ]

@@ -32,13 +32,19 @@ impl Master {
         let mut listeners = self.listeners.all.iter();
         let plain = listeners.find(|listener| listener.proxy.is_none());
         announce(&addresses, plain.map(|listener| &listener.address));
-        self.manager.notify_ready();
+        self.manager.note_first_worker();
     }
 
     /// Reports the state at the end of an iteration of the loop to the service manager.
     pub(super) fn report_to_manager(&mut self, now: Instant) {
         if !self.manager.notifier.is_present() {
             return;
+        }
+        if !self.lifecycle.is_ending()
+            && self.manager.end_start(&self.workers.pool, now)
+            && self.lifecycle.is_rolling()
+        {
+            self.manager.notify_reloading();
         }
         let snapshot = self.status_snapshot();
         let missing = snapshot.missing(false);

@@ -13,7 +13,7 @@ use super::listeners::listener::Listener;
 use super::listeners::open::{ListenerOpener, OnOpenError, join_listeners};
 use super::listeners::open_control::open_control;
 use super::memory::{self, Memory};
-use super::{ActivatedSockets, Error, Master, MasterSetup, Token};
+use super::{ActivatedSockets, Announce, Error, Master, MasterSetup, Token};
 use crate::config::Config;
 use crate::loop_clock::LoopClock;
 use crate::master::capacity::ClientLimits;
@@ -95,7 +95,7 @@ impl Master {
             control,
             handover: HandoverState::new(),
             telemetry: Telemetry::new(),
-            manager: ManagerLink::new(setup.announce, now),
+            manager: link_to_manager(setup.announce, &settings.config, &mut origin, now),
             exporter,
             reloads: Reloads::default(),
             lifecycle: Lifecycle::Running,
@@ -107,6 +107,20 @@ impl Master {
         master.clients.end_left_apps(now);
         Ok(master)
     }
+}
+
+/// Finds the service manager. Unless this process was ready before an upgrade, the manager waits for the workers.
+fn link_to_manager(
+    announce: Announce,
+    config: &Config,
+    origin: &mut MasterOrigin,
+    now: Instant,
+) -> ManagerLink {
+    let mut manager = ManagerLink::new(announce, now);
+    if origin.carried_over().is_none() {
+        manager.begin_start(config.workers.start_timeout, now);
+    }
+    manager
 }
 
 /// Adopts what workers leave behind, and protects the master when memory runs out, as far as the system allows it.

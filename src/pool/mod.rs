@@ -230,6 +230,16 @@ impl Pool {
             .max_by_key(rank)
     }
 
+    /// Returns whether each seat below the count has a ready worker, even one that will be replaced. A seat whose next
+    /// worker waits for its start has none.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let mut has_ready = vec![false; self.seats()];
+        let ready = self.members().filter(|member| member.is_ready());
+        ready.for_each(|member| has_ready[member.seat] = true);
+        has_ready[..self.target.count].iter().all(|ready| *ready)
+    }
+
     /// Returns the earliest start of the next worker of a seat without a fresh one; `None` if the seat does not wait.
     #[must_use]
     pub fn due(&self, seat: usize) -> Option<Instant> {

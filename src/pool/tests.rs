@@ -290,6 +290,26 @@ fn scaling_adds_and_drains_workers_and_kills_starting_ones() {
 }
 
 #[test]
+fn a_pool_is_complete_when_each_seat_has_a_ready_worker() {
+    let now = Instant::now();
+    let mut pool = Pool::new(target(1, 2), now, 1);
+    assert!(!pool.is_complete(), "before any action");
+    turn(&mut pool, now);
+    assert!(pool.ready(w(1), now) && !pool.is_complete());
+    let wait = pool.exited(w(2), false, now).expect("it is replaced");
+    assert!(wait > Duration::ZERO);
+    turn(&mut pool, now);
+    assert!(!pool.is_complete(), "a seat waits");
+    assert_eq!(spawned(&turn(&mut pool, now + wait)), [(1, w(3))]);
+    assert!(pool.ready(w(3), now + wait) && pool.is_complete());
+    assert!(pool.recycle(w(1)) && pool.is_complete(), "it still serves");
+    pool.scale(3);
+    assert!(!pool.is_complete());
+    pool.scale(1);
+    assert!(pool.is_complete());
+}
+
+#[test]
 fn a_recycled_worker_goes_when_its_successor_is_ready() {
     let now = Instant::now();
     let mut pool = ready_pool(2, now);

@@ -193,11 +193,13 @@ const ROOM_MAY_IMPORT: [(&str, &[&str]); 23] = [
         "reports",
         &[
             "control",
+            "lifecycle",
             "listeners",
             "requests",
             "service_manager",
             "settings",
             "telemetry",
+            "workers",
         ],
     ),
     (

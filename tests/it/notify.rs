@@ -2,6 +2,7 @@
 
 mod reload;
 mod socket;
+mod start;
 
 use std::fs;
 use std::io;
@@ -14,6 +15,9 @@ use tempfile::TempDir;
 
 use crate::common::program::{Program, ctl_command};
 use crate::common::{FDPASSD, kernel, let_pass, while_idle};
+
+/// How the notification begins that a start may take longer.
+const EXTENSION: &str = "EXTEND_TIMEOUT_USEC=";
 
 /// A service manager that receives notifications, and reads them when a test asks for them.
 struct Manager {
@@ -42,19 +46,31 @@ impl Manager {
         self.setup(config).start().expect("the daemon serves")
     }
 
-    /// Waits for the next notification.
+    /// Waits for the next notification, that of a longer start aside.
     #[track_caller]
     fn next(&self) -> String {
+        loop {
+            let told = self.next_of_all();
+            if !told.starts_with(EXTENSION) {
+                return told;
+            }
+        }
+    }
+
+    /// Waits for the next notification.
+    #[track_caller]
+    fn next_of_all(&self) -> String {
         self.socket
             .set_read_timeout(Some(TIMEOUT))
             .expect("it is a time");
         receive(&self.socket).expect("the manager is told something")
     }
 
-    /// Returns a notification that is already there.
+    /// Returns a notification that is already there, that of a longer start aside.
     fn pending(&self) -> Option<String> {
         self.socket.set_nonblocking(true).expect("it is a socket");
-        let told = receive(&self.socket);
+        let mut all = std::iter::from_fn(|| receive(&self.socket));
+        let told = all.find(|told| !told.starts_with(EXTENSION));
         self.socket.set_nonblocking(false).expect("it is a socket");
         told
     }

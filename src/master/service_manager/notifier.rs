@@ -196,6 +196,14 @@ impl Notifier {
         self.0.is_some()
     }
 
+    /// Has the manager wait for the next message for this long, if it would give up before.
+    pub(crate) fn extend_timeout(&mut self, timeout: Duration, now: Instant) {
+        if let Some(manager) = &mut self.0 {
+            let extend = format!("EXTEND_TIMEOUT_USEC={}", timeout.as_micros());
+            manager.notify(&[NotifyState::Custom(&extend)], now);
+        }
+    }
+
     /// Sends a status alone.
     pub(crate) fn send_status(&mut self, status: &dyn fmt::Display, now: Instant) {
         if let Some(manager) = &mut self.0 {

@@ -284,7 +284,8 @@ impl Life {
             self.now = next.unwrap_or(self.now);
         }
         let pool = &self.pool;
-        assert!(pool.is_settled(), "{pool:#?}");
+        // An upgrade waits until it is settled, and a start is over when it is complete.
+        assert!(pool.is_settled() && pool.is_complete(), "{pool:#?}");
         let serving: Vec<usize> = (0..pool.seats())
             .flat_map(|seat| fresh_ready(pool, seat).map(move |_| seat))
             .collect();
