@@ -32,9 +32,12 @@ pub struct Intermediary {
     place: TempDir,
 }
 
+/// Decides what becomes of a request, by its verb and its arguments.
+type Decide = dyn Fn(&str, &Value) -> Fate + Send + Sync;
+
 struct Shared {
     daemon: PathBuf,
-    decide: Box<dyn Fn(&str, &Value) -> Fate + Send + Sync>,
+    decide: Box<Decide>,
     /// Both ends of each connection that was accepted since the last cut.
     streams: Mutex<Vec<UnixStream>>,
     accepted: AtomicUsize,
