@@ -1,5 +1,5 @@
-//! Completion scripts: those of clap_complete, and in addition the ids of workers and clients, for which a script asks
-//! the daemon when they are wanted.
+//! Completion scripts: those of clap_complete, and in addition the ids of workers and clients and the names of methods,
+//! for which a script asks the daemon when they are wanted.
 
 use clap::Command;
 use clap_complete::Shell;

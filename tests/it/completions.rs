@@ -91,6 +91,9 @@ fn fish_completes_verbs_and_their_values() {
     assert_eq!(words.join(" "), expected);
 }
 
+/// The methods of that daemon.
+const METHODS: &str = "methods pi ping";
+
 /// Returns a daemon with two workers, the ids of its workers, and that of its first client.
 fn daemon() -> (Running, String, String) {
     let daemon = start("workers.count = 2");
@@ -126,10 +129,11 @@ fn bash_completes_words_before_options_and_the_ids_of_now() {
         ask fdpassctl -s SOCKET release ''
         ask fdpassctl -s SOCKET kick ''
         ask fdpassctl clients -s SOCKET --worker ''
-        ask fdpassctl call ''
+        ask fdpassctl -s SOCKET call ''
         ask fdpassctl -s SOCKET recycle --
         ask fdpassctl ''
         ask fdpassctl -s /no/such/socket kick ''
+        ask fdpassctl -s /no/such/socket call ''
         true";
     let Some(lines) = completed(
         "bash",
@@ -147,7 +151,7 @@ fn bash_completes_words_before_options_and_the_ids_of_now() {
             workers.clone(),
             client.clone(),
             workers,
-            "ping".to_owned()
+            METHODS.to_owned()
         ]
     );
     assert!(
@@ -165,6 +169,7 @@ fn bash_completes_words_before_options_and_the_ids_of_now() {
         "no daemon, no ids: {}",
         lines[8]
     );
+    assert_eq!(lines[9], "ping");
 }
 
 #[test]
@@ -175,18 +180,23 @@ fn zsh_completes_the_ids_of_now() {
         autoload -Uz compinit && compinit -D -u && source $1
         compadd() { shift; print -- $*; }
         words=(fdpassctl -s SOCKET recycle '')
-        _fdpassctl_recycle && _fdpassctl_workers && _fdpassctl_release
+        _fdpassctl_recycle && _fdpassctl_workers && _fdpassctl_release && _fdpassctl_methods
         autoload +X _fdpassctl
         print -r -- ${functions[_fdpassctl]} | grep -cE ':_fdpassctl_(recycle|workers|release|clients|methods)'";
     let Some(lines) = completed("zsh", &["-f"], &with_daemon(script, &daemon)) else {
         return;
     };
     assert_eq!(
-        lines[..3],
-        [format!("all {workers}"), workers.clone(), workers]
+        lines[..4],
+        [
+            format!("all {workers}"),
+            workers.clone(),
+            workers,
+            METHODS.to_owned()
+        ]
     );
     // recycle, hold, release, kick, call, bench, and clients --worker.
-    assert_eq!(lines[3], "7");
+    assert_eq!(lines[4], "7");
 }
 
 #[test]
@@ -201,7 +211,9 @@ fn fish_completes_the_ids_of_now() {
         echo -
         complete -C 'fdpassctl -s SOCKET kick '
         echo -
-        complete -C 'fdpassctl clients -s SOCKET --worker '";
+        complete -C 'fdpassctl clients -s SOCKET --worker '
+        echo -
+        complete -C 'fdpassctl -s SOCKET call '";
     let Some(lines) = completed("fish", &["--no-config"], &with_daemon(script, &daemon)) else {
         return;
     };
@@ -211,6 +223,6 @@ fn fish_completes_the_ids_of_now() {
         .collect();
     assert_eq!(
         words.join(" "),
-        format!("all {workers} - {client} - {workers}")
+        format!("all {workers} - {client} - {workers} - {METHODS}")
     );
 }

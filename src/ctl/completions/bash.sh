@@ -1,5 +1,5 @@
 
-# Words come before options, with the ids that the daemon has at the moment.
+# Words come before options, with the ids and methods that the daemon has at the moment.
 PROGRAM_ask() {
     local word value= options=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
@@ -21,6 +21,13 @@ PROGRAM_ids() {
     PROGRAM_ask "$1" | awk '$1 == "ID" { on = 1; next } !NF { on = 0 } on && $1 ~ /^[0-9]+$/ { print $1 }'
 }
 
+# The methods that the daemon serves. Each daemon has ping.
+PROGRAM_served() {
+    local names
+    names=$(PROGRAM_ask call methods | grep -o '"name":"[^"]*"' | cut -d '"' -f 4)
+    echo "${names:-ping}"
+}
+
 PROGRAM_words() {
     GENERATED "$@"
     local word words=() known=
@@ -32,7 +39,7 @@ PROGRAM_words() {
             known+=" $(PROGRAM_ask status | sed -n 's/,//g; s/^METHODS *quarantined: \(.*\); lifted.*/\1/p')"
             ;;
         kick) known=$(PROGRAM_ids clients) ;;
-        call | bench) known=ping ;;
+        call | bench) known=$(PROGRAM_served) ;;
     esac
     if [[ -n ${known// /} && $2 != -* ]]; then
         COMPREPLY=($(compgen -W "$known" -- "$2"))

@@ -28,10 +28,17 @@ function PROGRAM_methods
     PROGRAM_ask status | sed -n 's/,//g; s/^METHODS *quarantined: \(.*\); lifted.*/\1/p' | string split ' '
 end
 
+# The methods that the daemon serves. Each daemon has ping.
+function PROGRAM_served
+    set -l names (PROGRAM_ask call methods | grep -o '"name":"[^"]*"' | cut -d '"' -f 4)
+    test (count $names) -gt 0; or set names ping
+    printf '%s\n' $names
+end
+
 complete -c FILE -n "USING recycle" -k -f -a "all (PROGRAM_ids status)"
 complete -c FILE -n "USING hold" -k -f -a "(PROGRAM_ids status)"
 complete -c FILE -n "USING release" -k -f -a "(PROGRAM_ids status; PROGRAM_methods)"
 complete -c FILE -n "USING kick" -k -f -a "(PROGRAM_ids clients)"
 complete -c FILE -n "USING clients" -l worker -x -k -a "(PROGRAM_ids status)"
-complete -c FILE -n "USING call" -f -a "ping"
-complete -c FILE -n "USING bench" -f -a "ping"
+complete -c FILE -n "USING call" -k -f -a "(PROGRAM_served)"
+complete -c FILE -n "USING bench" -k -f -a "(PROGRAM_served)"

@@ -1,4 +1,4 @@
-# The ids that the daemon has at the moment.
+# The ids and methods that the daemon has at the moment.
 PROGRAM_ask() {
     local word value= options=()
     for word in "${words[@]:1}"; do
@@ -36,7 +36,9 @@ PROGRAM_clients() {
     compadd "$@" -- ${(f)"$(PROGRAM_ids clients)"}
 }
 
+# The methods that the daemon serves. Each daemon has ping.
 PROGRAM_methods() {
-    compadd "$@" -- ping
+    local names="$(PROGRAM_ask call methods | grep -o '"name":"[^"]*"' | cut -d '"' -f 4)"
+    compadd "$@" -- ${=names:-ping}
 }
 
