@@ -186,8 +186,8 @@ impl Snapshot<'_> {
     fn seat_status(&self, index: usize, now: Instant) -> WorkerStatus {
         let member = self.workers.pool.occupant(index);
         let worker = member.and_then(|member| self.workers.all.get(&member.id));
-        let nobody = SeatTotals::default();
-        let seat = self.workers.seats.get(index).unwrap_or(&nobody);
+        let no_totals = SeatTotals::default();
+        let seat = self.workers.seats.get(index).unwrap_or(&no_totals);
         // Workers that are leaving the seat still add to it.
         let here = self
             .workers

@@ -66,7 +66,7 @@ mod tests {
         let opened = || open_trusted(&path, process::user());
         set(directory.path(), 0o755);
         set(&path, 0o755);
-        opened().expect("nobody else can change it");
+        opened().expect("no other user can change it");
         set(&path, 0o775);
         assert!(
             opened()
@@ -81,7 +81,7 @@ mod tests {
                 .contains("its directory")
         );
         set(directory.path(), 0o1777);
-        opened().expect("nobody can replace what is another's there");
+        opened().expect("no user can replace the file of another one there");
         assert!(
             open_trusted(directory.path(), process::user())
                 .expect_err("a folder")
