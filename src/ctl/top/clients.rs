@@ -1,6 +1,7 @@
 //! The clients: the rows and columns of their table, and the lines about one of them.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use ratatui_core::text::Line;
 
@@ -18,8 +19,33 @@ use crate::proto::text::Escaped;
 #[derive(Clone, Debug)]
 pub(crate) struct RatedClient {
     pub(crate) status: ClientStatus,
-    /// Requests a second since the list before.
+    /// Requests a second since an earlier list.
     pub(crate) rate: Option<f64>,
+    /// When the next rate begins, and the requests until then.
+    since: (Instant, u64),
+}
+
+impl RatedClient {
+    /// Returns a client of a list that was asked for at this time, with its rate since the list before. The age of a
+    /// client is in whole seconds, and not its clock.
+    fn after(before: Option<&RatedClient>, status: ClientStatus, at: Instant) -> RatedClient {
+        let since = (at, status.requests);
+        let new = |rate| RatedClient {
+            rate,
+            since,
+            status: status.clone(),
+        };
+        let Some(before) = before else {
+            return new(None);
+        };
+        let (began, requests) = before.since;
+        let time = at.saturating_duration_since(began);
+        match status.requests.checked_sub(requests) {
+            None => new(None),
+            Some(more) if time >= MIN_RATE_TIME => new(Some(more as f64 / time.as_secs_f64())),
+            Some(_) => RatedClient { status, ..*before },
+        }
+    }
 }
 
 /// The last list of clients.
@@ -33,8 +59,7 @@ pub(crate) struct RatedClients {
 }
 
 impl RatedClients {
-    /// Returns the list that follows this one, which stays if there is an error instead of one. The age of a client is
-    /// the clock of its rate.
+    /// Returns the list that follows this one, which stays if there is an error instead of one.
     pub(crate) fn next(&self, list: ClientList) -> RatedClients {
         if list.error.is_some() {
             let is_same = self.of == list.of;
@@ -45,16 +70,14 @@ impl RatedClients {
                 error: list.error,
             };
         }
-        let before: HashMap<ClientId, &ClientStatus> = self
+        let before: HashMap<ClientId, &RatedClient> = self
             .clients
             .iter()
-            .map(|client| (client.status.id, &client.status))
+            .map(|client| (client.status.id, client))
             .collect();
         let rated = |status: ClientStatus| {
-            let rate = before
-                .get(&status.id)
-                .and_then(|before| rate_between(before, &status));
-            RatedClient { status, rate }
+            let before = before.get(&status.id).copied();
+            RatedClient::after(before, status, list.at)
         };
         RatedClients {
             of: list.of,
@@ -63,12 +86,6 @@ impl RatedClients {
             error: list.error,
         }
     }
-}
-
-fn rate_between(before: &ClientStatus, now: &ClientStatus) -> Option<f64> {
-    let time = now.age_seconds - before.age_seconds;
-    let more = now.requests.checked_sub(before.requests)?;
-    (time > 0.0).then(|| more as f64 / time)
 }
 
 /// Returns the lines about one client.
@@ -108,6 +125,8 @@ pub(crate) fn details(client: &RatedClient) -> Vec<Line<'static>> {
     lines
 }
 
+/// The shortest time of which a rate is shown: two lists may follow one another at once, as at a change of the view.
+const MIN_RATE_TIME: Duration = Duration::from_millis(500);
 /// The longest name of a method that is shown in full.
 const MAX_METHOD_LEN: usize = 24;
 /// The longest address with that of a load balancer.

@@ -68,6 +68,8 @@ impl<R> Column<R> {
 /// A cell at its place in a line.
 #[derive(Clone, Debug)]
 pub(crate) struct PlacedCell {
+    /// The position of its column among all.
+    pub(crate) column: usize,
     pub(crate) at: usize,
     pub(crate) cell: Cell,
 }
@@ -154,6 +156,7 @@ fn placed<R>(columns: &[Column<R>], fitted: &[(usize, usize)], row: &[Cell]) -> 
             false => width.saturating_sub(text.chars().count()),
         };
         cells.push(PlacedCell {
+            column,
             at: begin + padding,
             cell: Cell::styled(text, row[column].style()),
         });
@@ -184,10 +187,12 @@ impl Sorting {
         }
     }
 
-    /// Sorts by the next column that has figures, or by the one before; after the last one, by none.
-    pub(crate) fn step<R>(&mut self, columns: &[Column<R>], is_forward: bool) {
-        let sortable = (0..columns.len()).filter(|column| columns[*column].figure.is_some());
-        let mut choices: Vec<Option<usize>> = sortable.map(Some).collect();
+    /// Sorts by the next one of these columns that has figures, or by the one before; after the last one, by none.
+    pub(crate) fn step<R>(&mut self, columns: &[Column<R>], shown: &[usize], is_forward: bool) {
+        let sortable = shown
+            .iter()
+            .filter(|column| columns[**column].figure.is_some());
+        let mut choices: Vec<Option<usize>> = sortable.copied().map(Some).collect();
         choices.push(None);
         let now = choices.iter().position(|choice| *choice == self.by);
         let step = if is_forward { 1 } else { choices.len() - 1 };
@@ -360,7 +365,9 @@ mod tests {
         assert_eq!(sorted(sorting), "abcd");
         sorting.is_reversed = true;
         assert_eq!(sorted(sorting), "dcba");
-        sorting.step(COLUMNS, true);
+        sorting.step(COLUMNS, &[0, 2], true);
+        assert_eq!(sorting.by, None, "the column is not shown");
+        sorting.step(COLUMNS, &[0, 1], true);
         assert_eq!((sorting.by, sorted(sorting).as_str()), (Some(1), "adcb"));
         assert_eq!(
             (sorting.marked(1, "N"), sorting.marked(0, "W")),
@@ -368,9 +375,9 @@ mod tests {
         );
         sorting.is_reversed = false;
         assert_eq!(sorted(sorting), "cadb");
-        sorting.step(COLUMNS, true);
+        sorting.step(COLUMNS, &[0, 1], true);
         assert_eq!(sorting.by, None);
-        sorting.step(COLUMNS, false);
+        sorting.step(COLUMNS, &[0, 1], false);
         assert_eq!(sorting.by, Some(1));
     }
 

@@ -1,5 +1,7 @@
 //! Reports of a daemon, as the screen needs them: plain data.
 
+use std::time::Instant;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -39,6 +41,8 @@ pub(crate) enum ClientsWanted {
 #[derive(Debug)]
 pub(crate) struct ClientList {
     pub(crate) of: ClientsWanted,
+    /// When they were asked for.
+    pub(crate) at: Instant,
     pub(crate) clients: Vec<ClientStatus>,
     /// Whether there are no more of them.
     pub(crate) is_complete: bool,

@@ -130,12 +130,14 @@ impl Top {
     fn sort_by_next(&mut self, is_forward: bool) {
         match self.view() {
             View::Workers => {
-                let sorting = &mut self.worker_table.sorting;
-                sorting.step(workers::COLUMNS, is_forward);
+                let table = &mut self.worker_table;
+                let sorting = &mut table.sorting;
+                sorting.step(workers::COLUMNS, &table.shown, is_forward);
             }
             View::Clients | View::Worker(_) => {
-                let sorting = &mut self.client_table.sorting;
-                sorting.step(clients::COLUMNS, is_forward);
+                let table = &mut self.client_table;
+                let sorting = &mut table.sorting;
+                sorting.step(clients::COLUMNS, &table.shown, is_forward);
             }
             View::Client(_) | View::Events | View::Help => {}
         }

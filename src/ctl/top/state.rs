@@ -52,6 +52,8 @@ pub(crate) struct TopMessage {
 pub(crate) struct TableView<K> {
     pub(crate) sorting: Sorting,
     pub(crate) selection: Selection<K>,
+    /// The columns that were shown.
+    pub(crate) shown: Vec<usize>,
 }
 
 impl<K> TableView<K> {
@@ -62,6 +64,7 @@ impl<K> TableView<K> {
                 is_reversed: false,
             },
             selection: Selection::default(),
+            shown: Vec::new(),
         }
     }
 }

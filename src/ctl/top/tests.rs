@@ -142,6 +142,7 @@ fn top(status: Box<Status>) -> Top {
 
 /// Sends the clients that the screen wants, all of them once more a second later, with 10 requests each.
 fn send_clients(top: &mut Top, count: u64) {
+    let began = Instant::now();
     for second in 0..2 {
         let later = |mut client: ClientStatus| {
             client.age_seconds += second as f64;
@@ -156,6 +157,7 @@ fn send_clients(top: &mut Top, count: u64) {
         let clients = (1..=count).map(client).filter(belongs).map(later).collect();
         top.receive(News::Clients(ClientList {
             of,
+            at: began + Duration::from_secs(second),
             clients,
             is_complete: true,
             error: None,
@@ -292,6 +294,23 @@ fn figures_end_at_a_comma_where_they_do_not_fit() {
 }
 
 #[test]
+fn rows_are_sorted_only_by_columns_that_are_shown() {
+    for view in ['w', 'c'] {
+        let mut top = top(status_of(8));
+        press(&mut top, &[Char(view)]);
+        send_clients(&mut top, 20);
+        let marks = (0..20).map(|_| {
+            press(&mut top, &[Char('>')]);
+            screen(&mut top, 80, 24).contains('▾')
+        });
+        let marks: Vec<bool> = marks.collect();
+        // Without a mark, rows are in their own order; the next key sorts them again.
+        let once_in_a_row = marks.windows(2).all(|pair| pair[0] || pair[1]);
+        assert!(once_in_a_row && marks.contains(&false), "{marks:?}");
+    }
+}
+
+#[test]
 fn rows_out_of_sight_are_not_formatted() {
     // None of them has a long address, or one that is visible, or one that is not.
     let [none, visible, hidden] = [0, 3, 9999].map(|long| {
@@ -307,6 +326,7 @@ fn rows_out_of_sight_are_not_formatted() {
         // In the order of their numbers, as no rate is known.
         top.receive(News::Clients(ClientList {
             of: ClientsWanted::All,
+            at: Instant::now(),
             clients: clients.collect(),
             is_complete: true,
             error: None,
@@ -571,6 +591,7 @@ fn a_list_that_is_refused_is_no_outage() {
     let of = top.clients_wanted();
     top.receive(News::Clients(ClientList {
         of,
+        at: Instant::now(),
         clients: Vec::new(),
         is_complete: false,
         error: Some("busy: too many\x1b".to_owned()),
@@ -588,6 +609,38 @@ fn a_list_that_is_refused_is_no_outage() {
 }
 
 #[test]
+fn the_rate_of_a_client_is_of_half_a_second_at_least() {
+    let mut top = top(status_of(1));
+    press(&mut top, &[Char('c')]);
+    let began = Instant::now();
+    let mut rate_after = |milliseconds, requests| {
+        let mut client = client(8);
+        // The age is in whole seconds.
+        (client.age_seconds, client.requests) = (7.0, requests);
+        top.receive(News::Clients(ClientList {
+            of: ClientsWanted::All,
+            at: began + Duration::from_millis(milliseconds),
+            clients: vec![client],
+            is_complete: true,
+            error: None,
+        }));
+        top.client(ClientId(8)).and_then(|client| client.rate)
+    };
+    for (milliseconds, requests, rate) in [
+        (0, 100, None),
+        (499, 150, None),
+        (500, 200, Some(200.0)),
+        // A second list at once, as in another view.
+        (510, 210, Some(200.0)),
+        (1500, 500, Some(300.0)),
+        // Another client, or a count that begins again.
+        (2500, 10, None),
+    ] {
+        assert_eq!(rate_after(milliseconds, requests), rate, "{milliseconds}");
+    }
+}
+
+#[test]
 fn one_client_needs_the_clients_of_its_worker() {
     let mut top = top(status_of(8));
     press(&mut top, &[Char('c')]);
@@ -601,6 +654,7 @@ fn one_client_needs_the_clients_of_its_worker() {
         let clients = worker.map(|_| shown).into_iter().collect();
         News::Clients(ClientList {
             of,
+            at: Instant::now(),
             clients,
             is_complete: true,
             error: None,

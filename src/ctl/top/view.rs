@@ -85,7 +85,7 @@ impl Page<'_> {
         if self.left() == 0 {
             return;
         }
-        for PlacedCell { at, cell } in cells {
+        for PlacedCell { at, cell, .. } in cells {
             let Ok(at) = u16::try_from(*at) else { continue };
             if at < self.width {
                 let style = if cell.style() == Style::new() {
@@ -157,7 +157,7 @@ fn draw_workers(page: &mut Page<'_>, top: &mut Top) {
         sorting,
         without: None,
     };
-    draw_table(page, &shape, &rows[window], at);
+    top.worker_table.shown = draw_table(page, &shape, &rows[window], at);
     if events > 0 {
         page.write(&Line::default());
         draw_events(page, top.events.last(page.left()));
@@ -180,17 +180,24 @@ fn draw_clients(page: &mut Page<'_>, top: &mut Top, without: Option<usize>) {
         sorting: top.client_table.sorting,
         without,
     };
-    draw_table(page, &shape, &rows[window], at);
+    let shown = draw_table(page, &shape, &rows[window], at);
     top.client_table.selection = selection;
+    top.client_table.shown = shown;
 }
 
-/// Draws a header and rows. `selected` is a position in the rows.
-fn draw_table<R>(page: &mut Page<'_>, shape: &Shape<'_, R>, rows: &[&R], selected: Option<usize>) {
+/// Draws a header and rows, and returns the columns that have room. `selected` is a position in the rows.
+fn draw_table<R>(
+    page: &mut Page<'_>,
+    shape: &Shape<'_, R>,
+    rows: &[&R],
+    selected: Option<usize>,
+) -> Vec<usize> {
     let (header, rows) = shape.lines(rows, page.width.into());
     page.write_cells(&header, Style::new().bold(), false);
     for (at, row) in rows.iter().enumerate() {
         page.write_cells(row, Style::new(), selected == Some(at));
     }
+    header.iter().map(|placed| placed.column).collect()
 }
 
 fn draw_worker(page: &mut Page<'_>, top: &mut Top, key: WorkerKey) {

@@ -137,6 +137,7 @@ impl FiguresWatch {
 
     /// Returns the clients of a worker, or all. An error belongs to the list: the daemon itself may answer.
     fn list(&mut self, worker: Option<WorkerId>) -> ClientList {
+        let at = Instant::now();
         let pages = |daemon: &mut RpcClient| request_pages(daemon, worker, MAX_PAGES);
         let (rows, is_complete, error) = match self.daemon.ask(pages) {
             Ok((rows, is_complete)) => (rows, is_complete, None),
@@ -147,6 +148,7 @@ impl FiguresWatch {
         clients.sort_by_key(|client| client.id);
         ClientList {
             of: self.wanted,
+            at,
             clients,
             is_complete,
             error,
